@@ -1,0 +1,65 @@
+"""From a config to a detector, its schedule and its optimisers: where names become functions."""
+
+import importlib
+import pkgutil
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from bigan_jax import models, schedule
+from bigan_jax.detector import Detector
+from bigan_jax.errors import UserError, unknown
+from bigan_jax.losses import SSIM_WINDOW
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Build(NamedTuple):
+    """What a config describes."""
+
+    detector: Detector
+    optimizers: dict[str, optax.GradientTransformation]
+    phases: tuple[schedule.Phase, ...]
+
+
+def picture_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """(height, width, channels) of the pictures as the networks see them."""
+    return config.data.image_size, config.data.image_size, config.data.channels
+
+
+def build(config: ConfigDict, conditions: int, steps_per_epoch: int) -> Build:
+    """The config's detector, optimisers and phases.
+
+    conditions: how many kinds of picture the data set tells apart.
+    Raises UserError for names and values that do not fit.
+    """
+    names = [module.name for module in pkgutil.iter_modules(models.__path__)]
+    if config.model_name not in names:
+        raise unknown("model", config.model_name, names)
+    if config.dtype not in _DTYPES:
+        raise unknown("config.dtype", config.dtype, _DTYPES)
+    size, multiple = config.data.image_size, 2 ** len(config.model.get("widths", ()))
+    if size % multiple or size <= SSIM_WINDOW:
+        raise UserError(
+            f"config.data.image_size={size}: it must be a multiple of {multiple} and larger than "
+            f"SSIM's window of {SSIM_WINDOW} pixels"
+        )
+    fields = config.model.to_dict()
+    if "vgg16" in config:
+        fields["vgg16_weights"] = config.vgg16.weights
+    detector = importlib.import_module(f"bigan_jax.models.{config.model_name}").create(
+        shape=picture_shape(config),
+        conditions=conditions,
+        dtype=_DTYPES[config.dtype],
+        **fields,
+    )
+    phases = schedule.parse(config.phases.to_dict(), detector.objectives)
+    optimizers = {
+        name: schedule.optimizer(
+            schedule.updates_by_phase(phases, name, steps_per_epoch), **config.optimizers[name]
+        )
+        for name in detector.objectives
+    }
+    return Build(detector, optimizers, phases)

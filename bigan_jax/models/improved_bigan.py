@@ -1,0 +1,120 @@
+"""The paper's Improved BiGAN: attention, residual skips, two phases, a perceptual loss.
+
+Das et al., "Leveraging GANs, Autoencoders and their Combined Deep Learning Architectures for
+Anomaly Detection in Multi-Domain Image Data", Sec. III. What the paper leaves open is a field.
+"""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from jax import lax
+
+from bigan_jax import losses, vgg16
+from bigan_jax.detector import Detector, Objective
+from bigan_jax.layers import ConvDecoder, ConvEncoder, JointDiscriminator
+from bigan_jax.losses import discriminator_logs, standard_normal
+
+_PAPERS_WEIGHTS = {"mse": 0.5, "mae": 0.2, "perceptual": 0.2, "ssim": 0.1}
+
+
+def create(
+    *,
+    shape: tuple[int, int, int],
+    conditions: int = 1,
+    dtype: jnp.dtype = jnp.float32,
+    vgg16_weights: str = "",
+    latent: int = 256,
+    widths: tuple[int, ...] = (64, 128, 256, 512),
+    discriminator_widths: tuple[int, ...] = (64, 128, 256, 512),
+    discriminator_hidden: int = 512,
+    se_ratio: int = 16,
+    residual: bool = True,
+    pool: str = "average",
+    perceptual_layers: tuple[str, ...] = ("relu3_3",),
+    reconstruction_terms: Mapping[str, float] = _PAPERS_WEIGHTS,
+    adversarial_weight: float = 1.0,
+    reconstruction_weight: float = 10.0,
+) -> Detector:
+    """Encoder E, generator G and discriminator D(x, z); VGG16 where the perceptual term has weight.
+
+    shape: (height, width, channels); height and width divisible by 2 ** len(widths).
+    vgg16_weights: a file, or "" for those of the installed package (vgg16.load).
+    se_ratio: of squeeze-and-excitation in E and G; 0 leaves it out.
+    residual: the Add around each stage of G.
+    pool: how E ends: "average" (global average pooling) or "flatten".
+    reconstruction_terms: weights of mse, mae, perceptual and ssim; a term of weight 0 is left out.
+    adversarial_weight, reconstruction_weight: of the loss by which E and G play against D.
+
+    Raises UserError where VGG16's weights are needed and missing.
+    """
+    networks = {
+        "encoder": ConvEncoder(latent, widths, se_ratio, pool, dtype=dtype),
+        "generator": ConvDecoder(
+            shape,
+            widths[-1],
+            tuple(width // 2 for width in widths[::-1]),
+            se_ratio,
+            residual,
+            last="conv",
+            dtype=dtype,
+        ),
+        "discriminator": JointDiscriminator(
+            discriminator_widths, discriminator_hidden, dtype=dtype
+        ),
+    }
+    frozen = {}
+    weights = {name: weight for name, weight in reconstruction_terms.items() if weight}
+    if "perceptual" in weights:
+        loaded = vgg16.load(vgg16_weights, perceptual_layers)
+        networks["vgg16"] = vgg16.VGG16(perceptual_layers, loaded.convention, dtype=dtype)
+        frozen["vgg16"] = {"params": loaded.params}
+
+    def reconstruct(net, batch, keys):
+        return net("generator", net("encoder", batch.image))
+
+    def composite(net, x, y):
+        terms = {}
+        if "mse" in weights:
+            terms["mse"] = losses.mse(x, y).mean()
+        if "mae" in weights:
+            terms["mae"] = losses.mae(x, y).mean()
+        if "ssim" in weights:
+            terms["ssim"] = losses.ssim_error(x, y).mean()
+        if "perceptual" in weights:
+            target = lax.stop_gradient(net("vgg16", x))
+            terms["perceptual"] = losses.perceptual(target, net("vgg16", y)).mean()
+        return losses.weighted_sum(weights, terms)
+
+    def reconstruction_loss(net, batch, keys):
+        return composite(net, batch.image, reconstruct(net, batch, keys))
+
+    def discriminator_loss(net, batch, keys):
+        x, z = batch.image, standard_normal(keys, latent)
+        real, _ = net("discriminator", x, net("encoder", x))
+        fake, _ = net("discriminator", net("generator", z), z)
+        return losses.bce(real, 1) + losses.bce(fake, 0), discriminator_logs(real, fake)
+
+    def adversarial_loss(net, batch, keys):
+        x, z = batch.image, standard_normal(keys, latent)
+        code = net("encoder", x)
+        real, _ = net("discriminator", x, code)
+        fake, _ = net("discriminator", net("generator", z), z)
+        fooling = losses.bce(real, 0) + losses.bce(fake, 1)
+        logs = {"fooling": fooling}
+        total = adversarial_weight * fooling
+        if reconstruction_weight and weights:
+            reconstruction, terms = composite(net, x, net("generator", code))
+            total += reconstruction_weight * reconstruction
+            logs |= terms
+        return total, logs
+
+    return Detector(
+        networks=networks,
+        objectives={
+            "discriminator": Objective(("discriminator",), discriminator_loss),
+            "adversarial": Objective(("encoder", "generator"), adversarial_loss),
+            "reconstruction": Objective(("encoder", "generator"), reconstruction_loss),
+        },
+        reconstruct=reconstruct,
+        frozen=frozen,
+    )

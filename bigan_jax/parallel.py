@@ -1,0 +1,144 @@
+"""Steps on many devices, in one process or several: the one file that says pmap.
+
+Everything per device has a leading axis of this process's devices. The step is composed of the
+same functions everywhere: on an accelerator a whole epoch of it is one scanned program, on a CPU
+its pieces are mapped one by one and looped over on the host, since XLA:CPU runs convolutions inside
+a loop up to 27 times slower than outside.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import jax
+import numpy as np
+from jax import lax
+from jaxtyping import Int, PyTree
+
+from bigan_jax import detector as game
+from bigan_jax.detector import Detector, State, TrainingSet
+from bigan_jax.errors import UserError
+from bigan_jax.layers import BATCH_AXIS
+
+_mapped = partial(jax.pmap, axis_name=BATCH_AXIS)
+
+
+def replicate(tree: PyTree) -> PyTree:
+    """A copy of the tree on each of this process's devices."""
+    devices = np.arange(jax.local_device_count())
+    return jax.pmap(lambda _, x: x, in_axes=(0, None))(devices, tree)
+
+
+def first(tree: PyTree) -> PyTree:
+    """The first device's copy."""
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def fit_batch_size(asked: int, pictures: int) -> int:
+    """The global batch size: as asked, or all pictures when there are fewer.
+
+    Raises UserError when the devices cannot share it evenly.
+    """
+    devices = jax.device_count()
+    if asked % devices:
+        raise UserError(
+            f"config.batch_size={asked} cannot be shared evenly by {devices} devices: "
+            f"take a multiple of {devices}"
+        )
+    return min(asked, pictures // devices * devices)
+
+
+def _my_share(order: Int[np.ndarray, "steps batch"]) -> Int[np.ndarray, "local steps b"]:
+    """The part of each global batch that goes to each device of this process."""
+    local = jax.local_device_count()
+    shares = order.reshape(len(order), jax.device_count(), -1).swapaxes(0, 1)
+    return shares[jax.process_index() * local :][:local]
+
+
+class Runner:
+    """Trains epochs of a detector. States, frozen variables and pictures are replicated ones."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        optimizers: Mapping,
+        augmentation: Mapping,
+        frozen: PyTree,
+        pictures: TrainingSet,
+        scanned: bool | None = None,
+    ):
+        """scanned: an epoch as one program; by default wherever that is not slower."""
+        self.frozen, self.pictures = frozen, pictures
+        self._scanned = jax.default_backend() != "cpu" if scanned is None else scanned
+        self._prepare = partial(game.prepare, augmentation=augmentation)
+        self._updates = {
+            name: partial(game.update, detector, optimizers[name], name)
+            for name in detector.objectives
+        }
+        self._advance = game.advance
+        plain = partial(game.prepare, augmentation={})
+        self._plain_batch = _mapped(plain)
+        self._statistics = _mapped(partial(game.batch_statistics, detector))
+        self._programs = {}
+        if not self._scanned:
+            self._prepare = _mapped(self._prepare)
+            self._updates = {
+                name: _mapped(f, in_axes=(0, 0, 0, None), donate_argnums=0)
+                for name, f in self._updates.items()
+            }
+            self._advance = _mapped(self._advance, donate_argnums=0)
+
+    def epoch(
+        self,
+        state: State,
+        due: tuple[str, ...],
+        order: Int[np.ndarray, "steps batch"],
+        on_step: Callable[[int, dict], None] = lambda done, logs: None,
+    ) -> tuple[State, dict[str, float]]:
+        """One pass over `order`, the global batches' indices into the pictures.
+
+        due: the objectives' names, in the order of the updates of each step.
+        on_step: told how many steps are done, and the last one's logs, still on the device.
+        Returns the state and the mean of each log over the epoch.
+        """
+        share = _my_share(order)
+        if self._scanned:
+            state, logs = self._program(due)(state, self.frozen, self.pictures, share)
+            logs = jax.device_get(first(logs))
+            on_step(len(order), {name: values[-1:] for name, values in logs.items()})
+        else:
+            rows = []
+            for step in range(len(order)):
+                state, row = self._step(due, state, self.frozen, self.pictures, share[:, step])
+                rows.append(row)
+                on_step(step + 1, row)
+            rows = jax.device_get(rows)
+            logs = {name: np.stack([row[name][0] for row in rows]) for name in rows[0]}
+        return state, {name: float(np.mean(values)) for name, values in logs.items()}
+
+    def _step(self, due, state, frozen, pictures, indices):
+        batch = self._prepare(state, pictures, indices)
+        seen = {}
+        for turn, name in enumerate(due, 1):
+            state, logs = self._updates[name](state, frozen, batch, turn)
+            for key, value in logs.items():
+                seen.setdefault(key, []).append(value)
+        return self._advance(state), {key: game.tree_mean(values) for key, values in seen.items()}
+
+    def _program(self, due):
+        if due not in self._programs:
+
+            def epoch(state, frozen, pictures, order):
+                return lax.scan(lambda s, i: self._step(due, s, frozen, pictures, i), state, order)
+
+            self._programs[due] = _mapped(epoch, donate_argnums=0)
+        return self._programs[due]
+
+    def with_statistics(self, state: State, order: Int[np.ndarray, "steps batch"]) -> State:
+        """The state with BatchNorm statistics averaged over the batches of `order`, pictures as
+        they are, without augmentation."""
+        share = _my_share(order)
+        statistics = []
+        for step in range(len(order)):
+            batch = self._plain_batch(state, self.pictures, share[:, step])
+            statistics.append(self._statistics(state, self.frozen, batch))
+        return game.with_statistics(state, statistics)

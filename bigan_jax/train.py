@@ -1,0 +1,119 @@
+"""A run from start to end: data, training or its resumption, evaluation, report."""
+
+import logging
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from bigan_jax import data, parallel, schedule
+from bigan_jax import detector as game
+from bigan_jax.build import build, picture_shape
+from bigan_jax.checkpoint import Checkpoints
+from bigan_jax.data import Dataset
+from bigan_jax.detector import Detector, State, TrainingSet
+from bigan_jax.evaluate import data_fields, evaluate_run
+from bigan_jax.workdir import History, check, claim, default_name
+
+log = logging.getLogger(__name__)
+
+
+def train(config: ConfigDict, workdir: str | Path | None = None) -> dict:
+    """Trains a detector, or goes on where an earlier call stopped, then evaluates it.
+
+    config: of a file in configs/, as `configs.cae.get_config("phantom")` gives it.
+    workdir: where the run's files go; by default a folder in runs/ named after the config.
+    Returns the evaluation, as in evaluation.json.
+    Raises UserError for what the user can mend: names, folders, a workdir of another config.
+    """
+    workdir = Path(workdir or default_name(config))
+    check(workdir, config)
+    dataset = data.load(**data_fields(config))
+    claim(workdir, config)
+    detector, state = fit(config, dataset, workdir)
+    return evaluate_run(config, dataset, detector, state, workdir)
+
+
+def fit(config: ConfigDict, dataset: Dataset, workdir: Path) -> tuple[Detector, State]:
+    """The detector and its trained state, its BatchNorm statistics those of the training pictures."""
+    # --- what there is to train on ---
+    pictures = dataset.train
+    batch_size = parallel.fit_batch_size(config.batch_size, len(pictures.image))
+    steps = len(pictures.image) // batch_size
+    built = build(config, len(dataset.conditions), steps)
+    epochs = schedule.total_epochs(built.phases)
+
+    # --- where to begin ---
+    # Compiled, so that the initial values do not depend on how operations are fused elsewhere.
+    state = jax.jit(
+        lambda: game.init(built.detector, built.optimizers, config.seed, picture_shape(config))
+    )()
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    done = checkpoints.latest() or 0
+    if done:
+        state = checkpoints.restore(done, state)
+        print(f"{workdir}: going on after epoch {done} of {epochs}")
+    history = History(workdir, done)
+    events = SummaryWriter(str(workdir / "events"), purge_step=done + 1)
+
+    # --- onto the devices ---
+    runner = parallel.Runner(
+        built.detector,
+        built.optimizers,
+        config.augment.to_dict(),
+        parallel.replicate(dict(built.detector.frozen)),
+        parallel.replicate(TrainingSet(pictures.image, pictures.condition)),
+    )
+    still = np.arange(steps * batch_size).reshape(steps, batch_size)
+    state = parallel.replicate(state)
+
+    # --- epochs ---
+    bar = tqdm(total=epochs * steps, initial=done * steps, unit="step", dynamic_ncols=True)
+    for epoch in range(done, epochs):
+        moment = schedule.moment(built.phases, epoch)
+        bar.set_description(f"epoch {epoch + 1}/{epochs} {moment.phase.name}")
+        order = epoch_order(config.seed, epoch, len(pictures.image), steps, batch_size)
+        began, seen = time.perf_counter(), bar.n
+
+        def show(step, logs, seen=seen):
+            bar.update(seen + step - bar.n)
+            if step == steps or step % 10 == 0:
+                bar.set_postfix({k: f"{np.ravel(v)[0]:.3g}" for k, v in _headline(logs).items()})
+
+        state, logs = runner.epoch(state, schedule.due(moment), order, show)
+        seconds = time.perf_counter() - began
+        row = {
+            "epoch": epoch + 1,
+            "phase": moment.phase.name,
+            "step": (epoch + 1) * steps,
+            "seconds": seconds,
+            "images_per_second": order.size / seconds,
+            **logs,
+        }
+        last = epoch + 1 == epochs
+        if last or (epoch + 1) % config.checkpoint.every == 0:
+            state = runner.with_statistics(state, still)
+            checkpoints.save(epoch + 1, parallel.first(state))
+        history.append(row)
+        for name in row.keys() - {"epoch", "phase", "step"}:
+            events.add_scalar(name, row[name], epoch + 1)
+    bar.close()
+    events.close()
+    checkpoints.close()
+    return built.detector, parallel.first(state)
+
+
+def epoch_order(seed: int, epoch: int, pictures: int, steps: int, batch_size: int) -> np.ndarray:
+    """[steps, batch_size] indices of the pictures: a function of seed and epoch alone. What does
+    not fill a batch waits for another epoch's shuffle."""
+    shuffled = np.random.default_rng((seed, epoch)).permutation(pictures)
+    return shuffled[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
+
+
+def _headline(logs):
+    """Each objective's own loss; the terms it is made of stay in train.jsonl."""
+    return {k.removesuffix("/loss"): v for k, v in logs.items() if k.endswith("/loss")}

@@ -1,0 +1,172 @@
+"""What all models share: defaults, dataset presets, and the reading of ":brain,quick,no_se".
+
+A config file's argument is `<dataset>[,quick][,<ablation>...]`. Presets and ablations are values:
+flat dicts of overrides, applied in the order given. Every field can be set on the command line as
+well: `--config.seed=3`.
+"""
+
+import runpy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from bigan_jax.errors import UserError, unknown
+
+_GENTLE = {"augment.flip": True, "augment.translate": 0.03, "augment.scale": 0.03}
+
+# Each names its data source; `data.name` is what tables call the set.
+DATASETS = {
+    "phantom": {**_GENTLE, "data.image_size": 64, "data.category": "head"},
+    "brain": {**_GENTLE, "data.dir": "data/brain"},
+    "brain_mixed": {**_GENTLE, "data.source": "brain", "data.dir": "data/brain_mixed"},
+    # Parts lie as they lie: a flipped screw is a defect.
+    "mvtec": {
+        **_GENTLE,
+        "augment.flip": False,
+        "data.dir": "data/mvtec_ad",
+        "data.category": "bottle",
+    },
+    "plant": {**_GENTLE, "data.dir": "data/plant"},
+    "folder": {**_GENTLE, "augment.flip": False, "data.dir": ""},
+}
+
+QUICK = "quick"
+
+
+def defaults() -> ConfigDict:
+    """Every field that is not a model's own."""
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 32
+    config.dtype = "float32"  # of computation: "bfloat16" on accelerators; parameters stay float32
+
+    config.data = ConfigDict()
+    config.data.name = ""
+    config.data.source = ""  # phantom, brain, mvtec, plant, folder: how the folder is laid out
+    config.data.dir = ""
+    config.data.category = ""  # phantom domains, MVTec categories, plant species; "" takes all
+    config.data.image_size = 128
+    config.data.channels = 1  # 1: grey, as in the paper; 3: RGB
+    config.data.split_seed = 0
+    config.data.test_fraction = 0.2  # of the normal pictures
+    config.data.calibration_fraction = 0.1  # of the normal pictures that are not test
+    config.data.official_split = True  # MVTec's own test pictures
+    config.data.phantom_normal = 400  # of each category
+    config.data.phantom_anomalous = 100
+
+    config.augment = ConfigDict()
+    config.augment.flip = False
+    config.augment.translate = 0.0
+    config.augment.scale = 0.0
+
+    config.score = ConfigDict()  # the paper, Sec. III: 70 % MSE, 30 % SSIM error
+    config.score.mse = 0.7
+    config.score.ssim = 0.3
+
+    config.threshold = ConfigDict()
+    config.threshold.rule = "conformal"  # or "manual"
+    config.threshold.false_alarm_rate = 0.05
+    config.threshold.value = 0.0  # for "manual"
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 10  # epochs
+    config.checkpoint.keep = 2
+    return config
+
+
+def optimizer(learning_rate: float, b1: float = 0.9, rate: str = "constant") -> ConfigDict:
+    """Adam's fields; `rate` is "constant" or "one_cycle" (schedule.optimizer)."""
+    return ConfigDict({"learning_rate": learning_rate, "b1": b1, "b2": 0.999, "rate": rate})
+
+
+def phase(epochs: int, **turns: tuple[int, int]) -> ConfigDict:
+    """A phase of the schedule: objective=(every so many epochs, so many times a step)."""
+    objectives = {name: {"every": every, "times": times} for name, (every, times) in turns.items()}
+    return ConfigDict({"epochs": epochs, "objectives": objectives})
+
+
+def finish(
+    config: ConfigDict,
+    arg: str | None,
+    ablations: Mapping[str, Mapping] | None = None,
+    presets: Mapping[str, Mapping] | None = None,
+) -> ConfigDict:
+    """Applies the config file's argument and locks the config against new fields.
+
+    ablations: by name, the overrides each one stands for.
+    presets: by dataset, this model's own overrides there.
+    Raises UserError for names that there are not.
+    """
+    ablations = ablations or {}
+    dataset, *modifiers = (arg or "phantom").split(",")
+    if dataset not in DATASETS:
+        raise unknown("dataset", dataset, DATASETS)
+    override(config, {"data.name": dataset, "data.source": dataset})
+    override(config, DATASETS[dataset])
+    override(config, (presets or {}).get(dataset, {}))
+    for name in modifiers:
+        if name == QUICK:
+            _quicken(config)
+        elif name in ablations:
+            override(config, ablations[name])
+        else:
+            raise unknown("ablation or modifier", name, [QUICK, *ablations])
+    if len(set(modifiers)) < len(modifiers):
+        raise UserError(f"{arg!r} names something twice")
+    config.ablations = tuple(name for name in modifiers if name != QUICK)
+    config.quick = QUICK in modifiers
+    return config.lock()
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raises UserError for a `--config` file or a `--config.<field>` that there is not.
+
+    Looks before Absl does, whose answer to either is a traceback.
+    """
+    named = dict(a.lstrip("-").partition("=")[::2] for a in arguments if a.startswith("-"))
+    if not named.get("config"):
+        return
+    file, _, arg = named["config"].partition(":")
+    if not Path(file).is_file():
+        raise unknown("config file", file, _config_files())
+    config = runpy.run_path(file)["get_config"](arg or None)
+    for name in named:
+        _check_field(config, name.split("."))
+
+
+def _config_files() -> list[str]:
+    return [str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common")]
+
+
+def _check_field(config: ConfigDict, path: list[str]) -> None:
+    if path[0] != "config":
+        return
+    node = config
+    for depth, field in enumerate(path[1:], 1):
+        if not isinstance(node, ConfigDict):
+            raise UserError(f"{'.'.join(path[:depth])} is a value: it has no field {field!r}")
+        if field not in node:
+            where = ".".join(path[:depth])
+            raise unknown("field", f"{where}.{field}", [f"{where}.{name}" for name in node])
+        node = node[field]
+
+
+def override(config: ConfigDict, values: Mapping) -> None:
+    """Sets fields by their dotted names; a name that there is not is a KeyError."""
+    with config.ignore_type():  # a tuple may give way to one of another length
+        for name, value in values.items():
+            *path, field = name.split(".")
+            node = config
+            for part in path:
+                node = node[part]
+            if field not in node:
+                raise KeyError(name)
+            node[field] = value
+
+
+def _quicken(config):
+    """For a first look on a laptop: 64x64 and a tenth of the schedule."""
+    config.data.image_size = 64
+    for name in config.phases:
+        config.phases[name].epochs = -(-config.phases[name].epochs // 10)

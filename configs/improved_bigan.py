@@ -1,0 +1,71 @@
+"""python launch.py --config=configs/improved_bigan.py:phantom
+
+The paper's own model: 150 epochs of reconstruction, then 500 adversarial ones.
+Ablations: no_se, no_residual, no_perceptual, no_ssim, no_adversarial, no_pretrain, and plain, which
+leaves the parts of a classical BiGAN.
+"""
+
+from configs import common
+
+ABLATIONS = {
+    "no_se": {"model.se_ratio": 0},
+    "no_residual": {"model.residual": False},
+    "no_perceptual": {"model.reconstruction_terms.perceptual": 0.0},
+    "no_ssim": {"model.reconstruction_terms.ssim": 0.0},
+    "no_adversarial": {
+        "phases.phase2.objectives.discriminator.times": 0,
+        "phases.phase2.objectives.adversarial.times": 0,
+    },
+    "no_pretrain": {"phases.phase1.epochs": 0},
+}
+ABLATIONS["plain"] = {
+    field: value
+    for name, values in ABLATIONS.items()
+    if name != "no_adversarial"
+    for field, value in values.items()
+} | {
+    "model.reconstruction_weight": 0.0,
+    "phases.phase2.objectives.reconstruction.times": 0,
+    "phases.phase2.objectives.discriminator.every": 1,
+}
+
+# Minutes on two CPU cores, with both phases and every loss.
+PRESETS = {
+    "phantom": {
+        "model.widths": (32, 64, 128, 256),
+        "model.discriminator_widths": (32, 64, 128, 256),
+        "phases.phase1.epochs": 15,
+        "phases.phase2.epochs": 5,
+    }
+}
+
+
+def get_config(arg=None):
+    config = common.defaults()
+    config.model_name = "improved_bigan"
+    config.model = {
+        "latent": 256,
+        "widths": (64, 128, 256, 512),
+        "discriminator_widths": (64, 128, 256, 512),
+        "discriminator_hidden": 512,
+        "se_ratio": 16,
+        "residual": True,
+        "pool": "average",
+        "perceptual_layers": ("relu3_3",),
+        "reconstruction_terms": {"mse": 0.5, "mae": 0.2, "perceptual": 0.2, "ssim": 0.1},
+        "adversarial_weight": 1.0,
+        "reconstruction_weight": 10.0,
+    }
+    config.vgg16 = {"weights": ""}  # a file, or "" for those of the installed package
+    config.optimizers = {
+        "discriminator": common.optimizer(2e-4, b1=0.5),
+        "adversarial": common.optimizer(2e-4, b1=0.5),
+        "reconstruction": common.optimizer(1e-3, rate="one_cycle"),
+    }
+    config.phases = {
+        "phase1": common.phase(150, reconstruction=(1, 1)),
+        "phase2": common.phase(
+            500, discriminator=(5, 1), adversarial=(1, 1), reconstruction=(1, 3)
+        ),
+    }
+    return common.finish(config, arg, ABLATIONS, PRESETS)

@@ -1,0 +1,70 @@
+"""Losses against dm-pix's own filter, NumPy and SciPy."""
+
+import dm_pix
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_expit
+
+from bigan_jax import losses
+
+
+@pytest.fixture
+def pair():
+    rng = np.random.default_rng(0)
+    x = rng.random((3, 24, 32, 2), np.float32)
+    return x, np.clip(x + 0.1 * rng.standard_normal(x.shape, np.float32), 0, 1)
+
+
+def test_ssim_and_its_gradient_equal_dm_pix(pair):
+    x, y = map(jnp.asarray, pair)
+    ours, our_gradient = jax.value_and_grad(lambda y: losses.ssim_error(x, y).sum())(y)
+    theirs, gradient = jax.value_and_grad(lambda y: (1 - dm_pix.ssim(x, y)).sum())(y)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    np.testing.assert_allclose(our_gradient, gradient, atol=1e-6)
+
+
+def test_ssim_error_of_equals_is_zero_and_of_constants_is_luminance_only():
+    x = jnp.full((1, 16, 16, 1), 0.5)
+    np.testing.assert_allclose(losses.ssim_error(x, x), 0, atol=1e-6)
+    luminance = (2 * 0.5 * 0.25 + 0.01**2) / (0.5**2 + 0.25**2 + 0.01**2)
+    np.testing.assert_allclose(losses.ssim_error(x, x / 2), 1 - luminance, atol=1e-4)
+
+
+def test_ssim_map_is_at_the_window_s_centre(pair):
+    x = pair[0]
+    y = x.copy()
+    y[:, 12, 20] = 1 - y[:, 12, 20]
+    error = losses.ssim_error_map(jnp.asarray(x), jnp.asarray(y))
+    assert error.shape == x.shape[:3]
+    touched = np.argwhere(np.abs(error[0]) > 1e-6)
+    assert touched.min(0).tolist() == [7, 15] and touched.max(0)[0] == 17
+    inside = error[:, 5:-5, 5:-5].mean((1, 2))
+    np.testing.assert_allclose(inside, losses.ssim_error(jnp.asarray(x), jnp.asarray(y)), atol=1e-6)
+
+
+def test_mse_and_mae(pair):
+    x, y = pair
+    np.testing.assert_allclose(losses.mse(x, y), ((x - y) ** 2).mean((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(losses.mae(x, y), np.abs(x - y).mean((1, 2, 3)), rtol=1e-5)
+
+
+def test_perceptual_averages_layers_whatever_their_size(pair):
+    x, y = pair
+    layers, others = (x, x[:, ::2]), (y, y[:, ::2])
+    expected = (((x - y) ** 2).mean((1, 2, 3)) + ((x - y)[:, ::2] ** 2).mean((1, 2, 3))) / 2
+    np.testing.assert_allclose(losses.perceptual(layers, others), expected, rtol=1e-5)
+
+
+def test_bce_is_the_log_likelihood_even_far_out():
+    logits = jnp.array([-200.0, -1.0, 0.0, 3.0, 200.0])
+    np.testing.assert_allclose(losses.bce(logits, 1), -log_expit(logits).mean(), rtol=1e-6)
+    np.testing.assert_allclose(losses.bce(logits, 0), -log_expit(-logits).mean(), rtol=1e-6)
+
+
+def test_weighted_sum_names_what_does_not_fit():
+    total, logs = losses.weighted_sum({"a": 0.5, "b": 2.0}, {"a": 4.0, "b": 1.0})
+    assert total == 4.0 and logs == {"a": 4.0, "b": 1.0}
+    with pytest.raises(ValueError, match="typo"):
+        losses.weighted_sum({"a": 1.0, "typo": 1.0}, {"a": 1.0})
