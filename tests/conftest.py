@@ -13,4 +13,4 @@ import jax
 
 CACHE = Path(tempfile.gettempdir()) / "bigan_jax-test-compilations"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -1,0 +1,125 @@
+"""Training-free controls: what a picture gives away before any network has learnt a thing.
+
+They share the split and the score of the models. A model that does not beat the strongest of
+them has not been worth its training, and the report says so.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
+from sklearn.metrics import pairwise_distances_argmin
+
+from bigan_jax.errors import UserError
+from bigan_jax.metrics import auroc
+
+Score = Callable[
+    [Float[np.ndarray, "m h w c"], Float[np.ndarray, "m h w c"]], Float[np.ndarray, "m"]
+]
+
+# Brightness alone has no anomalous direction: it may tell a class by being darker.
+SIGN_FREE = ("mean_intensity",)
+
+
+def control_scores(
+    train: UInt8[np.ndarray, "n h w c"], test: UInt8[np.ndarray, "m h w c"], score: Score
+) -> dict[str, Float[np.ndarray, "m"]]:
+    """Anomaly scores of the test pictures by seven controls, each fitted on `train` alone.
+
+    Args:
+      train: normal pictures, at least two.
+      test: pictures of the same size.
+      score: the models' own score, from pictures and reconstructions in [0, 1]; it is given the
+        whole test set in one call, so it splits into batches where memory asks for that.
+
+    Returns:
+      By name. `mean_image`, `pca_8`, `pca_64`, `nearest_neighbour`: `score` against the mean
+      training picture, the projection on the first principal components (fewer where there are
+      fewer pictures) clipped to [0, 1], and the training picture nearest by L2.
+      `mahalanobis_16`, `corner_pixels`: squared Mahalanobis distances (Ledoit-Wolf) of 16x16
+      thumbnails and of the four corners' means. `mean_intensity`: the mean in [0, 1].
+
+    Raises:
+      UserError: fewer than two training pictures, or sizes that differ.
+    """
+    if len(train) < 2:
+        raise UserError(f"the controls need at least two training pictures, not {len(train)}.")
+    if train.shape[1:] != test.shape[1:]:
+        raise UserError(f"training pictures are {train.shape[1:]}, test ones {test.shape[1:]}.")
+    train, test = (np.asarray(images, np.float32) / 255 for images in (train, test))
+    if len(test) == 0:
+        raise UserError("the controls need at least one test picture.")
+    flat_train, flat_test = train.reshape(len(train), -1), test.reshape(len(test), -1)
+
+    # One fit serves both: the first 8 components of 64 are the 8 components.
+    most = min(64, len(train) - 1, flat_train.shape[1])
+    pca = PCA(most, svd_solver="randomized", random_state=0).fit(flat_train)
+
+    def projected(count: int) -> np.ndarray:
+        axes = pca.components_[:count]
+        return np.clip(pca.mean_ + (flat_test - pca.mean_) @ axes.T @ axes, 0, 1)
+
+    reconstructions = {
+        "mean_image": np.broadcast_to(flat_train.mean(0), flat_test.shape),
+        "pca_8": projected(8),
+        "pca_64": projected(64),
+        "nearest_neighbour": flat_train[pairwise_distances_argmin(flat_test, flat_train)],
+    }
+    scores = {
+        name: np.asarray(score(test, flat.reshape(test.shape)))
+        for name, flat in reconstructions.items()
+    }
+    scores["mahalanobis_16"] = _mahalanobis(thumbnails(train), thumbnails(test))
+    scores["mean_intensity"] = flat_test.mean(1)
+    scores["corner_pixels"] = _mahalanobis(corners(train), corners(test))
+    return scores
+
+
+def control_aurocs(
+    scores: dict[str, Float[np.ndarray, "m"]], label: Bool[np.ndarray, "m"]
+) -> dict[str, float | None]:
+    """Each control's AUROC, None with one class; the better sign for `mean_intensity`.
+
+    Choosing that sign uses the test labels: it favours the control, as a warning should.
+    """
+    values = {name: auroc(score, label) for name, score in scores.items()}
+    for name in SIGN_FREE:
+        if values.get(name) is not None:
+            values[name] = max(values[name], 1 - values[name])
+    return values
+
+
+def thumbnails(
+    images: Float[np.ndarray, "n h w c"], size: int = 16
+) -> Float[np.ndarray, "n features"]:
+    """Pictures averaged by area to `size` x `size`, flattened; any picture size will do."""
+    rows, columns = (_area_average(length, size) for length in images.shape[1:3])
+    small = np.einsum("ih,nhwc,jw->nijc", rows, images, columns, optimize=True)
+    return small.reshape(len(images), -1)
+
+
+def corners(images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n features"]:
+    """The mean of each corner, a sixteenth of the picture long (8x8 at 128x128), flattened."""
+    height, width = (max(1, length // 16) for length in images.shape[1:3])
+    top_bottom, left_right = (
+        (slice(height), slice(-height, None)),
+        (slice(width), slice(-width, None)),
+    )
+    means = [images[:, y, x].mean((1, 2)) for y in top_bottom for x in left_right]
+    return np.concatenate(means, axis=1)
+
+
+def _area_average(length: int, size: int) -> Float[np.ndarray, "size length"]:
+    """Rows that average `length` pixels to `size` cells, sharing pixels that straddle an edge."""
+    edge = np.arange(size + 1) * length / size
+    pixel = np.arange(length)
+    overlap = np.minimum(edge[1:, None], pixel + 1) - np.maximum(edge[:-1, None], pixel)
+    return (np.clip(overlap, 0, None) * size / length).astype(np.float32)
+
+
+def _mahalanobis(
+    train: Float[np.ndarray, "n f"], test: Float[np.ndarray, "m f"]
+) -> Float[np.ndarray, "m"]:
+    return LedoitWolf().fit(train.astype(np.float64)).mahalanobis(test.astype(np.float64))
