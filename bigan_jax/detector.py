@@ -27,6 +27,7 @@ class Batch(NamedTuple):
 
     image: Float[Array, "b h w c"]  # in [0, 1]
     condition: Int[Array, "b"]  # what is known of a picture whether normal or not: its species, ...
+    found: PyTree = None  # in scoring, by a detector that has one: what its search found
 
 
 class Objective(NamedTuple):
@@ -40,21 +41,36 @@ class Objective(NamedTuple):
     loss: Callable[["Net", Batch, Key[Array, "b"]], tuple[Float[Array, ""], Logs]]
 
 
+class Search(NamedTuple):
+    """An iteration at scoring time for each picture on its own, where no encoder gives its code.
+
+    start: (net, batch, keys) -> what is searched for, a tree of arrays [b, ...].
+    step: (net, batch, found) -> the same, one step on.
+    """
+
+    steps: int
+    start: Callable[["Net", Batch, Key[Array, "b"]], PyTree]
+    step: Callable[["Net", Batch, PyTree], PyTree]
+
+
 class Detector(NamedTuple):
     """A model as pure data and functions.
 
-    networks: modules called as `net(name, ..., )`; a network no objective owns is frozen.
+    networks: modules called as `net(name, ...)`; a network that no objective owns is frozen.
     objectives: in the order in which those that are due act within a step.
     reconstruct: (net, batch, keys) -> pictures in [0, 1] of the batch's shape.
     native_score: (net, batch, keys) -> [b], where the model's own paper scores otherwise.
     frozen: variables of the frozen networks.
+    search: run before `reconstruct` and `native_score`, which find its result in the batch.
+    averaging: decay of the moving average of weights that scores instead of the last; 0: none.
+    notes: what a user should know of this detector on these data, for the log and the report.
     """
 
     networks: Mapping[str, nn.Module]
     objectives: Mapping[str, Objective]
     reconstruct: Callable[["Net", Batch, Key[Array, "b"]], Float[Array, "b h w c"]]
     native_score: Callable[["Net", Batch, Key[Array, "b"]], Float[Array, "b"]] | None = None
-    frozen: Mapping[str, Variables] = {}  # noqa: RUF012
+    frozen: Mapping[str, Variables] = {}
 
 
 class State(NamedTuple):
@@ -65,6 +81,7 @@ class State(NamedTuple):
     params: dict[str, PyTree]  # by network
     collections: dict[str, dict[str, PyTree]]  # by network: batch statistics, codebooks
     opt_state: dict[str, PyTree]  # by objective
+    average: dict[str, PyTree]  # moving average of params, by network; empty where none is taken
 
 
 class Net:
@@ -150,12 +167,19 @@ def init(
             name: optimizers[name].init({n: params[n] for n in objective.networks})
             for name, objective in detector.objectives.items()
         },
+        average=params if detector.averaging else {},
     )
 
 
 def inference_net(detector: Detector, state: State, frozen: Mapping[str, Variables]) -> Net:
     """The trained networks as they score: BatchNorm by collected statistics, nothing collected."""
-    return Net(detector.networks, _variables(state, state.params) | dict(frozen), train=False)
+    variables = _variables(state, scoring_params(state)) | dict(frozen)
+    return Net(detector.networks, variables, train=False)
+
+
+def scoring_params(state: State) -> dict[str, PyTree]:
+    """The parameters that score: the moving average where one is taken."""
+    return state.average or state.params
 
 
 def _variables(state, params):
@@ -233,9 +257,14 @@ def update(
     return state, {f"{name}/{key}": value for key, value in logs.items()}
 
 
-def advance(state: State) -> State:
-    """The end of a step."""
-    return state._replace(step=state.step + 1)
+def advance(detector: Detector, state: State) -> State:
+    """The end of a step: it is counted, and the weights' moving average takes it in."""
+    decay = detector.averaging
+    average = {
+        name: jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, a, state.params[name])
+        for name, a in state.average.items()
+    }
+    return state._replace(step=state.step + 1, average=average)
 
 
 # --- statistics for inference ---------------------------------------------------------------------
@@ -251,7 +280,9 @@ def batch_statistics(
     """
     statistics = {}
     for objective in detector.objectives.values():
-        net = Net(detector.networks, _variables(state, state.params) | dict(frozen), train=True)
+        net = Net(
+            detector.networks, _variables(state, scoring_params(state)) | dict(frozen), train=True
+        )
         objective.loss(net, batch, _step_keys(state, 0, len(batch.image)))
         statistics |= net.collections(objective.networks)
     statistics = {

@@ -91,7 +91,25 @@ def evaluate_run(
     write_json(workdir / "evaluation.json", evaluation)
     _write_scores(workdir / "scores.csv", test, scores, threshold.value)
     _write_pictures(workdir, evaluation, dataset, calibration, scores)
+    _print_summary(evaluation, workdir)
     return evaluation
+
+
+def _print_summary(evaluation, workdir):
+    def show(name):
+        return "-" if evaluation[name] is None else f"{evaluation[name]:.3f}"
+
+    low, high = evaluation["auroc_ci"] or (None, None)
+    interval = "" if low is None else f" (95 % interval {low:.3f} to {high:.3f})"
+    print(
+        f"{evaluation['model']} on {evaluation['dataset']}: AUROC {show('auroc')}{interval}\n"
+        f"{report.verdict(evaluation).sentence}\n"
+        f"At the threshold {evaluation['threshold']:.4g} ({evaluation['threshold_rule']}): "
+        f"recall {show('recall')}, specificity {show('specificity')}, F1 {show('f1')}"
+    )
+    for warning in evaluation["warnings"]:
+        print(f"Warning: {warning}")
+    print(f"Report: {workdir / 'report.html'}")
 
 
 def choose_threshold(config: ConfigDict, calibration: np.ndarray) -> metrics.Threshold:

@@ -33,18 +33,21 @@ def first(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[0], tree)
 
 
-def fit_batch_size(asked: int, pictures: int) -> int:
-    """The global batch size: as asked, or all pictures when there are fewer.
+def fit_batches(batch_size: int, pictures: int) -> tuple[int, int]:
+    """(steps an epoch, global batch size): as asked, or one batch of all when there are fewer.
 
-    Raises UserError when the devices cannot share it evenly.
+    Raises UserError when the devices cannot share a batch evenly.
     """
     devices = jax.device_count()
-    if asked % devices:
+    if batch_size < 1 or batch_size % devices:
         raise UserError(
-            f"config.batch_size={asked} cannot be shared evenly by {devices} devices: "
+            f"config.batch_size={batch_size} cannot be shared evenly by {devices} devices: "
             f"take a multiple of {devices}"
         )
-    return min(asked, pictures // devices * devices)
+    if pictures < devices:
+        raise UserError(f"{pictures} training pictures are too few for {devices} devices")
+    batch_size = min(batch_size, pictures // devices * devices)
+    return pictures // batch_size, batch_size
 
 
 def _my_share(order: Int[np.ndarray, "steps batch"]) -> Int[np.ndarray, "local steps b"]:
@@ -74,7 +77,7 @@ class Runner:
             name: partial(game.update, detector, optimizers[name], name)
             for name in detector.objectives
         }
-        self._advance = game.advance
+        self._advance = partial(game.advance, detector)
         plain = partial(game.prepare, augmentation={})
         self._plain_batch = _mapped(plain)
         self._statistics = _mapped(partial(game.batch_statistics, detector))

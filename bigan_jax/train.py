@@ -1,6 +1,6 @@
 """A run from start to end: data, training or its resumption, evaluation, report."""
 
-import logging
+import sys
 import time
 from pathlib import Path
 
@@ -12,14 +12,12 @@ from tqdm import tqdm
 
 from bigan_jax import data, parallel, schedule
 from bigan_jax import detector as game
-from bigan_jax.build import build, picture_shape
+from bigan_jax.build import Build, build, picture_shape
 from bigan_jax.checkpoint import Checkpoints
-from bigan_jax.data import Dataset
-from bigan_jax.detector import Detector, State, TrainingSet
+from bigan_jax.data import Pictures
+from bigan_jax.detector import State, TrainingSet
 from bigan_jax.evaluate import data_fields, evaluate_run
 from bigan_jax.workdir import History, check, claim, default_name
-
-log = logging.getLogger(__name__)
 
 
 def train(config: ConfigDict, workdir: str | Path | None = None) -> dict:
@@ -33,18 +31,25 @@ def train(config: ConfigDict, workdir: str | Path | None = None) -> dict:
     workdir = Path(workdir or default_name(config))
     check(workdir, config)
     dataset = data.load(**data_fields(config))
-    claim(workdir, config)
-    detector, state = fit(config, dataset, workdir)
-    return evaluate_run(config, dataset, detector, state, workdir)
-
-
-def fit(config: ConfigDict, dataset: Dataset, workdir: Path) -> tuple[Detector, State]:
-    """The detector and its trained state, its BatchNorm statistics those of the training pictures."""
-    # --- what there is to train on ---
-    pictures = dataset.train
-    batch_size = parallel.fit_batch_size(config.batch_size, len(pictures.image))
-    steps = len(pictures.image) // batch_size
+    steps, batch_size = parallel.fit_batches(config.batch_size, len(dataset.train.image))
     built = build(config, len(dataset.conditions), steps)
+    claim(workdir, config)
+    state = fit(config, built, dataset.train, steps, batch_size, workdir)
+    return evaluate_run(config, dataset, built.detector, state, workdir)
+
+
+def fit(
+    config: ConfigDict,
+    built: Build,
+    pictures: Pictures,
+    steps: int,
+    batch_size: int,
+    workdir: Path,
+) -> State:
+    """The trained state, with BatchNorm statistics of the training pictures.
+
+    steps: of batch_size pictures each, in every epoch.
+    """
     epochs = schedule.total_epochs(built.phases)
 
     # --- where to begin ---
@@ -68,21 +73,27 @@ def fit(config: ConfigDict, dataset: Dataset, workdir: Path) -> tuple[Detector, 
         parallel.replicate(dict(built.detector.frozen)),
         parallel.replicate(TrainingSet(pictures.image, pictures.condition)),
     )
-    still = np.arange(steps * batch_size).reshape(steps, batch_size)
+    in_order = np.arange(steps * batch_size).reshape(steps, batch_size)
     state = parallel.replicate(state)
 
     # --- epochs ---
-    bar = tqdm(total=epochs * steps, initial=done * steps, unit="step", dynamic_ncols=True)
+    bar = tqdm(
+        total=epochs * steps,
+        initial=done * steps,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 30,  # a log file wants few lines
+    )
     for epoch in range(done, epochs):
         moment = schedule.moment(built.phases, epoch)
-        bar.set_description(f"epoch {epoch + 1}/{epochs} {moment.phase.name}")
+        bar.set_description(f"epoch {epoch + 1}/{epochs} {moment.phase.name}", refresh=False)
         order = epoch_order(config.seed, epoch, len(pictures.image), steps, batch_size)
         began, seen = time.perf_counter(), bar.n
 
         def show(step, logs, seen=seen):
+            if step == steps or step % 10 == 0:  # reading a loss waits for the device
+                bar.set_postfix(_headline(logs), refresh=False)
             bar.update(seen + step - bar.n)
-            if step == steps or step % 10 == 0:
-                bar.set_postfix({k: f"{np.ravel(v)[0]:.3g}" for k, v in _headline(logs).items()})
 
         state, logs = runner.epoch(state, schedule.due(moment), order, show)
         seconds = time.perf_counter() - began
@@ -94,17 +105,17 @@ def fit(config: ConfigDict, dataset: Dataset, workdir: Path) -> tuple[Detector, 
             "images_per_second": order.size / seconds,
             **logs,
         }
-        last = epoch + 1 == epochs
-        if last or (epoch + 1) % config.checkpoint.every == 0:
-            state = runner.with_statistics(state, still)
-            checkpoints.save(epoch + 1, parallel.first(state))
+        # Before the checkpoint: a row too many is dropped on resumption, one too few is lost.
         history.append(row)
         for name in row.keys() - {"epoch", "phase", "step"}:
             events.add_scalar(name, row[name], epoch + 1)
+        if epoch + 1 == epochs or (epoch + 1) % config.checkpoint.every == 0:
+            state = runner.with_statistics(state, in_order)
+            checkpoints.save(epoch + 1, parallel.first(state))
     bar.close()
     events.close()
     checkpoints.close()
-    return built.detector, parallel.first(state)
+    return parallel.first(state)
 
 
 def epoch_order(seed: int, epoch: int, pictures: int, steps: int, batch_size: int) -> np.ndarray:
@@ -116,4 +127,8 @@ def epoch_order(seed: int, epoch: int, pictures: int, steps: int, batch_size: in
 
 def _headline(logs):
     """Each objective's own loss; the terms it is made of stay in train.jsonl."""
-    return {k.removesuffix("/loss"): v for k, v in logs.items() if k.endswith("/loss")}
+    return {
+        name.removesuffix("/loss"): f"{np.ravel(value)[0]:.3g}"
+        for name, value in logs.items()
+        if name.endswith("/loss")
+    }

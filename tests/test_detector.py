@@ -209,9 +209,12 @@ def test_a_network_called_twice_keeps_the_mean_of_both():
     assert net.collections(("c",)) == {"c": {"seen": {"last": 2.0}}}
 
 
-def test_batch_size_fits_the_devices(monkeypatch):
+def test_batches_fit_the_devices(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    assert parallel.fit_batch_size(32, 100) == 32
-    assert parallel.fit_batch_size(32, 30) == 28
-    with pytest.raises(UserError, match="multiple of 4"):
-        parallel.fit_batch_size(30, 100)
+    assert parallel.fit_batches(32, 100) == (3, 32)
+    assert parallel.fit_batches(32, 30) == (1, 28)
+    for batch_size in (30, 0, -4):
+        with pytest.raises(UserError, match="multiple of 4"):
+            parallel.fit_batches(batch_size, 100)
+    with pytest.raises(UserError, match="too few"):
+        parallel.fit_batches(32, 3)

@@ -114,4 +114,4 @@ def test_decoder_fills_the_picture(last):
     decoder = layers.ConvDecoder((32, 64, 3), 8, (8, 4), last=last)
     image, _ = decoder.init_with_output(jax.random.key(0), draw(1, (2, 5)), train=False)
     assert image.shape == (2, 32, 64, 3)
-    assert 0 <= image.min() and image.max() <= 1
+    assert image.min() >= 0 and image.max() <= 1

@@ -73,12 +73,12 @@ def test_constant_rate_is_optax_adam():
 
 def test_mistakes_are_named():
     turn = {"every": 1, "times": 1}
-    with pytest.raises(UserError, match="'recons'.*'reconstruction'"):
+    with pytest.raises(UserError, match=r"'recons'.*'reconstruction'"):
         schedule.parse({"p": {"epochs": 1, "objectives": {"recons": turn}}}, OBJECTIVES)
     for broken in ({"every": 0}, {"times": -1}):
         with pytest.raises(UserError, match="every at least 1"):
             schedule.parse(
                 {"p": {"epochs": 1, "objectives": {"adversarial": turn | broken}}}, OBJECTIVES
             )
-    with pytest.raises(UserError, match="'cyclic'.*constant"):
+    with pytest.raises(UserError, match=r"'cyclic'.*constant"):
         schedule.optimizer([1], learning_rate=1.0, rate="cyclic")
