@@ -71,6 +71,9 @@ class Detector(NamedTuple):
     reconstruct: Callable[["Net", Batch, Key[Array, "b"]], Float[Array, "b h w c"]]
     native_score: Callable[["Net", Batch, Key[Array, "b"]], Float[Array, "b"]] | None = None
     frozen: Mapping[str, Variables] = {}
+    search: Search | None = None
+    averaging: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 class State(NamedTuple):
