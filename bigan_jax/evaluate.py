@@ -57,7 +57,7 @@ def evaluate_run(
 
     threshold = choose_threshold(config.threshold, calibration.score)
     evaluation = {
-        "model": config.model_name,
+        "model": config.name,
         "dataset": config.data.name,
         "category": config.data.category,
         "conditions": dataset.conditions,
@@ -77,13 +77,13 @@ def evaluate_run(
         "predict_all": metrics.predict_all(test.label),
         "native": None
         if scores.native is None
-        else {"name": config.model_name, "auroc": metrics.auroc(scores.native, test.label)},
+        else {"name": config.name, "auroc": metrics.auroc(scores.native, test.label)},
         **_pixels(test, scores),
         "controls": _controls(scorer, dataset),
         "mse_auroc": metrics.auroc(scores.mse, test.label),
         "ssim_auroc": metrics.auroc(scores.ssim_error, test.label),
         "notes": dataset.notes,
-        "warnings": [threshold.note] if threshold.note else [],
+        "warnings": [*detector.notes, *_health(workdir)],
         "versions": {
             name: importlib.metadata.version(name) for name in ("bigan_jax", "jax", "flax")
         },
@@ -93,6 +93,16 @@ def evaluate_run(
     _write_pictures(workdir, evaluation, dataset, calibration, scores)
     _print_summary(evaluation, workdir)
     return evaluation
+
+
+def _health(workdir):
+    """What the last epoch's health check warned of, and how often any did before."""
+    checks = [row.get("health", []) for row in read_history(workdir)]
+    earlier = sum(map(bool, checks[:-1]))
+    found = list(checks[-1]) if checks else []
+    if earlier:
+        found.append(f"the health check warned in {earlier} epochs before the last (train.jsonl)")
+    return found
 
 
 def _print_summary(evaluation, workdir):
@@ -107,7 +117,7 @@ def _print_summary(evaluation, workdir):
         f"At the threshold {evaluation['threshold']:.4g} ({evaluation['threshold_rule']}): "
         f"recall {show('recall')}, specificity {show('specificity')}, F1 {show('f1')}"
     )
-    for warning in evaluation["warnings"]:
+    for warning in filter(None, [evaluation["threshold_note"], *evaluation["warnings"]]):
         print(f"Warning: {warning}")
     print(f"Report: {workdir / 'report.html'}")
 

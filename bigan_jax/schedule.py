@@ -55,6 +55,7 @@ def parse(phases: Mapping[str, Mapping], objectives: Iterable[str]) -> tuple[Pha
 
 
 def total_epochs(phases: Iterable[Phase]) -> int:
+    """How many epochs the whole schedule has."""
     return sum(phase.epochs for phase in phases)
 
 

@@ -1,5 +1,6 @@
 """A trained detector as a user has it: pictures in, scores and error maps out."""
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from bigan_jax.build import build, picture_shape
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.detector import Batch, Detector, State
 from bigan_jax.errors import UserError
+from bigan_jax.search import Searcher
 from bigan_jax.workdir import read_config, read_evaluation
 
 
@@ -48,7 +50,8 @@ class Scorer:
         self.weights, self.shape, self.threshold = score, shape, threshold
         self._batch_size = batch_size
         self._variables = (state, dict(detector.frozen))
-        self._run = jax.jit(lambda state, frozen, batch: self._look(detector, state, frozen, batch))
+        self._searcher = Searcher(detector)
+        self._run = jax.jit(partial(self._look, detector))
 
     def score(
         self,
@@ -70,13 +73,26 @@ class Scorer:
             )
         if condition is None:
             condition = np.zeros(len(images), np.int32)
+        # The same key for every picture: its place among others has no part in its result.
+        keys = jnp.broadcast_to(jax.random.key(self._variables[0].seed), self._batch_size)
         parts = []
         starts = range(0, len(images), self._batch_size)
-        for start in tqdm(starts, desc=progress, unit="batch", disable=not progress, leave=False):
+        bar = tqdm(
+            total=len(starts) * (self._searcher.steps + 1),
+            desc=progress,
+            unit="step" if self._searcher.steps else "batch",
+            disable=not progress,
+            leave=False,
+        )
+        for start in starts:
             chosen = np.arange(start, start + self._batch_size).clip(max=len(images) - 1)
-            part = self._run(*self._variables, Batch(images[chosen], condition[chosen]))
+            batch = Batch(jnp.asarray(images[chosen]) / 255, condition[chosen])
+            batch = self._searcher(*self._variables, batch, keys, bar.update)
+            part = self._run(*self._variables, batch, keys)
             wanted = min(self._batch_size, len(images) - start)
             parts.append(jax.tree.map(lambda x, n=wanted: np.asarray(x)[:n], part))
+            bar.update()
+        bar.close()
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     def decide(self, scores: Scores) -> Bool[np.ndarray, "n"]:
@@ -92,11 +108,8 @@ class Scorer:
         score = self.weights.mse * mse + self.weights.ssim * ssim_error
         return {"score": score, "mse": mse, "ssim_error": ssim_error}
 
-    def _look(self, detector, state, frozen, batch) -> Scores:
+    def _look(self, detector, state, frozen, batch, keys) -> Scores:
         net = game.inference_net(detector, state, frozen)
-        batch = batch._replace(image=batch.image.astype(jnp.float32) / 255)
-        # The same key for every picture: its place among others has no part in its result.
-        keys = jnp.broadcast_to(jax.random.key(state.seed), len(batch.image))
         reconstruction = detector.reconstruct(net, batch, keys)
         squared = jnp.square(batch.image - reconstruction).mean(-1)
         ssim_map = losses.ssim_error_map(batch.image, reconstruction)

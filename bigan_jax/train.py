@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from bigan_jax import data, parallel, schedule
+from bigan_jax import data, health, parallel, schedule
 from bigan_jax import detector as game
 from bigan_jax.build import Build, build, picture_shape
 from bigan_jax.checkpoint import Checkpoints
@@ -62,6 +62,8 @@ def fit(
     if done:
         state = checkpoints.restore(done, state)
         print(f"{workdir}: going on after epoch {done} of {epochs}")
+    for note in built.detector.notes:
+        print(f"Note: {note}")
     history = History(workdir, done)
     events = SummaryWriter(str(workdir / "events"), purge_step=done + 1)
 
@@ -105,9 +107,12 @@ def fit(
             "images_per_second": order.size / seconds,
             **logs,
         }
+        row["health"] = health.warnings(row)
+        for warning in row["health"]:
+            bar.write(f"epoch {epoch + 1}: {warning}")
         # Before the checkpoint: a row too many is dropped on resumption, one too few is lost.
         history.append(row)
-        for name in row.keys() - {"epoch", "phase", "step"}:
+        for name in row.keys() - {"epoch", "phase", "step", "health"}:
             events.add_scalar(name, row[name], epoch + 1)
         if epoch + 1 == epochs or (epoch + 1) % config.checkpoint.every == 0:
             state = runner.with_statistics(state, in_order)

@@ -162,6 +162,7 @@ def _package_file() -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command `python -m bigan_jax.vgg16 SOURCE DESTINATION`."""
     parser = argparse.ArgumentParser(
         prog="python -m bigan_jax.vgg16", description="Converts VGG16 weights to a .npz."
     )

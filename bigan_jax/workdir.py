@@ -14,9 +14,9 @@ _FREE = ("score.", "threshold.", "checkpoint.", "data.dir", "vgg16.")
 
 
 def default_name(config: ConfigDict) -> Path:
-    """runs/<model>-<dataset>[-quick][-<ablations>]-seed<k>"""
+    """runs/<model>-<dataset>[-<category>][-quick][-<ablations>]-seed<k>"""
     category = config.data.category.replace(",", "+") if config.data.category else ""
-    parts = [config.model_name, config.data.name, category, *["quick"] * config.quick]
+    parts = [config.name, config.data.name, category, *["quick"] * config.quick]
     return Path("runs") / "-".join([*filter(None, parts), *config.ablations, f"seed{config.seed}"])
 
 
@@ -66,7 +66,7 @@ def _flat(config: ConfigDict) -> dict:
     return dict(walk(json.loads(json.dumps(config.to_dict())), ""))
 
 
-def write_json(path: Path, content) -> None:
+def write_json(path: Path, content: dict) -> None:
     """Writes a file whole or not at all."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "bigan_jax"
 # From the ground up. Parts of a folder may import each other; the models may not.
 FLOORS = [
     ("errors",),
-    ("augment", "layers", "losses", "metrics", "schedule", "vgg16_weights", "workdir"),
+    ("augment", "health", "layers", "losses", "metrics", "schedule", "vgg16_weights", "workdir"),
     ("controls", "data", "detector", "plots", "vgg16"),
-    ("checkpoint", "models", "parallel", "report"),
+    ("checkpoint", "models", "parallel", "report", "search"),
     ("build",),
     ("scorer",),
     ("evaluate",),

@@ -136,6 +136,24 @@ def test_python_does_as_the_command(finished, tmp_path):
         scorer.score(dataset.test.image[:, :16])
 
 
+def test_colour_reaches_score_and_map(tmp_path):
+    fields = SMALL_BIGAN | {
+        "data.channels": 3,
+        "phases.phase1.epochs": 1,
+        "phases.phase2.epochs": 0,
+    }
+    config = configured(improved_bigan, "phantom,no_perceptual", fields)
+    evaluation = bigan_jax.train(config, tmp_path)
+    assert np.isfinite(evaluation["auroc"]) and evaluation["controls"]["pca_8"] is not None
+    pictures = data.load(**data_fields(config)).test.image
+    assert pictures.shape[1:] == (32, 32, 3)
+    scores = bigan_jax.load(tmp_path).score(pictures)
+    assert scores.reconstruction.shape == pictures.shape
+    assert scores.error_map.shape == pictures.shape[:3]
+    swapped = bigan_jax.load(tmp_path).score(pictures[..., ::-1])
+    assert np.abs(swapped.score - scores.score).max() > 1e-4  # colour counts
+
+
 def test_evaluate_again_gives_the_same(finished):
     workdir, _ = finished
     before = (workdir / "scores.csv").read_text()

@@ -1,6 +1,8 @@
 """Convolutional autoencoder: the paper's CNN-AE.
 
 Shape after MedIAnomaly's ae.py (Cai et al. 2024), where the latent size matters more than widths.
+
+5,590,017 parameters at 128x128x1.
 """
 
 import jax.numpy as jnp

@@ -2,6 +2,8 @@
 
 Das et al., "Leveraging GANs, Autoencoders and their Combined Deep Learning Architectures for
 Anomaly Detection in Multi-Domain Image Data", Sec. III. What the paper leaves open is a field.
+
+34,253,084 parameters at 128x128x1, 19,927,361 of them in D.
 """
 
 from collections.abc import Mapping

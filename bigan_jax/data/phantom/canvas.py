@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Shaped
+from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
 Field = Float32[np.ndarray, "s s"]  # one value a pixel
@@ -108,7 +109,7 @@ def blob(rng: np.random.Generator, c: Canvas, centre: Point, radius: float, roug
     return np.hypot(u, v) - radius * (1 + wobble(rng, u, v, 5, rough))
 
 
-def over(under: Paint, cover: Field, paint) -> Paint:
+def over(under: Paint, cover: Field, paint: ArrayLike) -> Paint:
     """`paint` (a colour or a picture) laid over `under`."""
     return under + cover[..., None] * (np.asarray(paint, np.float32) - under)
 

@@ -1,0 +1,100 @@
+"""Variational autoencoder (Kingma and Welling 2014), and two that are values of it.
+
+With `beta` above 1 it is the beta-VAE (Higgins et al. 2017, Eq. 4). With `conditional` it is the
+conditional VAE (Sohn et al. 2015, Sec. 4.1; for anomalies Uzunova et al. 2018): encoder and decoder
+also see what is known of a picture whether normal or not, such as its species, plane or category.
+
+Reduction: the squared error is SUMMED over pixels and channels, the KL divergence SUMMED over the
+code's dimensions, and both are averaged over the batch. With beta = 1 that is the negative evidence
+lower bound for Gaussian pixels of variance 1/2, up to a constant. A mean over pixels would make
+beta in effect height * width * channels times as large: 16,384 times at 128x128x1.
+
+The trunk is the CAE's. 7,687,297 parameters at 128x128x1, as the conditional one has with one
+condition. Reconstruction, and so every score, decodes the mean code and draws no noise.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bigan_jax import losses
+from bigan_jax.detector import Detector, Objective
+from bigan_jax.layers import ConvDecoder, ConvEncoder
+
+# Log-variances stay within +-20, softly: what a network gives is kept to 2 % up to +-5, and neither
+# exp() of it nor the sum over a thousand dimensions overflows.
+_LOG_VARIANCE_LIMIT = 20.0
+
+
+def create(
+    *,
+    shape: tuple[int, int, int],
+    conditions: int = 1,
+    dtype: jnp.dtype = jnp.float32,
+    latent: int = 128,
+    widths: tuple[int, ...] = (32, 64, 128, 256),
+    beta: float = 1.0,
+    conditional: bool = False,
+) -> Detector:
+    """The CAE with a Gaussian code, trained on the evidence lower bound.
+
+    shape: (height, width, channels); height and width divisible by 2 ** len(widths).
+    beta: weight of the KL divergence, for the reduction above.
+    conditional: the condition goes into the encoder, as one constant plane a condition beside the
+        picture, and into the decoder, one-hot beside the code. With one condition this is the VAE.
+    """
+    networks = {
+        "encoder": ConvEncoder(2 * latent, widths, dtype=dtype),
+        "decoder": ConvDecoder(shape, widths[-1], widths[-2::-1], dtype=dtype),
+    }
+    told_apart = conditions if conditional and conditions > 1 else 0
+
+    def known(batch):
+        return jax.nn.one_hot(batch.condition, told_apart)  # [b, 0] where nothing is told apart
+
+    def encode(net, batch):
+        condition = known(batch)[:, None, None, :]
+        planes = jnp.broadcast_to(condition, (*batch.image.shape[:3], told_apart))
+        code = net("encoder", jnp.concatenate([batch.image, planes], axis=-1))
+        mean, log_variance = jnp.split(code, 2, axis=-1)
+        return mean, soft_limit(log_variance)
+
+    def decode(net, batch, code):
+        return net("decoder", jnp.concatenate([code, known(batch)], axis=-1))
+
+    def reconstruct(net, batch, keys):
+        mean, _ = encode(net, batch)
+        return decode(net, batch, mean)
+
+    def negative_elbo(net, batch, keys):
+        mean, log_variance = encode(net, batch)
+        code = mean + jnp.exp(log_variance / 2) * losses.standard_normal(keys, latent)
+        mse = losses.mse(batch.image, decode(net, batch, code)).mean()
+        kl = kl_from_prior(mean, log_variance).mean()
+        return math.prod(shape) * mse + beta * kl, {"mse": mse, "kl": kl}
+
+    detector = Detector(
+        networks=networks,
+        objectives={"elbo": Objective(("encoder", "decoder"), negative_elbo)},
+        reconstruct=reconstruct,
+    )
+    if conditional and not told_apart:
+        detector = detector._replace(
+            notes=("these pictures are all of one condition: the conditional VAE is a VAE here",)
+        )
+    return detector
+
+
+def kl_from_prior(
+    mean: Float[Array, "b z"], log_variance: Float[Array, "b z"]
+) -> Float[Array, "b"]:
+    """KL(N(mean, variance) || N(0, I)) in nats, summed over dimensions (Kingma and Welling 2014,
+    Appendix B)."""
+    return 0.5 * (jnp.square(mean) + jnp.expm1(log_variance) - log_variance).sum(-1)
+
+
+def soft_limit(log_variance: Float[Array, "b z"]) -> Float[Array, "b z"]:
+    """Bounds log-variances smoothly, so that a far one still has a gradient to come back by."""
+    return _LOG_VARIANCE_LIMIT * jnp.tanh(log_variance / _LOG_VARIANCE_LIMIT)

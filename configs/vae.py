@@ -1,0 +1,20 @@
+"""python launch.py --config=configs/vae.py:phantom
+
+The VAE, on the CAE's trunk and schedule.
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+    config = common.defaults()
+    config.model = {
+        "latent": 128,
+        "widths": (32, 64, 128, 256),
+        "beta": 1.0,
+        "conditional": False,
+    }
+    config.model_name = "vae"
+    config.optimizers = {"elbo": common.optimizer(1e-3)}
+    config.phases = {"phase1": common.phase(100, elbo=(1, 1))}
+    return common.finish(config, arg)
