@@ -261,8 +261,11 @@ def update(
 
 
 def advance(detector: Detector, state: State) -> State:
-    """The end of a step: it is counted, and the weights' moving average takes it in."""
-    decay = detector.averaging
+    """The end of a step: it is counted, and the weights' moving average takes it in.
+
+    The decay rises to its value, so that the initial weights do not linger in a short run.
+    """
+    decay = jnp.minimum(detector.averaging, (1 + state.step) / (10 + state.step))
     average = {
         name: jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, a, state.params[name])
         for name, a in state.average.items()

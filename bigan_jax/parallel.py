@@ -25,7 +25,8 @@ _mapped = partial(jax.pmap, axis_name=BATCH_AXIS)
 def replicate(tree: PyTree) -> PyTree:
     """A copy of the tree on each of this process's devices."""
     devices = np.arange(jax.local_device_count())
-    return jax.pmap(lambda _, x: x, in_axes=(0, None))(devices, tree)
+    # Mapped over the steps' own axis: arrays of another one would compile each step a second time.
+    return _mapped(lambda _, x: x, in_axes=(0, None))(devices, tree)
 
 
 def first(tree: PyTree) -> PyTree:

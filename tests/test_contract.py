@@ -87,6 +87,11 @@ def one_device():
     patch.undo()
 
 
+def without_spread(logs):
+    """Each device logs how much its own pictures vary: that depends on how many it has."""
+    return {name: value for name, value in logs.items() if not name.endswith("spread")}
+
+
 def set_devices(patch, count):
     patch.setattr(jax, "local_device_count", lambda: count)
     patch.setattr(jax, "device_count", lambda: count)
@@ -163,7 +168,7 @@ def test_one_and_four_devices_and_seeds_agree(name, pictures, monkeypatch):
         runner, state = begin(detector, pictures, optax.sgd(0.01))
         state, logs = runner.epoch(state, due, order)
         state = runner.with_statistics(state, order)
-        results.append((logs, host(state)))
+        results.append((without_spread(logs), host(state)))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), *results[:2])
     jax.tree.map(np.testing.assert_array_equal, *results[1:])
 

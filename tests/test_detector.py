@@ -105,6 +105,8 @@ def test_one_and_four_devices_agree(pictures, monkeypatch, scanned):
         run, state = runner(BIGAN(), pictures, scanned, optax.sgd(0.05))
         state, logs = run.epoch(state, DUE, order)
         state = run.with_statistics(state, order)
+        # Each device logs how much its own pictures vary: that depends on how many it has.
+        logs = {name: value for name, value in logs.items() if not name.endswith("spread")}
         results.append((logs, *jax.device_get(parallel.first(state))[2:4]))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *results)
 

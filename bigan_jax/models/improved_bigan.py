@@ -13,6 +13,7 @@ from jax import lax
 
 from bigan_jax import losses, vgg16
 from bigan_jax.detector import Detector, Objective
+from bigan_jax.health import spread_logs
 from bigan_jax.layers import ConvDecoder, ConvEncoder, JointDiscriminator
 from bigan_jax.losses import discriminator_logs, standard_normal
 
@@ -98,11 +99,11 @@ def create(
 
     def adversarial_loss(net, batch, keys):
         x, z = batch.image, standard_normal(keys, latent)
-        code = net("encoder", x)
+        code, generated = net("encoder", x), net("generator", z)
         real, _ = net("discriminator", x, code)
-        fake, _ = net("discriminator", net("generator", z), z)
+        fake, _ = net("discriminator", generated, z)
         fooling = losses.bce(real, 0) + losses.bce(fake, 1)
-        logs = {"fooling": fooling}
+        logs = {"fooling": fooling, **spread_logs(generated, x)}
         total = adversarial_weight * fooling
         if reconstruction_weight and weights:
             reconstruction, terms = composite(net, x, net("generator", code))

@@ -1,0 +1,39 @@
+"""python launch.py --config=configs/anogan.py:phantom
+
+AnoGAN: a DCGAN, and a search for the code of each test picture.
+"""
+
+from configs import common
+
+# Minutes on two CPU cores.
+PRESETS = {
+    "phantom": {
+        "model.widths": (32, 64, 128, 256),
+        "model.search_steps": 100,
+        # A fifth of the steps, each five times as far.
+        "model.search_rate": 5e-3,
+        "phases.phase1.epochs": 40,
+    }
+}
+
+
+def get_config(arg=None):
+    config = common.defaults()
+    config.model_name = "anogan"
+    config.model = {
+        "latent": 100,
+        "widths": (64, 128, 256, 512),
+        "search_steps": 500,
+        "search_rate": 1e-3,
+        "search_b1": 0.5,
+        "feature_weight": 0.1,
+        "restarts": 1,
+    }
+    config.optimizers = {
+        "discriminator": common.optimizer(2e-4, b1=0.5),
+        "generator": common.optimizer(2e-4, b1=0.5),
+    }
+    # On sets of some hundred pictures a few thousand steps, as many as the other GANs here make. G
+    # acts twice for each D, so that D's loss does not go to zero (the reference's remark).
+    config.phases = {"phase1": common.phase(500, discriminator=(1, 1), generator=(1, 2))}
+    return common.finish(config, arg, presets=PRESETS)

@@ -1,0 +1,37 @@
+"""python launch.py --config=configs/bigan.py:phantom
+
+The classical BiGAN: what the Improved BiGAN is to be measured against.
+"""
+
+from configs import common
+
+# Minutes on two CPU cores. An average with a decay of 0.999 looks back a thousand steps, more than
+# there are here: it would still score with half the initial weights.
+PRESETS = {
+    "phantom": {
+        "model.widths": (32, 64, 128, 256),
+        "model.discriminator_widths": (32, 64, 128, 256),
+        "model.averaging": 0.98,
+        "phases.phase1.epochs": 40,
+    }
+}
+
+
+def get_config(arg=None):
+    config = common.defaults()
+    config.model_name = "bigan"
+    config.model = {
+        "latent": 256,
+        "widths": (64, 128, 256, 512),
+        "discriminator_widths": (64, 128, 256, 512),
+        "discriminator_hidden": 512,
+        "feature_weight": 0.1,
+        "averaging": 0.999,
+    }
+    config.optimizers = {
+        "discriminator": common.optimizer(1e-4, b1=0.5),
+        "adversarial": common.optimizer(1e-4, b1=0.5),
+    }
+    # As long as the Improved BiGAN's adversarial phase, so that both see each picture as often.
+    config.phases = {"phase1": common.phase(500, discriminator=(1, 1), adversarial=(1, 1))}
+    return common.finish(config, arg, presets=PRESETS)

@@ -1,0 +1,28 @@
+"""python launch.py --config=configs/ganomaly.py:phantom
+
+GANomaly: encoder, generator, second encoder.
+"""
+
+from configs import common
+
+# Minutes on two CPU cores.
+PRESETS = {"phantom": {"model.width": 32, "phases.phase1.epochs": 40}}
+
+
+def get_config(arg=None):
+    config = common.defaults()
+    config.model_name = "ganomaly"
+    config.model = {
+        "latent": 100,
+        "width": 64,
+        "adversarial_weight": 1.0,
+        "reconstruction_weight": 50.0,
+        "code_weight": 1.0,
+    }
+    config.optimizers = {
+        "generator": common.optimizer(2e-4, b1=0.5),
+        "discriminator": common.optimizer(2e-4, b1=0.5),
+    }
+    # On sets of some hundred pictures a few thousand steps, as many as the other GANs here make.
+    config.phases = {"phase1": common.phase(500, generator=(1, 1), discriminator=(1, 1))}
+    return common.finish(config, arg, presets=PRESETS)
