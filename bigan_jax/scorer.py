@@ -66,17 +66,18 @@ class Scorer:
         progress: the name of a progress bar; none by default.
         Raises UserError when the pictures are of another size or type.
         """
-        if images.ndim != 4 or images.shape[1:] != self.shape or images.dtype != np.uint8:
+        if not len(images) or images.shape[1:] != self.shape or images.dtype != np.uint8:
             raise UserError(
                 f"pictures are {images.dtype} {images.shape}; this detector takes uint8 "
                 f"(n, {', '.join(map(str, self.shape))})"
             )
         if condition is None:
             condition = np.zeros(len(images), np.int32)
+        size = min(self._batch_size, len(images))
         # The same key for every picture: its place among others has no part in its result.
-        keys = jnp.broadcast_to(jax.random.key(self._variables[0].seed), self._batch_size)
+        keys = jnp.broadcast_to(jax.random.key(self._variables[0].seed), size)
         parts = []
-        starts = range(0, len(images), self._batch_size)
+        starts = range(0, len(images), size)
         bar = tqdm(
             total=len(starts) * (self._searcher.steps + 1),
             desc=progress,
@@ -85,11 +86,11 @@ class Scorer:
             leave=False,
         )
         for start in starts:
-            chosen = np.arange(start, start + self._batch_size).clip(max=len(images) - 1)
+            chosen = np.arange(start, start + size).clip(max=len(images) - 1)
             batch = Batch(jnp.asarray(images[chosen]) / 255, condition[chosen])
             batch = self._searcher(*self._variables, batch, keys, bar.update)
             part = self._run(*self._variables, batch, keys)
-            wanted = min(self._batch_size, len(images) - start)
+            wanted = min(size, len(images) - start)
             parts.append(jax.tree.map(lambda x, n=wanted: np.asarray(x)[:n], part))
             bar.update()
         bar.close()

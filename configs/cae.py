@@ -1,6 +1,11 @@
 """python launch.py --config=configs/cae.py:phantom
 
 The paper's CNN-AE.
+
+Measured on MVTec AD bottle (20 good, 63 defective test pictures) in 16 minutes on two CPU cores:
+image AUROC 0.878 (95 % interval 0.798 to 0.942) by the common score, 0.964 by MSE alone; PCA-64
+0.944, Mahalanobis distance of thumbnails 0.994.
+    python launch.py --config=configs/cae.py:mvtec --config.data.dir=DIR
 """
 
 from configs import common

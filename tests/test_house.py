@@ -12,9 +12,19 @@ PACKAGE = Path(__file__).parents[1] / "bigan_jax"
 # From the ground up. Parts of a folder may import each other; the models may not.
 FLOORS = [
     ("errors",),
-    ("augment", "health", "layers", "losses", "metrics", "schedule", "vgg16_weights", "workdir"),
-    ("controls", "data", "detector", "plots", "vgg16"),
-    ("checkpoint", "models", "parallel", "report", "search"),
+    (
+        "augment",
+        "convolutions",
+        "health",
+        "losses",
+        "metrics",
+        "schedule",
+        "vgg16_weights",
+        "workdir",
+    ),
+    ("controls", "data", "layers", "plots", "vgg16"),
+    ("dcgan", "detector", "report"),
+    ("checkpoint", "models", "parallel", "search"),
     ("build",),
     ("scorer",),
     ("evaluate",),

@@ -16,9 +16,9 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from bigan_jax import losses
+from bigan_jax.dcgan import DCGANEncoder, DCGANGenerator
 from bigan_jax.detector import Detector, Objective, Search
 from bigan_jax.health import spread_logs
-from bigan_jax.layers import DCGANEncoder, DCGANGenerator
 
 
 class Found(NamedTuple):

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from bigan_jax import losses
+from bigan_jax.dcgan import DCGANEncoder, DCGANGenerator
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.errors import UserError
 from bigan_jax.health import spread_logs
-from bigan_jax.layers import DCGANEncoder, DCGANGenerator
 
 _SMALLEST = 4  # pixels a side where the encoder's convolutions end
 

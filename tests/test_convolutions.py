@@ -1,0 +1,84 @@
+"""The fast convolutions against Flax's and against finite differences."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from bigan_jax import convolutions
+
+SIZES = [(2, 1, 3, 5, 7), (1, 4, 4, 8, 1), (3, 8, 6, 2, 16), (2, 16, 16, 4, 3)]  # b, h, w, d, c
+TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2, jnp.float16: 2e-3}
+
+
+def draw(seed, shape, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+def assert_near(ours, theirs, dtype):
+    scale = np.abs(np.asarray(theirs, np.float32)).max()
+    np.testing.assert_allclose(
+        np.asarray(ours, np.float32) / scale,
+        np.asarray(theirs, np.float32) / scale,
+        atol=TOLERANCE[dtype],
+    )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("b", "h", "w", "d", "c"), SIZES)
+def test_upsample_and_its_gradients_equal_flax(b, h, w, d, c, dtype):
+    module = nn.ConvTranspose(
+        c, (4, 4), (2, 2), padding="SAME", transpose_kernel=True, use_bias=False, dtype=dtype
+    )
+    code, kernel = draw(0, (b, h, w, d), dtype), draw(1, (4, 4, c, d), dtype)
+    image, back = jax.vjp(convolutions.upsample, code, kernel)
+    theirs, their_back = jax.vjp(
+        lambda x, k: module.apply({"params": {"kernel": k}}, x), code, kernel
+    )
+    assert image.shape == (b, 2 * h, 2 * w, c)
+    assert_near(image, theirs, dtype)
+    cotangent = draw(2, image.shape, dtype)
+    for ours, their in zip(back(cotangent), their_back(cotangent), strict=True):
+        assert ours.dtype == dtype
+        assert_near(ours, their, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("b", "h", "w", "d", "c"), SIZES)
+def test_downsample_and_its_gradients_equal_flax(b, h, w, d, c, dtype):
+    module = nn.Conv(d, (4, 4), (2, 2), padding="SAME", use_bias=False, dtype=dtype)
+    image, kernel = draw(0, (b, 2 * h, 2 * w, c), dtype), draw(1, (4, 4, c, d), dtype)
+    code, back = jax.vjp(convolutions.downsample, image, kernel)
+    theirs, their_back = jax.vjp(
+        lambda x, k: module.apply({"params": {"kernel": k}}, x), image, kernel
+    )
+    assert code.shape == (b, h, w, d)
+    assert_near(code, theirs, dtype)
+    cotangent = draw(2, code.shape, dtype)
+    for ours, their in zip(back(cotangent), their_back(cotangent), strict=True):
+        assert ours.dtype == dtype
+        assert_near(ours, their, dtype)
+
+
+@pytest.mark.parametrize("operation", [convolutions.upsample, convolutions.downsample])
+def test_finite_differences(operation):
+    depth = {convolutions.upsample: 3, convolutions.downsample: 2}[operation]
+    args = draw(0, (2, 4, 6, depth)), draw(1, (4, 4, 2, 3))
+    check_grads(operation, args, order=2, modes=["rev"], rtol=2e-2)
+
+
+def test_both_forms_of_upsample_are_one(monkeypatch):
+    code, kernel = draw(0, (2, 5, 3, 4)), draw(1, (4, 4, 6, 4))
+    by_phases = convolutions.upsample(code, kernel)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    dilated = convolutions.upsample.__wrapped__(code, kernel)
+    np.testing.assert_allclose(by_phases, dilated, atol=1e-4)
+
+
+@pytest.mark.parametrize("module", [convolutions.Upsample(16), convolutions.Downsample(16)])
+def test_initial_weights_keep_the_spread(module):
+    x = draw(0, (8, 16, 16, 32))
+    y, _ = module.init_with_output(jax.random.key(1), x)
+    assert 0.8 < float(y.std()) < 1.2
