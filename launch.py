@@ -6,7 +6,7 @@ python launch.py --config=configs/cae.py:mvtec,quick --config.data.dir=DIR --wor
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bigan_jax.errors import UserError
@@ -32,6 +32,7 @@ def parse_flags(arguments):
 
 
 def main(arguments):
+    logging.set_verbosity(logging.WARNING)  # JAX and Orbax report every backend and file they try
     if len(arguments) > 1:
         raise UserError(f"unexpected argument {arguments[1]!r}: every option is a --flag=value")
     if _MODE.value == "train" and _CONFIG.value is None:

@@ -1,6 +1,5 @@
 """Checkpoints by Orbax: written in the background, each whole or not there at all."""
 
-import logging
 from pathlib import Path
 
 import jax
@@ -9,8 +8,6 @@ from jax.sharding import SingleDeviceSharding
 
 from bigan_jax.detector import State
 from bigan_jax.errors import UserError
-
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file it touches
 
 
 class Checkpoints:

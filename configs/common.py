@@ -19,7 +19,7 @@ _GENTLE = {"augment.flip": True, "augment.translate": 0.03, "augment.scale": 0.0
 
 # Each names its data source; `data.name` is what tables call the set.
 DATASETS = {
-    "phantom": {"augment.flip": True, "data.image_size": 64, "data.category": "head"},
+    "phantom": {"data.image_size": 64, "data.category": "bottle"},
     "brain": {**_GENTLE, "data.dir": "data/brain"},
     "brain_mixed": {**_GENTLE, "data.source": "brain", "data.dir": "data/brain_mixed"},
     "mvtec": {"data.dir": "data/mvtec_ad", "data.category": "bottle"},

@@ -1,8 +1,16 @@
-"""python launch.py --config=configs/improved_bigan.py:phantom
+r"""python launch.py --config=configs/improved_bigan.py:phantom
 
 The paper's own model: 150 epochs of reconstruction, then 500 adversarial ones.
 Ablations: no_se, no_residual, no_perceptual, no_ssim, no_adversarial, no_pretrain, and plain, which
 leaves the parts of a classical BiGAN.
+
+Measured at 64x64 on two CPU cores, without the perceptual loss and with a short schedule: image
+AUROC by the common score, its 95 % interval, the strongest training-free control on the same split.
+    MVTec AD bottle, 30 + 30 epochs, 8 minutes: 0.970 (0.933 to 0.994); Mahalanobis 0.993
+    python launch.py --config=configs/improved_bigan.py:mvtec,quick,no_perceptual \
+        --config.batch_size=16 --config.phases.phase1.epochs=30 --config.phases.phase2.epochs=30 \
+        --config.model.widths="(32,64,128,256)" \
+        --config.model.discriminator_widths="(32,64,128,256)" --config.data.dir=DIR
 """
 
 from configs import common
@@ -29,16 +37,16 @@ ABLATIONS["plain"] = {
     "phases.phase2.objectives.discriminator.every": 1,
 }
 
-# Minutes on two CPU cores, with both phases and every loss: VGG16 down to a shallower layer costs
-# half as much, and half a batch makes twice the steps of the same work.
+# Minutes on two CPU cores, with both phases and every loss. VGG16 down to its second layer costs a
+# fifth of the default's four blocks, and half a batch makes twice the steps of the same work.
 PRESETS = {
     "phantom": {
         "batch_size": 16,
         "data.phantom_normal": 300,
         "model.widths": (32, 64, 128, 256),
         "model.discriminator_widths": (32, 64, 128, 256),
-        "model.perceptual_layers": ("relu2_2",),
-        "phases.phase1.epochs": 10,
+        "model.perceptual_layers": ("relu1_2",),
+        "phases.phase1.epochs": 12,
         "phases.phase2.epochs": 3,
     }
 }
