@@ -4,13 +4,18 @@ The paper's own model: 150 epochs of reconstruction, then 500 adversarial ones.
 Ablations: no_se, no_residual, no_perceptual, no_ssim, no_adversarial, no_pretrain, and plain, which
 leaves the parts of a classical BiGAN.
 
-Measured at 64x64 on two CPU cores, without the perceptual loss and with a short schedule: image
-AUROC by the common score, its 95 % interval, the strongest training-free control on the same split.
-    MVTec AD bottle, 30 + 30 epochs, 8 minutes: 0.970 (0.933 to 0.994); Mahalanobis 0.993
-    python launch.py --config=configs/improved_bigan.py:mvtec,quick,no_perceptual \
-        --config.batch_size=16 --config.phases.phase1.epochs=30 --config.phases.phase2.epochs=30 \
-        --config.model.widths="(32,64,128,256)" \
-        --config.model.discriminator_widths="(32,64,128,256)" --config.data.dir=DIR
+Measured on two CPU cores, seed 0: image AUROC by the common score, its 95 % interval, the strongest
+training-free control on the same split.
+    phantom, the command above, 4 min 21 s: 0.776 (0.702 to 0.848); Mahalanobis 0.968.
+        Its error maps find the defects: pixel AUROC 0.986, AUPRO 0.965.
+At 64x64 with half the widths, without the perceptual loss and with short schedules, by
+    python launch.py --config=configs/improved_bigan.py:SET,quick,no_perceptual \
+        --config.model.widths="(32,64,128,256)" --config.data.dir=DIR \
+        --config.model.discriminator_widths="(32,64,128,256)" --config.batch_size=B \
+        --config.phases.phase1.epochs=E1 --config.phases.phase2.epochs=E2
+    mvtec (bottle), B 16, E 30 + 30, 8 min: 0.970 (0.933 to 0.994); Mahalanobis 0.993
+    brain (patients), B 32, E 10 + 4, 4 min: 0.485 (0.349 to 0.637); Mahalanobis 0.583
+    plant (blocks), B 32, E 6 + 2, 4 min: 0.655 (0.428 to 0.793); PCA-64 0.714
 """
 
 from configs import common
