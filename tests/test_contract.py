@@ -17,6 +17,9 @@ from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.detector import Batch, TrainingSet
 from bigan_jax.scorer import Scorer
 
+# Ten detectors, compiled over and over: longer than everything else together.
+pytestmark = pytest.mark.contract
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
     p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common")

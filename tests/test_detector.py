@@ -102,7 +102,7 @@ def test_one_and_four_devices_agree(pictures, monkeypatch, scanned):
     for devices in (1, 4):
         monkeypatch.setattr(jax, "local_device_count", lambda devices=devices: devices)
         monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
-        run, state = runner(BIGAN(), pictures, scanned, optax.sgd(0.05))
+        run, state = runner(BIGAN(), pictures, scanned, optax.sgd(0.01))
         state, logs = run.epoch(state, DUE, order)
         state = run.with_statistics(state, order)
         # Each device logs how much its own pictures vary: that depends on how many it has.
