@@ -4,12 +4,13 @@
     bigan_jax.train(config, workdir)             # what `python launch.py` does
     bigan_jax.load(workdir).score(images)        # uint8 [n, h, w, c] -> float [n]
 
-JAX is imported on first use, so that reading flags and configs stays quick.
+JAX is imported on first use, so that reading flags and configs stays quick. No file is called after
+one of these functions: an imported submodule would take the function's place in the package.
 """
 
 import importlib
 
-_HOMES = {"train": "train", "evaluate": "evaluate", "load": "scorer", "UserError": "errors"}
+_HOMES = {"train": "training", "evaluate": "evaluation", "load": "scorer", "UserError": "errors"}
 
 
 def __getattr__(name):

@@ -27,8 +27,8 @@ FLOORS = [
     ("checkpoint", "models", "parallel", "search"),
     ("build",),
     ("scorer",),
-    ("evaluate",),
-    ("train",),
+    ("evaluation",),
+    ("training",),
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

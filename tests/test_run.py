@@ -17,7 +17,7 @@ import bigan_jax
 from bigan_jax import data
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.errors import UserError
-from bigan_jax.evaluate import data_fields
+from bigan_jax.evaluation import data_fields
 from configs import cae, improved_bigan
 from tests.conftest import CACHE
 

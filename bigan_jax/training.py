@@ -16,7 +16,7 @@ from bigan_jax.build import Build, build, picture_shape
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.data import Pictures
 from bigan_jax.detector import State, TrainingSet
-from bigan_jax.evaluate import data_fields, evaluate_run
+from bigan_jax.evaluation import data_fields, evaluate_run
 from bigan_jax.workdir import History, check, claim, default_name
 
 
