@@ -162,6 +162,7 @@ def _controls(scorer, dataset):
 def _write_scores(path, test, scores, threshold):
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
+        decision = metrics.decide(scores.score, threshold)
         native = ["native"] if scores.native is not None else []
         rows.writerow(["path", "label", "group", "mse", "ssim_error", "score", "decision", *native])
         for i, name in enumerate(test.path):
@@ -172,7 +173,7 @@ def _write_scores(path, test, scores, threshold):
                     "anomalous" if test.label[i] else "normal",
                     test.group[i],
                     *(f"{v:.8g}" for v in values),
-                    "anomalous" if scores.score[i] >= threshold else "normal",
+                    "anomalous" if decision[i] else "normal",
                     *([f"{scores.native[i]:.8g}"] if native else []),
                 ]
             )
@@ -208,7 +209,7 @@ def _write_pictures(workdir, evaluation, dataset, calibration: Scores, scores: S
             label=bool(test.label[i]),
             kind=test.kind[i],
             score=float(scores.score[i]),
-            decision=bool(scores.score[i] >= threshold),
+            decision=bool(metrics.decide(scores.score[i], threshold)),
             image=report.png_bytes(test.image[i]),
             reconstruction=report.png_bytes(scores.reconstruction[i]),
             map=report.png_bytes(plots.error_map_rgb(scores.error_map[i], limits[2])),
@@ -240,7 +241,7 @@ def _gallery_row(test, scores, i, threshold):
     return plots.GalleryRow(
         path=test.path[i],
         score=float(scores.score[i]),
-        decision=bool(scores.score[i] >= threshold),
+        decision=bool(metrics.decide(scores.score[i], threshold)),
         label=bool(test.label[i]),
         image=picture(test.image[i]),
         reconstruction=picture(scores.reconstruction[i]),

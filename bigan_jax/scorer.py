@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bigan_jax import detector as game
-from bigan_jax import losses
+from bigan_jax import losses, metrics
 from bigan_jax.build import build, picture_shape
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.detector import Batch, Detector, State
@@ -98,7 +98,7 @@ class Scorer:
 
     def decide(self, scores: Scores) -> Bool[np.ndarray, "n"]:
         """True where a picture is anomalous: its score reaches the threshold of the evaluation."""
-        return scores.score >= self.threshold
+        return metrics.decide(scores.score, self.threshold)
 
     def errors(
         self, image: Float[Array, "b h w c"], reconstruction: Float[Array, "b h w c"]

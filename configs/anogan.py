@@ -5,7 +5,7 @@ AnoGAN: a DCGAN, and a search for the code of each test picture.
 
 from configs import common
 
-# Minutes on two CPU cores.
+# Shorter, for a CPU.
 PRESETS = {
     "phantom": {
         "model.widths": (32, 64, 128, 256),

@@ -5,7 +5,7 @@ The classical BiGAN: what the Improved BiGAN is to be measured against.
 
 from configs import common
 
-# Minutes on two CPU cores. An average with a decay of 0.999 looks back a thousand steps, more than
+# Shorter, for a CPU. An average with a decay of 0.999 looks back a thousand steps, more than
 # there are here: it would still score with half the initial weights.
 PRESETS = {
     "phantom": {

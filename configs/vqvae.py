@@ -5,7 +5,7 @@ The VQ-VAE of sonnet's example. It trained for 10,000 steps on CIFAR-10; here 10
 
 from configs import common
 
-# Minutes on two CPU cores.
+# Smaller, for a CPU.
 PRESETS = {"phantom": {"model.widths": (32, 64)}}
 
 
