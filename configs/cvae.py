@@ -1,23 +1,15 @@
-"""python launch.py --config=configs/cvae.py:phantom --config.data.category=
+"""python launch.py --config=configs/cvae.py:phantom
 
 The conditional VAE: the VAE, with encoder and decoder told each picture's condition (species,
-category, plane). On a set of one condition it is the VAE, and says so; an empty category, as in the
-command, takes all that a set has.
+category, plane). On a set of one condition it is the VAE, and says so; several are named as in
+--config.data.category=bottle,pill, and an empty category takes all that a set has.
 """
 
-from configs import common
+from configs import vae
+
+# Heads, bottles and leaves: as many pictures together as other models have of one kind.
+PRESETS = {"phantom": {"data.category": "", "data.phantom_normal": 150}}
 
 
 def get_config(arg=None):
-    config = common.defaults()
-    config.model = {
-        "latent": 128,
-        "widths": (32, 64, 128, 256),
-        "beta": 1.0,
-        "conditional": True,
-    }
-    config.model_name = "vae"
-    config.name = "cvae"
-    config.optimizers = {"elbo": common.optimizer(1e-3)}
-    config.phases = {"phase1": common.phase(100, elbo=(1, 1))}
-    return common.finish(config, arg)
+    return vae.get_config(arg, "cvae", PRESETS, conditional=True)

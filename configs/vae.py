@@ -1,20 +1,22 @@
 """python launch.py --config=configs/vae.py:phantom
 
-The VAE, on the CAE's trunk and schedule.
+The VAE, on the CAE's trunk. Beta-VAE and CVAE are other values of it.
 """
 
 from configs import common
 
 
-def get_config(arg=None):
+def get_config(arg=None, name="vae", presets=None, **changes):
+    """changes: fields of the model that another config of it sets otherwise."""
     config = common.defaults()
+    config.model_name = "vae"
+    config.name = name
     config.model = {
         "latent": 128,
         "widths": (32, 64, 128, 256),
         "beta": 1.0,
         "conditional": False,
-    }
-    config.model_name = "vae"
+    } | changes
     config.optimizers = {"elbo": common.optimizer(1e-3)}
     config.phases = {"phase1": common.phase(100, elbo=(1, 1))}
-    return common.finish(config, arg)
+    return common.finish(config, arg, presets=presets)
