@@ -1,6 +1,9 @@
-"""What every test starts from: four simulated CPU devices and a compilation cache that lasts."""
+"""What every test starts from: four simulated CPU devices, a compilation cache that lasts, and a
+place for prepared data that does not."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,3 +17,6 @@ import jax
 CACHE = Path(tempfile.gettempdir()) / "bigan_jax-test-compilations"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="bigan_jax-test-data-")
+atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)

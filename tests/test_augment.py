@@ -1,10 +1,15 @@
-"""Augmentation against closed forms."""
+"""Augmentation against closed forms and SciPy."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from scipy import ndimage
 
-from bigan_jax.augment import _move, augment
+from bigan_jax.augment import _move, _warp, augment
+from bigan_jax.errors import UserError
 
 KEYS = jax.random.split(jax.random.key(0), 64)
 
@@ -58,6 +63,83 @@ def test_a_constant_stays_and_range_is_kept():
 
 def test_a_picture_s_fate_is_its_key_s_alone():
     image = jax.random.uniform(jax.random.key(1), (64, 8, 8, 1))
-    together = augment(KEYS, image, flip=True, translate=0.2, scale=0.1)
-    alone = augment(KEYS[5:6], image[5:6], flip=True, translate=0.2, scale=0.1)
-    np.testing.assert_allclose(together[5], alone[0], atol=1e-6)
+    for more in {}, {"rotate": 20, "brightness": 0.2}:
+        run = jax.jit(partial(augment, flip=True, translate=0.2, scale=0.1, **more))
+        together, alone = run(KEYS, image), run(KEYS[5:6], image[5:6])
+        np.testing.assert_allclose(together[5], alone[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(12, 12, 3), (13, 13, 1)])
+@pytest.mark.parametrize("quarters", [-1, 1, 2])
+def test_quarter_turns_are_exact(shape, quarters):
+    image = np.random.default_rng(0).random(shape, np.float32)
+    turned = _warp(image, quarters * np.pi / 2, 1.0, jnp.zeros(2))
+    np.testing.assert_allclose(turned, np.rot90(image, quarters), atol=1e-5)
+
+
+def test_a_warp_is_scipy_s():
+    image = np.random.default_rng(0).random((24, 32, 2), np.float32)
+    angle, factor, shift = 0.4, 1.2, np.array([3.0, -5.5])
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / factor
+    middle = np.array([11.5, 15.5])
+    expected = np.stack(
+        [
+            ndimage.affine_transform(
+                image[..., channel], turn, middle - turn @ (middle + shift), order=1, mode="nearest"
+            )
+            for channel in range(2)
+        ],
+        -1,
+    )
+    np.testing.assert_allclose(_warp(image, angle, factor, shift), expected, atol=1e-4)
+
+
+def test_angles_are_drawn_both_ways_up_to_the_one_asked_for():
+    """A ramp to the right climbs, once turned counter-clockwise by t, by (cos t, sin t) to the
+    right and upwards."""
+    ramp = jnp.broadcast_to(jnp.linspace(0, 1, 32)[None, None, :, None], (64, 32, 32, 1))
+    turned = np.asarray(augment(KEYS, ramp, rotate=30.0))[:, 8:-8, 8:-8, 0]
+    right, up = np.diff(turned, axis=2).mean((1, 2)), -np.diff(turned, axis=1).mean((1, 2))
+    np.testing.assert_allclose(np.hypot(right, up), 1 / 31, atol=1e-5)
+    angles = np.degrees(np.arctan2(up, right))
+    assert np.abs(angles).max() <= 30 and angles.min() < -24 and angles.max() > 24
+    assert abs(angles.mean()) < 6
+
+
+def test_a_turn_adds_to_the_same_move_and_scale():
+    smooth = ndimage.gaussian_filter(np.random.default_rng(0).random((64, 32, 32, 1)), (0, 2, 2, 0))
+    image = jnp.asarray(smooth, jnp.float32)
+    options = dict(flip=True, translate=0.1, scale=0.2)
+    moved, turned = (
+        jax.jit(partial(augment, **options, rotate=angle))(KEYS, image) for angle in (0.0, 1e-4)
+    )
+    np.testing.assert_allclose(moved, turned, atol=1e-4)
+
+
+def test_brightness_is_one_factor_a_picture():
+    image = jax.random.uniform(jax.random.key(1), (64, 8, 8, 3), minval=0.1, maxval=0.8)
+    lit = np.asarray(augment(KEYS, image, brightness=0.2) / image)
+    factor = lit[:, :1, :1, :1]
+    np.testing.assert_allclose(lit, np.broadcast_to(factor, lit.shape), rtol=1e-5)
+    assert factor.min() >= 0.8 and factor.max() <= 1.2 and np.ptp(factor) > 0.3
+    assert augment(KEYS, jnp.ones((64, 2, 2, 1)), brightness=0.2).max() == 1
+
+
+def test_what_is_off_is_not_in_the_program():
+    image = jnp.zeros((64, 8, 8, 1))
+
+    def program(**options):
+        return str(jax.make_jaxpr(lambda k, x: augment(k, x, **options))(KEYS, image))
+
+    assert "random" not in program() and "mul" not in program()
+    assert "gather" not in program(brightness=0.1) and "gather" not in program(scale=0.1)
+    draws = {name: program(**{name: 0.1}).count("random_bits") for name in ("rotate", "brightness")}
+    assert draws == {"rotate": 1, "brightness": 1}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"scale": 1.0}, {"rotate": -5}, {"brightness": 2}, {"translate": float("nan")}]
+)
+def test_what_a_picture_does_not_bear_is_named(wrong):
+    with pytest.raises(UserError, match=f"augment.{next(iter(wrong))} is "):
+        augment(KEYS, jnp.zeros((64, 8, 8, 1)), **wrong)

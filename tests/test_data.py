@@ -1,4 +1,4 @@
-"""From folders to arrays: layouts, decoding, the split's promises, what a user is told."""
+"""From folders to arrays: layouts, the split's promises, what a user is told."""
 
 import csv
 from itertools import pairwise
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bigan_jax import data
-from bigan_jax.data.decode import list_pictures, read_image, read_images, read_mask
 from bigan_jax.data.sources import choose, with_camera
 from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, Record, sides, split, uniform
 from bigan_jax.errors import UserError
@@ -142,116 +141,6 @@ def test_pictures_at_a_border_between_camera_blocks_are_left_out():
 )
 def test_camera_numbers_are_read_from_names(name, group):
     assert with_camera(Record(f"healthy/{name}", False, "own")).group == group
-
-
-# --- decoding ---
-
-
-def modes():
-    """Pictures of one colour in every mode, with the grey and RGB they should give."""
-    red_grey = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
-    rgb = (200, 100, 50)
-    palette = Image.new("P", (9, 7), 1)
-    palette.putpalette([0, 0, 0, *rgb])
-    half = Image.new("RGBA", (9, 7), (*rgb, 51))
-    over_white = tuple(0.2 * v + 0.8 * 255 for v in rgb)
-    half_grey = 0.2 * red_grey + 0.8 * 255
-    wide = np.full((7, 9), 257 * 80, np.uint16)
-    return {
-        "1.png": (Image.new("1", (9, 7), 1), 255, (255,) * 3),
-        "L.png": (Image.new("L", (9, 7), 80), 80, (80,) * 3),
-        "LA.png": (Image.new("LA", (9, 7), (80, 0)), 255, (255,) * 3),
-        "I16.png": (Image.fromarray(wide), 80, (80,) * 3),
-        "I16.tif": (Image.fromarray(wide), 80, (80,) * 3),
-        "I.tif": (Image.fromarray(wide.astype(np.int32)), 80, (80,) * 3),
-        "F.tif": (Image.fromarray(np.full((7, 9), 0.4, np.float32)), 102, (102,) * 3),
-        "RGB.png": (Image.new("RGB", (9, 7), rgb), red_grey, rgb),
-        "RGBA.png": (half, half_grey, over_white),
-        "P.png": (palette, red_grey, rgb),
-        "P.gif": (palette, red_grey, rgb),
-        "CMYK.tif": (Image.new("CMYK", (9, 7), (55, 155, 205, 0)), red_grey, rgb),
-        "RGB.jpg": (Image.new("RGB", (9, 7), rgb), red_grey, rgb),
-        "RGB.webp": (Image.new("RGB", (9, 7), rgb), red_grey, rgb),
-        "RGB.bmp": (Image.new("RGB", (9, 7), rgb), red_grey, rgb),
-    }
-
-
-@pytest.mark.parametrize("name", modes())
-def test_every_mode_gives_its_grey_and_its_colour(tmp_path, name):
-    picture, grey, rgb = modes()[name]
-    picture.save(tmp_path / name)
-    one, three = (read_image(tmp_path / name, 8, channels) for channels in (1, 3))
-    assert one.shape == (8, 8, 1) and three.shape == (8, 8, 3)
-    assert one.dtype == three.dtype == np.uint8
-    np.testing.assert_allclose(one, np.full((8, 8, 1), grey), atol=1.6)
-    np.testing.assert_allclose(three, np.broadcast_to(rgb, (8, 8, 3)), atol=2.1)
-
-
-def test_exif_orientation_is_applied(tmp_path):
-    pixels = np.zeros((32, 32), np.uint8)
-    pixels[:, 16:] = 200  # bright on the right; orientation 6 turns that downwards
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif)
-    image = read_image(tmp_path / "turned.jpg", 16, 1)[..., 0]
-    assert image[:6].max() < 30 and image[10:].min() > 170
-
-
-def test_resizing_is_antialiased(tmp_path):
-    stripes = np.zeros((64, 64), np.uint8)
-    stripes[:, ::2] = 255
-    Image.fromarray(stripes).save(tmp_path / "stripes.png")
-    assert np.ptp(read_image(tmp_path / "stripes.png", 16, 1)[:, 2:-2]) < 12
-
-
-def test_a_mask_is_the_majority_of_a_cell_and_never_vanishes(tmp_path):
-    mask = np.zeros((32, 32), np.uint8)
-    mask[0:3, 0:4] = 1  # three quarters of a cell of 4 x 4, and any value counts
-    mask[8:9, 8:12] = 255  # a quarter of one
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    assert np.argwhere(read_mask(tmp_path / "mask.png", 8)).tolist() == [[0, 0]]
-    mask[0:3, 0:4] = 0
-    Image.fromarray(mask).save(tmp_path / "small.png")
-    assert np.argwhere(read_mask(tmp_path / "small.png", 8)).tolist() == [[2, 2]]
-    Image.new("RGBA", (32, 32), (0, 0, 0, 255)).save(tmp_path / "empty.png")
-    assert not read_mask(tmp_path / "empty.png", 8).any()
-
-
-def test_every_broken_file_is_named_with_its_reason(tmp_path):
-    write(tmp_path / "fine.png")
-    (tmp_path / "text.png").write_text("not a picture")
-    whole = tmp_path / "cut.jpg"
-    Image.effect_noise((64, 64), 50).save(whole)
-    whole.write_bytes(whole.read_bytes()[:400])
-    with pytest.raises(UserError, match="2 of 3 pictures") as error:
-        read_images(tmp_path, ["cut.jpg", "fine.png", "text.png"], 16, 1)
-    assert "cut.jpg: " in str(error.value) and "text.png: " in str(error.value)
-    many = [f"missing{i}.png" for i in range(25)]
-    with pytest.raises(UserError, match="and 5 more"):
-        read_images(tmp_path, many, 16, 1)
-
-
-def test_a_huge_picture_is_refused_by_its_header(tmp_path):
-    Image.new("1", (20_000, 5_001)).save(tmp_path / "huge.png")
-    with (
-        pytest.warns(Image.DecompressionBombWarning),
-        pytest.raises(UserError, match=r"huge\.png: 20000x5001 is more than 100 megapixels"),
-    ):
-        read_images(tmp_path, ["huge.png"], 16, 1)
-
-
-def test_a_float_picture_without_a_scale_is_refused(tmp_path):
-    Image.fromarray(np.full((8, 8), 30.0, np.float32)).save(tmp_path / "f.tif")
-    with pytest.raises(UserError, match=r"f\.tif: a float picture"):
-        read_images(tmp_path, ["f.tif"], 16, 1)
-
-
-def test_listing_is_sorted_and_passes_over_loops_and_hidden_files(tmp_path):
-    for name in ("b/2.PNG", "a.jpg", "b/1.tif", ".hidden.png", ".git/x.png", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "b" / "loop").symlink_to(tmp_path)
-    assert list_pictures(tmp_path) == ["a.jpg", "b/1.tif", "b/2.PNG"]
 
 
 # --- layouts ---

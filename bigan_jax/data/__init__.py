@@ -1,26 +1,35 @@
 """A folder of pictures, or the built-in phantom, to arrays that train, calibrate and test."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bigan_jax.data import phantom
+from bigan_jax.data.broken import Broken, broken_note, unreadable
 from bigan_jax.data.decode import (
     in_threads,
     list_pictures,
+    picture_size,
     read_image,
     read_images,
     read_mask,
-    read_masks,
 )
+from bigan_jax.data.medical import slice_notes, split_slice
 from bigan_jax.data.pictures import Dataset, Pictures, concatenate
-from bigan_jax.data.sources import EXPECTED, choose, list_source, misplaced
+from bigan_jax.data.sources import EXPECTED, choose, misplaced
 from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, Record, split
+from bigan_jax.data.stream import LazyImages
 from bigan_jax.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from bigan_jax.data.catalogue import Catalogue
 
 __all__ = [
     "SOURCES",
     "Dataset",
+    "LazyImages",
     "Pictures",
     "concatenate",
     "list_pictures",
@@ -37,6 +46,7 @@ def load(
     source: str,
     *,
     dir: str | Path | None,
+    tfds_dir: str | Path = "",
     category: str,
     image_size: int,
     channels: int,
@@ -46,6 +56,8 @@ def load(
     official_split: bool = True,
     phantom_normal: int = 500,
     phantom_anomalous: int = 100,
+    stream: bool = False,
+    skip_broken: bool = False,
 ) -> Dataset:
     """Decode one of SOURCES into `image_size` square pictures with 1 (grey) or 3 (RGB) channels.
 
@@ -55,8 +67,18 @@ def load(
     pictures unless `official_split` is False. The two phantom counts are for each category;
     the phantom needs no `dir`. Pictures that are not square are stretched.
 
-    Raises UserError for whatever the user can mend: names, folders, layouts, broken files.
+    With `stream` the training pictures are LazyImages: decoded once to see that they can be, then
+    whenever they are asked for, and never all in memory. Those that calibrate and test are in
+    memory all the same.
+
+    `dir` is a folder or an archive of it, here or in a bucket (gs://, s3://). It is prepared on
+    first use, and when it has changed, as a TFDS data set in `tfds_dir`, else TFDS_DATA_DIR, else
+    ~/tensorflow_datasets (`bigan_jax.data.prepared`).
+
+    Raises UserError for whatever the user can mend: names, folders, layouts, and broken files,
+    all of them together; with `skip_broken` these are left out, and counted in the notes.
     """
+    broken: list[Broken] = []
     if source not in SOURCES:
         raise unknown("data source", source, SOURCES)
     if channels not in (1, 3):
@@ -71,29 +93,105 @@ def load(
         def read(part: list[Record]) -> Pictures:
             return _phantom_pictures(part, conditions, image_size, channels)
 
+        def read_lazily(part: list[Record]) -> Pictures:
+            def draw(r: Record) -> np.ndarray:
+                number = phantom.index_of(r.path)
+                return phantom.draw(conditions[r.condition], number, image_size, channels)[0]
+
+            return _lazy_pictures(part, draw, image_size, channels)
+
     elif not dir:
         raise misplaced(source, "No data folder was given: --config.data.dir=DIR.")
     else:
-        root = Path(dir).expanduser()
-        records, conditions, notes = list_source(source, root, category, official_split)
+        try:  # only now: TFDS takes longer to import than a phantom to draw
+            from bigan_jax.data.catalogue import open_catalogue
+        except ImportError as error:
+            raise UserError(f"{error.name} is not installed: pip install -e . again.") from error
+        catalogue = open_catalogue(source, dir, tfds_dir, category.strip(), official_split)
+        root, records, conditions, notes, _ = catalogue
 
         def read(part: list[Record]) -> Pictures:
-            return _read_pictures(part, root, image_size, channels)
+            pictures, unread = _read_pictures(part, catalogue, image_size, channels)
+            broken.extend(unread)
+            return pictures
+
+        def read_lazily(part: list[Record]) -> Pictures:
+            def decode(r: Record) -> np.ndarray:
+                return read_image(catalogue.open(r.path), image_size, channels)
+
+            part, unread = _usable(part, catalogue, image_size, channels)
+            broken.extend(unread)
+            return _lazy_pictures(part, decode, image_size, channels)
 
     parts, left_out = split(records, split_seed, test_fraction, calibration_fraction)
-    train, calibration, test = (read(parts[name]) for name in (TRAIN, CALIBRATION, TEST))
-    notes += left_out
+    calibration, test = read(parts[CALIBRATION]), read(parts[TEST])
+    train = (read_lazily if stream else read)(parts[TRAIN])
+    if broken and not skip_broken:
+        raise unreadable(broken, root, len(records), "pictures")
+    asked = [r.path for part in parts.values() for r in part]
+    kept = [path for part in (train, calibration, test) for path in part.path]
+    notes += left_out + broken_note(broken) + slice_notes(asked, [*kept, *(b.path for b in broken)])
+    for name, part in (TRAIN, train), (CALIBRATION, calibration), (TEST, test):
+        if parts[name] and not len(part.label):
+            raise UserError(f"No picture that can be read is left for {name}.")
     if not test.label.any():
         notes += ("the test has no anomalous pictures: only false alarms can be measured",)
     return Dataset(train, calibration, test, conditions, notes)
 
 
-def _read_pictures(part: list[Record], root: Path, size: int, channels: int) -> Pictures:
-    image = read_images(root, [r.path for r in part], size, channels)
-    mask = np.zeros((len(part), size, size), bool)
-    known = [i for i, r in enumerate(part) if r.mask]
-    mask[known] = read_masks(root, [part[i].mask for i in known], size)
-    return _pictures(part, image, mask)
+def _read_pictures(
+    part: list[Record], catalogue: "Catalogue", size: int, channels: int
+) -> tuple[Pictures, list[Broken]]:
+    """What can be read of `part`, and what cannot; a picture stays when its mask is broken."""
+    paths = [r.path for r in part]
+    images, broken = catalogue.read_all(
+        lambda picture, _: read_image(picture, size, channels), paths, "pictures"
+    )
+    read = [(r, image) for r, image in zip(part, images, strict=True) if image is not None]
+    picture_of = {r.mask: r.path for r, _ in read if r.mask}
+    masks, more = catalogue.read_all(
+        lambda mask, path: read_mask(mask, size, picture_size(catalogue.open(picture_of[path]))),
+        list(picture_of),
+        "masks",
+    )
+    mask_of = dict(zip(picture_of, masks, strict=True))
+    read = [(r, image, mask_of.get(r.mask)) for r, image in read]
+    read = [row for row in read if _tells(*row)]
+    image = np.zeros((len(read), size, size, channels), np.uint8)
+    mask = np.zeros((len(read), size, size), bool)
+    for i, (_, picture, defect) in enumerate(read):
+        image[i] = picture
+        mask[i] = False if defect is None else defect
+    return _pictures([r for r, *_ in read], image, mask), broken + more
+
+
+def _tells(r: Record, image: np.ndarray, mask: np.ndarray | None) -> bool:
+    """Of a volume's slices those tell nothing that are blank, or that their own mask shows to be
+    without the defect for which the volume is anomalous."""
+    whole = split_slice(r.path)[1] is None
+    return whole or (np.ptp(image) > 0 and (mask is None or bool(mask.any())))
+
+
+def _usable(
+    part: list[Record], catalogue: "Catalogue", size: int, channels: int
+) -> tuple[list[Record], list[Broken]]:
+    """Which pictures of `part`, all normal, `_read_pictures` would keep; none stays in memory."""
+    record_of = {r.path: r for r in part}
+    tells, broken = catalogue.read_all(
+        lambda picture, path: _tells(record_of[path], read_image(picture, size, channels), None),
+        list(record_of),
+        "pictures",
+    )
+    return [r for r, usable in zip(part, tells, strict=True) if usable], broken
+
+
+def _lazy_pictures(
+    part: list[Record], read: Callable[[Record], np.ndarray], size: int, channels: int
+) -> Pictures:
+    names = [r.path for r in part]
+    image = LazyImages(lambda i: read(part[i]), names, (size, size, channels))
+    # What trains is normal: no defects, in a view that takes no memory.
+    return _pictures(part, image, np.broadcast_to(False, (len(part), size, size)))
 
 
 def _phantom_pictures(
@@ -112,6 +210,9 @@ def _phantom_pictures(
 
 def _pictures(part: list[Record], image: np.ndarray, mask: np.ndarray) -> Pictures:
     label = np.array([r.label for r in part], bool)
+    # An anomalous picture without one defect pixel says nothing of where its defect is.
+    has_mask = ~label
+    has_mask[label] = mask[label].any(axis=(1, 2))
     return Pictures(
         image=image,
         label=label,
@@ -120,6 +221,5 @@ def _pictures(part: list[Record], image: np.ndarray, mask: np.ndarray) -> Pictur
         kind=np.array([r.kind for r in part], str),
         path=np.array([r.path for r in part], str),
         mask=mask,
-        # An anomalous picture without one defect pixel says nothing of where its defect is.
-        has_mask=~label | mask.any(axis=(1, 2)),
+        has_mask=has_mask,
     )

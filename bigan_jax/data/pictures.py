@@ -5,11 +5,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Shaped, UInt8
 
+from bigan_jax.data.stream import LazyImages
+
 
 class Pictures(NamedTuple):
     """`n` decoded pictures; every field has one row for each."""
 
-    image: UInt8[np.ndarray, "n h w c"]  # 0 to 255
+    image: UInt8[np.ndarray, "n h w c"] | LazyImages  # 0 to 255
     label: Bool[np.ndarray, "n"]  # True: anomalous
     group: Shaped[np.ndarray, "n"]  # patient, camera block, or the picture's own path
     condition: Int32[np.ndarray, "n"]  # index into Dataset.conditions
@@ -19,8 +21,16 @@ class Pictures(NamedTuple):
     has_mask: Bool[np.ndarray, "n"]  # normal (mask empty), or anomalous with a known mask
 
     def take(self, indices: Int[np.ndarray, "m"] | Bool[np.ndarray, "n"] | slice) -> "Pictures":
-        """The rows at `indices` (integers, a boolean mask or a slice), in that order."""
-        return Pictures(*(field[indices] for field in self))
+        """The rows at `indices` (integers, a boolean mask or a slice), in that order.
+
+        Pictures that are decoded on demand stay so; only those that train are, without defects.
+        """
+        image, *others, mask, has_mask = self
+        if not isinstance(image, LazyImages):
+            return Pictures(*(field[indices] for field in self))
+        image = image.subset(indices)
+        nothing = np.broadcast_to(False, (len(image), *mask.shape[1:]))  # takes no memory
+        return Pictures(image, *(field[indices] for field in others), nothing, has_mask[indices])
 
 
 def concatenate(parts: list[Pictures]) -> Pictures:

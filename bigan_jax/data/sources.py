@@ -1,18 +1,22 @@
-"""The folder layouts of real sets: from a folder to a list of records, nothing decoded yet."""
+"""The layouts of real sets: from the names in a folder to a list of records, nothing decoded."""
 
 import csv
+import io
 import re
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from bigan_jax.data.decode import SUFFIXES, list_pictures
+from bigan_jax.data.broken import Broken
+from bigan_jax.data.decode import SUFFIXES
+from bigan_jax.data.folders import METADATA, Folder
+from bigan_jax.data.medical import stem
 from bigan_jax.data.split import TEST, TRAIN, Record, block
 from bigan_jax.errors import UserError, unknown
 
-NORMAL = ("normal", "good", "healthy")
+NORMAL = ("normal", "good", "healthy", "notumor", "no_tumor")
 ANOMALOUS = ("anomalous", "abnormal", "defect", "diseased", "tumor")
+ANOMALOUS += ("glioma", "meningioma", "pituitary")  # of Kaggle's brain sets, each its own kind
 MASKS = ("masks", "mask", "ground_truth", "tumor_mask")
 LEAST_NORMAL = 10
 
@@ -23,64 +27,70 @@ EXPECTED = {
   dir/anomalous/[<kind>/]      anomalous ones, optional (or abnormal/, defect/, diseased/)
   dir/masks/[<kind>/]          their masks, optional: the same name, or <name>_mask""",
     "brain": """\
-  dir/healthy/                 slices without a tumour
-  dir/tumor/                   slices with one
+  dir/healthy/                 slices without a tumour (or notumor/)
+  dir/tumor/                   slices with one (or glioma/, meningioma/, pituitary/)
   dir/tumor_mask/              their masks, optional: the same name
   dir/metadata.csv             optional; columns file and patient
-To be had as Kaggle mateuszbuda/lgg-mri-segmentation (patients, masks) or
-masoudnickparvar/brain-tumor-mri-dataset; sort the pictures into these folders.""",
+To be had as Kaggle mateuszbuda/lgg-mri-segmentation (110 patients, 3,929 slices and masks; CC
+BY-NC-SA 4.0; sort its slices into these folders) or masoudnickparvar/brain-tumor-mri-dataset
+(its archive.zip will do; no patients, and the source of a picture predicts its label).""",
     "mvtec": """\
   dir/<category>/train/good/
   dir/<category>/test/good/, dir/<category>/test/<kind>/
   dir/<category>/ground_truth/<kind>/000_mask.png
-To be had at https://www.mvtec.com/company/research/datasets/mvtec-ad""",
+To be had at https://www.mvtec.com/company/research/datasets/mvtec-ad (15 categories, 5,354
+pictures; CC BY-NC-SA 4.0); mvtec_anomaly_detection.tar.xz or one category's archive will do.""",
     "plant": """\
   dir/<species>___healthy/, dir/<species>___<disease>/      as in PlantVillage, or
   dir/healthy/, dir/diseased/
-To be had as Kaggle emmarex/plantdisease or TFDS plant_village""",
+To be had as Kaggle emmarex/plantdisease (its archive.zip will do) or TFDS plant_village (found
+where it is prepared; 38 classes, 54,303 pictures); CC BY-SA 3.0 is the licence usually named.""",
 }
 
 
 class Listing(NamedTuple):
-    """What a folder holds."""
+    """What a folder holds; `Record.condition` is an index into `conditions`."""
 
     records: list[Record]
-    conditions: tuple[str, ...]
+    conditions: tuple[str, ...]  # () where the folder knows of none
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # conditions without normal pictures
+
+    def files(self) -> list[str]:
+        """The pictures and masks, sorted."""
+        return sorted({path for r in self.records for path in (r.path, r.mask) if path})
 
 
-def list_source(source: str, root: Path, category: str, official_split: bool) -> Listing:
-    """The pictures of `root`, read as the layout of `source`: a key of EXPECTED.
+def list_source(source: str, folder: Folder, category: str) -> dict[str, Listing]:
+    """The pictures of `folder`, read as the layout of `source`: a key of EXPECTED.
 
-    Raises UserError that shows the layout when the folder is missing, is empty, has another
-    layout or fewer than LEAST_NORMAL normal pictures, and for an unknown category.
+    Each of MVTec's categories is a set of its own, and those that `category` names are listed; of
+    other sources there is one set without a name, with all there is. Returns the sets by name.
+    Raises UserError that shows the layout when the folder is empty or has another layout, and for
+    an unknown category.
     """
-    if not root.is_dir():
-        raise misplaced(source, f"There is no folder {root}.")
-    if source == "mvtec":
-        listing = list_mvtec(root, category, official_split)
-    elif source == "plant" and any("___" in f.name for f in root.iterdir() if f.is_dir()):
-        listing = list_species(root, category)
-    else:
-        listing = list_two_folders(source, root, category)
-    if not listing.records:
+    if not folder.pictures():
         suffixes = ", ".join(sorted(SUFFIXES))
-        raise misplaced(source, f"No picture was found in {root} (looked for {suffixes}).")
-    normal = sum(not r.label for r in listing.records)
-    if normal < LEAST_NORMAL:
-        raise misplaced(
-            source,
-            f"Only {normal} normal pictures were found in {root}; at least {LEAST_NORMAL} are "
-            "needed, and good results need hundreds.",
-        )
-    return listing
+        raise misplaced(source, f"No picture was found in {folder.root} (looked for {suffixes}).")
+    if source == "mvtec":
+        found = categories(folder)
+        names = choose(category, list(found))
+        return {name: list_mvtec(folder, name, found[name]) for name in names}
+    return {"": _list_whole(source, folder)}
+
+
+def _list_whole(source, folder):
+    if source == "plant" and any("___" in name for name in folder.folders()):
+        return list_species(folder)
+    return list_two_folders(source, folder)
 
 
 def misplaced(source: str, problem: str) -> UserError:
     """The error for a folder that is not laid out as `source` has to be."""
     return UserError(
         f"{problem}\n"
-        f"The source {source!r} expects (dir is --config.data.dir):\n{EXPECTED[source]}\n"
+        f"The source {source!r} expects (dir is --config.data.dir, a folder or an archive of it):\n"
+        f"{EXPECTED[source]}\n"
         "To try things now, without any data: --config=configs/<model>.py:phantom"
     )
 
@@ -96,91 +106,98 @@ def choose(category: str, available: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def list_two_folders(source: str, root: Path, category: str) -> Listing:
-    """Normal pictures in one folder, anomalous ones in another; or normal ones alone in `root`."""
+def list_two_folders(source: str, folder: Folder) -> Listing:
+    """Normal pictures in one folder, anomalous ones in another; or normal ones alone."""
     notes = ()
-    folders = {f.name for f in root.iterdir() if f.is_dir()}
-    normal = [f"{d}/{p}" for d in NORMAL if d in folders for p in list_pictures(root / d)]
-    anomalous = [f"{d}/{p}" for d in ANOMALOUS if d in folders for p in list_pictures(root / d)]
+    folders = folder.folders()
+    normal = [f"{d}/{p}" for d in NORMAL if d in folders for p in folder.pictures(d)]
+    anomalous = [f"{d}/{p}" for d in ANOMALOUS if d in folders for p in folder.pictures(d)]
     if not folders.intersection(NORMAL):
         if source != "folder" or folders.intersection(ANOMALOUS):
-            raise misplaced(source, f"{root} has no folder of normal pictures.")
-        if (root / "train" / "good").is_dir():
+            raise misplaced(source, f"{folder.root} has no folder of normal pictures.")
+        if folder.pictures("train/good"):
             raise misplaced(
-                source, f"{root} is laid out like MVTec AD: the source 'mvtec' reads it."
+                source, f"{folder.root} is laid out like MVTec AD: the source 'mvtec' reads it."
             )
-        normal = list_pictures(root)
-        notes += (f"{root} has no folder normal/: all its pictures are taken as normal",)
-    masks = Masks(root, [d for d in MASKS if d in folders])
-    records = [Record(path, False, path) for path in sorted(normal)]
+        normal = folder.pictures()
+        notes += (f"{folder.root} has no folder normal/: all its pictures are taken as normal",)
+    masks = Masks(folder, [d for d in MASKS if d in folders])
+    records = [Record(path, False, folder.group(path)) for path in sorted(normal)]
     for path in sorted(anomalous):
-        folder, _, name = path.partition("/")
+        parent, _, name = path.partition("/")
         kind = PurePosixPath(name).parent.as_posix()
         mask = masks.find(name, path)
-        records.append(Record(path, True, path, 0, folder if kind == "." else kind, mask))
+        kind = parent if kind == "." else kind
+        records.append(Record(path, True, folder.group(path), 0, kind, mask))
     notes += masks.notes()
     if source == "plant":
         records = [with_camera(r) for r in records]
-    if (root / "metadata.csv").is_file() and source == "brain":
-        records, more = with_patients(records, root / "metadata.csv")
+    if METADATA in folder.files and source == "brain":
+        records, more = with_patients(records, folder)
         notes += more
-    return Listing(records, (category.strip() or source,), notes)
+    return Listing(records, (), notes)
 
 
-def list_mvtec(root: Path, category: str, official_split: bool) -> Listing:
-    """The layout of MVTec AD; `root` is the folder of the categories or one category."""
-    if (root / "train" / "good").is_dir():
-        folders = {root.resolve().name: root}
-    else:
-        folders = {f.name: f for f in sorted(root.iterdir()) if (f / "train" / "good").is_dir()}
-    if not folders:
-        raise misplaced("mvtec", f"{root} has no folder train/good, nor a category that has one.")
-    records, notes = [], ()
-    names = choose(category, list(folders))
-    for condition, name in enumerate(names):
-        inside = PurePosixPath(folders[name].relative_to(root).as_posix())
-        masks = Masks(root, [(inside / "ground_truth").as_posix()])
-        for file in list_pictures(folders[name]):
-            part, _, rest = file.partition("/")
-            kind = rest.partition("/")[0]
-            if part not in ("train", "test") or kind == rest:
-                continue
-            label = kind != "good"
-            records.append(
-                Record(
-                    path=(inside / file).as_posix(),
-                    label=label,
-                    group=f"{name}/{file}",
-                    condition=condition,
-                    kind=kind,
-                    mask=masks.find(rest) if label else None,
-                    official=(TRAIN if part == "train" else TEST) if official_split else None,
-                )
+def categories(folder: Folder) -> dict[str, str]:
+    """MVTec's categories: the folder of each by its name, "" where `folder` is one itself.
+
+    Raises UserError where there is none.
+    """
+    found = [
+        f
+        for f in ("", *sorted(folder.folders()))
+        if "good" in folder.folders(f"{f}/train".lstrip("/"))
+    ]
+    if not found:
+        raise misplaced(
+            "mvtec", f"{folder.root} has no folder train/good, nor a category that has one."
+        )
+    return {child or folder.root.name: child for child in found}
+
+
+def list_mvtec(folder: Folder, category: str, inside: str) -> Listing:
+    """A category of MVTec AD, which lies in the folder `inside` of `folder`."""
+    start = f"{inside}/" if inside else ""
+    masks = Masks(folder, [f"{start}ground_truth"])
+    records = []
+    for file in folder.pictures(inside):
+        part, _, rest = file.partition("/")
+        kind = rest.partition("/")[0]
+        if part not in ("train", "test") or kind == rest:
+            continue
+        label = kind != "good"
+        records.append(
+            Record(
+                path=start + file,
+                label=label,
+                group=f"{category}/{file}",
+                kind=kind,
+                mask=masks.find(rest) if label else None,
+                official=TRAIN if part == "train" else TEST,
             )
-        notes += tuple(f"{name}: {note}" for note in masks.notes())
-    return Listing(records, tuple(names), notes)
+        )
+    return Listing(records, (category,), tuple(f"{category}: {note}" for note in masks.notes()))
 
 
-def list_species(root: Path, category: str) -> Listing:
+def list_species(folder: Folder) -> Listing:
     """PlantVillage's class folders <species>___<state>; each species is a condition."""
     states = {}
-    for folder in sorted(f.name for f in root.iterdir() if f.is_dir() and "___" in f.name):
-        species, _, state = folder.partition("___")
-        states.setdefault(species, {})[state] = folder
-    asked = choose(category, list(states))
-    names = [n for n in asked if any(s.lower() == "healthy" for s in states[n])]
+    for name in sorted(n for n in folder.folders() if "___" in n):
+        species, _, state = name.partition("___")
+        # A category is chosen from a comma list: "Pepper,_bell" is called "Pepper_bell".
+        states.setdefault(species.replace(",", ""), {})[state] = name
+    names = [n for n in states if any(s.lower() == "healthy" for s in states[n])]
     if not names:
-        raise misplaced("plant", f"{', '.join(asked)}: no folder <species>___healthy in {root}.")
-    notes = tuple(f"{n} left out: it has no healthy leaves" for n in asked if n not in names)
+        raise misplaced("plant", f"{folder.root} has no folder <species>___healthy.")
     records = []
     for condition, name in enumerate(names):
-        for state, folder in states[name].items():
+        for state, inside in states[name].items():
             label = state.lower() != "healthy"
             kind = state if label else "good"
-            for file in list_pictures(root / folder):
-                path = f"{folder}/{file}"
+            for file in folder.pictures(inside):
+                path = f"{inside}/{file}"
                 records.append(with_camera(Record(path, label, path, condition, kind)))
-    return Listing(records, tuple(names), notes)
+    return Listing(records, tuple(names), left_out=tuple(n for n in states if n not in names))
 
 
 # What published copies add to a name: the uuid before it, an augmentation after it.
@@ -203,42 +220,49 @@ def with_camera(record: Record) -> Record:
     return record._replace(group=block(sequence, number), camera=(sequence, number))
 
 
-def with_patients(records: list[Record], table: Path) -> tuple[list[Record], tuple[str, ...]]:
-    """Group the records by the column `patient` of `table`, whose column `file` holds paths."""
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        rows = csv.DictReader(lines)
-        if missing := {"file", "patient"} - set(rows.fieldnames or ()):
-            raise UserError(f"{table} has no column {' and no column '.join(sorted(missing))}.")
-        patient = {row["file"].replace("\\", "/"): (row["patient"] or "").strip() for row in rows}
-    grouped = [r._replace(group=patient.get(r.path) or r.path) for r in records]
+def with_patients(records: list[Record], folder: Folder) -> tuple[list[Record], tuple[str, ...]]:
+    """Group the records by the columns `file`, a path, and `patient` of metadata.csv."""
+    (table,) = folder.read([METADATA], False)
+    if isinstance(table, Broken):
+        raise UserError(f"{folder.root}/{METADATA} cannot be read: {table.reason}")
+    text = table.decode("utf-8-sig", "replace")
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    if missing := {"file", "patient"} - set(rows.fieldnames or ()):
+        names = " and no column ".join(sorted(missing))
+        raise UserError(f"{folder.root}/{METADATA} has no column {names}.")
+    patient = {
+        (row["file"] or "").replace("\\", "/"): (row["patient"] or "").strip() for row in rows
+    }
+    grouped = [r._replace(group=patient.get(r.path) or r.group) for r in records]
     alone = sum(not patient.get(r.path) for r in records)
-    note = f"{alone} pictures have no patient in {table.name}: each is taken as a group of its own"
+    note = f"{alone} pictures have no patient in {METADATA}: each is taken as a group of its own"
     return grouped, (note,) if alone else ()
 
 
 class Masks:
-    """Finds the mask of a picture among the files of some folders of `root`."""
+    """Finds the mask of a picture among the files of some folders of a data folder."""
 
-    def __init__(self, root: Path, folders: list[str]):
-        self.known = bool(folders)
-        self.count = Counter()
+    def __init__(self, folder: Folder, inside: list[str]):
+        self.known = bool(inside)
+        self.found: list[str | None] = []
         self.mask_of = {
-            PurePosixPath(file).with_suffix("").as_posix(): f"{folder}/{file}"
-            for folder in folders
-            for file in list_pictures(root / folder)
+            stem(file): f"{name}/{file}" for name in inside for file in folder.pictures(name)
         }
 
     def find(self, *paths: str) -> str | None:
         """The mask with the relative path and stem of one of `paths`, or with _mask after it."""
-        stems = [PurePosixPath(path).with_suffix("").as_posix() for path in paths]
-        names = (name for stem in stems for name in (stem, f"{stem}_mask"))
+        stems = [stem(path) for path in paths]
+        names = (name for file, i in stems for name in ((file, i), (f"{file}_mask", i)))
         found = next((self.mask_of[name] for name in names if name in self.mask_of), None)
-        self.count[found is not None] += 1
+        self.found.append(found)
         return found
 
     def notes(self) -> tuple[str, ...]:
-        """What a user should know: masks that were expected and not found."""
-        missing = self.count[False]
-        if not self.known or not missing:
-            return ()
-        return (f"{missing} anomalous pictures have no mask: pixel figures leave them out",)
+        """What a user should know: pictures without a mask, and masks without a picture."""
+        notes = []
+        missing, spare = self.found.count(None), set(self.mask_of.values()) - {*self.found}
+        if self.known and missing:
+            notes.append(f"{missing} anomalous pictures have no mask: pixel figures leave them out")
+        if spare:
+            notes.append(f"{len(spare)} masks belong to no anomalous picture, such as {min(spare)}")
+        return tuple(notes)

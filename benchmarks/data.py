@@ -1,0 +1,155 @@
+"""python benchmarks/data.py [--folder=DIR] [--output=data.json]
+
+Pictures a second from files to arrays: preparing a folder for the first time, loading what is
+prepared, and streaming random batches of it; against Pillow in one thread and, where PyTorch is
+installed, its DataLoader with two workers, both reading the files themselves. The ways take turns,
+so that what else the machine does hits all of them, and medians count; on a busy machine look at
+the CPU time, which leaves the DataLoader's workers out. Without --folder, phantom heads are drawn,
+half as PNG and half as JPEG.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bigan_jax import data
+from bigan_jax.data import phantom
+from bigan_jax.data.catalogue import open_catalogue
+
+try:
+    import torch
+    from torch.utils.data import DataLoader
+except ImportError:
+    torch = None
+
+BATCH = 32
+
+
+def draw(folder, n, size):
+    for i in range(n):
+        image, _ = phantom.draw("head", i, size, 1, None)
+        suffix, options = (".png", {}) if i % 2 else (".jpg", {"quality": 92})
+        Image.fromarray(image[..., 0]).save(folder / f"{i:05d}{suffix}", **options)
+
+
+def decode(path, size):
+    with Image.open(path) as picture:
+        grey = picture.convert("L").resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(grey)[..., None]
+
+
+class Files:
+    """A PyTorch dataset of the same pictures."""
+
+    def __init__(self, paths, size):
+        self.paths, self.size = paths, size
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        return torch.from_numpy(decode(self.paths[i], self.size).copy())
+
+
+def prepare(folder, home):
+    return len(open_catalogue("folder", folder, home, "", True).records)
+
+
+def load(folder, home, size, stream=False):
+    return data.load(
+        "folder",
+        dir=folder,
+        tfds_dir=home,
+        category="",
+        image_size=size,
+        channels=1,
+        split_seed=0,
+        stream=stream,
+    )
+
+
+def load_all(folder, home, size):
+    return sum(len(part.image) for part in load(folder, home, size)[:3])
+
+
+def stream(images, order):
+    return sum(len(images[batch]) for batch in np.array_split(order, -(-len(order) // BATCH)))
+
+
+def pillow(paths, size):
+    return len(np.stack([decode(path, size) for path in paths]))
+
+
+def dataloader(paths, size):
+    loader = DataLoader(Files(paths, size), BATCH, shuffle=True, num_workers=2)
+    return sum(len(batch) for batch in loader)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, help="of pictures, all taken as normal")
+    parser.add_argument("--pictures", type=int, default=1500, help="to draw")
+    parser.add_argument("--drawn-size", type=int, default=256)
+    parser.add_argument("--size", type=int, default=128, help="of the arrays")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.folder
+        if folder is None:
+            folder = Path(scratch, "drawn")
+            folder.mkdir()
+            draw(folder, args.pictures, args.drawn_size)
+        paths = [folder / name for name in data.list_pictures(folder)]
+        home = f"{scratch}/prepared"
+        prepare(folder, home)
+        images = load(folder, home, args.size, stream=True).train.image
+        shuffle = np.random.default_rng(0).permutation
+        ways = {
+            "prepare": lambda i: prepare(folder, f"{scratch}/fresh{i}"),
+            "load": lambda i: load_all(folder, home, args.size),
+            "stream": lambda i: stream(images, shuffle(len(images))),
+            "pillow": lambda i: pillow(paths, args.size),
+        }
+        if torch:
+            ways["dataloader"] = lambda i: dataloader(paths, args.size)
+        rates, busy = {name: [] for name in ways}, {name: [] for name in ways}
+        for i in range(args.repeats):
+            for name, way in ways.items():
+                began, cpu = time.perf_counter(), time.process_time()
+                done = way(i)
+                rates[name].append(done / (time.perf_counter() - began))
+                busy[name].append((time.process_time() - cpu) / done * 1000)
+
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    print(f"{len(paths)} pictures to {args.size}x{args.size}, {os.cpu_count()} cores, pictures/s:")
+    for name, value in median.items():
+        low, high = min(rates[name]), max(rates[name])
+        cpu = statistics.median(busy[name])
+        print(f"  {name:10} {value:8.0f}  ({low:.0f} to {high:.0f}), {cpu:.2f} ms of CPU each")
+    against = [name for name in ("pillow", "dataloader") if name in median]
+    ratio = {
+        f"{name}/{other}": median[name] / median[other]
+        for name in ("load", "stream")
+        for other in against
+    }
+    for name, value in ratio.items():
+        print(f"  {name}: {value:.2f}")
+    print(f"  all of them prepared anew: {len(paths) / median['prepare']:.1f} s")
+    print(f"  all of them loaded: {len(paths) / median['load']:.1f} s")
+    if args.output:
+        content = {"pictures": len(paths), "size": args.size, "cores": os.cpu_count()}
+        content |= {"pictures_per_second": rates, "cpu_ms": busy, "ratios": ratio}
+        args.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Files that cannot be read: why, and how they are told."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from PIL import UnidentifiedImageError
+
+from bigan_jax.errors import UserError
+
+MAX_LISTED = 20  # files told with their reasons; of the others, the names
+MAX_NAMED = 1000
+
+Result = TypeVar("Result")
+
+
+class Broken(NamedTuple):
+    """A file that cannot be read."""
+
+    path: str
+    reason: str
+
+
+def attempt(path: str, work: Callable[[], Result]) -> Result | Broken:
+    """What `work()` gives, or why it fails: decoders of broken files raise nearly anything."""
+    try:
+        return work()
+    except Exception as error:
+        known = _REASONS.get(type(error))
+        return Broken(path, known or " ".join(str(error).split()) or type(error).__name__)
+
+
+_REASONS = {
+    StopIteration: "the file breaks off in an earlier slice",
+    UnidentifiedImageError: "not a picture, or damaged in its first bytes",
+    PermissionError: "no permission to read it",
+    FileNotFoundError: "there is no such file",
+    MemoryError: "takes more memory than there is",
+}
+
+
+def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
+    """Whether a path lies in `folder` once all links are followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def check_file(path: Path, folder: Path) -> None:
+    """Raises UserError for what is no file below `folder`, or an empty one.
+
+    A link may lead to another place in `folder`, not out of it.
+    """
+    if str(path) != printable(str(path)):
+        raise UserError("its name, or its folder's, is not UTF-8: rename it")
+    if not is_inside(path, folder):
+        raise UserError("leads out of the data folder: put the file itself there, not a link")
+    if not path.exists():
+        raise UserError(
+            "a link that leads nowhere" if path.is_symlink() else "there is no such file"
+        )
+    if not path.is_file():
+        raise UserError("not a file")  # a pipe would be waited for without end
+    if not path.stat().st_size:
+        raise UserError("is empty (0 bytes)")
+
+
+def printable(path: str) -> str:
+    """A path that can be written as UTF-8: a byte that is none is shown as \\udcff."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def unreadable(broken: Sequence[Broken], root: str | os.PathLike, of: int, what: str) -> UserError:
+    """The error that names the `broken` ones of `of` files of `root`, with the remedies."""
+    broken = sorted(broken)
+    lines = [f"  {printable(b.path)}: {b.reason}" for b in broken[:MAX_LISTED]]
+    if len(broken) > MAX_LISTED:
+        names = ", ".join(printable(b.path) for b in broken[MAX_LISTED:MAX_NAMED])
+        more = f" and {len(broken) - MAX_NAMED} others" if len(broken) > MAX_NAMED else ""
+        lines.append(f"  and {len(broken) - MAX_LISTED} more: {names}{more}")
+    return UserError(
+        f"{len(broken)} of {of} {what} in {root} cannot be read; mend or remove them, or leave "
+        "them out by --config.data.skip_broken=true:\n" + "\n".join(lines)
+    )
+
+
+def broken_note(broken: Sequence[Broken]) -> tuple[str, ...]:
+    """The note of a data set that was loaded without its `broken` files; none if there are none."""
+    named = "; ".join(f"{printable(b.path)}: {b.reason}" for b in sorted(broken)[:MAX_LISTED])
+    more = f"; and {len(broken) - MAX_LISTED} more" if len(broken) > MAX_LISTED else ""
+    return (f"{len(broken)} files left out that cannot be read ({named}{more})",) if broken else ()
