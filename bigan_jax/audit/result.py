@@ -1,0 +1,134 @@
+"""What an audit found, as a table for people and as JSON."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from textwrap import TextWrapper
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32, Shaped, UInt8
+
+from bigan_jax.errors import printable
+from bigan_jax.workdir import write_json
+
+PARTS = ("test", "calibration", "train")  # of two copies the one in the later part is left out
+SPLIT = ("path", "label", "group", "condition", "part")
+LEFT_OUT = "left out"
+WIDTH = 100  # of lines on the terminal
+
+
+class Every(NamedTuple):
+    """All pictures of a dataset, one row each, in the order of PARTS."""
+
+    part: Shaped[np.ndarray, "n"]
+    row: Int[np.ndarray, "n"]  # within the part
+    path: Shaped[np.ndarray, "n"]
+    label: Bool[np.ndarray, "n"]
+    group: Shaped[np.ndarray, "n"]
+    condition: Int32[np.ndarray, "n"]
+
+
+class Finding(NamedTuple):
+    """One line of the audit's table; `meaning` says what follows, where that is alarming."""
+
+    check: str
+    found: str
+    meaning: str = ""
+
+
+class Picture(NamedTuple):
+    """A picture of a pair."""
+
+    part: str
+    path: str
+    label: str
+    image: UInt8[np.ndarray, "h w c"] | None = None  # of the first pairs
+
+
+class Copy(NamedTuple):
+    """Two pictures that are one; `distance` is 0 for the same pixels, at most `copies.NEAR`."""
+
+    first: Picture
+    second: Picture
+    distance: float
+
+
+class Audit(NamedTuple):
+    """What was found in a set as it was loaded, and what the policy makes of it."""
+
+    policy: str
+    balance: list[dict]  # by part and condition: how many normal and anomalous pictures
+    findings: list[Finding]
+    facts: dict[str, float]  # AUROC of trivial facts on the test, best first
+    copies: list[Copy]  # those across parts first, then the nearest
+    exact: dict[str, Int[np.ndarray, "k"]]  # by part: rows with the same pixels in an earlier part
+    left_out: dict[str, Int[np.ndarray, "k"]]  # by part: rows that the policy leaves out
+    split: list[tuple[str, ...]]  # the rows of split.csv, under the names SPLIT
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is alarming, in a sentence or two each."""
+        return [
+            f"Leak audit, {f.check}: {f.found}. {f.meaning}" for f in self.findings if f.meaning
+        ]
+
+    def write(self, workdir: Path) -> None:
+        """Writes audit.json and split.csv: where each file went."""
+        write_json(workdir / "audit.json", self.as_dict())
+        name = workdir / "split.csv"
+        # Names of files may be no UTF-8; they are written as they are.
+        with name.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerows([SPLIT, *self.split])
+
+    def as_dict(self, images: bool = False) -> dict:
+        """The content of audit.json; with `images`, those that a report shows as well."""
+
+        def picture(p: Picture) -> dict:
+            shown = {"image": p.image} if images and p.image is not None else {}
+            return {"part": p.part, "path": printable(p.path), "label": p.label, **shown}
+
+        return {
+            "policy": self.policy,
+            "findings": [f._asdict() | {"alarming": bool(f.meaning)} for f in self.findings],
+            "facts": self.facts,
+            "balance": self.balance,
+            "left_out": {part: len(rows) for part, rows in self.left_out.items()},
+            "copies": [
+                {"distance": c.distance, "first": picture(c.first), "second": picture(c.second)}
+                for c in self.copies
+            ],
+        }
+
+    def table(self) -> str:
+        """The audit for a terminal: counts, findings, and what the alarming ones mean."""
+        lines = ["Leak audit", *_columns([["", "normal", "anomalous"], *self._counts()]), ""]
+        lines += _columns([["! " * bool(f.meaning) + f.check, f.found] for f in self.findings])
+        if self.facts:
+            some = ", ".join(f"{name} {v:.3f}" for name, v in self.facts.items() if v != 0.5)
+            equal = ", ".join(name for name, v in self.facts.items() if v == 0.5)
+            lines += ["", *_wrapped(f"AUROC of trivial facts on the test: {some or 'none'}", "  ")]
+            lines += _wrapped(f"0.5, as chance has it: {equal}", "  ") if equal else []
+        alarming = [f for f in self.findings if f.meaning]
+        lines += [""] * bool(alarming)
+        for f in alarming:
+            lines += _wrapped(f"! {f.check}: {f.meaning}", "  ", first="")
+        return "\n".join(map(printable, lines))
+
+    def _counts(self) -> Iterator[list[str]]:
+        several = len({line["condition"] for line in self.balance}) > 1
+        for line in self.balance:
+            name = f"{line['part']}, {line['condition']}" if several else line["part"]
+            yield [name, str(line["normal"] or "-"), str(line["anomalous"] or "-")]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return [line if line.startswith("!") else f"  {line}" for line in lines]
+
+
+def _wrapped(text: str, indent: str, first: str | None = None) -> list[str]:
+    first = indent if first is None else first
+    wrapper = TextWrapper(WIDTH, initial_indent=first, subsequent_indent=f"{indent}  ")
+    return wrapper.wrap(text)
