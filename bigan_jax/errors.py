@@ -14,3 +14,11 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(name, choices, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return UserError(f"unknown {kind} {name!r}.{hint} There are: {', '.join(choices)}.")
+
+
+def printable(text: str) -> str:
+    """The text with an escape (such as \\x1b) for each control, formatting or undecodable
+    character: a file name cannot move the cursor or turn the direction of what follows it."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,11 +1,12 @@
 """One self-contained HTML file about a run: what was reached, against what, and on which pictures.
 
 Nothing is fetched: styles and script are inline, images are data: URIs, and a content security
-policy forbids the rest. Everything that comes from outside (file names above all) is escaped.
+policy forbids the rest, any other script above all. Everything that comes from outside (file names
+first) is escaped, its control characters too.
 """
 
 import base64
-import io
+import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,23 @@ from typing import NamedTuple
 
 import jinja2
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
+from markupsafe import Markup
+
+from bigan_jax.errors import printable
+from bigan_jax.plots import error_map_rgb
+from bigan_jax.png import data_uri, png_bytes
 
 EXTREMES = 6
 MODEL = "this model"
 NAMES = {
     "f1": "F1",
+    "auroc": "AUROC",
+    "aupro": "AUPRO",
+    "top1": "highest 1 %",
+    "max": "highest",
+    "n": "pictures",
+    "n_normal": "normal",
+    "n_anomalous": "anomalous",
     "pca_8": "PCA, 8 components",
     "pca_64": "PCA, 64 components",
     "nearest_neighbour": "nearest training picture",
@@ -29,9 +40,10 @@ NAMES = {
 }
 FIGURES = {
     "score_histogram": "Scores of the test pictures. Green ticks: the calibration normals.",
-    "roc_curve": "Recall against false alarms over all thresholds.",
+    "roc_curve": "Recall against false alarms over all thresholds. Shaded: where 95 % of the "
+    "curves lie when groups of pictures are resampled.",
     "precision_recall_curve": "Precision against recall. It depends on how common anomalies are "
-    "in this test set.",
+    "in this test set. Shaded: as for recall against false alarms.",
     "training_curves": "Losses and health checks by epoch. Every second phase is shaded.",
 }
 DECISION_METRICS = {
@@ -65,6 +77,7 @@ def write_report(
     figures: Mapping[str, bytes],
     gallery: Sequence[GalleryItem],
     audit: Mapping | None = None,
+    config: Mapping | None = None,
 ) -> Path:
     """Writes the report to `path` and returns it; missing folders are made.
 
@@ -74,7 +87,8 @@ def write_report(
       history: the rows of train.jsonl, empty where nothing was trained here.
       figures: PNG bytes by name. The names in `FIGURES` come first and have captions.
       gallery: pictures of the test set; the report orders them.
-      audit: what audit.json holds, of any nesting.
+      audit: what audit.json holds; the pictures of its first pairs may have an `image`, uint8.
+      config: what config.json holds.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bigan_jax", "."),
@@ -82,13 +96,23 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_harmless,
     )
-    environment.filters.update(number=_number, precise=_precise, data_uri=_data_uri, words=_words)
+    environment.filters.update(
+        number=_number,
+        interval=_interval,
+        precise=_precise,
+        data_uri=data_uri,
+        png=png_bytes,
+        words=_words,
+        script_hash=_script_hash,
+    )
     environment.tests["table"] = _is_table
     html = environment.get_template("report.html.jinja").render(
         e=defaultdict(lambda: None, evaluation),
         metrics=DECISION_METRICS,
         controls=_ranked_controls(evaluation),
+        scores=sorted(evaluation.get("score_table") or [], key=_auroc_of, reverse=True),
         verdict=verdict(evaluation),
         pixel_verdict=pixel_verdict(evaluation),
         figures=[
@@ -97,20 +121,13 @@ def write_report(
         training=_training(history),
         gallery=_galleries(gallery, evaluation.get("threshold")),
         audit=audit,
+        config=config,
+        colour_bar=png_bytes(error_map_rgb(np.linspace(0, 1, 256)[None], 1.0)),
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")
     return path
-
-
-def png_bytes(array: UInt8[np.ndarray, "h w *c"]) -> bytes:
-    """The PNG file of a picture: [h w], [h w 1] (grey) or [h w 3] (RGB), in 0..255."""
-    if array.dtype != np.uint8:
-        raise TypeError(f"a PNG needs uint8 pixels, not {array.dtype}.")
-    stream = io.BytesIO()
-    Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array).save(stream, "PNG")
-    return stream.getvalue()
 
 
 class Verdict(NamedTuple):
@@ -165,6 +182,10 @@ def _ranked_controls(evaluation: Mapping) -> list[tuple[str, float | None]]:
     return sorted(rows.items(), key=lambda row: -1.0 if row[1] is None else row[1], reverse=True)
 
 
+def _auroc_of(row: Mapping) -> float:
+    return -1.0 if row["auroc"] is None else row["auroc"]
+
+
 def _training(history: Sequence[Mapping]) -> dict[str, str]:
     """A few facts about the training, from its log."""
     if not history:
@@ -216,6 +237,10 @@ def _number(value) -> str:
     return str(value)
 
 
+def _interval(ends: Sequence[float] | None) -> str:
+    return "–" if not ends else f"{_number(ends[0])} to {_number(ends[1])}"
+
+
 def _precise(value: float | None) -> str:
     """A score or threshold, which may be small: four significant digits."""
     return "–" if value is None else f"{value:.4g}"
@@ -225,8 +250,15 @@ def _words(name: str) -> str:
     return NAMES.get(name, str(name).replace("_", " "))
 
 
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def _harmless(value):
+    """Whatever the template shows: text from outside without its control characters."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _script_hash(script: str) -> str:
+    """The name by which the content security policy allows one script and no other."""
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    return Markup(f"sha256-{base64.b64encode(digest).decode('ascii')}")
 
 
 def _is_table(value) -> bool:

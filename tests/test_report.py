@@ -4,12 +4,11 @@ import base64
 import io
 from html.parser import HTMLParser
 
-import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
-from bigan_jax import plots, report
+from bigan_jax import report
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 PNG = report.png_bytes(np.zeros((4, 4), np.uint8))
@@ -49,9 +48,28 @@ EVALUATION = {
     "notes": ["statistics re-estimated"],
     "versions": {"jax": "0.10.2"},
 }
+GREY = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
 AUDIT = {
-    "duplicates": {"exact": 0, "pairs": []},
-    "trivial_facts": [{"fact": HOSTILE, "auroc": 0.5}, {"fact": "size", "auroc": None}],
+    "policy": "keep",
+    "findings": [
+        {"check": "exact copies across parts", "found": HOSTILE, "meaning": "", "alarming": False},
+        {"check": "trivial facts", "found": "1", "meaning": "Compare it.", "alarming": True},
+    ],
+    "facts": {"sharpness": 0.93, "width": 0.5},
+    "balance": [{"part": "test", "condition": HOSTILE, "normal": 1, "anomalous": 2}],
+    "left_out": {"train": 3, "calibration": 0, "test": 0},
+    "copies": [
+        {
+            "distance": 0.0125,
+            "first": {"part": "test", "path": HOSTILE, "label": "normal", "image": GREY},
+            "second": {"part": "train", "path": "twin.png", "label": "normal", "image": GREY},
+        },
+        {
+            "distance": 0.0141,
+            "first": {"part": "test", "path": "a.png", "label": "normal"},
+            "second": {"part": "train", "path": "unshown.png", "label": "normal"},
+        },
+    ],
 }
 
 
@@ -60,7 +78,7 @@ def history(epochs=6):
     for epoch in range(epochs):
         row = {"epoch": epoch, "phase": "one" if epoch < 3 else "two", "step": epoch}
         row |= {"seconds": 1.0, "images_per_second": 100.0, "reconstruction/mse": 1 / (1 + epoch)}
-        rows.append(row if epoch < 3 else row | {"discriminator/bce": 0.7, "health": "fine"})
+        rows.append(row)
     return rows
 
 
@@ -82,6 +100,7 @@ class Page(HTMLParser):
         self.tags, self.text, self.script, self.open = [], "", "", []
         self.feed(html)
         self.close()
+        self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
@@ -96,7 +115,7 @@ class Page(HTMLParser):
         if self.open and self.open[-1] in ("script", "style"):
             self.script += data
         else:
-            self.text += " ".join(data.split()) + " "
+            self.text += data + " "
 
 
 def page(tmp_path, evaluation=EVALUATION, rows=(), figures=None, gallery=(), audit=None):
@@ -109,16 +128,21 @@ def page(tmp_path, evaluation=EVALUATION, rows=(), figures=None, gallery=(), aud
 def test_report_is_well_formed_and_fetches_nothing(tmp_path):
     found = page(tmp_path, EVALUATION, history(), {"roc_curve": PNG}, list(items()), AUDIT)
     assert found.open == []
+    ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
+    assert len(set(ids)) == len(ids)
     for tag, attributes in found.tags:
         assert tag not in ("link", "iframe", "object", "base", "form")
         for name, value in attributes.items():
             assert not name.startswith("on"), (tag, name)
-            if name in ("src", "href", "srcset", "action", "poster"):
+            if name == "href":
+                assert value.removeprefix("#") in ids and value.startswith("#")
+            if name in ("src", "srcset", "action", "poster"):
                 assert value.startswith("data:image/png;base64,"), (tag, name, value[:40])
     for fetching in ("http:", "https:", "//", "url(", "@import", "fetch(", "import("):
         assert fetching not in found.script, fetching
     policies = [a["content"] for _, a in found.tags if "http-equiv" in a]
     assert len(policies) == 1 and policies[0].startswith("default-src 'none'")
+    assert "script-src 'sha256-" in policies[0]
 
 
 def test_hostile_file_names_stay_text(tmp_path):
@@ -129,6 +153,59 @@ def test_hostile_file_names_stay_text(tmp_path):
     assert found.text.count("<img src=x onerror=alert(1)>.png") >= 8
     assert not [a for tag, a in found.tags if tag == "img" and a["src"] == "x"]
     assert not [a for _, a in found.tags if "onerror" in a]
+
+
+def test_control_characters_are_shown_not_obeyed(tmp_path):
+    name = "a\x1b]0;title\x07\x00\u202egnp.\u2066\udcff\n.png"
+    shown = [item._replace(path=name, kind=name) for item in items()]
+    evaluation = EVALUATION | {"warnings": [name], "versions": {name: name}}
+    audit = AUDIT | {"balance": [{"part": "test", "condition": name}]}
+    found = page(tmp_path, evaluation, gallery=shown, audit=audit)
+    escaped = r"a\x1b]0;title\x07\x00\u202egnp.\u2066\udcff\n.png"
+    assert found.text.count(escaped) >= 10
+    seen = found.text + "".join(v or "" for _, a in found.tags for v in a.values())
+    assert all(c.isprintable() for c in seen)
+
+
+def test_newer_figures_are_shown_where_they_are_known(tmp_path):
+    row = {"standardise": False, "reduction": "mean", "paper": False, "used": False}
+    evaluation = EVALUATION | {
+        "score_table": [
+            row | {"score": "mse", "auroc": 0.601, "used": True},
+            row | {"score": "ssim", "auroc": 0.702, "standardise": True, "reduction": "max"},
+            row | {"score": "0.7 mse + 0.3 ssim", "auroc": None, "paper": True},
+        ],
+        "score_table_note": "A note on oracles.",
+        "by_kind": [{"kind": HOSTILE, "n": 3, "auroc": 0.777, "recall": 0.125}],
+        "by_condition": [{"condition": "leaf", "n": 5, "auroc": None, "specificity": 0.375}],
+        "intervals": {"f1": [0.511, 0.522], "average_precision": (0.533, 0.544)},
+        "pixel": EVALUATION["pixel"] | {"dice": 0.456},
+        "pixel_threshold": 0.0789,
+        "colour_limits": {"combined": 0.4321},
+    }
+    text = page(tmp_path, evaluation, gallery=list(items())).text
+    for words in (
+        "ssim, terms standardised highest 0.702 mse used here mean 0.601 "
+        "0.7 mse + 0.3 ssim the paper's mean –",
+        "A note on oracles.",
+        f"{HOSTILE} 3 0.777 0.125",
+        "leaf 5 – 0.375",
+        "0.511 to 0.522",
+        "(0.533 to 0.544)",
+        "0.456",
+        "0.0789",
+        "0.4321 and above",
+    ):
+        assert words in text, words
+    for heading in ("Other scores", "By kind"):
+        assert heading in text and heading not in page(tmp_path).text
+
+
+def test_config_is_shown_field_by_field(tmp_path):
+    path = report.write_report(
+        tmp_path / "report.html", EVALUATION, [], {}, [], config={"data": {"dir": HOSTILE}, "n": 7}
+    )
+    assert f"Config data dir {HOSTILE} pictures 7" in Page(path.read_text(encoding="utf-8")).text
 
 
 def test_every_figure_of_the_evaluation_is_shown(tmp_path):
@@ -209,71 +286,31 @@ def test_png_bytes_round_trip():
     rng = np.random.default_rng(0)
     for shape in ((5, 7), (5, 7, 1), (5, 7, 3)):
         array = rng.integers(0, 256, shape, np.uint8)
-        read = np.asarray(Image.open(io.BytesIO(report.png_bytes(array))))
+        read = Image.open(io.BytesIO(report.png_bytes(array)))
+        read = np.asarray(read.convert("RGB") if shape[2:] == (3,) else read)
         assert (read == array.squeeze()).all()
     with pytest.raises(TypeError, match="uint8"):
         report.png_bytes(np.zeros((2, 2)))
+
+
+def test_png_of_few_colours_is_exact_and_half_as_large():
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 256, 257):
+        colours = rng.integers(0, 256, (count, 3), np.uint8)
+        array = colours[rng.integers(0, count, (64, 48))]
+        array[: count // 48 + 1].reshape(-1, 3)[:count] = colours
+        image = Image.open(io.BytesIO(report.png_bytes(array)))
+        assert (np.asarray(image.convert("RGB")) == array).all()
+        assert image.mode == ("P" if count <= 256 else "RGB")
+
+
+def test_large_pictures_shrink_in_proportion():
+    large = np.full((40, 80, 3), 77, np.uint8)
+    assert Image.open(io.BytesIO(report.png_bytes(large, longest=20))).size == (20, 10)
+    assert Image.open(io.BytesIO(report.png_bytes(large, longest=90))).size == (80, 40)
 
 
 def test_data_uri_holds_the_png(tmp_path):
     found = page(tmp_path, figures={"mine": PNG})
     (source,) = [a["src"] for tag, a in found.tags if tag == "img"]
     assert base64.b64decode(source.partition(",")[2]) == PNG
-
-
-# Figures
-
-
-def test_error_colours_are_one_fixed_scale():
-    errors = np.array([[0.0, 0.5, 1.0, 2.0]])
-    found = plots.error_map_rgb(errors, 1.0)
-    assert found.dtype == np.uint8 and found.shape == (1, 4, 3)
-    assert (found[0, 2] == found[0, 3]).all()
-    assert (plots.error_map_rgb(errors / 2, 0.5) == found).all()
-    # The neighbour's value moves nothing.
-    assert (plots.error_map_rgb(errors[:, :2], 1.0) == found[:, :2]).all()
-    brightness = plots.error_map_rgb(np.linspace(0, 1, 32)[None], 1.0)[0].astype(int).sum(1)
-    assert (np.diff(brightness) >= 0).all()
-    assert (plots.error_map_rgb(np.zeros((2, 2)), 0.0) == found[0, 0]).all()
-
-
-def size_of(figure):
-    return Image.open(io.BytesIO(plots.to_png(figure))).size
-
-
-@pytest.mark.parametrize("normals, anomalous, calibration", [(9, 8, 7), (9, 0, 0), (0, 0, 0)])
-def test_figures_are_drawn_whatever_is_missing(normals, anomalous, calibration):
-    rng = np.random.default_rng(0)
-    parts = [rng.random(count).astype(np.float32) for count in (normals, anomalous, calibration)]
-    score, label = np.concatenate(parts[:2]), np.arange(normals + anomalous) >= normals
-    for threshold in (0.5, None, 99.0):
-        assert size_of(plots.score_histogram(*parts, threshold)) > (400, 300)
-        assert size_of(plots.roc_curve(score, label, threshold)) > (400, 400)
-        assert size_of(plots.precision_recall_curve(score, label, threshold)) > (400, 400)
-
-
-def test_training_curves_have_a_panel_for_each_objective():
-    rows = history()
-    rows[2]["reconstruction/mse"] = None
-    rows[4]["reconstruction/mse"] = float("nan")
-    figure = plots.training_curves(rows)
-    assert [axes.get_title() for axes in figure.axes] == ["reconstruction", "discriminator"]
-    assert size_of(figure) > (600, 300)
-    assert size_of(plots.training_curves([])) > (300, 200)
-    assert size_of(plots.training_curves(history(1))) > (300, 200)
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_gallery_figure(count):
-    grey, colour = np.full((8, 8), 0.5), np.full((8, 8, 3), 0.5)
-    row = plots.GalleryRow("$x_{1.png", 0.1, True, False, colour, colour, grey, grey, grey, None)
-    rows = [row, row._replace(path=HOSTILE, image=grey, mask=grey > 1), row][:count]
-    assert size_of(plots.gallery(rows, [0.01, 1.0, 0.5])) > (800, 200)
-    assert size_of(plots.gallery(rows, 1.0)) > (800, 200)
-
-
-def test_figures_leave_global_matplotlib_alone():
-    before = dict(matplotlib.rcParams)
-    first, second = (plots.to_png(plots.training_curves(history())) for _ in range(2))
-    assert first == second
-    assert dict(matplotlib.rcParams) == before
