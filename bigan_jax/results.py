@@ -1,0 +1,249 @@
+"""What a finished run left in its workdir, read as a stranger's: types, ranges, sizes checked.
+
+Whoever shares a workdir may have edited it. Nothing here is executed, and nothing passes that later
+code would have to doubt: a name is short and printable, a metric is a number in [0, 1] or None.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+
+from bigan_jax.errors import UserError
+from bigan_jax.metrics import auroc
+
+_MOST_JSON = 4 * 2**20  # bytes
+_MOST_SCORES = 64 * 2**20
+_MOST_ROWS = 10**6
+_MOST_FIELDS = 2000
+
+
+class Run(NamedTuple):
+    """A finished run: its folder, its evaluation, its config's fields by dotted name."""
+
+    workdir: Path
+    evaluation: dict
+    fields: dict[str, str]  # empty where config.json cannot be read
+    trained: tuple[int, int] | None  # epochs done, epochs wanted; None where that is not known
+
+
+class PictureScores(NamedTuple):
+    """scores.csv, ordered by path, so that two runs on the same pictures agree in every row."""
+
+    path: Shaped[np.ndarray, "n"]
+    label: Bool[np.ndarray, "n"]
+    group: Shaped[np.ndarray, "n"]
+    score: Float[np.ndarray, "n"]
+
+
+class Kind(NamedTuple):
+    """What a value of evaluation.json must be, in words and as a test."""
+
+    words: str
+    holds: Callable[[object], bool]
+
+
+def _is_name(value, most=100):
+    return isinstance(value, str) and len(value) <= most and value.isprintable()
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_share(value):
+    return value is None or (_is_number(value) and 0 <= value <= 1)
+
+
+def _is_interval(value):
+    return value is None or (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(_is_number(end) and 0 <= end <= 1 for end in value)
+        and value[0] <= value[1]
+    )
+
+
+def _are_names(value):
+    return isinstance(value, list) and len(value) <= 20 and all(map(_is_name, value))
+
+
+def _are_shares(value):
+    return (
+        isinstance(value, dict)
+        and len(value) <= 100
+        and all(_is_name(key) and _is_share(share) for key, share in value.items())
+    )
+
+
+def _is_native(value):
+    return value is None or (
+        isinstance(value, dict)
+        and _is_name(value.get("name", ""))
+        and _is_share(value.get("auroc"))
+    )
+
+
+def _is_pixel(value):
+    keys = ("auroc", "average_precision", "aupro")
+    return value is None or (
+        isinstance(value, dict) and all(_is_share(value.get(key)) for key in keys)
+    )
+
+
+_NAME = Kind("a printable name of at most 100 characters", lambda v: _is_name(v) and bool(v))
+_COUNT = Kind("a whole number from 0", lambda v: type(v) is int and 0 <= v < 2**53)
+_SHARE = Kind("a number from 0 to 1, or null", _is_share)
+_NEEDED = {
+    "model": _NAME,
+    "dataset": _NAME,
+    "category": Kind("a printable name of at most 1000 characters", lambda v: _is_name(v, 1000)),
+    "ablations": Kind("a list of names", _are_names),
+    "quick": Kind("true or false", lambda v: isinstance(v, bool)),
+    "seed": Kind("a whole number", lambda v: type(v) is int and abs(v) < 2**53),
+    **dict.fromkeys(("n_train", "n_calibration", "n_normal", "n_anomalous"), _COUNT),
+    **dict.fromkeys(("auroc", "average_precision", "accuracy", "precision"), _SHARE),
+    **dict.fromkeys(("recall", "f1", "specificity"), _SHARE),
+    "auroc_ci": Kind("null or two numbers from 0 to 1, the lower first", _is_interval),
+    "threshold_rule": _NAME,
+    "native": Kind('null or {"name", "auroc"}', _is_native),
+    "pixel": Kind('null or {"auroc", "average_precision", "aupro"}', _is_pixel),
+    "controls": Kind("AUROCs by name", _are_shares),
+}
+_PIXEL_CONTROLS = Kind(
+    "pixel metrics by name",
+    lambda v: (
+        isinstance(v, dict)
+        and len(v) <= 100
+        and all(_is_name(key) and _is_pixel(pixel) for key, pixel in v.items())
+    ),
+)
+
+
+def read_run(workdir: Path) -> Run:
+    """The run in a folder.
+
+    Raises UserError where evaluation.json is missing, broken, of an older version or not what a run
+    writes; the message says which, without the folder's name.
+    """
+    content = _json_object(workdir / "evaluation.json")
+    missing = [name for name in _NEEDED if name not in content]
+    if missing:
+        raise UserError(
+            f"evaluation.json lacks {', '.join(missing)}: of an older version? Write it anew by "
+            "--mode=evaluate"
+        )
+    evaluation = {name: content[name] for name in _NEEDED}
+    evaluation["pixel_controls"] = content.get("pixel_controls") or {}
+    for name, kind in (_NEEDED | {"pixel_controls": _PIXEL_CONTROLS}).items():
+        if not kind.holds(evaluation[name]):
+            raise UserError(f"evaluation.json: {name} is not {kind.words}")
+    try:
+        config = _json_object(workdir / "config.json")
+        fields, wanted = flat_fields(config), _epochs_wanted(config)
+    except UserError:
+        fields, wanted = {}, None
+    done = epochs_done(workdir / "train.jsonl")
+    trained = None if wanted is None or done is None else (done, wanted)
+    return Run(workdir, evaluation, fields, trained)
+
+
+def read_scores(run: Run) -> PictureScores:
+    """The scores of a run's test pictures.
+
+    Raises UserError where scores.csv is missing, broken or at odds with evaluation.json.
+    """
+    text = _text(run.workdir / "scores.csv", _MOST_SCORES)
+    rows = []
+    try:
+        for row in csv.DictReader(io.StringIO(text, newline=""), strict=True):
+            if row["label"] not in ("normal", "anomalous") or len(rows) >= _MOST_ROWS:
+                raise ValueError
+            rows.append((row["path"], row["label"] == "anomalous", row["group"], row["score"]))
+        rows.sort()
+        path, label, group, score = zip(*rows, strict=True)
+        scores = PictureScores(
+            np.array(path, str), np.array(label, bool), np.array(group, str), np.array(score, float)
+        )
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise UserError("scores.csv is not what a run writes") from error
+    if len(set(path)) < len(path):
+        raise UserError("scores.csv names a picture twice")
+    if not np.isfinite(scores.score).all():
+        raise UserError("scores.csv has a score that is not finite")
+    said = run.evaluation
+    if (int((~scores.label).sum()), int(scores.label.sum())) != (
+        said["n_normal"],
+        said["n_anomalous"],
+    ):
+        raise UserError("scores.csv and evaluation.json speak of different numbers of pictures")
+    found = auroc(scores.score, scores.label)
+    # The file has eight digits, which may tie two scores that were not quite equal.
+    same = (found is None) == (said["auroc"] is None)
+    if not same or (found is not None and abs(found - said["auroc"]) > 1e-3):
+        raise UserError("the AUROC of scores.csv is not that of evaluation.json")
+    return scores
+
+
+def _text(path, most):
+    if not path.is_file():  # a pipe or a device would never end
+        raise UserError(f"no {path.name}")
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise UserError(f"{path.name} is larger than {most // 2**20} MiB")
+        return content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path.name} cannot be read") from error
+
+
+def _json_object(path):
+    try:
+        content = json.loads(_text(path, _MOST_JSON))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path.name} is not JSON") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path.name} is not an object")
+    return content
+
+
+def flat_fields(config: dict) -> dict[str, str]:
+    """A config's fields by dotted name; values as JSON text, which compares whatever they are."""
+    fields, nodes = {}, [("", config)]
+    while nodes:
+        prefix, node = nodes.pop()
+        for name, value in node.items():
+            if not _is_name(name) or len(fields) + len(nodes) >= _MOST_FIELDS:
+                raise UserError("config.json is not what a run writes")
+            if isinstance(value, dict) and value:
+                nodes.append((f"{prefix}{name}.", value))
+            else:
+                fields[prefix + name] = json.dumps(value)
+    return dict(sorted(fields.items()))
+
+
+def _epochs_wanted(config):
+    phases = config.get("phases")
+    epochs = [p.get("epochs") for p in phases.values()] if _is_table(phases) else []
+    return sum(epochs) if epochs and all(type(e) is int and e >= 0 for e in epochs) else None
+
+
+def _is_table(value):
+    return isinstance(value, dict) and all(isinstance(row, dict) for row in value.values())
+
+
+def epochs_done(path: Path) -> int | None:
+    """The last epoch that a train.jsonl tells of; None where there is none."""
+    try:
+        lines = _text(path, _MOST_SCORES).splitlines()
+        epoch = json.loads(lines[-1])["epoch"]
+    except (UserError, IndexError, KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return epoch if type(epoch) is int else None

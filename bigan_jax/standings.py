@@ -1,0 +1,253 @@
+"""The runs on one set of pictures, side by side: rows over seeds, paired differences, notes."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from bigan_jax import pairing
+from bigan_jax.paper_tables import METRICS, MODELS, contradiction
+from bigan_jax.report import NAMES
+from bigan_jax.results import Run
+from bigan_jax.tables import Difference, Spread, spread
+
+# What may differ between the seeds of one row: none of it makes another detector.
+_NOT_THE_DETECTOR = (
+    *("seed", "data.dir", "data.tfds_dir", "data.stream", "data.split_seed"),
+    *("checkpoint.", "vgg16.", "sweep."),
+)
+_SIZES = ("n_train", "n_calibration", "n_normal", "n_anomalous", "threshold_rule")
+_LONGEST_VARIANT = 60
+
+FIGURES = (
+    *METRICS,
+    *("average_precision", "native", "control"),
+    *("pixel_auroc", "pixel_average_precision", "aupro", "pixel_control"),
+)
+
+
+class Row(NamedTuple):
+    """One detector on one set of pictures, over its seeds; figures by the names in FIGURES."""
+
+    label: str
+    model: str
+    ablations: tuple[str, ...]
+    quick: bool
+    variant: str
+    runs: list[Run]
+    figures: dict[str, Spread | None]
+    wrong: list[str]  # why its figures cannot be true
+
+
+class Standings(NamedTuple):
+    """All rows on one set of pictures, the highest AUROC first.
+
+    differences: by label, to the first row. ablations: by label, to the full model, whose label
+    comes first. A difference that could not be had is a sentence that says why.
+    """
+
+    dataset: str
+    category: str
+    rows: list[Row]
+    differences: dict[str, Difference | str]
+    ablations: dict[tuple[str, str], Difference | str]
+    notes: list[str]
+
+    @property
+    def title(self) -> str:
+        """The pictures' name: dataset and category."""
+        return f"{self.dataset}, {self.category}" if self.category else self.dataset
+
+    @property
+    def control(self) -> float | None:
+        """The AUROC of the strongest training-free control."""
+        known = [row.figures["control"].mean for row in self.rows if row.figures["control"]]
+        return max(known, default=None)
+
+
+def figures(evaluation: Mapping) -> dict[str, float | None]:
+    """The numbers of an evaluation that tables show, flat."""
+    controls = [v for v in evaluation["controls"].values() if v is not None]
+    pixel = evaluation["pixel"] or {}
+    raw = [(p or {}).get("auroc") for p in evaluation["pixel_controls"].values()]
+    return {
+        **{name: evaluation[name] for name in (*METRICS, "average_precision")},
+        "native": (evaluation["native"] or {}).get("auroc"),
+        "control": max(controls, default=None),
+        "pixel_auroc": pixel.get("auroc"),
+        "pixel_average_precision": pixel.get("average_precision"),
+        "aupro": pixel.get("aupro"),
+        "pixel_control": max((v for v in raw if v is not None), default=None),
+    }
+
+
+def standings(runs: Sequence[Run]) -> list[Standings]:
+    """The standings of each set of pictures (dataset and category) that the runs speak of."""
+    by_set = defaultdict(list)
+    for run in runs:
+        by_set[run.evaluation["dataset"], run.evaluation["category"]].append(run)
+    order = {name: i for i, name in enumerate(("brain", "brain_mixed", "mvtec", "plant"))}
+    keys = sorted(by_set, key=lambda key: (order.get(key[0], len(order)), key))
+    return [_standings(*key, by_set[key]) for key in keys]
+
+
+def _standings(dataset, category, runs):
+    rows, notes = _rows(runs)
+    notes += _notes(dataset, rows)
+    ranked = [row for row in rows if row.figures["auroc"]]
+    samples = pairing.samples([run for row in ranked for run in row.runs] if ranked[1:] else [])
+    best = {row.label: pairing.difference(row.runs, ranked[0].runs, samples) for row in ranked[1:]}
+    ablations = {
+        (full.label, row.label): pairing.difference(row.runs, full.runs, samples)
+        for full in ranked
+        for row in ranked
+        if row.ablations
+        and not full.ablations
+        and (row.model, row.quick, row.variant) == (full.model, full.quick, full.variant)
+    }
+    return Standings(dataset, category, rows, best, ablations, notes)
+
+
+def _rows(runs):
+    """Runs of one detector together; and notes on what was told apart or left out."""
+    by_detector, notes = defaultdict(list), []
+    for run in runs:
+        said = run.evaluation
+        by_detector[said["model"], tuple(said["ablations"]), said["quick"]].append(run)
+    rows = []
+    for (model, ablations, quick), same in by_detector.items():
+        name = ", ".join([model, *ablations]) + " (quick)" * quick
+        for variant, members in _variants(same, name, notes).items():
+            members = _without_copies(members, notes)
+            values = [figures(run.evaluation) for run in members]
+            row = Row(
+                label=f"{name} [{variant}]" if variant else name,
+                model=model,
+                ablations=ablations,
+                quick=quick,
+                variant=variant,
+                runs=members,
+                figures={key: spread(v[key] for v in values) for key in FIGURES},
+                wrong=[w for w in map(_wrong, members) if w],
+            )
+            rows.append(row)
+    place = {name: i for i, name in enumerate(MODELS)}
+    rows.sort(
+        key=lambda row: (
+            -(row.figures["auroc"] or Spread(-1.0, None, 0)).mean,
+            place.get(row.model, len(place)),
+            row.label,
+        )
+    )
+    return rows, notes
+
+
+def _variants(runs, name, notes):
+    """The runs by the config fields in which they differ, seed and places aside."""
+    known = [run.fields for run in runs if run.fields]
+    shared = set(known[0]).intersection(*known[1:]) if known else ()
+    differing = [
+        field
+        for field in sorted(shared)
+        if not field.startswith(_NOT_THE_DETECTOR) and len({fields[field] for fields in known}) > 1
+    ]
+    found = defaultdict(list)
+    for run in runs:
+        fields = (f"{field}={run.fields.get(field, '?')}" for field in differing)
+        found[", ".join(fields)].append(run)
+    if max(map(len, found)) <= _LONGEST_VARIANT:
+        return dict(sorted(found.items()))
+    numbered = {f"variant {i}": key for i, key in enumerate(sorted(found), 1)}
+    notes += [f"{name}, {number}: {_shortened(key)}" for number, key in numbered.items()]
+    return {number: found[key] for number, key in numbered.items()}
+
+
+def _without_copies(runs, notes):
+    first = {}
+    for run in sorted(runs, key=lambda run: (run.evaluation["seed"], str(run.workdir))):
+        key = run.evaluation["seed"], run.fields.get("data.split_seed")
+        if key in first:
+            notes.append(
+                f"{run.workdir} is the same run as {first[key].workdir} (seed {key[0]}): only the "
+                "latter counts"
+            )
+        first.setdefault(key, run)
+    return list(first.values())
+
+
+def _wrong(run):
+    """Why a run's figures cannot be true on its test set, by the check that the paper's get."""
+    said = run.evaluation
+    tested = said["n_normal"] + said["n_anomalous"]
+    if not tested:
+        return None
+    prevalence = said["n_anomalous"] / tested
+    reason = contradiction(said, (prevalence, prevalence))
+    return f"{run.workdir}: {reason}" if reason else None
+
+
+def _notes(dataset, rows):
+    notes = []
+    if dataset == "phantom":
+        notes.append("phantom: drawn pictures, which say little of real ones")
+    if quick := [row.label for row in rows if row.quick]:
+        notes.append(f"a first look (64x64, a tenth of the schedule): {_several(quick)}")
+    for row in rows:
+        for run in row.runs:
+            if run.trained and run.trained[0] < run.trained[1]:
+                done, wanted = run.trained
+                notes.append(f"{run.workdir} is incomplete: trained {done} of {wanted} epochs")
+        notes += [f"{row.label} cannot be true: {reason}" for reason in row.wrong]
+    for name in _SIZES:
+        notes += _differing(name, rows, lambda run, name=name: str(run.evaluation[name]))
+    fields = {field for row in rows for run in row.runs for field in run.fields}
+    for field in sorted(
+        f for f in fields if f.startswith("data.") and not f.endswith(("dir", "stream"))
+    ):
+        notes += _differing(field, rows, lambda run, field=field: run.fields.get(field))
+    if len({len(row.runs) for row in rows}) > 1:
+        notes += _differing("number of seeds", rows, lambda run: None, lambda row: len(row.runs))
+    if missing := [row.label for row in rows if not row.figures["auroc"]]:
+        notes.append(f"no AUROC, since the test lacks a class: {_several(missing)}")
+    strongest = {
+        name: value
+        for row in rows
+        for run in row.runs
+        for name, value in run.evaluation["controls"].items()
+        if value is not None and value == max(_known(run.evaluation["controls"]))
+    }
+    if strongest:
+        named = _several([NAMES.get(name, name) for name in strongest])
+        notes.append(f"strongest training-free control: {named}")
+    return notes
+
+
+def _known(controls):
+    return [value for value in controls.values() if value is not None]
+
+
+def _differing(
+    name: str,
+    rows: Iterable[Row],
+    of_run: Callable[[Run], str | None],
+    of_row: Callable[[Row], object] | None = None,
+) -> list[str]:
+    """A note that a value is not the same in all rows, and where it is what; else none."""
+    found = defaultdict(list)
+    for row in rows:
+        values = {of_row(row)} if of_row else {of_run(run) for run in row.runs}
+        for value in values - {None}:
+            found[value].append(row.label)
+    if len(found) < 2:
+        return []
+    parts = [f"{_shortened(str(value))} ({_several(labels)})" for value, labels in found.items()]
+    return [f"{name} differs: " + "; ".join(sorted(parts))]
+
+
+def _several(names, most=6):
+    names = list(dict.fromkeys(names))
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shortened(words, most=300):
+    return words if len(words) <= most else words[: most - 1] + "…"
