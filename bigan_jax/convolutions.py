@@ -106,17 +106,27 @@ downsample.defvjp(_downsample_forward, _downsample_backward)
 upsample.defvjp(_upsample_forward, _upsample_backward)
 
 
+Initializer = Callable[..., Array]
+
+_lecun = nn.initializers.lecun_normal()
+# Each output pixel sums 2x2 of the 4x4 kernel over d: a quarter of the fan that init sees.
+_adjoint_lecun = nn.initializers.variance_scaling(
+    4.0, "fan_in", "truncated_normal", in_axis=-1, out_axis=-2
+)
+
+
 class Downsample(nn.Module):
     """4x4 convolution of stride 2: [b, h, w, c] -> [b, h/2, w/2, features]."""
 
     features: int
     use_bias: bool = True
     dtype: jnp.dtype | None = None
-    kernel_init: Callable = nn.initializers.lecun_normal()
+    kernel_init: Initializer | None = None  # LeCun's
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 d"]:
-        kernel = self.param("kernel", self.kernel_init, (4, 4, image.shape[-1], self.features))
+        shape = (4, 4, image.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init or _lecun, shape)
         bias = (
             self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         )
@@ -134,14 +144,12 @@ class Upsample(nn.Module):
     features: int
     use_bias: bool = True
     dtype: jnp.dtype | None = None
-    # Each output pixel sums 2x2 of the 4x4 kernel over d: a quarter of the fan that init sees.
-    kernel_init: Callable = nn.initializers.variance_scaling(
-        4.0, "fan_in", "truncated_normal", in_axis=-1, out_axis=-2
-    )
+    kernel_init: Initializer | None = None  # LeCun's
 
     @nn.compact
     def __call__(self, code: Float[Array, "b h w d"]) -> Float[Array, "b 2*h 2*w c"]:
-        kernel = self.param("kernel", self.kernel_init, (4, 4, self.features, code.shape[-1]))
+        shape = (4, 4, self.features, code.shape[-1])
+        kernel = self.param("kernel", self.kernel_init or _adjoint_lecun, shape)
         bias = (
             self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         )

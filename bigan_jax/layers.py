@@ -7,10 +7,12 @@ statistics and collects them, False normalises by the collected ones.
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import random
+from jaxtyping import Array, Float, Key
 
-from bigan_jax.convolutions import Downsample, Upsample
+from bigan_jax.convolutions import Downsample, Initializer, Upsample
 
 # The axis that train steps are mapped over: statistics are those of the batch on all devices.
 BATCH_AXIS = "batch"
@@ -23,6 +25,17 @@ leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
 
 
 # --- attention and residuals ----------------------------------------------------------------------
+
+
+def dropout(
+    keys: Key[Array, "b"], features: Float[Array, "b *d"], rate: float
+) -> Float[Array, "b *d"]:
+    """Drops each number with probability `rate` and scales the others up to the same mean.
+
+    keys: one a picture: unlike flax's, the mask does not depend on how a batch is spread.
+    """
+    keep = jax.vmap(lambda key: random.bernoulli(key, 1 - rate, features.shape[1:]))(keys)
+    return jnp.where(keep, features / (1 - rate), 0)
 
 
 class SqueezeExcite(nn.Module):
@@ -43,6 +56,10 @@ class SqueezeExcite(nn.Module):
         return features * gate[:, None, None, :]
 
 
+def _dense(features, dtype, kernel_init):
+    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init or nn.linear.default_kernel_init)
+
+
 class EncoderStage(nn.Module):
     """Halves the picture: strided convolution, BatchNorm, LeakyReLU, SE.
 
@@ -53,10 +70,11 @@ class EncoderStage(nn.Module):
     se_ratio: int = 0
     normalise: bool = True
     dtype: jnp.dtype | None = None
+    kernel_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h/2 w/2 d"]:
-        x = Downsample(self.features, use_bias=not self.normalise, dtype=self.dtype)(x)
+        x = Downsample(self.features, not self.normalise, self.dtype, self.kernel_init)(x)
         if self.normalise:
             x = BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
         x = leaky_relu(x)
@@ -74,10 +92,11 @@ class DecoderStage(nn.Module):
     se_ratio: int = 0
     residual: bool = False
     dtype: jnp.dtype | None = None
+    kernel_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b 2*h 2*w c"]:
-        y = Upsample(self.features, use_bias=False, dtype=self.dtype)(x)
+        y = Upsample(self.features, False, self.dtype, self.kernel_init)(x)
         y = leaky_relu(BatchNorm(use_running_average=not train, dtype=self.dtype)(y))
         if self.se_ratio:
             y = SqueezeExcite(self.se_ratio, dtype=self.dtype)(y)
@@ -95,6 +114,7 @@ class ConvEncoder(nn.Module):
     """Picture to code: one stage a width, then flatten or average over positions, then dense.
 
     pool: "flatten" keeps where things are; "average" is global average pooling.
+    kernel_init: of all layers; by default each has its own.
     """
 
     latent: int
@@ -102,14 +122,15 @@ class ConvEncoder(nn.Module):
     se_ratio: int = 0
     pool: str = "flatten"
     dtype: jnp.dtype | None = None
+    kernel_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"], train: bool) -> Float[Array, "b z"]:
         x = image
         for width in self.widths:
-            x = EncoderStage(width, self.se_ratio, dtype=self.dtype)(x, train)
+            x = EncoderStage(width, self.se_ratio, True, self.dtype, self.kernel_init)(x, train)
         x = x.mean((1, 2)) if self.pool == "average" else x.reshape(len(x), -1)
-        return nn.Dense(self.latent, dtype=self.dtype)(x).astype(jnp.float32)
+        return _dense(self.latent, self.dtype, self.kernel_init)(x).astype(jnp.float32)
 
 
 class ConvDecoder(nn.Module):
@@ -119,6 +140,7 @@ class ConvDecoder(nn.Module):
     base: channels of the small map.
     widths: one doubling stage each, then, if `last` is "upsample", a last doubling to the
         picture's channels; with "conv", a 3x3 convolution to them at full size.
+    kernel_init: of all doublings and dense layers; by default each has its own.
     """
 
     shape: tuple[int, int, int]
@@ -128,18 +150,22 @@ class ConvDecoder(nn.Module):
     residual: bool = False
     last: str = "upsample"
     dtype: jnp.dtype | None = None
+    kernel_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, code: Float[Array, "b z"], train: bool) -> Float[Array, "b h w c"]:
         height, width, channels = self.shape
         scale = 2 ** (len(self.widths) + (self.last == "upsample"))
-        x = nn.Dense(height // scale * (width // scale) * self.base, dtype=self.dtype)(code)
+        size = height // scale * (width // scale) * self.base
+        x = _dense(size, self.dtype, self.kernel_init)(code)
         x = x.reshape(-1, height // scale, width // scale, self.base)
         x = leaky_relu(BatchNorm(use_running_average=not train, dtype=self.dtype)(x))
         for features in self.widths:
-            x = DecoderStage(features, self.se_ratio, self.residual, dtype=self.dtype)(x, train)
+            x = DecoderStage(features, self.se_ratio, self.residual, self.dtype, self.kernel_init)(
+                x, train
+            )
         if self.last == "upsample":
-            x = Upsample(channels, dtype=self.dtype)(x)
+            x = Upsample(channels, True, self.dtype, self.kernel_init)(x)
         else:
             x = nn.Conv(channels, (3, 3), dtype=self.dtype)(x)
         return nn.sigmoid(x.astype(jnp.float32))
@@ -150,21 +176,39 @@ class JointDiscriminator(nn.Module):
 
     Flattened picture features beside a dense layer's of the code, then dense (Donahue et al. 2016,
     Sec. 3; the paper, Sec. III). Returns (logits [b], the last hidden layer [b, hidden]).
+
+    dropout: this share of every layer's features is dropped where keys, one a picture, are given.
     """
 
     widths: tuple[int, ...]
     hidden: int
+    dropout: float = 0.0
     dtype: jnp.dtype | None = None
+    kernel_init: Initializer | None = None
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "b h w c"], code: Float[Array, "b z"], train: bool
+        self,
+        image: Float[Array, "b h w c"],
+        code: Float[Array, "b z"],
+        keys: Key[Array, "b"] | None = None,
+        *,
+        train: bool,
     ) -> tuple[Float[Array, "b"], Float[Array, "b d"]]:
+        layers = iter(range(len(self.widths) + 2))
+
+        def drop(features):
+            layer = next(layers)
+            if keys is None or not self.dropout:
+                return features
+            return dropout(jax.vmap(random.fold_in, (0, None))(keys, layer), features, self.dropout)
+
+        common = self.dtype, self.kernel_init
         x = image
         for index, width in enumerate(self.widths):
-            x = EncoderStage(width, normalise=index > 0, dtype=self.dtype)(x, train)
-        z = leaky_relu(nn.Dense(self.hidden, dtype=self.dtype)(code))
+            x = drop(EncoderStage(width, 0, index > 0, *common)(x, train))
+        z = drop(leaky_relu(_dense(self.hidden, *common)(code)))
         joint = jnp.concatenate([x.reshape(len(x), -1), z], axis=-1)
-        features = leaky_relu(nn.Dense(self.hidden, dtype=self.dtype)(joint))
-        logit = nn.Dense(1, dtype=self.dtype)(features)
+        features = drop(leaky_relu(_dense(self.hidden, *common)(joint)))
+        logit = _dense(1, *common)(features)
         return logit[:, 0].astype(jnp.float32), features.astype(jnp.float32)

@@ -28,6 +28,7 @@ GANS = {
         widths=(4, 8),
         discriminator_widths=(4, 8),
         discriminator_hidden=16,
+        discriminator_dropout=0.0,  # by hand below; test_layers.py has the dropout
     ),
 }
 # The learning rates of configs/, in the order of the updates.

@@ -42,3 +42,24 @@ def test_decoder_fills_the_picture(last):
     image, _ = decoder.init_with_output(jax.random.key(0), draw(1, (2, 5)), train=False)
     assert image.shape == (2, 32, 64, 3)
     assert image.min() >= 0 and image.max() <= 1
+
+
+def test_dropout_keeps_the_mean_and_is_each_pictures_own():
+    keys = jax.random.split(jax.random.key(0), 4)
+    features = 1 + draw(1, (4, 50, 40)) ** 2
+    dropped = layers.dropout(keys, features, 0.3)
+    kept = np.asarray(dropped != 0)
+    np.testing.assert_allclose(dropped[kept], features[kept] / 0.7, rtol=1e-6)
+    assert kept.mean() == pytest.approx(0.7, abs=0.03)
+    np.testing.assert_array_equal(layers.dropout(keys[2:3], features[2:3], 0.3)[0], dropped[2])
+
+
+def test_the_discriminator_drops_only_where_keys_are_given():
+    image, code = draw(0, (4, 16, 16, 1)), draw(1, (4, 8))
+    keys = jax.random.split(jax.random.key(2), 4)
+    network = layers.JointDiscriminator((8, 16), 8, dropout=0.5)
+    variables = network.init(jax.random.key(3), image, code, train=False)
+    plain, features = network.apply(variables, image, code, train=False)
+    dropped, fewer = network.apply(variables, image, code, keys, train=False)
+    assert (features != 0).all() and 0.3 < np.mean(fewer == 0) < 0.7
+    assert np.abs(plain - dropped).max() > 1e-3
