@@ -193,7 +193,7 @@ def _variables(state, params):
 
 
 class TrainingSet(NamedTuple):
-    """The pictures that train, as they stay on the device."""
+    """The pictures that train, as they lie on the device: all, or those that are due next."""
 
     image: UInt8[Array, "n h w c"]
     condition: Int[Array, "n"]
@@ -297,10 +297,9 @@ def batch_statistics(
     return lax.pmean(statistics, BATCH_AXIS)
 
 
-def with_statistics(state: State, statistics: list[dict[str, PyTree]]) -> State:
-    """The state with its BatchNorm statistics replaced by the mean over batches ("precise BN", Wu
+def with_statistics(state: State, mean: dict[str, PyTree]) -> State:
+    """The state with its BatchNorm statistics replaced by their mean over batches ("precise BN", Wu
     and Johnson 2021, Sec. 3). Parameters, codebooks and the course of training are untouched."""
-    mean = tree_mean(statistics)
     return state._replace(
         collections={n: c | mean.get(n, {}) for n, c in state.collections.items()}
     )

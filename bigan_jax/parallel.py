@@ -3,23 +3,31 @@
 Everything per device has a leading axis of this process's devices. The step is composed of the
 same functions everywhere: on an accelerator a whole epoch of it is one scanned program, on a CPU
 its pieces are mapped one by one and looped over on the host, since XLA:CPU runs convolutions inside
-a loop up to 27 times slower than outside.
+a loop up to 27 times slower than outside. Pictures lie on every device, or are streamed: then some
+steps' at a time are read ahead and put where those steps look for them, and all else is the same.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree
 
 from bigan_jax import detector as game
+from bigan_jax.data.stream import read_ahead
 from bigan_jax.detector import Detector, State, TrainingSet
 from bigan_jax.errors import UserError
 from bigan_jax.layers import BATCH_AXIS
 
 _mapped = partial(jax.pmap, axis_name=BATCH_AXIS)
+
+_CHUNK = 16 * 2**20  # bytes of pictures that one scanned program is given where they are streamed
 
 
 def replicate(tree: PyTree) -> PyTree:
@@ -27,6 +35,15 @@ def replicate(tree: PyTree) -> PyTree:
     devices = np.arange(jax.local_device_count())
     # Mapped over the steps' own axis: arrays of another one would compile each step a second time.
     return _mapped(lambda _, x: x, in_axes=(0, None))(devices, tree)
+
+
+def _scatter(tree: PyTree) -> PyTree:
+    """Each row of the leading axis on the device that will work on it, as a pmap would put it.
+
+    Unlike a program, this may be called by any thread: processes need not agree on its turn.
+    """
+    mesh = Mesh(jax.local_devices()[: jax.local_device_count()], BATCH_AXIS)
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(BATCH_AXIS)))
 
 
 def first(tree: PyTree) -> PyTree:
@@ -59,7 +76,7 @@ def _my_share(order: Int[np.ndarray, "steps batch"]) -> Int[np.ndarray, "local s
 
 
 class Runner:
-    """Trains epochs of a detector. States, frozen variables and pictures are replicated ones."""
+    """Trains epochs of a detector. States and frozen variables are replicated ones."""
 
     def __init__(
         self,
@@ -70,8 +87,11 @@ class Runner:
         pictures: TrainingSet,
         scanned: bool | None = None,
     ):
-        """scanned: an epoch as one program; by default wherever that is not slower."""
+        """pictures: replicated; or on the host (LazyImages, an array), and they are streamed.
+        scanned: an epoch, or a chunk of a streamed one, as one program; by default wherever that
+        is not slower."""
         self.frozen, self.pictures = frozen, pictures
+        self._streamed = not isinstance(pictures.image, jax.Array)
         self._scanned = jax.default_backend() != "cpu" if scanned is None else scanned
         self._prepare = partial(game.prepare, augmentation=augmentation)
         self._updates = {
@@ -104,20 +124,46 @@ class Runner:
         on_step: told how many steps are done, and the last one's logs, still on the device.
         Returns the state and the mean of each log over the epoch.
         """
-        share = _my_share(order)
-        if self._scanned:
-            state, logs = self._program(due)(state, self.frozen, self.pictures, share)
-            logs = jax.device_get(first(logs))
-            on_step(len(order), {name: values[-1:] for name, values in logs.items()})
-        else:
-            rows = []
-            for step in range(len(order)):
-                state, row = self._step(due, state, self.frozen, self.pictures, share[:, step])
+        run = self._program(due) if self._scanned else partial(self._step, due)
+        rows, done = [], 0
+        with closing(self._pieces(order, self._scanned)) as pieces:
+            for pictures, indices in pieces:
+                state, row = run(state, self.frozen, pictures, indices)
                 rows.append(row)
-                on_step(step + 1, row)
-            rows = jax.device_get(rows)
-            logs = {name: np.stack([row[name][0] for row in rows]) for name in rows[0]}
+                if self._streamed:  # or steps not yet begun would pile up, each with its pictures
+                    jax.block_until_ready(rows[-2:-1])
+                done += indices.shape[1] if self._scanned else 1
+                on_step(done, {k: x[:, -1] for k, x in row.items()} if self._scanned else row)
+        rows = jax.device_get(rows)
+        logs = {name: np.hstack([row[name][0] for row in rows]) for name in rows[0]}
         return state, {name: float(np.mean(values)) for name, values in logs.items()}
+
+    def _pieces(
+        self, order: Int[np.ndarray, "steps batch"], scanned: bool
+    ) -> Iterator[tuple[TrainingSet, Int[np.ndarray, "local ..."]]]:
+        """What the epoch's programs are given, in turn: pictures, and indices into them of one step
+        [local, b] or, scanned, of several [local, steps, b]."""
+        share = _my_share(order)
+        if not scanned:
+            parts = [share[:, step] for step in range(len(order))]
+        elif not self._streamed:
+            parts = [share]
+        else:
+            steps = max(1, _CHUNK // (share[:, 0].size * math.prod(self.pictures.image.shape[1:])))
+            parts = [share[:, i : i + steps] for i in range(0, len(order), steps)]
+        if self._streamed:
+            return read_ahead(self._fetch, parts)
+        return ((self.pictures, part) for part in parts)
+
+    def _fetch(self, indices):
+        """The pictures at `indices` on their devices, and where there each now lies."""
+        image = self.pictures.image[indices.ravel()]
+        condition = self.pictures.condition[indices]
+        here = TrainingSet(
+            image.reshape(len(indices), -1, *image.shape[1:]), condition.reshape(len(indices), -1)
+        )
+        places = np.arange(indices[0].size, dtype=np.int32).reshape(indices.shape[1:])
+        return _scatter((here, np.broadcast_to(places, indices.shape)))
 
     def _step(self, due, state, frozen, pictures, indices):
         batch = self._prepare(state, pictures, indices)
@@ -140,9 +186,14 @@ class Runner:
     def with_statistics(self, state: State, order: Int[np.ndarray, "steps batch"]) -> State:
         """The state with BatchNorm statistics averaged over the batches of `order`, pictures as
         they are, without augmentation."""
-        share = _my_share(order)
-        statistics = []
-        for step in range(len(order)):
-            batch = self._plain_batch(state, self.pictures, share[:, step])
-            statistics.append(self._statistics(state, self.frozen, batch))
-        return game.with_statistics(state, statistics)
+        if not any("batch_stats" in c for c in state.collections.values()):
+            return state
+        total = None
+        with closing(self._pieces(order, scanned=False)) as pieces:
+            for pictures, indices in pieces:
+                batch = self._plain_batch(state, pictures, indices)
+                seen = self._statistics(state, self.frozen, batch)
+                total = seen if total is None else jax.tree.map(jnp.add, total, seen)
+                if self._streamed:
+                    jax.block_until_ready(total)
+        return game.with_statistics(state, jax.tree.map(lambda x: x / len(order), total))

@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from bigan_jax import data, health, parallel, schedule
 from bigan_jax import detector as game
+from bigan_jax import health, parallel, schedule
 from bigan_jax.build import Build, build, picture_shape
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.data import Pictures
 from bigan_jax.detector import State, TrainingSet
-from bigan_jax.evaluation import data_fields, evaluate_run
+from bigan_jax.evaluation import check_fields, evaluate_run, load_audited
 from bigan_jax.workdir import History, check, claim, default_name
 
 
@@ -30,12 +30,15 @@ def train(config: ConfigDict, workdir: str | Path | None = None) -> dict:
     """
     workdir = Path(workdir or default_name(config))
     check(workdir, config)
-    dataset = data.load(**data_fields(config))
+    check_fields(config)
+    dataset, found = load_audited(config)
+    print(found.table())
     steps, batch_size = parallel.fit_batches(config.batch_size, len(dataset.train.image))
     built = build(config, len(dataset.conditions), steps)
     claim(workdir, config)
+    found.write(workdir)
     state = fit(config, built, dataset.train, steps, batch_size, workdir)
-    return evaluate_run(config, dataset, built.detector, state, workdir)
+    return evaluate_run(config, dataset, found, built.detector, state, workdir)
 
 
 def fit(
@@ -68,12 +71,13 @@ def fit(
     events = SummaryWriter(str(workdir / "events"), purge_step=done + 1)
 
     # --- onto the devices ---
+    training_set = TrainingSet(pictures.image, pictures.condition)
     runner = parallel.Runner(
         built.detector,
         built.optimizers,
         config.augment.to_dict(),
         parallel.replicate(dict(built.detector.frozen)),
-        parallel.replicate(TrainingSet(pictures.image, pictures.condition)),
+        training_set if config.data.stream else parallel.replicate(training_set),
     )
     in_order = np.arange(steps * batch_size).reshape(steps, batch_size)
     state = parallel.replicate(state)

@@ -10,7 +10,16 @@ from ml_collections import ConfigDict
 from bigan_jax.errors import UserError
 
 # What may change between two starts of one run: none of it has a part in training.
-_FREE = ("score.", "threshold.", "checkpoint.", "data.dir", "vgg16.")
+_FREE = (
+    "score.",
+    "sweep.",
+    "threshold.",
+    "checkpoint.",
+    "data.dir",
+    "data.tfds_dir",
+    "data.stream",
+    "vgg16.",
+)
 
 
 def default_name(config: ConfigDict) -> Path:

@@ -41,7 +41,8 @@ def defaults() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = ""
     config.data.source = ""  # phantom, brain, mvtec, plant, folder: how the folder is laid out
-    config.data.dir = ""
+    config.data.dir = ""  # a folder, or an archive of it; gs:// and s3:// as well
+    config.data.tfds_dir = ""  # of prepared data; "" is TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.category = ""  # phantom domains, MVTec categories, plant species; "" takes all
     config.data.image_size = 128
     config.data.channels = 1  # 1: grey, as in the paper; 3: RGB
@@ -49,6 +50,9 @@ def defaults() -> ConfigDict:
     config.data.test_fraction = 0.2  # of the normal pictures
     config.data.calibration_fraction = 0.1  # of the normal pictures that are not test
     config.data.official_split = True  # MVTec's own test pictures
+    config.data.skip_broken = False  # leave out what cannot be read, instead of stopping
+    config.data.stream = False  # decode training pictures as they are needed, and hold none
+    config.data.duplicates = "stop"  # at exact copies across parts; or "drop", "drop_near", "keep"
     config.data.phantom_normal = 400  # of each category
     config.data.phantom_anomalous = 100
 
@@ -56,10 +60,18 @@ def defaults() -> ConfigDict:
     config.augment.flip = False
     config.augment.translate = 0.0
     config.augment.scale = 0.0
+    config.augment.rotate = 0.0  # degrees
+    config.augment.brightness = 0.0
 
     config.score = ConfigDict()  # the paper, Sec. III: 70 % MSE, 30 % SSIM error
     config.score.mse = 0.7
     config.score.ssim = 0.3
+    config.score.perceptual = 0.0  # VGG16's features; above 0 it costs far more than the rest
+    config.score.standardise = False  # divide each term by its spread on the calibration normals
+    config.score.reduction = "mean"  # or, of the combined map, "max", "top1" (its highest 1 %)
+
+    config.vgg16 = ConfigDict()
+    config.vgg16.weights = ""  # a file, or "" for those of the installed package
 
     config.threshold = ConfigDict()
     config.threshold.rule = "conformal"  # or "manual"
@@ -69,6 +81,15 @@ def defaults() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10  # epochs
     config.checkpoint.keep = 2
+
+    config.sweep = ConfigDict()  # --mode=sweep: comma lists; "" is what --config names
+    config.sweep.models = ""  # or "all"
+    config.sweep.datasets = ""
+    config.sweep.dirs = ""  # DATASET=DIR,...: data folders that are not the default ones
+    config.sweep.ablations = ""  # beside the full model, where it has them; "all", no_se+no_ssim
+    config.sweep.seeds = 1  # from config.seed on
+    config.sweep.parallel = 1  # runs at a time on one machine
+    config.sweep.ray = ""  # "auto", "local" or the address of a Ray cluster
     return config
 
 

@@ -40,6 +40,8 @@ def test_closed_forms():
     unit = train / 255, test / 255
     assert scores["mean_image"] == pytest.approx(squared_error(unit[1], unit[0].mean(0)), rel=1e-4)
     assert scores["mean_intensity"] == pytest.approx(unit[1].mean((1, 2, 3)), rel=1e-5)
+    corners = [unit[1][:, y, x] for y in (slice(2), slice(-2, None)) for x in ([0, 1], [-2, -1])]
+    assert scores["corner_pixels"] == pytest.approx(np.mean(corners, (0, 2, 3, 4)), rel=1e-5)
     nearest = [min(squared_error(picture, unit[0])) for picture in unit[1]]
     assert scores["nearest_neighbour"] == pytest.approx(nearest, rel=1e-4)
     assert scores["nearest_neighbour"][0] == 0
