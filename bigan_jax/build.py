@@ -29,10 +29,12 @@ def picture_shape(config: ConfigDict) -> tuple[int, int, int]:
     return config.data.image_size, config.data.image_size, config.data.channels
 
 
-def build(config: ConfigDict, conditions: int, steps_per_epoch: int) -> Build:
+def build(config: ConfigDict, conditions: int, steps_per_epoch: int, frozen: bool = True) -> Build:
     """The config's detector, optimisers and phases.
 
     conditions: how many kinds of picture the data set tells apart.
+    frozen: False leaves out the weights of networks that only train others, so that the detector
+      scores where those weights are not, and does not train.
     Raises UserError for names and values that do not fit.
     """
     names = [module.name for module in pkgutil.iter_modules(models.__path__)]
@@ -47,8 +49,8 @@ def build(config: ConfigDict, conditions: int, steps_per_epoch: int) -> Build:
             f"SSIM's window of {SSIM_WINDOW} pixels"
         )
     fields = config.model.to_dict()
-    if "vgg16" in config:
-        fields["vgg16_weights"] = config.vgg16.weights
+    if "perceptual_layers" in fields:
+        fields["vgg16_weights"] = config.vgg16.weights if frozen else None
     detector = importlib.import_module(f"bigan_jax.models.{config.model_name}").create(
         shape=picture_shape(config),
         conditions=conditions,

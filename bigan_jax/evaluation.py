@@ -4,22 +4,20 @@ label, and no picture affects another's score, decision or colours."""
 import csv
 import importlib.metadata
 from pathlib import Path
+from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigan_jax import controls, data, metrics, plots, report
+from bigan_jax import audit, controls, data, figures, metrics, pixels, report, scoring
+from bigan_jax.audit import Audit
 from bigan_jax.build import picture_shape
 from bigan_jax.data import Dataset
 from bigan_jax.detector import Detector, State
-from bigan_jax.errors import unknown
-from bigan_jax.scorer import Scorer, Scores, restore
+from bigan_jax.errors import UserError, unknown
+from bigan_jax.intervals import bootstrap
+from bigan_jax.scorer import Scorer, Scores, formula_of, restore
 from bigan_jax.workdir import claim, read_config, read_history, write_json
-
-_COLOUR_QUANTILE = (
-    0.999  # of the calibration normals' pixels: what is above is as bright as it gets
-)
 
 
 def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
@@ -31,31 +29,93 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
     workdir = Path(workdir)
     if config is None:
         config = read_config(workdir)
+        check_fields(config)
     else:
         read_config(workdir)
+        check_fields(config)
         claim(workdir, config)
-    dataset = data.load(**data_fields(config))
+    dataset, found = load_audited(config)
     state, detector = restore(config, workdir, len(dataset.conditions))
-    return evaluate_run(config, dataset, detector, state, workdir)
+    found.write(workdir)
+    return evaluate_run(config, dataset, found, detector, state, workdir)
+
+
+def check_fields(config: ConfigDict) -> None:
+    """Raises UserError for fields that could not be evaluated: before a training, not after it."""
+    formula_of(config.score)
+    if not config.data.calibration_fraction > 0:
+        raise UserError(
+            f"config.data.calibration_fraction={config.data.calibration_fraction}: the threshold "
+            "and the colours of error maps come from calibration pictures, so it must be above 0."
+        )
+    choose_threshold(config.threshold, np.zeros(1), 1)
+    audit.check_policy(config.data.duplicates)
 
 
 def data_fields(config: ConfigDict) -> dict:
     """The arguments of data.load."""
-    return {name: value for name, value in config.data.items() if name != "name"}
+    others = ("name", "duplicates")
+    return {name: value for name, value in config.data.items() if name not in others}
+
+
+def load_audited(config: ConfigDict) -> tuple[Dataset, Audit]:
+    """The pictures, less the copies that `data.duplicates` leaves out, and what was found."""
+    dataset = data.load(**data_fields(config))
+    found = audit.audit(dataset, config.data.duplicates, config.data.dir)
+    return audit.settle(dataset, found), found
 
 
 def evaluate_run(
-    config: ConfigDict, dataset: Dataset, detector: Detector, state: State, workdir: Path
+    config: ConfigDict,
+    dataset: Dataset,
+    found: Audit,
+    detector: Detector,
+    state: State,
+    workdir: Path,
 ) -> dict:
     """Evaluates a trained state and writes evaluation.json, scores.csv, figures and the report."""
-    scorer = Scorer(detector, state, config.score, picture_shape(config), config.batch_size)
-    test = dataset.test
-    calibration = scorer.score(
-        dataset.calibration.image, dataset.calibration.condition, progress="calibration"
+    evaluation, calibration, scores = assess(config, dataset, detector, state)
+    evaluation["warnings"] += [*found.warnings, *_health(workdir)]
+    write_json(workdir / "evaluation.json", evaluation)
+    _write_scores(workdir / "scores.csv", dataset.test, scores, evaluation["threshold"])
+    _write_pictures(workdir, config, evaluation, dataset.test, found, calibration, scores)
+    _print_summary(evaluation, workdir)
+    return evaluation
+
+
+class Assessment(NamedTuple):
+    """What evaluation.json holds, and what it was made from."""
+
+    evaluation: dict
+    calibration: Scores
+    test: Scores
+
+
+def assess(config: ConfigDict, dataset: Dataset, detector: Detector, state: State) -> Assessment:
+    """Scores calibration and test pictures; thresholds from the former, metrics of the latter."""
+    test, normals = dataset.test, dataset.calibration
+    scorer = Scorer(
+        detector,
+        state,
+        formula_of(config.score),
+        picture_shape(config),
+        config.batch_size,
+        vgg16_weights=config.vgg16.weights,
     )
+    calibration = scorer.score(normals.image, normals.condition, progress="calibration")
+    spread = scoring.spread(calibration.terms)
+    if config.score.standardise:
+        scorer.standardise(spread)
+        calibration = scorer.rescore(calibration)
     scores = scorer.score(test.image, test.condition, progress="test")
 
-    threshold = choose_threshold(config.threshold, calibration.score)
+    groups = len(np.unique(normals.group))
+    threshold = choose_threshold(config.threshold, calibration.score, groups)
+    pixel_threshold = pixels.pixel_threshold(
+        calibration.error_map, config.threshold.false_alarm_rate
+    )
+    measured = scores.score, test.label
+    intervals = bootstrap(*measured, test.group, threshold.value)
     evaluation = {
         "model": config.name,
         "dataset": config.data.name,
@@ -65,34 +125,44 @@ def evaluate_run(
         "quick": config.quick,
         "seed": config.seed,
         "n_train": len(dataset.train.label),
-        "n_calibration": len(dataset.calibration.label),
+        "n_calibration": len(normals.label),
+        "n_calibration_groups": groups,
         "n_normal": int((~test.label).sum()),
         "n_anomalous": int(test.label.sum()),
-        **metrics.image_metrics(scores.score, test.label, threshold.value),
-        "auroc_ci": metrics.auroc_interval(scores.score, test.label, test.group),
+        **metrics.image_metrics(*measured, threshold.value),
+        "auroc_ci": intervals and intervals["auroc"],
+        "intervals": intervals,
         "threshold": threshold.value,
         "threshold_rule": threshold.rule,
         "threshold_note": threshold.note,
-        "oracle": metrics.oracle_threshold(scores.score, test.label)._asdict(),
+        "oracle": metrics.oracle_threshold(*measured)._asdict(),
         "predict_all": metrics.predict_all(test.label),
         "native": None
         if scores.native is None
         else {"name": config.name, "auroc": metrics.auroc(scores.native, test.label)},
-        **_pixels(test, scores),
+        "pixel_threshold": pixel_threshold,
+        **_pixels(test, scores, pixel_threshold),
+        "by_kind": metrics.by_kind(*measured, test.kind, threshold.value),
+        "by_condition": metrics.by_condition(
+            *measured, test.condition, dataset.conditions, threshold.value
+        ),
         "controls": _controls(scorer, dataset),
         "mse_auroc": metrics.auroc(scores.mse, test.label),
         "ssim_auroc": metrics.auroc(scores.ssim_error, test.label),
-        "notes": dataset.notes,
-        "warnings": [*detector.notes, *_health(workdir)],
+        "score": {**config.score.to_dict(), "spread": spread},
+        "score_table": scoring.table(
+            scores.terms, test.label, spread, formula_of(config.score), config.score.standardise
+        ),
+        "score_table_note": scoring.TABLE_NOTE,
+        "calibration_scores": calibration.score.tolist(),
+        "colour_limits": figures.colour_limits(calibration),
+        "notes": [*dataset.notes, *controls.fitting_note(dataset.train.image)],
+        "warnings": list(detector.notes),
         "versions": {
             name: importlib.metadata.version(name) for name in ("bigan_jax", "jax", "flax")
         },
     }
-    write_json(workdir / "evaluation.json", evaluation)
-    _write_scores(workdir / "scores.csv", test, scores, threshold.value)
-    _write_pictures(workdir, evaluation, dataset, calibration, scores)
-    _print_summary(evaluation, workdir)
-    return evaluation
+    return Assessment(evaluation, calibration, scores)
 
 
 def _health(workdir):
@@ -117,45 +187,46 @@ def _print_summary(evaluation, workdir):
         f"At the threshold {evaluation['threshold']:.4g} ({evaluation['threshold_rule']}): "
         f"recall {show('recall')}, specificity {show('specificity')}, F1 {show('f1')}"
     )
+    if evaluation["oracle"]["f1"] is not None:
+        value, f1, _ = evaluation["oracle"].values()
+        print(f"Oracle, chosen by the test labels, no result: F1 {f1:.3f} at {value:.4g}")
     for warning in filter(None, [evaluation["threshold_note"], *evaluation["warnings"]]):
         print(f"Warning: {warning}")
     print(f"Report: {workdir / 'report.html'}")
 
 
-def choose_threshold(config: ConfigDict, calibration: np.ndarray) -> metrics.Threshold:
-    """The threshold by the config's rule, from scores of normal pictures that trained nothing."""
+def choose_threshold(config: ConfigDict, calibration: np.ndarray, groups: int) -> metrics.Threshold:
+    """The threshold by the config's rule, from scores of normal pictures that trained nothing.
+
+    groups: how many patients, blocks, ... these pictures come from.
+    """
     if config.rule == "conformal":
-        return metrics.conformal_threshold(calibration, config.false_alarm_rate)
+        return metrics.conformal_threshold(calibration, config.false_alarm_rate, groups)
     if config.rule == "manual":
         return metrics.manual_threshold(config.value)
     raise unknown("config.threshold.rule", config.rule, ["conformal", "manual"])
 
 
-def _pixels(test, scores):
+def _pixels(test, scores, threshold):
     """Pixel metrics of the error map, and of the picture itself as a map: their control."""
     known = test.has_mask
     if not test.mask[known].any():
-        nothing = {"auroc": None, "average_precision": None, "aupro": None}
-        return {"pixel": nothing, "pixel_controls": {"raw_intensity": nothing}}
-    raw = test.image[known].mean(-1).astype(np.float32) / 255
+        nothing = pixels.NOTHING
+        return {"pixel": {**nothing, "dice": None}, "pixel_controls": {"raw_intensity": nothing}}
+    masks, maps = test.mask[known], scores.error_map[known]
+    raw = test.image[known].sum(-1, dtype=np.uint16)  # as good as the mean, and quickly sorted
     return {
-        "pixel": metrics.pixel_metrics(scores.error_map[known], test.mask[known]),
-        "pixel_controls": {"raw_intensity": metrics.pixel_metrics(raw, test.mask[known])},
+        "pixel": {
+            **pixels.pixel_metrics(maps, masks),
+            "dice": pixels.dice(maps, masks, threshold),
+        },
+        "pixel_controls": {"raw_intensity": pixels.pixel_metrics(raw, masks)},
     }
 
 
 def _controls(scorer, dataset):
-    def common_score(images, reconstructions):
-        batches = range(0, len(images), 256)
-        parts = [
-            scorer.errors(
-                jnp.asarray(images[i : i + 256]), jnp.asarray(reconstructions[i : i + 256])
-            )
-            for i in batches
-        ]
-        return np.concatenate([part["score"] for part in parts])
-
-    found = controls.control_scores(dataset.train.image, dataset.test.image, common_score)
+    train = controls.fitting_pictures(dataset.train.image)
+    found = controls.control_scores(train, dataset.test.image, scorer.rate)
     return controls.control_aurocs(found, dataset.test.label)
 
 
@@ -179,74 +250,17 @@ def _write_scores(path, test, scores, threshold):
             )
 
 
-def _write_pictures(workdir, evaluation, dataset, calibration: Scores, scores: Scores):
-    test, threshold = dataset.test, evaluation["threshold"]
+def _write_pictures(workdir, config, evaluation, test, found, calibration, scores):
+    threshold, limits = evaluation["threshold"], evaluation["colour_limits"]
     history = read_history(workdir)
-    chosen = _for_show(test.label, scores.score)
-    limits = [
-        float(np.quantile(maps, _COLOUR_QUANTILE))
-        for maps in (calibration.squared_error, calibration.ssim_map, calibration.error_map)
-    ]
-    rows = [_gallery_row(test, scores, i, threshold) for i in chosen]
-    figures = {
-        "score_histogram": plots.score_histogram(
-            scores.score[~test.label], scores.score[test.label], calibration.score, threshold
-        ),
-        "roc_curve": plots.roc_curve(scores.score, test.label, threshold),
-        "precision_recall_curve": plots.precision_recall_curve(scores.score, test.label, threshold),
-        "training_curves": plots.training_curves(history),
-        "error_maps": plots.gallery(rows, limits),
-    }
+    pictures = figures.draw(test, scores, calibration.score, threshold, limits, history)
     folder = workdir / "figures"
     folder.mkdir(exist_ok=True)
-    pictures = {name: plots.to_png(figure) for name, figure in figures.items()}
     for name, png in pictures.items():
         (folder / f"{name}.png").write_bytes(png)
-    del pictures["error_maps"]  # the report's gallery shows the same, and more
-    items = [
-        report.GalleryItem(
-            path=test.path[i],
-            label=bool(test.label[i]),
-            kind=test.kind[i],
-            score=float(scores.score[i]),
-            decision=bool(metrics.decide(scores.score[i], threshold)),
-            image=report.png_bytes(test.image[i]),
-            reconstruction=report.png_bytes(scores.reconstruction[i]),
-            map=report.png_bytes(plots.error_map_rgb(scores.error_map[i], limits[2])),
-            mask=report.png_bytes(test.mask[i].astype(np.uint8) * 255)
-            if test.has_mask[i] and test.label[i]
-            else None,
-        )
-        for i in _for_show(test.label, scores.score, each=30)
-    ]
-    report.write_report(workdir / "report.html", evaluation, history, pictures, items)
-
-
-def _for_show(label, score, each: int = 2):
-    """Of each class the lowest scores, those in the middle and the highest."""
-    chosen = []
-    for wanted in (True, False):
-        ranked = np.flatnonzero(label == wanted)[np.argsort(score[label == wanted])]
-        middle = max(0, len(ranked) // 2 - each // 2)
-        parts = ranked[:each], ranked[middle : middle + each], ranked[::-1][:each]
-        chosen += dict.fromkeys(np.concatenate(parts).tolist())
-    return chosen
-
-
-def _gallery_row(test, scores, i, threshold):
-    def picture(x):
-        x = x.astype(np.float32) / 255
-        return x[..., 0] if x.shape[-1] == 1 else x
-
-    return plots.GalleryRow(
-        path=test.path[i],
-        score=float(scores.score[i]),
-        decision=bool(metrics.decide(scores.score[i], threshold)),
-        label=bool(test.label[i]),
-        image=picture(test.image[i]),
-        reconstruction=picture(scores.reconstruction[i]),
-        squared_error=scores.squared_error[i],
-        ssim_error=scores.ssim_map[i],
-        combined=scores.error_map[i],
-        mask=test.mask[i] if test.has_mask[i] else None,
-    )
+    for name in ("error_maps", "healthy_and_anomalous"):
+        del pictures[name]  # the report's gallery shows the same, and more
+    items = figures.gallery(test, scores, threshold, limits)
+    seen = found.as_dict(images=True)
+    fields = config.to_dict()
+    report.write_report(workdir / "report.html", evaluation, history, pictures, items, seen, fields)

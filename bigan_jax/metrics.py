@@ -1,16 +1,16 @@
-"""How good a detector is: thresholds without labels, image metrics, intervals and pixel metrics.
+"""How good a detector is: thresholds without labels, and metrics of its scores and decisions.
 
 A score is higher where a picture is more anomalous, a label is True for an anomalous picture, and
 "score >= threshold" is the decision. A figure that the data do not define is None, no stand-in.
 """
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
-from scipy import ndimage
+from jaxtyping import Bool, Float, Int, Num, Shaped
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bigan_jax.errors import UserError
@@ -32,7 +32,9 @@ class Oracle(NamedTuple):
     accuracy: float | None
 
 
-def conformal_threshold(calibration: Float[np.ndarray, "n"], rate: float) -> Threshold:
+def conformal_threshold(
+    calibration: Float[np.ndarray, "n"], rate: float, groups: int | None = None
+) -> Threshold:
     """The smallest threshold whose false-alarm probability is at most `rate`, without labels.
 
     Holds for a new normal picture exchangeable with the calibration ones, on average over
@@ -42,6 +44,9 @@ def conformal_threshold(calibration: Float[np.ndarray, "n"], rate: float) -> Thr
     Args:
       calibration: scores of normal pictures that trained nothing, any finite values.
       rate: the allowed false-alarm rate, in (0, 1).
+      groups: how many patients, camera blocks and the like the pictures come from, where that is
+        known: pictures of one are alike, so the promise holds for a picture of a new group only as
+        far as the groups are many.
 
     Raises:
       UserError: `rate` outside (0, 1), or no calibration picture.
@@ -49,7 +54,7 @@ def conformal_threshold(calibration: Float[np.ndarray, "n"], rate: float) -> Thr
     """
     if not 0 < rate < 1:
         raise UserError(f"the false-alarm rate must lie strictly between 0 and 1, not {rate}.")
-    calibration = np.sort(_finite(calibration, "calibration score"))
+    calibration = np.sort(finite(calibration, "calibration score"))
     n = len(calibration)
     if n == 0:
         raise UserError(
@@ -58,12 +63,19 @@ def conformal_threshold(calibration: Float[np.ndarray, "n"], rate: float) -> Thr
     # The decimal that was typed: in floats 1 - 0.1 can lift an exact product over the next integer.
     exact = Fraction(str(rate))
     k = math.ceil((n + 1) * (1 - exact))
+    need = math.ceil(1 / exact) - 1
     note = None
     if k > n:
         note = (
             f"A false-alarm rate of at most {rate:.4g} can only be promised with at least "
-            f"{math.ceil(1 / exact) - 1} calibration pictures; there are {n}. The threshold lies "
+            f"{need} calibration pictures; there are {n}. The threshold lies "
             f"just above their highest score, which promises at most {1 / (n + 1):.3g}."
+        )
+    elif groups is not None and groups < min(n, need):
+        note = (
+            f"The {n} calibration pictures come from {groups} groups only (patients, camera "
+            f"blocks), and pictures of one group are alike: for a new group the false-alarm rate "
+            f"may well exceed {rate:.4g}. Fewer than {need} groups cannot promise it."
         )
     # The next value of the scores' own type: a float64 step would vanish beside float32 scores.
     value = float(np.nextafter(calibration[min(k, n) - 1], np.inf, dtype=calibration.dtype))
@@ -87,7 +99,7 @@ def oracle_threshold(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]
 
     It has seen the labels, so it only ever stands beside a result. All None with one class.
     """
-    score, label = _finite(score, "score"), np.asarray(label, bool)
+    score, label = finite(score, "score"), np.asarray(label, bool)
     if not _both_classes(label):
         return Oracle(None, None, None)
     value, true, false = _operating_points(score, label)
@@ -109,7 +121,7 @@ def image_metrics(
     Raises:
       ValueError: a score that is not finite.
     """
-    score, label = _finite(score, "score"), np.asarray(label, bool)
+    score, label = finite(score, "score"), np.asarray(label, bool)
     called = decide(score, threshold)
     positive, negative = int(label.sum()), int((~label).sum())
     hit, alarm = int((called & label).sum()), int((called & ~label).sum())
@@ -133,51 +145,6 @@ def auroc(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> float 
     return float(roc_auc_score(label, score)) if _both_classes(label) else None
 
 
-def auroc_interval(
-    score: Float[np.ndarray, "n"],
-    label: Bool[np.ndarray, "n"],
-    group: Shaped[np.ndarray, "n"],
-    draws: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float] | None:
-    """The bootstrap 95 % interval of the AUROC, from resampling whole groups.
-
-    Pictures of one group (a patient) are alike, so the group is the unit; a picture without one
-    is its own. Groups are drawn with replacement within three strata (groups with normals only,
-    with anomalous ones only, with both), so that every draw holds both classes.
-
-    None with one class, and where a class comes from a single group: there is then nothing to
-    vary, and an interval would only look certain. Perfect separation gives (1, 1): a bootstrap
-    cannot see an overlap that the sample does not have.
-    """
-    score, label = _finite(score, "score"), np.asarray(label, bool)
-    names, member = np.unique(np.asarray(group), return_inverse=True)
-    positive = np.bincount(member, label, len(names)) > 0
-    negative = np.bincount(member, ~label, len(names)) > 0
-    if min(positive.sum(), negative.sum()) < 2:
-        return None
-
-    rng = np.random.default_rng(seed)
-    times = np.zeros((draws, len(names)), np.int64)
-    for stratum in (positive & ~negative, negative & ~positive, positive & negative):
-        if size := int(stratum.sum()):
-            times[:, stratum] = rng.multinomial(size, np.full(size, 1 / size), draws)
-
-    order = np.argsort(score, kind="stable")
-    member, label = member[order], label[order]
-    ties = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
-
-    def resampled(count: np.ndarray) -> float:
-        weight = count[member]
-        above = np.add.reduceat(weight * label, ties)
-        below = np.add.reduceat(weight * ~label, ties)
-        won = above * (np.cumsum(below) - below / 2)
-        return won.sum() / (above.sum() * below.sum())
-
-    low, high = np.quantile([resampled(count) for count in times], [0.025, 0.975])
-    return float(low), float(high)
-
-
 def predict_all(label: Bool[np.ndarray, "n"]) -> dict[str, float | None]:
     """F1 and accuracy of calling every picture anomalous: the floor for any detector."""
     label = np.asarray(label, bool)
@@ -188,50 +155,69 @@ def predict_all(label: Bool[np.ndarray, "n"]) -> dict[str, float | None]:
     }
 
 
-def pixel_metrics(
-    maps: Float[np.ndarray, "n h w"], masks: Bool[np.ndarray, "n h w"], limit: float = 0.3
-) -> dict[str, float | None]:
-    """Pixel AUROC, pixel average precision and AUPRO of error maps, each in [0, 1].
+def by_kind(
+    score: Float[np.ndarray, "n"],
+    label: Bool[np.ndarray, "n"],
+    kind: Shaped[np.ndarray, "n"],
+    threshold: float,
+) -> list[dict] | None:
+    """Each kind of defect against all normal pictures: how many, AUROC, recall at the threshold.
 
-    AUPRO is the area under the mean overlap of the defect regions (8-connected, each counting
-    the same whatever its size) over the false-positive rate from 0 to `limit`, divided by
-    `limit` (Bergmann et al., MVTec AD). Normal pictures take part with an empty mask; the caller
-    leaves out anomalous ones without a mask. All None unless there are defect and other pixels.
-
-    Raises:
-      ValueError: an error that is not finite.
+    None where there is one kind only: that is the result itself.
     """
-    maps, masks = _finite(maps, "error map"), np.asarray(masks, bool)
-    if not _both_classes(masks):
-        return {"auroc": None, "average_precision": None, "aupro": None}
-    within_a_picture = np.zeros((3, 3, 3), bool)
-    within_a_picture[1] = True
-    region, regions = ndimage.label(masks, within_a_picture)
-    size = np.bincount(region.ravel())
-    share = np.concatenate([[0.0], 1 / (regions * size[1:])])
-
-    defect = masks.ravel()
-    _, true, false, overlap = _operating_points(maps.ravel(), defect, share[region.ravel()])
-    recall, alarms = (np.append(0.0, count / count[-1]) for count in (true, false))
-    overlap = np.append(0.0, overlap)
-    inside = alarms < limit
-    alarms_inside = np.append(alarms[inside], limit)
-    overlap_inside = np.append(overlap[inside], np.interp(limit, alarms, overlap))
-    return {
-        "auroc": float(np.trapezoid(recall, alarms)),
-        "average_precision": float(np.sum(np.diff(recall) * (true / (true + false)))),
-        "aupro": float(np.trapezoid(overlap_inside, alarms_inside) / limit),
-    }
+    called = decide(score, threshold)
+    kinds = np.unique(kind[label]).tolist()
+    rows = []
+    for name in kinds:
+        own = label & (kind == name)
+        chosen = own | ~label
+        rows.append(
+            {
+                "kind": name,
+                "n": int(own.sum()),
+                "auroc": auroc(score[chosen], label[chosen]),
+                "recall": float(called[own].mean()),
+            }
+        )
+    return rows if len(kinds) > 1 else None
 
 
-def _operating_points(score, label, *weights):
-    """Distinct scores from high to low; at or above each: positives, negatives, weight sums."""
+def by_condition(
+    score: Float[np.ndarray, "n"],
+    label: Bool[np.ndarray, "n"],
+    condition: Int[np.ndarray, "n"],
+    names: Sequence[str],
+    threshold: float,
+) -> list[dict] | None:
+    """The pictures of each known condition (category, species, plane) on their own.
+
+    condition: index of each picture's name. None where there is one condition only. A condition
+    without test pictures has no row.
+    """
+    rows = []
+    for index, name in enumerate(names):
+        own = condition == index
+        if own.any():
+            found = image_metrics(score[own], label[own], threshold)
+            rows.append(
+                {
+                    "condition": name,
+                    "n": int(own.sum()),
+                    "n_normal": int((own & ~label).sum()),
+                    "n_anomalous": int((own & label).sum()),
+                    **{metric: found[metric] for metric in ("auroc", "recall", "specificity")},
+                }
+            )
+    return rows if len(names) > 1 else None
+
+
+def _operating_points(score, label):
+    """Distinct scores from high to low; at or above each: how many positives, negatives."""
     order = np.argsort(-score, kind="stable")
     score = score[order]
     last_of_equals = np.flatnonzero(np.append(score[1:] != score[:-1], True))
     true = np.cumsum(label[order])[last_of_equals]
-    sums = (np.cumsum(weight[order])[last_of_equals] for weight in weights)
-    return score[last_of_equals], true, last_of_equals + 1 - true, *sums
+    return score[last_of_equals], true, last_of_equals + 1 - true
 
 
 def _both_classes(label) -> bool:
@@ -242,7 +228,9 @@ def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _finite(values, what: str) -> np.ndarray:
+def finite(values: Num[np.ndarray, "..."], what: str) -> Float[np.ndarray, "..."]:
+    """The values as floats, those of a float type as they are. ValueError names `what` if one of
+    them is infinite or no number."""
     values = np.asarray(values)
     values = values if np.issubdtype(values.dtype, np.floating) else values.astype(np.float64)
     if bad := int((~np.isfinite(values)).sum()):

@@ -1,5 +1,6 @@
 """A trained detector as a user has it: pictures in, scores and error maps out."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -7,31 +8,50 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bigan_jax import detector as game
-from bigan_jax import losses, metrics
+from bigan_jax import metrics, scoring, vgg16
 from bigan_jax.build import build, picture_shape
 from bigan_jax.checkpoint import Checkpoints
+from bigan_jax.data.given import Given, prepare
 from bigan_jax.detector import Batch, Detector, State
-from bigan_jax.errors import UserError
+from bigan_jax.errors import UserError, unknown
+from bigan_jax.scoring import Formula, Terms
 from bigan_jax.search import Searcher
+from bigan_jax.vgg16 import VGG16
 from bigan_jax.workdir import read_config, read_evaluation
 
 
 class Scores(NamedTuple):
     """What a detector says of n pictures, as NumPy arrays."""
 
-    score: Float[np.ndarray, "n"]  # weighted sum of the next two
-    mse: Float[np.ndarray, "n"]
-    ssim_error: Float[np.ndarray, "n"]
-    native: Float[np.ndarray, "n"] | None  # by the model's own paper, where that differs
+    score: Float[np.ndarray, "n"]  # by the config's formula
+    terms: Terms  # what it is made of: a value and a map of each of "mse", "ssim", ...
+    error_map: Float[np.ndarray, "n h w"]  # the terms' maps, combined as the score is
     reconstruction: UInt8[np.ndarray, "n h w c"]
-    squared_error: Float[np.ndarray, "n h w"]  # mean over channels
-    ssim_map: Float[np.ndarray, "n h w"]  # 1 - SSIM
-    error_map: Float[np.ndarray, "n h w"]  # the last two, combined as the score is
+    native: Float[np.ndarray, "n"] | None = None  # by the model's own paper, where that differs
+
+    @property
+    def mse(self) -> Float[np.ndarray, "n"]:
+        """The mean squared error of each reconstruction."""
+        return self.terms.value["mse"]
+
+    @property
+    def ssim_error(self) -> Float[np.ndarray, "n"]:
+        """1 - SSIM of each reconstruction."""
+        return self.terms.value["ssim"]
+
+
+class Prediction(NamedTuple):
+    """What a detector says of n new pictures, as NumPy arrays."""
+
+    score: Float[np.ndarray, "n"]
+    percentile: Float[np.ndarray, "n"]  # of the calibration normals that score lower, 0 to 100
+    decision: Bool[np.ndarray, "n"]  # True: anomalous
+    error_map: Float[np.ndarray, "n h w"]  # at the model's size
 
 
 class Scorer:
@@ -41,17 +61,38 @@ class Scorer:
         self,
         detector: Detector,
         state: State,
-        score: ConfigDict,
+        formula: Formula,
         shape: tuple[int, int, int],
         batch_size: int = 32,
         threshold: float | None = None,
+        vgg16_weights: str = "",
+        calibration: Float[np.ndarray, "c"] | None = None,
+        conditions: Sequence[str] = (),
     ):
-        """score: the weights of "mse" and "ssim". shape: of the pictures. threshold: decides."""
-        self.weights, self.shape, self.threshold = score, shape, threshold
+        """formula: how a score is made. shape: of the pictures. threshold: decides.
+
+        calibration: the scores of the calibration normals, for percentiles.
+        conditions: names of what the detector has to be told of a picture; none for most.
+
+        vgg16_weights: as in vgg16.load, which is only called where the formula has a perceptual
+        term.
+        """
+        self.formula, self.shape, self.threshold = formula, shape, threshold
+        self.calibration, self.conditions = calibration, tuple(conditions)
         self._batch_size = batch_size
         self._variables = (state, dict(detector.frozen))
         self._searcher = Searcher(detector)
-        self._run = jax.jit(partial(self._look, detector))
+        self._vgg16, features = None, None
+        if "perceptual" in formula.weights:
+            loaded = vgg16.load(vgg16_weights)
+            self._vgg16, features = {"params": loaded.params}, VGG16(convention=loaded.convention)
+        self._run = jax.jit(partial(_look, detector, features, formula.reduction))
+        self._rate = jax.jit(partial(_rate, features, formula.reduction))
+
+    @property
+    def search_steps(self) -> int:
+        """How many steps of search come before a picture is reconstructed; 0 for most models."""
+        return self._searcher.steps
 
     def score(
         self,
@@ -89,7 +130,7 @@ class Scorer:
             chosen = np.arange(start, start + size).clip(max=len(images) - 1)
             batch = Batch(jnp.asarray(images[chosen]) / 255, condition[chosen])
             batch = self._searcher(*self._variables, batch, keys, bar.update)
-            part = self._run(*self._variables, batch, keys)
+            part = self._run(*self._variables, self._vgg16, self.formula.weights, batch, keys)
             wanted = min(size, len(images) - start)
             parts.append(jax.tree.map(lambda x, n=wanted: np.asarray(x)[:n], part))
             bar.update()
@@ -100,29 +141,107 @@ class Scorer:
         """True where a picture is anomalous: its score reaches the threshold of the evaluation."""
         return metrics.decide(scores.score, self.threshold)
 
-    def errors(
-        self, image: Float[Array, "b h w c"], reconstruction: Float[Array, "b h w c"]
-    ) -> dict[str, Float[Array, "b"]]:
-        """The common score of any reconstruction, and its two parts; pictures in [0, 1]."""
-        mse = losses.mse(image, reconstruction)
-        ssim_error = losses.ssim_error(image, reconstruction)
-        score = self.weights.mse * mse + self.weights.ssim * ssim_error
-        return {"score": score, "mse": mse, "ssim_error": ssim_error}
+    def percentile(self, scores: Scores) -> Float[np.ndarray, "n"]:
+        """How many in a hundred calibration normals score lower: 100 is above all of them.
 
-    def _look(self, detector, state, frozen, batch, keys) -> Scores:
-        net = game.inference_net(detector, state, frozen)
-        reconstruction = detector.reconstruct(net, batch, keys)
-        squared = jnp.square(batch.image - reconstruction).mean(-1)
-        ssim_map = losses.ssim_error_map(batch.image, reconstruction)
-        native = detector.native_score and detector.native_score(net, batch, keys)
-        return Scores(
-            **self.errors(batch.image, reconstruction),
-            native=native,
-            reconstruction=jnp.round(reconstruction * 255).astype(jnp.uint8),
-            squared_error=squared,
-            ssim_map=ssim_map,
-            error_map=self.weights.mse * squared + self.weights.ssim * ssim_map,
+        Raises UserError where the evaluation did not keep their scores.
+        """
+        if self.calibration is None:
+            raise UserError(
+                "the run's evaluation.json holds no calibration_scores, as it was written by an "
+                "older version: python launch.py --mode=evaluate --workdir=DIR makes them"
+            )
+        lower = np.searchsorted(np.sort(self.calibration), scores.score.astype(np.float64))
+        return 100 * lower / len(self.calibration)
+
+    def predict(
+        self,
+        pictures: Sequence[Given],
+        condition: str | Sequence[str] = "",
+    ) -> Prediction:
+        """Scores and judges new pictures of any size, prepared as the training pictures were.
+
+        pictures: files, PIL images or uint8 arrays: [h w] or [h w 1], grey, [h w 3], RGB, or
+          [h w 4], RGBA. Give a large JPEG as a file: training reads such at a fraction of its size,
+          which an image in memory cannot repeat to the last bit.
+        condition: the name of what all pictures show, or one name each, where `conditions` is not
+          empty.
+        Raises UserError for what is no picture, by its place, and for a missing condition.
+        """
+        images = prepare(pictures, *self.shape[1:])
+        names = [condition] * len(pictures) if isinstance(condition, str) else condition
+        if len(names) != len(pictures):
+            raise UserError(f"{len(names)} conditions for {len(pictures)} pictures")
+        known = [self.condition_index(name) for name in names]
+        scores = self.score(images, np.array(known, np.int32))
+        judged = self.percentile(scores), self.decide(scores)
+        return Prediction(scores.score, *judged, scores.error_map)
+
+    def condition_index(self, name: str) -> int:
+        """The place of a condition among `conditions`; 0 where the detector is told none.
+
+        Raises UserError that names them.
+        """
+        if not self.conditions:
+            return 0
+        if not name:
+            raise UserError(
+                "this model has to be told what a picture shows: "
+                f"condition is one of {', '.join(self.conditions)}"
+            )
+        if name not in self.conditions:
+            raise unknown("condition", name, self.conditions)
+        return self.conditions.index(name)
+
+    def standardise(self, spread: Mapping[str, float]) -> None:
+        """From now on divides each term by its spread over the calibration normals."""
+        self.formula = self.formula.divided_by(spread)
+
+    def rescore(self, scores: Scores) -> Scores:
+        """The same reconstructions, scored by the formula of now."""
+        return scores._replace(
+            score=np.asarray(scoring.score(self.formula, scores.terms)),
+            error_map=np.asarray(scoring.combined_map(self.formula, scores.terms)),
         )
+
+    def rate(
+        self, images: Float[np.ndarray, "n h w c"], reconstructions: Float[np.ndarray, "n h w c"]
+    ) -> Float[np.ndarray, "n"]:
+        """The scores of somebody else's reconstructions: pictures of both kinds in [0, 1]."""
+        size = min(self._batch_size, len(images))
+        parts = []
+        for start in range(0, len(images), size):
+            chosen = np.arange(start, start + size).clip(max=len(images) - 1)
+            pair = images[chosen], reconstructions[chosen]
+            score = self._rate(self._vgg16, self.formula.weights, *pair)
+            parts.append(np.asarray(score)[: len(images) - start])
+        return np.concatenate(parts)
+
+
+def _look(detector, features, reduction, state, frozen, vgg16_variables, weights, batch, keys):
+    net = game.inference_net(detector, state, frozen)
+    reconstruction = detector.reconstruct(net, batch, keys)
+    terms = _terms(features, vgg16_variables, batch.image, reconstruction)
+    formula = Formula(weights, reduction)
+    return Scores(
+        score=scoring.score(formula, terms),
+        terms=terms,
+        error_map=scoring.combined_map(formula, terms),
+        reconstruction=jnp.round(reconstruction * 255).astype(jnp.uint8),
+        native=detector.native_score and detector.native_score(net, batch, keys),
+    )
+
+
+def _rate(features, reduction, vgg16_variables, weights, image, reconstruction):
+    terms = _terms(features, vgg16_variables, image, reconstruction)
+    return scoring.score(Formula(weights, reduction), terms)
+
+
+def _terms(features, variables, image, reconstruction):
+    if features is None:
+        return scoring.terms(image, reconstruction)
+    seen = [features.apply(variables, picture) for picture in (image, reconstruction)]
+    return scoring.terms(image, reconstruction, seen)
 
 
 def load(workdir: str | Path) -> Scorer:
@@ -133,15 +252,35 @@ def load(workdir: str | Path) -> Scorer:
     workdir = Path(workdir)
     config = read_config(workdir)
     evaluation = read_evaluation(workdir)
-    state, detector = restore(config, workdir, len(evaluation["conditions"]))
-    return Scorer(
-        detector, state, config.score, picture_shape(config), threshold=evaluation["threshold"]
+    normals, told = evaluation.get("calibration_scores"), evaluation["conditions"]
+    state, detector = restore(config, workdir, len(told))
+    scorer = Scorer(
+        detector,
+        state,
+        formula_of(config.score),
+        picture_shape(config),
+        threshold=evaluation["threshold"],
+        vgg16_weights=config.vgg16.weights,
+        calibration=None if normals is None else np.array(normals),
+        conditions=told if config.model.get("conditional") and len(told) > 1 else (),
     )
+    if config.score.standardise:
+        scorer.standardise(evaluation["score"]["spread"])
+    return scorer
+
+
+def formula_of(score: ConfigDict) -> Formula:
+    """How config.score makes a score of terms, before it standardises them.
+
+    Raises UserError for values that there are not.
+    """
+    return scoring.formula({name: score[name] for name in scoring.TERMS}, score.reduction)
 
 
 def restore(config: ConfigDict, workdir: Path, conditions: int) -> tuple[State, Detector]:
-    """The newest checkpoint of a run, and its detector."""
-    built = build(config, conditions, steps_per_epoch=1)
+    """The newest checkpoint of a run, and its detector, without networks that only train others:
+    a perceptual loss's VGG16 is not asked for again."""
+    built = build(config, conditions, steps_per_epoch=1, frozen=False)
     like = jax.eval_shape(
         lambda: game.init(built.detector, built.optimizers, config.seed, picture_shape(config))
     )

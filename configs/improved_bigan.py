@@ -73,7 +73,6 @@ def get_config(arg=None):
         "adversarial_weight": 1.0,
         "reconstruction_weight": 10.0,
     }
-    config.vgg16 = {"weights": ""}  # a file, or "" for those of the installed package
     config.optimizers = {
         "discriminator": common.optimizer(2e-4, b1=0.5),
         "adversarial": common.optimizer(2e-4, b1=0.5),

@@ -16,6 +16,7 @@ from bigan_jax.build import build
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.detector import Batch, TrainingSet
 from bigan_jax.scorer import Scorer
+from bigan_jax.scoring import Formula
 
 # Ten detectors, compiled over and over: longer than everything else together.
 pytestmark = pytest.mark.contract
@@ -42,8 +43,12 @@ def tiny(name, **changes):
         for field, value in config.model.items():
             if field.endswith("widths"):
                 config.model[field] = (8, 16, 32)[: max(2, min(3, len(value)))]
-            elif field in ("latent", "hidden", "discriminator_hidden", "width"):
+            elif field in ("latent", "discriminator_hidden", "width"):
                 config.model[field] = 16
+            elif field == "hidden":
+                config.model[field] = (32, 16)
+            elif field == "se_ratio":
+                config.model[field] = 4  # a squeeze to one unit may be a dead one
             elif field == "search_steps":
                 config.model[field] = 3
             elif field == "reconstruction_terms":
@@ -76,9 +81,7 @@ def host(state):
 
 
 def scorer_of(detector, state):
-    from ml_collections import ConfigDict
-
-    return Scorer(detector, state, ConfigDict({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=8)
+    return Scorer(detector, state, Formula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=8)
 
 
 @pytest.fixture(scope="module")

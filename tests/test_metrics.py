@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 from sklearn import metrics as sk
 
-from bigan_jax import metrics
+from bigan_jax import intervals, metrics, pixels
 from bigan_jax.errors import UserError
 
 # No deadline: a busy machine is not a wrong result.
@@ -58,6 +58,36 @@ def test_conformal_promise_holds_in_simulation(n, rate):
     exact = int((n + 1) * rate + 1e-9) / (n + 1)
     assert abs(alarms / trials - exact) < 4 * np.sqrt(rate / trials)
     assert exact <= rate
+
+
+def test_false_alarms_on_fresh_normals_keep_the_promise():
+    """A thousand detectors, each with its own calibration pictures and 200 fresh normal ones."""
+    rng = np.random.default_rng(5)
+    rates = []
+    for _ in range(1000):
+        threshold = metrics.conformal_threshold(rng.gamma(2.0, size=60), 0.05).value
+        rates.append(metrics.decide(rng.gamma(2.0, size=200), threshold).mean())
+    # The exact expectation is 3 / 61; each of the thousand may lie above or below.
+    assert abs(np.mean(rates) - 3 / 61) < 4 * np.std(rates) / np.sqrt(1000)
+    assert np.mean(rates) <= 0.05 + 4 * np.std(rates) / np.sqrt(1000)
+
+
+def test_few_groups_are_no_promise_for_a_new_group():
+    """Pictures of 4 patients are not 80 patients: the note says so where simulation shows it."""
+    rng = np.random.default_rng(6)
+    rates = []
+    for _ in range(300):
+        patients = np.repeat(rng.normal(size=5), 20)
+        scores = patients + 0.3 * rng.normal(size=100)
+        threshold = metrics.conformal_threshold(scores[:80], 0.05, groups=4)
+        rates.append(metrics.decide(scores[80:], threshold.value).mean())
+    assert np.mean(rates) > 0.1
+    assert "80 calibration pictures come from 4 groups only" in threshold.note
+    assert "Fewer than 19 groups" in threshold.note
+    assert metrics.conformal_threshold(scores[:80], 0.05, groups=19).note is None
+    assert metrics.conformal_threshold(scores[:80], 0.05, groups=80).note is None
+    # Where each picture is its own group, only their number counts.
+    assert "there are 5" in metrics.conformal_threshold(scores[:5], 0.05, groups=5).note
 
 
 def test_conformal_note_says_how_many_pictures_the_promise_needs():
@@ -163,16 +193,48 @@ def test_predict_all_on_bottle_is_the_known_floor():
     assert metrics.predict_all(label) == pytest.approx({"f1": 0.863, "accuracy": 0.759}, abs=1e-3)
 
 
+def test_kinds_and_conditions_equal_their_pictures_alone():
+    rng = np.random.default_rng(3)
+    label = rng.random(90) < 0.5
+    score = rng.random(90) + 0.2 * label
+    kind = np.where(label, rng.choice(["crack", "stain"], 90), "good")
+    condition = rng.integers(0, 2, 90)
+    rows = metrics.by_kind(score, label, kind, 0.7)
+    assert [row["kind"] for row in rows] == ["crack", "stain"]
+    for row in rows:
+        chosen = np.isin(kind, ["good", row["kind"]])
+        assert row["auroc"] == pytest.approx(sk.roc_auc_score(label[chosen], score[chosen]))
+        assert row["n"] == (kind == row["kind"]).sum()
+        assert row["recall"] == pytest.approx((score[kind == row["kind"]] >= 0.7).mean())
+    rows = metrics.by_condition(score, label, condition, ["tea", "oak", "elm"], 0.7)
+    assert [row["condition"] for row in rows] == ["tea", "oak"]  # none of elm is in the test
+    for index, row in enumerate(rows):
+        own = condition == index
+        assert row["auroc"] == pytest.approx(sk.roc_auc_score(label[own], score[own]))
+        assert row["specificity"] == pytest.approx((score[own & ~label] < 0.7).mean())
+        assert (row["n_normal"], row["n_anomalous"]) == ((own & ~label).sum(), (own & label).sum())
+    assert metrics.by_kind(score, label, np.where(label, "crack", "good"), 0.7) is None
+    assert metrics.by_condition(score, label, condition * 0, ["tea"], 0.7) is None
+    # A condition with normal pictures only has no AUROC, but a specificity.
+    rows = metrics.by_condition(score, label & (condition == 0), condition, ["tea", "oak"], 0.7)
+    assert rows[1]["auroc"] is None and rows[1]["specificity"] is not None
+
+
 # Intervals
+
+
+def interval(score, label, group, **options):
+    found = intervals.bootstrap(score, label, group, threshold=0.5, **options)
+    return found and found["auroc"]
 
 
 @few
 @given(labelled(both=True), st.integers(1, 9), st.integers(0, 3))
 def test_interval_draws_equal_scikit_learn_on_repeated_pictures(data, groups, seed):
-    """With one draw the interval is that draw's AUROC: resample by hand and compare."""
+    """With one draw an interval is that draw's figure: resample by hand and compare."""
     score, label = data
     group = np.arange(len(score)) % groups
-    found = metrics.auroc_interval(score, label, group, draws=1, seed=seed)
+    found = intervals.bootstrap(score, label, group, 0.6, draws=1, seed=seed)
     positive = np.array([label[group == g].any() for g in np.unique(group)])
     negative = np.array([(~label[group == g]).any() for g in np.unique(group)])
     if min(positive.sum(), negative.sum()) < 2:
@@ -184,19 +246,29 @@ def test_interval_draws_equal_scikit_learn_on_repeated_pictures(data, groups, se
         if size := stratum.sum():
             times[stratum] = rng.multinomial(size, np.full(size, 1 / size), 1)[0]
     picked = np.repeat(np.arange(len(score)), times[np.unique(group, return_inverse=True)[1]])
-    assert found == pytest.approx([sk.roc_auc_score(label[picked], score[picked])] * 2)
+    expected = metrics.image_metrics(score[picked], label[picked], 0.6)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx((value, value)), name
 
 
-def test_interval_covers_the_true_auroc():
-    """Normal scores one apart by sqrt(2) * 0.6745 have AUROC 0.75."""
+def test_intervals_cover_the_true_figures():
+    """Normals from N(0, 1), anomalies from N(1, 1): the true figures are those of 600,000."""
     rng = np.random.default_rng(0)
-    covered = 0
-    for trial in range(150):
-        label = np.arange(120) < 60
-        score = rng.normal(size=120) + label * 0.9539
-        low, high = metrics.auroc_interval(score, label, np.arange(120), draws=200, seed=trial)
-        covered += low <= 0.75 <= high
-    assert 0.87 <= covered / 150 <= 0.99
+    truth = np.arange(600_000) < 200_000
+    true = metrics.image_metrics(rng.normal(size=600_000) + truth, truth, 0.8)
+    label = np.arange(120) < 40
+    covered = dict.fromkeys(true, 0)
+    trials = 200
+    for trial in range(trials):
+        score = rng.normal(size=120) + label
+        found = intervals.bootstrap(score, label, np.arange(120), 0.8, draws=200, seed=trial)
+        for name, (low, high) in found.items():
+            covered[name] += low <= true[name] <= high
+    # Four standard errors below 0.95, less a little: percentiles of 120 pictures are a bit narrow.
+    assert {
+        name: n / trials for name, n in covered.items() if not 0.87 <= n / trials <= 0.995
+    } == {}
 
 
 def test_interval_by_patient_covers_where_one_by_picture_does_not():
@@ -208,7 +280,7 @@ def test_interval_by_patient_covers_where_one_by_picture_does_not():
     for trial in range(100):
         score = rng.normal(size=patients)[group] + 0.05 * rng.normal(size=len(group))
         for unit, names in (("patient", group), ("picture", np.arange(len(group)))):
-            low, high = metrics.auroc_interval(score, label, names, draws=200, seed=trial)
+            low, high = interval(score, label, names, draws=200, seed=trial)
             covered[unit] += low <= 0.5 <= high
     assert covered["patient"] >= 85
     assert covered["picture"] <= 70
@@ -219,13 +291,13 @@ def test_interval_edge_cases_and_speed():
     score, label = rng.normal(size=1000), rng.random(1000) < 0.4
     group = rng.permutation(1000).astype(str)
     begin = time.perf_counter()
-    low, high = metrics.auroc_interval(score, label, group)
+    low, high = interval(score, label, group)
     assert time.perf_counter() - begin < 2
     assert low < metrics.auroc(score, label) < high
-    assert metrics.auroc_interval(score, label, group) == (low, high)
-    assert metrics.auroc_interval(score, label & False, group) is None
-    assert metrics.auroc_interval(score, label, label.astype(str)) is None
-    assert metrics.auroc_interval(label * 1.0, label, group) == (1.0, 1.0)
+    assert interval(score, label, group) == (low, high)
+    assert interval(score, label & False, group) is None
+    assert interval(score, label, label.astype(str)) is None
+    assert interval(label * 1.0, label, group) == (1.0, 1.0)
 
 
 # Pixels
@@ -262,7 +334,7 @@ def test_pixel_metrics_equal_brute_force(seed, levels, limit):
     masks[0] = False
     masks[1, 3, 3] = True
     maps = np.round((rng.random(masks.shape) + 0.4 * masks) * levels) / levels
-    found = metrics.pixel_metrics(maps.astype(np.float32), masks, limit)
+    found = pixels.pixel_metrics(maps.astype(np.float32), masks, limit)
     flat = masks.ravel(), maps.astype(np.float32).ravel()
     assert found["auroc"] == pytest.approx(sk.roc_auc_score(*flat))
     assert found["average_precision"] == pytest.approx(sk.average_precision_score(*flat))
@@ -274,19 +346,19 @@ def test_aupro_bounds_and_diagonal_touch():
     masks = np.zeros((2, 8, 8), bool)
     masks[0, 1, 1] = masks[0, 2, 2] = True
     masks[1, 4:, 4:] = True
-    assert metrics.pixel_metrics(masks.astype(float), masks)["aupro"] == pytest.approx(1)
-    assert metrics.pixel_metrics(1.0 - masks, masks)["aupro"] == pytest.approx(0)
+    assert pixels.pixel_metrics(masks.astype(float), masks)["aupro"] == pytest.approx(1)
+    assert pixels.pixel_metrics(1.0 - masks, masks)["aupro"] == pytest.approx(0)
     # The two diagonal pixels are one region: finding that picture alone finds half the regions.
     found = np.zeros(masks.shape)
     found[0] = masks[0]
-    assert metrics.pixel_metrics(found, masks)["aupro"] == pytest.approx(0.5 + 0.5 * 0.15)
+    assert pixels.pixel_metrics(found, masks)["aupro"] == pytest.approx(0.5 + 0.5 * 0.15)
 
 
 def test_pixel_metrics_without_defects_are_none():
     maps = np.random.default_rng(0).random((3, 8, 8))
     nothing = {"auroc": None, "average_precision": None, "aupro": None}
-    assert metrics.pixel_metrics(maps, np.zeros(maps.shape, bool)) == nothing
-    assert metrics.pixel_metrics(maps[:0], np.zeros((0, 8, 8), bool)) == nothing
+    assert pixels.pixel_metrics(maps, np.zeros(maps.shape, bool)) == nothing
+    assert pixels.pixel_metrics(maps[:0], np.zeros((0, 8, 8), bool)) == nothing
 
 
 def test_pixel_metrics_are_fast():
@@ -295,5 +367,36 @@ def test_pixel_metrics_are_fast():
     masks = np.zeros(maps.shape, bool)
     masks[:60, 40:60, 50:70] = True
     begin = time.perf_counter()
-    metrics.pixel_metrics(maps, masks)
+    pixels.pixel_metrics(maps, masks)
     assert time.perf_counter() - begin < 3
+
+
+def test_aupro_ends_at_the_limit_though_the_curve_jumps_there():
+    """Three of ten normal pixels are called before any defect: the area up to 0.3 is nothing."""
+    maps = np.array([9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 6.5, 6.6]).reshape(1, 3, 4)
+    masks = (np.arange(12) >= 10).reshape(1, 3, 4)
+    assert pixels.pixel_metrics(maps, masks, 0.3)["aupro"] == pytest.approx(0)
+    assert pixels.pixel_metrics(maps, masks, 0.4)["aupro"] == pytest.approx(0.25)
+
+
+def test_pixel_threshold_keeps_its_promise_for_new_normals():
+    """Normal pictures differ in their level of error, so their pixels are not exchangeable."""
+    rng = np.random.default_rng(0)
+    shares, ideal = [], []
+    for _ in range(500):
+        maps = rng.gamma(2.0, size=(41, 1, 1)) * rng.random((41, 8, 8))
+        threshold = pixels.pixel_threshold(maps[:40], 0.1)
+        shares.append((maps[40] >= threshold).mean())
+        ideal.append((maps[:40] >= threshold).mean())
+    assert np.mean(shares) <= 0.1 + 3 * np.std(shares) / np.sqrt(500)
+    assert np.mean(ideal) == pytest.approx((41 * 0.1 - 1) / 40, abs=0.001)  # and not stricter
+    few = maps[:5].astype(np.float32)  # of so few none may be called at 5 %
+    assert not metrics.decide(few, pixels.pixel_threshold(few, 0.05)).any()
+
+
+def test_dice_is_the_f1_of_pixels():
+    rng = np.random.default_rng(1)
+    maps, masks = rng.random((3, 9, 9)), rng.random((3, 9, 9)) < 0.2
+    expected = sk.f1_score(masks.ravel(), maps.ravel() >= 0.7)
+    assert pixels.dice(maps, masks, 0.7) == pytest.approx(expected)
+    assert pixels.dice(maps, masks & False, 0.7) is None

@@ -18,6 +18,8 @@ from bigan_jax import data
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import data_fields
+from bigan_jax.scorer import restore
+from bigan_jax.workdir import read_config
 from configs import cae, improved_bigan
 from tests.conftest import CACHE
 
@@ -85,7 +87,9 @@ def finished(tmp_path_factory):
 def test_the_command_leaves_what_it_promises(finished):
     workdir, result = finished
     assert "AUROC" in result.stdout and "report.html" in result.stdout
-    for name in ("config.json", "train.jsonl", "evaluation.json", "scores.csv", "report.html"):
+    for name in ("config.json", "audit.json", "split.csv", "train.jsonl"):
+        assert (workdir / name).stat().st_size
+    for name in ("evaluation.json", "scores.csv", "report.html"):
         assert (workdir / name).stat().st_size
     assert list((workdir / "events").iterdir()) and list((workdir / "checkpoints").iterdir())
     assert {p.stem for p in (workdir / "figures").iterdir()} >= {"error_maps", "score_histogram"}
@@ -101,6 +105,23 @@ def test_the_command_leaves_what_it_promises(finished):
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
     assert history[-1]["reconstruction/loss"] < history[0]["reconstruction/loss"]
     assert all(row["images_per_second"] > 0 and row["phase"] == "phase1" for row in history)
+
+
+def test_what_scores_has_the_statistics_of_the_training_pictures(finished):
+    """The first BatchNorm's, from its convolution over every whole batch of training pictures."""
+    workdir, _ = finished
+    config = read_config(workdir)
+    state, _ = restore(config, workdir, 1)
+    images = data.load(**data_fields(config)).train.image
+    images = images[: len(images) // config.batch_size * config.batch_size] / np.float32(255)
+    kernel = state.params["encoder"]["EncoderStage_0"]["Downsample_0"]["kernel"]
+    maps = jax.lax.conv_general_dilated(
+        images, kernel, (2, 2), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    batches = np.asarray(maps).reshape(-1, config.batch_size * 16 * 16, kernel.shape[-1])
+    found = state.collections["encoder"]["batch_stats"]["EncoderStage_0"]["BatchNorm_0"]
+    np.testing.assert_allclose(found["mean"], batches.mean((0, 1)), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found["var"], batches.var(1).mean(0), rtol=1e-3, atol=1e-6)
 
 
 def test_scores_follow_from_their_parts(finished):
@@ -245,9 +266,6 @@ def wait_for_rows(path, rows, process):
 def final_state(workdir):
     checkpoints = Checkpoints(workdir, read_only=True)
     assert checkpoints.latest() == 6
-    from bigan_jax.scorer import restore
-    from bigan_jax.workdir import read_config
-
     return restore(read_config(workdir), workdir, 1)[0]
 
 

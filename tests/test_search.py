@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 
 from bigan_jax import detector as game
 from bigan_jax.detector import Batch
 from bigan_jax.models import anogan
 from bigan_jax.scorer import Scorer
+from bigan_jax.scoring import Formula
 from bigan_jax.search import Searcher
 
 SHAPE = (16, 16, 1)
@@ -117,7 +117,7 @@ def test_restarts_are_never_worse(state, pictures):
 
 def test_the_scorer_searches(state, pictures):
     """The last batch's padding changes nothing, nor does a picture's place."""
-    scorer = Scorer(ANOGAN(), state, ConfigDict({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=2)
+    scorer = Scorer(ANOGAN(), state, Formula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=2)
     scores = scorer.score(pictures, progress="test")
     backwards = scorer.score(pictures[::-1])
     close(scores.native, backwards.native[::-1])

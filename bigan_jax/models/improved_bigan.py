@@ -25,7 +25,7 @@ def create(
     shape: tuple[int, int, int],
     conditions: int = 1,
     dtype: jnp.dtype = jnp.float32,
-    vgg16_weights: str = "",
+    vgg16_weights: str | None = "",
     latent: int = 256,
     widths: tuple[int, ...] = (64, 128, 256, 512),
     discriminator_widths: tuple[int, ...] = (64, 128, 256, 512),
@@ -41,7 +41,8 @@ def create(
     """Encoder E, generator G and discriminator D(x, z); VGG16 where the perceptual term has weight.
 
     shape: (height, width, channels); height and width divisible by 2 ** len(widths).
-    vgg16_weights: a file, or "" for those of the installed package (vgg16.load).
+    vgg16_weights: a file, "" for those of the installed package (vgg16.load), or None for a
+      detector that only scores.
     se_ratio: of squeeze-and-excitation in E and G; 0 leaves it out.
     residual: the Add around each stage of G.
     pool: how E ends: "average" (global average pooling) or "flatten".
@@ -67,7 +68,9 @@ def create(
     }
     frozen = {}
     weights = {name: weight for name, weight in reconstruction_terms.items() if weight}
-    if "perceptual" in weights:
+    if "perceptual" in weights and vgg16_weights is None:
+        networks["vgg16"] = vgg16.VGG16(perceptual_layers, dtype=dtype)
+    elif "perceptual" in weights:
         loaded = vgg16.load(vgg16_weights, perceptual_layers)
         networks["vgg16"] = vgg16.VGG16(perceptual_layers, loaded.convention, dtype=dtype)
         frozen["vgg16"] = {"params": loaded.params}

@@ -1,0 +1,200 @@
+"""The anomaly score: a weighted sum of terms, each a number and a map. Pure functions, no network.
+
+A map gives a pixel's error at the picture's resolution. The terms are the squared error, 1 - SSIM
+and the squared difference of VGG16's features; the paper takes 0.7 of the first and 0.3 of the
+second (Sec. III).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from bigan_jax import losses
+from bigan_jax.errors import UserError, unknown
+from bigan_jax.metrics import auroc
+
+TERMS = ("mse", "ssim", "perceptual")
+REDUCTIONS = ("mean", "max", "top1")
+_PAPER = {"mse": 0.7, "ssim": 0.3}
+_SLICE = 256  # pictures whose combined maps are in memory at once
+
+TABLE_NOTE = (
+    "Each row is another way to score the same reconstructions. To pick the best of them by its "
+    "AUROC on the test set is an oracle: it has seen the labels."
+)
+
+
+class Formula(NamedTuple):
+    """How terms become a score.
+
+    weights: by term; what is not named has no part.
+    reduction: "mean" of the terms, or of the combined map "max" or "top1", the mean of its
+      highest hundredth of pixels.
+    """
+
+    weights: Mapping[str, float]
+    reduction: str = "mean"
+
+    def divided_by(self, spread: Mapping[str, float]) -> "Formula":
+        """The formula of terms that are each divided by their spread first."""
+        flat = [name for name in self.weights if not spread[name] > 0]
+        if flat:
+            raise UserError(
+                f"config.score.standardise: {', '.join(flat)} does not vary over the calibration "
+                "pictures, so there is nothing to divide by. Set more normal pictures aside."
+            )
+        weights = {name: weight / spread[name] for name, weight in self.weights.items()}
+        return self._replace(weights=weights)
+
+
+class Terms(NamedTuple):
+    """What a score is made of, by term."""
+
+    value: dict[str, Float[Array, "b"]]
+    map: dict[str, Float[Array, "b h w"]]
+
+
+def formula(weights: Mapping[str, float], reduction: str) -> Formula:
+    """The formula of those weights, without terms of weight 0.
+
+    Raises UserError for a reduction that there is not, a weight below 0, or none above.
+    """
+    if reduction not in REDUCTIONS:
+        raise unknown("config.score.reduction", reduction, REDUCTIONS)
+    for name, weight in weights.items():
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise UserError(f"config.score.{name}={weight}: a weight is a number from 0 up.")
+    if not any(weights.values()):
+        names = ", ".join(f"config.score.{name}" for name in weights)
+        raise UserError(f"every term of the score has weight 0: raise one of {names}.")
+    return Formula({name: float(w) for name, w in weights.items() if w}, reduction)
+
+
+def terms(
+    image: Float[Array, "b h w c"],
+    reconstruction: Float[Array, "b h w c"],
+    features: tuple[Sequence[Array], Sequence[Array]] | None = None,
+) -> Terms:
+    """All terms of pictures in [0, 1]; "perceptual" where VGG16's features of both are given.
+
+    SSIM's value is dm-pix's, over windows that lie wholly inside; its map goes on to the edges.
+    """
+    value = {
+        "mse": losses.mse(image, reconstruction),
+        "ssim": losses.ssim_error(image, reconstruction),
+    }
+    maps = {
+        "mse": jnp.square(image - reconstruction).mean(-1),
+        "ssim": losses.ssim_error_map(image, reconstruction),
+    }
+    if features is not None:
+        value["perceptual"] = losses.perceptual(*features)
+        maps["perceptual"] = _feature_map(*features, image.shape[1:3])
+    return Terms(value, maps)
+
+
+def _feature_map(features, others, size):
+    """Squared differences, averaged over channels and layers, smoothly enlarged."""
+    layers = []
+    for x, y in zip(features, others, strict=True):
+        error = jnp.square(x.astype(jnp.float32) - y.astype(jnp.float32)).mean(-1)
+        layers.append(jax.image.resize(error, (len(error), *size), "linear"))
+    return jnp.stack(layers).mean(0)
+
+
+def score(formula: Formula, terms: Terms) -> Float[Array, "b"]:
+    """The anomaly score of each picture. Nothing in it depends on the other pictures."""
+    if formula.reduction == "mean":
+        return _weighted(formula.weights, terms.value)
+    return reduce(combined_map(formula, terms), formula.reduction)
+
+
+def combined_map(formula: Formula, terms: Terms) -> Float[Array, "b h w"]:
+    """The error map: the terms' maps, combined as the score is."""
+    return _weighted(formula.weights, terms.map)
+
+
+def reduce(maps: Float[Array, "b h w"], reduction: str) -> Float[Array, "b"]:
+    """The "mean", the "max" or the mean of the highest hundredth of pixels ("top1") of each map."""
+    flat = maps.reshape(len(maps), -1)
+    if reduction == "mean":
+        return flat.mean(1)
+    if reduction == "max":
+        return flat.max(1)
+    count = math.ceil(flat.shape[1] / 100)
+    if isinstance(flat, np.ndarray):  # half the time, and nothing to compile
+        return np.partition(flat, -count, axis=1)[:, -count:].mean(1)
+    return lax.top_k(flat, count)[0].mean(1)
+
+
+def _weighted(weights, values):
+    return sum(weight * values[name] for name, weight in weights.items())
+
+
+def spread(terms: Terms) -> dict[str, float]:
+    """Each term's standard deviation over pictures: over the calibration normals, a unit for it."""
+    return {name: float(np.std(np.asarray(v, np.float64))) for name, v in terms.value.items()}
+
+
+def table(
+    terms: Terms,
+    label: Bool[np.ndarray, "n"],
+    spread: Mapping[str, float],
+    used: Formula,
+    standardised: bool,
+) -> list[dict]:
+    """The AUROC of every score that costs no further reconstruction.
+
+    Each term alone, the paper's sum and the one in use, the sums with standardised terms as well,
+    each by every reduction.
+
+    terms: of the test pictures. spread: of each term over the calibration normals.
+    used, standardised: what the evaluation goes by; weights as they were before.
+    """
+    in_use = dict(used.weights) if len(used.weights) > 1 else dict.fromkeys(used.weights, 1.0)
+    sums = [_PAPER] if in_use == _PAPER or len(in_use) == 1 else [_PAPER, in_use]
+    ways = [({name: 1.0}, False) for name in terms.value]
+    for weights in sums:
+        varied = all(spread[name] > 0 for name in weights)
+        ways += [(weights, flag) for flag in (False, True) if varied or not flag]
+    standardised = standardised and len(in_use) > 1  # one term is ranked alike by any unit
+    rows = []
+    for weights, flag in ways:
+        formula = Formula(weights).divided_by(spread) if flag else Formula(weights)
+        scores = {"mean": score(formula, terms), **_peaks(formula, terms)}
+        for reduction in REDUCTIONS:
+            asked = weights, flag, reduction
+            rows.append(
+                {
+                    "score": _words(weights),
+                    "standardise": flag,
+                    "reduction": reduction,
+                    "auroc": auroc(np.asarray(scores[reduction]), label),
+                    "paper": asked == (_PAPER, False, "mean"),
+                    "used": asked == (in_use, standardised, used.reduction),
+                }
+            )
+    return rows
+
+
+def _peaks(formula, terms):
+    """The reductions that look at the combined map, a slice of pictures at a time."""
+    parts = {name: [] for name in REDUCTIONS if name != "mean"}
+    for start in range(0, len(terms.map["mse"]), _SLICE):
+        maps = {name: m[start : start + _SLICE] for name, m in terms.map.items()}
+        combined = _weighted(formula.weights, maps)
+        for name, part in parts.items():
+            part.append(reduce(combined, name))
+    return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def _words(weights):
+    if len(weights) == 1:
+        return next(iter(weights))
+    return " + ".join(f"{weight:g} {name}" for name, weight in weights.items())
