@@ -2,6 +2,9 @@
 
 python launch.py --config=configs/improved_bigan.py:phantom
 python launch.py --config=configs/cae.py:mvtec,quick --config.data.dir=DIR --workdir=runs/try
+python launch.py --mode=predict --workdir=runs/try --input=PICTURES --output=DIR
+python launch.py --mode=compare --workdirs='runs/*' --output=DIR
+python launch.py --mode=sweep --config.sweep.models=all --config.sweep.seeds=5 --output=DIR
 """
 
 import sys
@@ -21,12 +24,29 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate"],
-    "train: train or go on, then evaluate; evaluate: score and report again from the workdir",
+    ["train", "evaluate", "predict", "compare", "sweep"],
+    "train: train or go on, then evaluate; evaluate: score and report again from the workdir; "
+    "predict: score the new pictures of --input; "
+    "compare: tables over the runs in --workdirs; sweep: the runs of --config.sweep, then compare",
 )
+_INPUT = flags.DEFINE_string(
+    "input", None, "new pictures: a picture, a folder, an archive, or a pattern such as 'new/*.png'"
+)
+_CONDITION = flags.DEFINE_string(
+    "condition", "", "what they show, for a conditional model; default: what their folder is called"
+)
+_WORKDIRS = flags.DEFINE_multi_string(
+    "workdirs", [], "folders to compare, or a pattern such as 'runs/*'; may be given again"
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "where results go; default of compare: comparison, of sweep: runs"
+)
+_SWEEP_DEFAULT = "configs/improved_bigan.py:phantom"
 
 
 def parse_flags(arguments):
+    if "--mode=sweep" in arguments and not any(a.startswith("--config=") for a in arguments):
+        arguments.insert(1, f"--config={_SWEEP_DEFAULT}")  # in sys.argv, where overrides look
     common.check_arguments(arguments)
     return app.parse_flags_with_usage(arguments)
 
@@ -39,11 +59,31 @@ def main(arguments):
         raise UserError("say what to train: --config=configs/improved_bigan.py:phantom")
     if _MODE.value == "evaluate" and _WORKDIR.value is None:
         raise UserError("say what to evaluate: --workdir=DIR")
+    if _MODE.value == "predict" and None in (_WORKDIR.value, _INPUT.value, _OUTPUT.value):
+        raise UserError("say what goes where: --workdir=DIR --input=PICTURES --output=DIR")
+    if _MODE.value == "predict" and _CONFIG.value is not None:
+        raise UserError("leave --config out: predict goes by the config of the --workdir")
+    if _MODE.value == "compare" and not _WORKDIRS.value:
+        raise UserError("say what to compare: --workdirs='runs/*'")
+    if _MODE.value == "sweep" and _WORKDIR.value is not None:
+        raise UserError("--workdir is for one run: say where a sweep's runs go by --output=DIR")
 
     import bigan_jax  # JAX is imported only once the flags are known to be right
 
     if _MODE.value == "train":
         bigan_jax.train(_CONFIG.value, _WORKDIR.value)
+    elif _MODE.value == "predict":
+        found = bigan_jax.predict(_WORKDIR.value, _INPUT.value, _OUTPUT.value, _CONDITION.value)
+        return 2 if found.unreadable else 0
+    elif _MODE.value == "compare":
+        found = bigan_jax.compare(_WORKDIRS.value, _OUTPUT.value or "comparison")
+        return 2 if found.left_out else 0
+    elif _MODE.value == "sweep":
+        flag = flags.FLAGS["config"]
+        file = config_flags.get_config_filename(flag)
+        overrides = config_flags.get_override_values(flag)
+        found = bigan_jax.sweep(_CONFIG.value, file, overrides, _OUTPUT.value or "runs")
+        return 2 if found.failures or not found.comparison or found.comparison.left_out else 0
     else:
         bigan_jax.evaluate(_WORKDIR.value, _CONFIG.value)
 
@@ -53,3 +93,9 @@ if __name__ == "__main__":
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        kept = "--output holds what was finished"
+        again = "the same command goes on from its last checkpoint"
+        told = kept if "--mode=predict" in sys.argv else again
+        print(f"interrupted: {told}", file=sys.stderr)
+        sys.exit(130)

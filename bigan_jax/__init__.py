@@ -3,6 +3,8 @@
     import bigan_jax
     bigan_jax.train(config, workdir)             # what `python launch.py` does
     bigan_jax.load(workdir).score(images)        # uint8 [n, h, w, c] -> float [n]
+    bigan_jax.predict(workdir, "new/", "found")  # scores.csv, error maps, overlays
+    bigan_jax.compare("runs/*", "comparison")    # tables over models, datasets and seeds
 
 JAX is imported on first use, so that reading flags and configs stays quick. No file is called after
 one of these functions: an imported submodule would take the function's place in the package.
@@ -10,7 +12,15 @@ one of these functions: an imported submodule would take the function's place in
 
 import importlib
 
-_HOMES = {"train": "training", "evaluate": "evaluation", "load": "scorer", "UserError": "errors"}
+_HOMES = {
+    "train": "training",
+    "evaluate": "evaluation",
+    "load": "scorer",
+    "predict": "prediction",
+    "compare": "comparison",
+    "sweep": "sweeping",
+    "UserError": "errors",
+}
 
 
 def __getattr__(name):

@@ -18,6 +18,7 @@ from etils import epath
 from tqdm import tqdm
 
 from bigan_jax.data.folders import appearing, identity, stamp
+from bigan_jax.data.medical import is_medical
 from bigan_jax.errors import UserError
 
 MAX_FILES = 1_000_000
@@ -45,6 +46,11 @@ class Member(NamedTuple):
     name: str
     size: int
     open: Callable[[], BinaryIO]
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file is an archive by its name; a compressed volume (scan.nii.gz) is none."""
+    return bool(_SUFFIX.search(name)) and not is_medical(name)
 
 
 def unpacked(archive: epath.Path, home: Path) -> epath.Path | None:

@@ -115,8 +115,13 @@ def open_folder(root: epath.Path) -> Folder:
     names = list_pictures(here) if here.is_dir() else []
     if (here / METADATA).is_file():
         names.append(METADATA)
+    return some_files(root, names)
+
+
+def some_files(root: epath.Path, names: Sequence[str]) -> Folder:
+    """A folder of which only the files (or slices) with these names are seen."""
     stamps = {name: stamp(root / split_slice(name)[0]) for name in names}
-    return Folder(root, stamps, _reads(here))
+    return Folder(root, stamps, _reads_bucket(root) if is_remote(root) else _reads(Path(root)))
 
 
 def stamp(file: epath.Path) -> Stamp:

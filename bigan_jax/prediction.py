@@ -1,0 +1,265 @@
+"""`--mode=predict`: new pictures to scores, error maps and overlays, by what a workdir holds alone.
+
+Block by block, so that memory stays flat however many there are, and what was finished stays.
+"""
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+from PIL import Image
+from tqdm import tqdm
+
+from bigan_jax import errors
+from bigan_jax.data.broken import MAX_LISTED, Broken, attempt, is_inside, printable
+from bigan_jax.data.decode import in_threads, read_as_shown, read_image
+from bigan_jax.data.folders import Folder
+from bigan_jax.data.given import opened
+from bigan_jax.errors import UserError
+from bigan_jax.plots import error_map_rgb
+from bigan_jax.scorer import Scorer, Scores, load
+from bigan_jax.workdir import read_evaluation
+
+BLOCK = 64  # pictures in memory at once, as files and at the model's size
+OPACITY = 0.8  # of the brightest error on an overlay; where there is no error, none
+LONGEST_NAME = 200  # bytes of a file's or folder's name; file systems take 255
+PALETTE = error_map_rgb(np.arange(256)[None] / 256, 1)[0]
+
+
+class Predicted(NamedTuple):
+    """What was done with new pictures."""
+
+    scored: int
+    anomalous: int  # of the scored ones
+    unreadable: list[Broken]
+    output: Path
+
+
+def predict(
+    workdir: str | Path, source: str | Path, output: str | Path, condition: str = ""
+) -> Predicted:
+    """Scores pictures by a finished run, which needs none of the data it was trained on.
+
+    source: a picture, a folder with all below it, an archive, or a pattern such as 'new/*.png'.
+    output: a folder, new or empty. scores.csv has a row a picture; error_maps/ and overlays/ have
+      a PNG of its size, named as `output_name` says; unreadable.csv has what could not be read.
+    condition: what the pictures show, for a model that tells conditions apart; by default a
+      condition that the nearest folder is called after.
+    Raises UserError for what the user can mend; a picture that cannot be read is left out.
+    """
+    workdir, output = Path(workdir), Path(output)
+    evaluation = read_evaluation(workdir)
+    if "calibration_scores" not in evaluation:
+        raise UserError(
+            f"{workdir} was evaluated by an older version, without what a prediction needs: "
+            f"python launch.py --mode=evaluate --workdir={workdir} makes it"
+        )
+    _claim(output, source)
+    with opened(source, output) as (folder, names):
+        scorer = load(workdir)
+        known = conditions_of(names, folder.root, scorer, condition)
+        limit = evaluation["colour_limits"]["combined"]
+        try:
+            return _predict(scorer, limit, folder, known, output)
+        except OSError as error:  # a full disk above all
+            raise UserError(f"{output} holds what was written until this: {error}") from error
+
+
+def _claim(output: Path, source: str | Path) -> None:
+    """Makes the folder. What is in one is never mixed with, and not deleted either."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} is there and not empty: remove it, or give another --output")
+    if Path(source).is_dir() and is_inside(output, source):
+        raise UserError(f"--output={output} lies in --input, whose pictures its own would join")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be made: {error.strerror}") from error
+
+
+def conditions_of(
+    names: Sequence[str], root: epath.Path, scorer: Scorer, asked: str
+) -> dict[str, int]:
+    """Each picture's condition by its name: the one asked for, or that of the nearest folder.
+
+    A folder is called after a condition by its whole name or, as in PlantVillage, by what stands
+    before "___". Raises UserError that names the conditions where there is none.
+    """
+    if asked or not scorer.conditions:
+        return dict.fromkeys(names, scorer.condition_index(asked))
+
+    def told(name: str) -> int:
+        for folder in reversed((root / name).parts[:-1]):
+            for called in (folder, folder.partition("___")[0]):
+                if called in scorer.conditions:
+                    return scorer.condition_index(called)
+        raise UserError(
+            f"what does {errors.printable(name)} show? No folder above it is called after one of "
+            f"the model's conditions: say --condition={'|'.join(scorer.conditions)}"
+        )
+
+    return {name: told(name) for name in names}
+
+
+def _predict(
+    scorer: Scorer, limit: float, folder: Folder, condition: dict[str, int], output: Path
+) -> Predicted:
+    # Blocks of nearly one size: a last small one would have the networks compiled again.
+    blocks = np.array_split(np.array(list(condition), object), -(-len(condition) // BLOCK))
+    scored = anomalous = 0
+    unreadable: list[Broken] = []
+    every = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file wants few lines
+    with (
+        (output / "scores.csv").open("w", newline="", encoding="utf-8") as file,
+        tqdm(total=len(condition), desc="pictures", unit="picture", mininterval=every) as bar,
+    ):
+        table = csv.writer(file)
+        for names in blocks:
+            contents, images, broken = _read(folder, names.tolist(), scorer.shape)
+            if images:
+                known = np.array([condition[name] for name in images], np.int32)
+                search = "search" if scorer.search_steps else ""
+                scores = scorer.score(np.stack(list(images.values())), known, progress=search)
+                broken += _draw(contents, list(images), scores.error_map, limit, output)
+                left_out = {b.path for b in broken}
+                rows = [r for r in _rows(list(images), scores, scorer) if r["path"] not in left_out]
+                if rows and not scored:
+                    table.writerow(rows[0])
+                table.writerows(row.values() for row in rows)
+                file.flush()
+                scored += len(rows)
+                anomalous += sum(row["decision"] == "anomalous" for row in rows)
+            unreadable += broken
+            _list(broken, output / "unreadable.csv")
+            bar.update(len(names))
+    _tell(scored, anomalous, unreadable, scorer.threshold, output)
+    return Predicted(scored, anomalous, unreadable, output)
+
+
+def _read(folder, names, shape) -> tuple[dict[str, bytes], dict[str, np.ndarray], list[Broken]]:
+    """The files' bytes, the pictures as the networks take them, and what cannot be read."""
+    *_, size, channels = shape
+    contents = dict(zip(names, folder.read(names, False), strict=True))
+
+    def decode(name: str) -> np.ndarray | Broken:
+        if isinstance(content := contents[name], Broken):
+            return content
+        return attempt(name, lambda: read_image(io.BytesIO(content), size, channels))
+
+    images = dict(zip(names, in_threads(decode, names, "pictures"), strict=True))
+    broken = [image for image in images.values() if isinstance(image, Broken)]
+    return contents, {n: i for n, i in images.items() if not isinstance(i, Broken)}, broken
+
+
+def _rows(names: Sequence[str], scores: Scores, scorer: Scorer) -> list[dict[str, str]]:
+    decision, percentile = scorer.decide(scores), scorer.percentile(scores)
+    columns = {"mse": scores.mse, "ssim_error": scores.ssim_error, "score": scores.score}
+    rows = []
+    for i, name in enumerate(names):
+        row = {"path": name, **{column: f"{v[i]:.8g}" for column, v in columns.items()}}
+        row["percentile"] = f"{percentile[i]:.4g}"
+        row["decision"] = "anomalous" if decision[i] else "normal"
+        if scores.native is not None:
+            row["native"] = f"{scores.native[i]:.8g}"
+        rows.append(row)
+    return rows
+
+
+def _draw(
+    contents: dict[str, bytes],
+    names: Sequence[str],
+    maps: Float[np.ndarray, "n h w"],
+    limit: float,
+    output: Path,
+) -> list[Broken]:
+    """Writes an error map and an overlay of each picture; those that cannot be drawn come back."""
+
+    def draw(i: int) -> Broken | None:
+        name = names[i]
+        made = attempt(
+            name, lambda: paint(read_as_shown(io.BytesIO(contents[name])), maps[i], limit)
+        )
+        if isinstance(made, Broken):
+            return made
+        for kind, picture in zip(("error_maps", "overlays"), made, strict=True):
+            path = output / kind / output_name(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path, compress_level=3)  # more takes longer for little
+        return None
+
+    return [broken for broken in in_threads(draw, range(len(names)), "drawings") if broken]
+
+
+def paint(
+    picture: Image.Image, errors: Float[np.ndarray, "h w"], limit: float
+) -> tuple[Image.Image, Image.Image]:
+    """An error map in colours, and the same laid over the picture, both of the picture's size.
+
+    limit: the error that is as bright as it gets; as in every figure, that of the calibration
+    normals. The higher the error, the less of the picture is left to be seen.
+    """
+    level = 256 * (errors.astype(np.float64) / max(limit, np.finfo(np.float64).tiny))
+    level = Image.fromarray(level.clip(0, 255).astype(np.uint8))
+    if level.size != picture.size:
+        level = level.resize(picture.size, Image.Resampling.BILINEAR)
+    coloured = level.copy()
+    coloured.putpalette(PALETTE.tobytes())
+    opacity = level.point([round(OPACITY * value) for value in range(256)])
+    return coloured, Image.composite(coloured.convert("RGB"), picture.convert("RGB"), opacity)
+
+
+def output_name(path: str) -> str:
+    """Where below error_maps/ and overlays/ the PNG of a picture lies: `a/b.jpg` in `a/b.jpg.png`.
+
+    No two pictures share a name, and none leads out: what file systems or terminals may take amiss
+    is written as in a web address (%0A), and an overlong name ends in a digest of its own.
+    """
+    *folders, file = (_harmless(part) for part in path.split("/") if part)
+    # A folder is neither . nor .., nor called as the PNG of another picture may be.
+    folders = [re.sub(r"\.(png)?$", r"%2E\1", part, flags=re.IGNORECASE) for part in folders]
+    return "/".join([*folders, f"{file}.png"])
+
+
+def _harmless(part: str) -> str:
+    name = "".join(
+        quote(c, safe="", errors="surrogateescape")
+        if c in '%<>:"|?*\\' or not c.isprintable()
+        else c
+        for c in part
+    )
+    if len(name.encode()) > LONGEST_NAME:
+        digest = blake2b(name.encode(), digest_size=8).hexdigest()
+        name = name.encode()[: LONGEST_NAME - 17].decode(errors="ignore") + "~" + digest
+    return name
+
+
+def _list(broken: Sequence[Broken], path: Path) -> None:
+    if broken:
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerows([Broken._fields] * new)
+            table.writerows((printable(b.path), b.reason) for b in broken)
+
+
+def _tell(scored, anomalous, unreadable, threshold, output):
+    print(
+        f"{scored} pictures scored, {anomalous} of them anomalous (score of {threshold:.4g} or "
+        f"more)\nScores, error maps and overlays: {output}"
+    )
+    if unreadable:
+        lines = [f"  {errors.printable(f'{b.path}: {b.reason}')}" for b in unreadable[:MAX_LISTED]]
+        if len(unreadable) > MAX_LISTED:
+            lines.append(f"  and {len(unreadable) - MAX_LISTED} more")
+        told = "\n".join(lines)
+        which = output / "unreadable.csv"
+        print(f"{len(unreadable)} could not be read (all in {which}):\n{told}", file=sys.stderr)
