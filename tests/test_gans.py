@@ -25,8 +25,8 @@ GANS = {
     "bigan": bigan.create(
         shape=SHAPE,
         latent=LATENT,
-        widths=(4, 8),
-        discriminator_widths=(4, 8),
+        widths=(16, 32),
+        discriminator_widths=(16, 32),
         discriminator_hidden=16,
         discriminator_dropout=0.0,  # by hand below; test_layers.py has the dropout
     ),

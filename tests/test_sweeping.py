@@ -208,7 +208,12 @@ def test_an_interrupt_ends_the_children(tmp_path, runner, how):
         f"sweep(config, 'configs/cae.py:phantom', {{}}, {str(tmp_path)!r}, {runner!r})\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # What a shell starts in the background ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     pid = tmp_path / "cae-phantom-bottle-seed8" / "pid"
     wait_for(lambda: pid.exists() and pid.read_text())
