@@ -284,7 +284,7 @@ COLUMNS = (
 )
 
 
-@pytest.mark.contract
+@pytest.mark.long
 @pytest.mark.parametrize("preset", REAL_SETS)
 def test_controls_on_real_pictures_are_as_strong_as_measured(preset):
     folder, splits, tolerance, figures = REAL_SETS[preset]

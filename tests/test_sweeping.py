@@ -196,7 +196,7 @@ def test_what_counts_as_finished(tmp_path, runner):
 
 
 @pytest.mark.parametrize(
-    "how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.contract)]
+    "how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
 )
 def test_an_interrupt_ends_the_children(tmp_path, runner, how):
     program = (
@@ -258,7 +258,7 @@ def test_a_cluster_that_does_not_answer_is_named(address, monkeypatch):
         next(processes.on_ray({}, 1, address))
 
 
-@pytest.mark.contract
+@pytest.mark.long
 def test_the_same_runs_on_a_ray_cluster_of_two_workers(tmp_path, runner, capsys):
     pytest.importorskip("ray")
     fields = {"sweep.models": "cae,vae", "sweep.seeds": 2, "sweep.parallel": 2, "seed": 6}
@@ -281,7 +281,7 @@ def test_the_same_runs_on_a_ray_cluster_of_two_workers(tmp_path, runner, capsys)
         os.kill(int((run.workdir / "pid").read_text()), 0)
 
 
-@pytest.mark.contract
+@pytest.mark.long
 def test_a_real_sweep_by_the_command(tmp_path):
     arguments = [
         *("--mode=sweep", "--config=configs/fcae.py:phantom", f"--output={tmp_path}"),
