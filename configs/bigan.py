@@ -5,8 +5,9 @@ The classical BiGAN: what the Improved BiGAN is to be measured against.
 
 from configs import common
 
-# Shorter, for a CPU: in half batches and at a DCGAN's rates; a quarter of D's width needs
-# less dropout. An average with a decay of 0.999 looks back a thousand steps, more than there are here.
+# Shorter, for a CPU: in half batches, at a DCGAN's rates, and a D of a quarter of the width, which
+# needs less dropout. An average with a decay of 0.999 looks back a thousand steps, more than there
+# are here.
 PRESETS = {
     "phantom": {
         "batch_size": 16,
