@@ -1,6 +1,15 @@
-"""python launch.py --config=configs/anogan.py:phantom
+r"""python launch.py --config=configs/anogan.py:phantom
 
 AnoGAN: a DCGAN, and a search for the code of each test picture.
+
+Measured at 64x64 on two CPU cores, seed 0: image AUROC by the common score, its 95 % interval,
+PCA on the same split.
+    phantom, the command above: 0.668 (0.585 to 0.748); native 0.642; PCA-64 0.963
+    MVTec AD bottle, the command below: 0.879 (0.794 to 0.948); native 0.833; PCA-64 0.981
+        python launch.py --config=configs/anogan.py:mvtec --config.data.dir=DIR \
+        --config.data.image_size=64 \
+        --config.model.widths="(32,64,128,256)" --config.phases.phase1.epochs=80 \
+        --config.model.search_steps=100 --config.model.search_rate=5e-3
 """
 
 from configs import common

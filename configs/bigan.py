@@ -1,6 +1,18 @@
-"""python launch.py --config=configs/bigan.py:phantom
+r"""python launch.py --config=configs/bigan.py:phantom
 
 The classical BiGAN: what the Improved BiGAN is to be measured against.
+
+Measured at 64x64 on two CPU cores, seed 0: image AUROC by the common score, its 95 % interval,
+PCA on the same split. So short a training draws blurred bottles; it says little of the model.
+    phantom, the command above: 0.544 (0.454 to 0.634); native 0.478; PCA-64 0.963
+    MVTec AD bottle, the command below: 0.477 (0.344 to 0.612); native 0.365; PCA-64 0.981
+        python launch.py --config=configs/bigan.py:mvtec --config.data.dir=DIR \
+        --config.data.image_size=64 --config.batch_size=16 --config.model.averaging=0.98 \
+        --config.model.widths="(16,32,64,128)" \
+        --config.model.discriminator_widths="(16,32,64,128)" \
+        --config.model.discriminator_dropout=0.3 --config.phases.phase1.epochs=80 \
+        --config.optimizers.discriminator.learning_rate=2e-4 \
+        --config.optimizers.adversarial.learning_rate=2e-4
 """
 
 from configs import common

@@ -1,8 +1,15 @@
-"""python launch.py --config=configs/cvae.py:phantom
+r"""python launch.py --config=configs/cvae.py:phantom
 
 The conditional VAE: the VAE, with encoder and decoder told each picture's condition (species,
 category, plane). On a set of one condition it is the VAE, and says so; several are named as in
 --config.data.category=bottle,pill, and an empty category takes all that a set has.
+
+Measured at 64x64 on two CPU cores, seed 0: image AUROC by the common score, its 95 % interval,
+PCA on the same split.
+    phantom, the command above: 0.584 (0.510 to 0.653); PCA-64 0.678
+    MVTec AD bottle, the command below: 0.840 (0.744 to 0.925); PCA-64 0.981
+        python launch.py --config=configs/cvae.py:mvtec --config.data.dir=DIR \
+        --config.data.image_size=64
 """
 
 from configs import vae

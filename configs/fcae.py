@@ -1,6 +1,13 @@
-"""python launch.py --config=configs/fcae.py:phantom
+r"""python launch.py --config=configs/fcae.py:phantom
 
 The paper's FC-Autoencoder. Neither the paper nor a reference gives a schedule: 100 epochs, as CAE.
+
+Measured at 64x64 on two CPU cores, seed 0: image AUROC by the common score, its 95 % interval,
+PCA on the same split.
+    phantom, the command above: 0.885 (0.831 to 0.930); PCA-64 0.963
+    MVTec AD bottle, the command below: 0.942 (0.891 to 0.983); PCA-64 0.981
+        python launch.py --config=configs/fcae.py:mvtec --config.data.dir=DIR \
+        --config.data.image_size=64
 """
 
 from configs import common

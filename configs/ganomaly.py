@@ -1,6 +1,14 @@
-"""python launch.py --config=configs/ganomaly.py:phantom
+r"""python launch.py --config=configs/ganomaly.py:phantom
 
 GANomaly: encoder, generator, second encoder.
+
+Measured at 64x64 on two CPU cores, seed 0: image AUROC by the common score, its 95 % interval,
+PCA on the same split.
+    phantom, the command above: 0.832 (0.771 to 0.892); native 0.527; PCA-64 0.963
+    MVTec AD bottle, the command below: 0.916 (0.845 to 0.970); native 0.560; PCA-64 0.981
+        python launch.py --config=configs/ganomaly.py:mvtec --config.data.dir=DIR \
+        --config.data.image_size=64 --config.model.width=32 \
+        --config.phases.phase1.epochs=80
 """
 
 from configs import common
