@@ -201,9 +201,10 @@ def _phases(history) -> list[tuple[str, int, int]]:
 def _mark_epochs(axes: Axes, history) -> None:
     for _, first, last in _phases(history)[1::2]:
         axes.axvspan(first - 0.5, last + 0.5, color=QUIET, alpha=0.15, linewidth=0)
-    warned = [row["epoch"] for row in history if row.get("health")]
-    at_the_foot = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-    axes.plot(warned, np.zeros(len(warned)), "x", color=INK, markersize=4, **at_the_foot)
+    if warned := [row["epoch"] for row in history if row.get("health")]:
+        # An empty line without clipping has no bounds, and the layout collapses.
+        at_the_foot = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot(warned, np.zeros(len(warned)), "x", color=INK, markersize=4, **at_the_foot)
     axes.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel("epoch", fontsize=8)

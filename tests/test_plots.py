@@ -219,3 +219,13 @@ def test_figures_leave_global_matplotlib_alone():
     first, second = (plots.to_png(plots.training_curves(history())) for _ in range(2))
     assert first == second
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("warned", [[], ["D is saturated."]])
+def test_training_curves_keep_their_room(warned):
+    """With or without a cross to draw, the panels fill the figure."""
+    losses = {"fit/loss": 0.1, "game/loss": 10.0}
+    rows = [{"epoch": e, "phase": "one", "health": warned} | losses for e in range(1, 6)]
+    figure = plots.training_curves(rows)
+    plots.to_png(figure)
+    assert sum(axes.get_position().width for axes in figure.axes) > 0.6
