@@ -21,6 +21,20 @@ _FREE = (
     "vgg16.",
 )
 
+# What a config means that was written before these fields were there.
+_BEFORE = {
+    "augment.rotate": 0.0,
+    "augment.brightness": 0.0,
+    "data.duplicates": "stop",
+    "data.skip_broken": False,
+    "data.stream": False,
+    "data.tfds_dir": "",
+    "score.perceptual": 0.0,
+    "score.standardise": False,
+    "score.reduction": "mean",
+    "vgg16.weights": "",
+}
+
 
 def default_name(config: ConfigDict) -> Path:
     """runs/<model>-<dataset>[-<category>][-quick][-<ablations>]-seed<k>"""
@@ -57,7 +71,10 @@ def read_config(workdir: Path) -> ConfigDict:
     """The config of the run in a folder. Raises UserError when there is none."""
     try:
         fields = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        for name, value in _BEFORE.items():
+            group, _, field = name.partition(".")
+            fields.setdefault(group, {}).setdefault(field, value)
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{workdir} holds no run: config.json cannot be read ({error})") from error
     return ConfigDict(fields, convert_dict=True).lock()
 

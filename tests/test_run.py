@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,11 +176,15 @@ def test_colour_reaches_score_and_map(tmp_path):
     assert np.abs(swapped.score - scores.score).max() > 1e-4  # colour counts
 
 
-def test_evaluate_again_gives_the_same(finished):
+def test_evaluate_again_gives_the_same(finished, tmp_path):
+    """Also in another place, and for a config that an older version wrote."""
     workdir, _ = finished
-    before = (workdir / "scores.csv").read_text()
-    launch("--mode=evaluate", f"--workdir={workdir}")
-    assert (workdir / "scores.csv").read_text() == before
+    moved = shutil.copytree(workdir, tmp_path / "moved")
+    config = json.loads((moved / "config.json").read_text())
+    del config["vgg16"], config["score"]["reduction"], config["data"]["duplicates"]
+    (moved / "config.json").write_text(json.dumps(config))
+    launch("--mode=evaluate", f"--workdir={moved}")
+    assert (moved / "scores.csv").read_text() == (workdir / "scores.csv").read_text()
 
 
 def test_another_config_is_refused(finished):
