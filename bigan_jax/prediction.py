@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from bigan_jax import errors
-from bigan_jax.data.broken import MAX_LISTED, Broken, attempt, is_inside, printable
+from bigan_jax.data.broken import MAX_LISTED, Broken, attempt, is_inside
 from bigan_jax.data.decode import in_threads, read_as_shown, read_image
 from bigan_jax.data.folders import Folder
 from bigan_jax.data.given import opened
@@ -248,7 +248,7 @@ def _list(broken: Sequence[Broken], path: Path) -> None:
         with path.open("a", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerows([Broken._fields] * new)
-            table.writerows((printable(b.path), b.reason) for b in broken)
+            table.writerows((errors.printable(b.path), b.reason) for b in broken)
 
 
 def _tell(scored, anomalous, unreadable, threshold, output):

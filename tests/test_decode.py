@@ -513,3 +513,10 @@ def test_a_set_of_volumes(tmp_path):
     assert anomalous.mask.sum() == 16 and anomalous.has_mask.all()
     assert any(n.startswith("52 DICOM or NIfTI slices, each shown from") for n in loaded.notes)
     assert any(n.startswith("15 slices left out: blank") for n in loaded.notes)
+
+
+def test_a_broken_file_s_name_cannot_move_the_cursor(tmp_path):
+    (tmp_path / "a\x1b[2Jb.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"a\\x1b\[2Jb\.png") as error:
+        read_images(tmp_path, ["a\x1b[2Jb.png"], 16, 1)
+    assert "\x1b" not in str(error.value)

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from PIL import UnidentifiedImageError
 
-from bigan_jax.errors import UserError
+from bigan_jax.errors import UserError, printable
 
 MAX_LISTED = 20  # files told with their reasons; of the others, the names
 MAX_NAMED = 1000
@@ -50,7 +50,7 @@ def check_file(path: Path, folder: Path) -> None:
 
     A link may lead to another place in `folder`, not out of it.
     """
-    if str(path) != printable(str(path)):
+    if any("\udc80" <= c <= "\udcff" for c in str(path)):  # bytes that are not UTF-8
         raise UserError("its name, or its folder's, is not UTF-8: rename it")
     if not is_inside(path, folder):
         raise UserError("leads out of the data folder: put the file itself there, not a link")
@@ -64,15 +64,10 @@ def check_file(path: Path, folder: Path) -> None:
         raise UserError("is empty (0 bytes)")
 
 
-def printable(path: str) -> str:
-    """A path that can be written as UTF-8: a byte that is none is shown as \\udcff."""
-    return path.encode("utf-8", "backslashreplace").decode()
-
-
 def unreadable(broken: Sequence[Broken], root: str | os.PathLike, of: int, what: str) -> UserError:
     """The error that names the `broken` ones of `of` files of `root`, with the remedies."""
     broken = sorted(broken)
-    lines = [f"  {printable(b.path)}: {b.reason}" for b in broken[:MAX_LISTED]]
+    lines = ["  " + _told(b) for b in broken[:MAX_LISTED]]
     if len(broken) > MAX_LISTED:
         names = ", ".join(printable(b.path) for b in broken[MAX_LISTED:MAX_NAMED])
         more = f" and {len(broken) - MAX_NAMED} others" if len(broken) > MAX_NAMED else ""
@@ -85,6 +80,10 @@ def unreadable(broken: Sequence[Broken], root: str | os.PathLike, of: int, what:
 
 def broken_note(broken: Sequence[Broken]) -> tuple[str, ...]:
     """The note of a data set that was loaded without its `broken` files; none if there are none."""
-    named = "; ".join(f"{printable(b.path)}: {b.reason}" for b in sorted(broken)[:MAX_LISTED])
+    named = "; ".join(map(_told, sorted(broken)[:MAX_LISTED]))
     more = f"; and {len(broken) - MAX_LISTED} more" if len(broken) > MAX_LISTED else ""
     return (f"{len(broken)} files left out that cannot be read ({named}{more})",) if broken else ()
+
+
+def _told(broken: Broken) -> str:
+    return printable(f"{broken.path}: {broken.reason}")
