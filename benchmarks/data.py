@@ -41,7 +41,7 @@ def draw(folder, n, size):
 
 def decode(path, size):
     with Image.open(path) as picture:
-        grey = picture.convert("L").resize((size, size), Image.Resampling.LANCZOS)
+        grey = picture.convert("L").resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(grey)[..., None]
 
 

@@ -140,5 +140,5 @@ def test_bottle_gives_the_known_figures():
             "mean_intensity": 0.559,
             "corner_pixels": 0.500,
         },
-        abs=0.03,
+        abs=0.005,
     )

@@ -271,12 +271,13 @@ def test_a_perceptual_score_is_vgg16_s(small):
 # Controls on real pictures: the figures that a model is held against
 
 # Means over as many splits as sets whose splits differ widely need; the official bottle has one.
-# They were measured with another antialiasing filter, which moves bottle by up to 0.04.
+# The tolerance is what splits differ by: 0.07 to 0.1 between patients, 0.15 between the few blocks
+# of plant, of which a mean over five is left. Bottle lacks the calibration pictures only.
 REAL_SETS = {
-    "mvtec": ("mvtec_ad", 1, 0.05, (0.789, 0.966, 0.845, 0.994, 0.559, 0.500)),
-    "plant": ("plant", 5, 0.1, (0.780, 0.811, 0.802, 0.782, 0.677, 0.75)),
-    "brain": ("brain", 8, 0.08, (0.524, 0.592, 0.549, 0.687, 0.664, 0.52)),
-    "brain_mixed": ("brain_mixed", 2, 0.08, (0.396, 0.595, None, 0.646, 0.925, 0.705)),
+    "mvtec": ("mvtec_ad", 1, 0.01, (0.789, 0.966, 0.845, 0.994, 0.559, 0.500)),
+    "plant": ("plant", 5, 0.07, (0.780, 0.811, 0.802, 0.782, 0.677, 0.75)),
+    "brain": ("brain", 8, 0.07, (0.524, 0.592, 0.549, 0.687, 0.664, 0.52)),
+    "brain_mixed": ("brain_mixed", 3, 0.05, (0.396, 0.595, None, 0.646, 0.925, 0.705)),
 }
 COLUMNS = (
     *("mean_image", "pca_64", "nearest_neighbour"),
@@ -284,8 +285,10 @@ COLUMNS = (
 )
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("preset", REAL_SETS)
+@pytest.mark.parametrize(
+    "preset",
+    [pytest.param(p, marks=[] if p == "mvtec" else pytest.mark.long) for p in REAL_SETS],
+)
 def test_controls_on_real_pictures_are_as_strong_as_measured(preset):
     folder, splits, tolerance, figures = REAL_SETS[preset]
     if not (REAL / folder).is_dir():

@@ -62,7 +62,7 @@ def read_image(source: Source, size: int, channels: int) -> UInt8[np.ndarray, "s
 
     Grey is the luma 0.299 R + 0.587 G + 0.114 B; 16-bit grey is divided by 257; what is
     transparent shows white. DICOM and NIfTI slices are windowed to their own 1st to 99th
-    percentile (`medical.window`). The picture is resized with an antialiasing Lanczos filter to a
+    percentile (`medical.window`). The picture is resized with an antialiasing bilinear filter to a
     square: one that is not square is stretched, not cropped.
 
     Raises UserError for more than MAX_PIXELS or less than MIN_SIDE, before anything is decoded,
@@ -80,7 +80,7 @@ def fit(picture: Image.Image, size: int, channels: int) -> UInt8[np.ndarray, "si
     """`read_image` of a picture that is open already. Raises UserError as that does."""
     _check_size(*picture.size)
     picture = _as_shown(picture).convert("L" if channels == 1 else "RGB")
-    picture = picture.resize((size, size), Image.Resampling.LANCZOS)
+    picture = picture.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(picture).reshape(size, size, channels)
 
 
