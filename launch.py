@@ -12,6 +12,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from bigan_jax.caches import keep_programs
 from bigan_jax.errors import UserError
 from configs import common
 
@@ -41,6 +42,12 @@ _WORKDIRS = flags.DEFINE_multi_string(
 _OUTPUT = flags.DEFINE_string(
     "output", None, "where results go; default of compare: comparison, of sweep: runs"
 )
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    "",
+    "where compiled programs are kept for later runs; by default in the user's cache folder, or "
+    "where JAX_COMPILATION_CACHE_DIR says; 'off': nowhere",
+)
 _SWEEP_DEFAULT = "configs/improved_bigan.py:phantom"
 
 
@@ -68,6 +75,7 @@ def main(arguments):
     if _MODE.value == "sweep" and _WORKDIR.value is not None:
         raise UserError("--workdir is for one run: say where a sweep's runs go by --output=DIR")
 
+    keep_programs(_COMPILATION_CACHE.value)
     import bigan_jax  # JAX is imported only once the flags are known to be right
 
     if _MODE.value == "train":

@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import importlib.metadata
 import math
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bigan_jax import vgg16_weights as files
+from bigan_jax.caches import user_cache
 from bigan_jax.errors import UserError, unknown
 from bigan_jax.vgg16_weights import Weights
 
@@ -135,8 +135,7 @@ def _converted(weights: str) -> Weights:
 
     # The package's hash is known, so a cached conversion serves even where the package is not.
     digest = _sha256(Path(weights)) if weights else files.PACKAGE_SHA256
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bigan_jax"
-    cached = cache / f"vgg16-{digest[:16]}.npz"
+    cached = user_cache() / f"vgg16-{digest[:16]}.npz"
     with suppress(UserError):  # not there yet, or damaged: made from the source again
         return files.read(cached)
     result = files.read(Path(weights) if weights else _package_file())

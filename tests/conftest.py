@@ -18,11 +18,10 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
-import jax
-
+# Read when JAX is imported, here and in the commands that tests run.
 CACHE = Path(tempfile.gettempdir()) / "bigan_jax-test-compilations"
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="bigan_jax-test-data-")
 atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)

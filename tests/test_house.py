@@ -14,6 +14,7 @@ FLOORS = [
     ("errors",),
     (
         "augment",
+        "caches",
         "convolutions",
         "health",
         "losses",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from etils import epath
 
+from bigan_jax.caches import user_cache
 from bigan_jax.data import medical
 from bigan_jax.data.broken import Broken, attempt
 from bigan_jax.data.decode import SUFFIXES, encoded, in_threads, list_pictures, read_all
@@ -100,8 +101,7 @@ def local_home(home: epath.Path) -> Path:
     """A folder of this machine for what `home` holds: `home`, or a cache where it is a bucket."""
     if not is_remote(home):
         return Path(home)
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "bigan_jax" / identity(home)
+    return user_cache() / identity(home)
 
 
 def open_folder(root: epath.Path) -> Folder:
