@@ -7,11 +7,13 @@ python launch.py --mode=compare --workdirs='runs/*' --output=DIR
 python launch.py --mode=sweep --config.sweep.models=all --config.sweep.seeds=5 --output=DIR
 """
 
+import shlex
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from bigan_jax import interrupts
 from bigan_jax.caches import keep_programs
 from bigan_jax.errors import UserError
 from configs import common
@@ -48,6 +50,12 @@ _COMPILATION_CACHE = flags.DEFINE_string(
     "where compiled programs are kept for later runs; by default in the user's cache folder, or "
     "where JAX_COMPILATION_CACHE_DIR says; 'off': nowhere",
 )
+_TIME_LIMIT = flags.DEFINE_float(
+    "time_limit",
+    0.0,
+    "minutes after which a run is saved and ends with status 75, for a queue to start it again",
+    lower_bound=0.0,
+)
 _SWEEP_DEFAULT = "configs/improved_bigan.py:phantom"
 
 
@@ -75,6 +83,7 @@ def main(arguments):
     if _MODE.value == "sweep" and _WORKDIR.value is not None:
         raise UserError("--workdir is for one run: say where a sweep's runs go by --output=DIR")
 
+    interrupts.catch(_TIME_LIMIT.value)
     keep_programs(_COMPILATION_CACHE.value)
     import bigan_jax  # JAX is imported only once the flags are known to be right
 
@@ -101,9 +110,8 @@ if __name__ == "__main__":
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        kept = "--output holds what was finished"
-        again = "the same command goes on from its last checkpoint"
-        told = kept if "--mode=predict" in sys.argv else again
-        print(f"interrupted: {told}", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stopped:
+        again = f"go on with: {shlex.join(['python', *sys.argv])}"
+        told = "--output holds what was finished" if "--mode=predict" in sys.argv else again
+        print(f"{str(stopped) or 'interrupted'}; {told}", file=sys.stderr)
+        sys.exit(getattr(stopped, "status", 130))

@@ -58,10 +58,21 @@ def build(config: ConfigDict, conditions: int, steps_per_epoch: int, frozen: boo
         **fields,
     )
     phases = schedule.parse(config.phases.to_dict(), detector.objectives)
-    optimizers = {
-        name: schedule.optimizer(
-            schedule.updates_by_phase(phases, name, steps_per_epoch), **config.optimizers[name]
-        )
-        for name in detector.objectives
-    }
-    return Build(detector, optimizers, phases)
+    return Build(detector, optimizers(config, detector, phases, steps_per_epoch), phases)
+
+
+def optimizers(
+    config: ConfigDict,
+    detector: Detector,
+    phases: tuple[schedule.Phase, ...],
+    steps_per_epoch: int,
+    scale: float = 1.0,
+) -> dict[str, optax.GradientTransformation]:
+    """Each objective's optimiser. scale: of all learning rates."""
+    made = {}
+    for name in detector.objectives:
+        fields = config.optimizers[name].to_dict()
+        fields["learning_rate"] *= scale
+        updates = schedule.updates_by_phase(phases, name, steps_per_epoch)
+        made[name] = schedule.optimizer(updates, **fields)
+    return made

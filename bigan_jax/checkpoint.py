@@ -1,47 +1,238 @@
-"""Checkpoints by Orbax: written in the background, each whole or not there at all."""
+"""Checkpoints by Orbax: written in the background, each whole or not there at all, and none that is
+read passes for what was saved unless it is that to the last bit."""
 
+import hashlib
+import importlib.metadata
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from bigan_jax.detector import State
 from bigan_jax.errors import UserError
+from bigan_jax.workdir import cannot_write, history_until
+
+_NAME = re.compile(r"(\d+)(?:-(\d+))?")  # epochs done, steps done of the next
+_UNFINISHED = (".orbax-checkpoint-tmp", ".deleting")
+
+
+class Progress(NamedTuple):
+    """How far a run has come: what a checkpoint holds beside the state."""
+
+    epochs: int  # done
+    step: int = 0  # so many of the next epoch's
+    steps: int = 0  # are done as well
+    logs: Mapping[str, list[float]] = {}  # their logs, step by step
+    seconds: float = 0.0  # that they took
+    history: str = ""  # train.jsonl as it was
+    rollbacks: Sequence[dict] = ()  # when training diverged, and what epoch it went back to
+
+    def at_step(self, step: int, steps: int) -> "Progress":
+        """The same epoch, at its beginning or end, with nothing known of its steps."""
+        return self._replace(step=step, steps=steps, logs={}, seconds=0.0)
+
+    def after(self, step: int, logs: Mapping[str, np.ndarray], seconds: float) -> "Progress":
+        """The same epoch, up to a later step. logs: of the steps in between."""
+        joined = {name: [*self.logs.get(name, []), *new.tolist()] for name, new in logs.items()}
+        return self._replace(
+            step=step, logs={**self.logs, **joined}, seconds=self.seconds + seconds
+        )
+
+    def place(self) -> str:
+        """For people."""
+        return f"{self.epochs} epochs" + f" and {self.step} of {self.steps} steps" * bool(self.step)
 
 
 class Checkpoints:
-    """The checkpoints of one run, named by how many epochs were done."""
+    """The checkpoints of one run: folders named <epochs done>, or <epochs done>-<steps> where the
+    run was stopped within an epoch."""
 
-    def __init__(self, workdir: str | Path, keep: int = 2, read_only: bool = False):
-        """keep: the newest so many stay; older ones are deleted."""
-        self.folder = Path(workdir).absolute() / "checkpoints"
+    def __init__(
+        self, workdir: str | Path, keep: int = 2, keep_every: int = 0, read_only: bool = False
+    ):
+        """keep: the newest so many stay, beside those of every `keep_every`-th epoch (0: none);
+        others are deleted, once a newer one is whole."""
+        self.workdir = Path(workdir)
+        self.folder = self.workdir.absolute() / "checkpoints"
+        self._keep, self._keep_every, self._read_only = max(1, keep), keep_every, read_only
         if read_only and not self.folder.is_dir():
             raise UserError(f"{workdir} holds no checkpoints: no run was trained there")
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=not read_only)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        if not read_only:
+            with self._writable():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for left in self.folder.iterdir():
+                    if any(mark in left.name for mark in _UNFINISHED):
+                        shutil.rmtree(left)
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
-    def latest(self) -> int | None:
-        """How many epochs the newest checkpoint has behind it; None when there is none."""
-        return self._manager.latest_step()
+    def names(self) -> list[tuple[int, int]]:
+        """(epochs, steps of the next) of each checkpoint that is there, in order."""
+        found = [_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
+        return sorted((int(m[1]), int(m[2] or 0)) for m in found if m)
 
-    def save(self, epochs: int, state: State) -> None:
-        """Starts writing; training may go on at once, and may reuse the state's memory."""
-        if epochs != self.latest():
-            self._manager.save(epochs, args=ocp.args.StandardSave(state._asdict()))
+    def save(self, progress: Progress, state: State) -> None:
+        """Starts writing; training may go on at once, and may reuse the state's memory.
 
-    def restore(self, epochs: int, like: State) -> State:
-        """The state after so many epochs, on the default device.
+        Raises UserError where this checkpoint, or the one before, cannot be written.
+        """
+        name = progress.epochs, progress.step
+        if name in self.names():
+            return
+        tree = jax.device_get(state._asdict())
+        content = {**progress._asdict(), "version": _version(), "leaves": _leaves(tree)}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(tree),
+            progress=ocp.args.JsonSave({"content": content, "sha256": _digest_json(content)}),
+        )
+        self.wait()
+        with self._writable():
+            self._orbax.save(self._path(name), args=args)
+
+    def wait(self) -> None:
+        """Waits for what is still being written, then deletes what need not stay.
+
+        Raises UserError where it cannot be written.
+        """
+        with self._writable():
+            self._orbax.wait_until_finished()
+            names = self.names()
+            whole = [name for name in names if not name[1]]
+            for name in names:
+                newer = names[-1] > name
+                asked = self._keep_every and not name[1] and name[0] % self._keep_every == 0
+                if newer and not asked and name not in whole[-self._keep :]:
+                    self._delete(name)
+
+    def restore(self, like: State, whole: bool = False) -> tuple[Progress, State] | None:
+        """The newest checkpoint that is what was saved, on the default device; None where there is
+        none at all. One that is damaged is told of and, unless this is read-only, moved aside.
 
         like: a state of the same shapes, abstract or not.
+        whole: only of those after an epoch's end, whose BatchNorm statistics are fit to score.
+        Raises UserError where all are damaged, and where they hold a state of other shapes.
         """
-        sharding = SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like._asdict()
-        )
-        return State(**self._manager.restore(epochs, args=ocp.args.StandardRestore(abstract)))
+        if not self._read_only:
+            self.wait()
+        names = [name for name in self.names() if not (whole and name[1])]
+        for name in reversed(names):
+            try:
+                return self._read(name, like)
+            except (UserError, MemoryError):
+                raise
+            except Exception as error:  # of damaged files nearly anything comes
+                self._set_aside(name, error)
+        if names:
+            raise UserError(
+                f"every checkpoint of {self.workdir} is damaged: put back a copy, or give another "
+                "--workdir to start anew"
+            )
+        return None
 
     def close(self) -> None:
-        """Waits for what is still being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """As wait, for the last time."""
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+    def _path(self, name):
+        return self.folder / "-".join(map(str, name[: 1 + bool(name[1])]))
+
+    def _read(self, name, like):
+        path = self._path(name)
+        if (path / "default").is_dir():  # of a version that kept no checksums
+            state = self._orbax.restore(
+                path, args=ocp.args.Composite(default=ocp.args.StandardRestore(_abstract(like)))
+            )["default"]
+            return Progress(name[0], history=history_until(self.workdir, name[0])), State(**state)
+        args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+        found = self._orbax.restore(path, args=args)["progress"]
+        content = found["content"]
+        if _digest_json(content) != found["sha256"]:
+            raise ValueError("the checksum of its progress is another")
+        leaves, version = content.pop("leaves"), content.pop("version")
+        progress = Progress(**content)
+        if (progress.epochs, progress.step) != name:
+            raise ValueError("it is another one, renamed")
+        saved = {path: shape for path, (*shape, _) in leaves.items()}
+        if saved != {path: [str(x.dtype), list(x.shape)] for path, x in _paths(like._asdict())}:
+            raise UserError(
+                f"{path} holds a state of other shapes than this config makes, as bigan_jax "
+                f"{version} wrote it: go on with that version, or give another --workdir"
+            )
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(like)))
+        tree = self._orbax.restore(path, args=args)["state"]
+        if _leaves(jax.device_get(tree)) != leaves:
+            raise ValueError("the checksum of its state is another")
+        return progress, State(**tree)
+
+    def _set_aside(self, name, error):
+        path, reason = self._path(name), " ".join(str(error).split())[:200] or type(error).__name__
+        where = ""
+        if not self._read_only:
+            aside = self.workdir / "damaged"
+            with self._writable():
+                aside.mkdir(exist_ok=True)
+                shutil.rmtree(aside / path.name, ignore_errors=True)
+                path.rename(aside / path.name)
+            where = f", and is kept in {aside / path.name}"
+        told = f"Warning: {path} is damaged ({reason}){where}: the checkpoint before it is used"
+        print(told, file=sys.stderr)
+
+    def _delete(self, name):
+        path = self._path(name)
+        going = path.with_name(path.name + ".deleting")  # half of it is not taken for a whole one
+        path.rename(going)
+        shutil.rmtree(going)
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # TensorStore's are no OSErrors
+            raise cannot_write(self.folder, error) from error
+
+
+def _abstract(state):
+    sharding = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state._asdict()
+    )
+
+
+def _paths(tree):
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def _leaves(tree) -> dict[str, list]:
+    """[dtype, shape, SHA-256] of each array by its path."""
+    paths, arrays = zip(*_paths(tree), strict=True)
+    with ThreadPoolExecutor() as threads:  # hashing lets other threads run
+        digests = list(threads.map(_digest, arrays))
+    return {
+        path: [str(array.dtype), list(array.shape), digest]
+        for path, array, digest in zip(paths, arrays, digests, strict=True)
+    }
+
+
+def _digest(array):
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+
+
+def _digest_json(content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _version():
+    return importlib.metadata.version("bigan_jax")

@@ -16,6 +16,7 @@ from bigan_jax.errors import UserError
 from bigan_jax.results import Run, read_run
 from bigan_jax.standings import Standings, standings
 from bigan_jax.tables import Table
+from bigan_jax.workdir import write_whole
 
 _LATEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n\n"
 
@@ -76,14 +77,13 @@ def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> 
     sections = [Section(s, tables_of(s), _plot(s)) for s in comparison.standings]
     above = overview(comparison.standings)
     every = [*above, *(table for section in sections for table in section.tables)]
-    output.mkdir(parents=True, exist_ok=True)
     for name, content in (
         ("comparison.md", _markdown(comparison, above, sections)),
         ("comparison.csv", tables.csv_text(CSV_HEADER, csv_rows(comparison.standings))),
         ("comparison.tex", _LATEX_HEAD + "\n".join(map(tables.latex, every))),
         ("comparison.html", _html(comparison, above, sections)),
     ):
-        (output / name).write_text(content, encoding="utf-8")
+        write_whole(output / name, content)
     _print(comparison)
     return comparison
 

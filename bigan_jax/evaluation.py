@@ -1,7 +1,6 @@
 """Scores to threshold to metrics to files. Nothing here that decides looks at a test picture's
 label, and no picture affects another's score, decision or colours."""
 
-import csv
 import importlib.metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +15,18 @@ from bigan_jax.data import Dataset
 from bigan_jax.detector import Detector, State
 from bigan_jax.errors import UserError, unknown
 from bigan_jax.intervals import bootstrap
+from bigan_jax.locking import alone
 from bigan_jax.scorer import Scorer, Scores, formula_of, restore
-from bigan_jax.workdir import claim, read_config, read_history, write_json
+from bigan_jax.workdir import (
+    check,
+    claim,
+    read_config,
+    read_history,
+    rollbacks,
+    write_json,
+    write_table,
+    write_whole,
+)
 
 
 def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
@@ -27,17 +36,16 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
     Returns what evaluation.json holds. Raises UserError where there is no run.
     """
     workdir = Path(workdir)
-    if config is None:
-        config = read_config(workdir)
-        check_fields(config)
-    else:
-        read_config(workdir)
-        check_fields(config)
+    theirs = read_config(workdir)
+    config = config or theirs
+    check_fields(config)
+    check(workdir, config)
+    with alone(workdir):
+        dataset, found = load_audited(config)
+        state, detector = restore(config, workdir, len(dataset.conditions))
         claim(workdir, config)
-    dataset, found = load_audited(config)
-    state, detector = restore(config, workdir, len(dataset.conditions))
-    found.write(workdir)
-    return evaluate_run(config, dataset, found, detector, state, workdir)
+        found.write(workdir)
+        return evaluate_run(config, dataset, found, detector, state, workdir)
 
 
 def check_fields(config: ConfigDict) -> None:
@@ -73,12 +81,17 @@ def evaluate_run(
     state: State,
     workdir: Path,
 ) -> dict:
-    """Evaluates a trained state and writes evaluation.json, scores.csv, figures and the report."""
+    """Evaluates a trained state and writes scores.csv, figures, the report and evaluation.json.
+
+    The last is the mark of a whole evaluation: while the others are written, it is not there.
+    Raises UserError where they cannot be written.
+    """
     evaluation, calibration, scores = assess(config, dataset, detector, state)
     evaluation["warnings"] += [*found.warnings, *_health(workdir)]
-    write_json(workdir / "evaluation.json", evaluation)
+    (workdir / "evaluation.json").unlink(missing_ok=True)
     _write_scores(workdir / "scores.csv", dataset.test, scores, evaluation["threshold"])
     _write_pictures(workdir, config, evaluation, dataset.test, found, calibration, scores)
+    write_json(workdir / "evaluation.json", evaluation)
     _print_summary(evaluation, workdir)
     return evaluation
 
@@ -124,6 +137,7 @@ def assess(config: ConfigDict, dataset: Dataset, detector: Detector, state: Stat
         "ablations": config.ablations,
         "quick": config.quick,
         "seed": config.seed,
+        "steps": int(state.step),
         "n_train": len(dataset.train.label),
         "n_calibration": len(normals.label),
         "n_calibration_groups": groups,
@@ -166,12 +180,19 @@ def assess(config: ConfigDict, dataset: Dataset, detector: Detector, state: Stat
 
 
 def _health(workdir):
-    """What the last epoch's health check warned of, and how often any did before."""
-    checks = [row.get("health", []) for row in read_history(workdir)]
+    """What the last epoch's health check warned of, how often any did before, and when training
+    diverged and went back."""
+    rows = read_history(workdir)
+    checks = [row.get("health", []) for row in rows]
     earlier = sum(map(bool, checks[:-1]))
     found = list(checks[-1]) if checks else []
     if earlier:
         found.append(f"the health check warned in {earlier} epochs before the last (train.jsonl)")
+    for number, back in enumerate(rollbacks(rows), 1):
+        found.append(
+            f"Training diverged in epoch {back['epoch']} ({back['objective']}) and went back to "
+            f"the state after epoch {back['back_to']}, with {0.5**number:g} of the learning rates."
+        )
     return found
 
 
@@ -231,33 +252,30 @@ def _controls(scorer, dataset):
 
 
 def _write_scores(path, test, scores, threshold):
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        decision = metrics.decide(scores.score, threshold)
-        native = ["native"] if scores.native is not None else []
-        rows.writerow(["path", "label", "group", "mse", "ssim_error", "score", "decision", *native])
-        for i, name in enumerate(test.path):
-            values = [scores.mse[i], scores.ssim_error[i], scores.score[i]]
-            rows.writerow(
-                [
-                    name,
-                    "anomalous" if test.label[i] else "normal",
-                    test.group[i],
-                    *(f"{v:.8g}" for v in values),
-                    "anomalous" if decision[i] else "normal",
-                    *([f"{scores.native[i]:.8g}"] if native else []),
-                ]
-            )
+    decision = metrics.decide(scores.score, threshold)
+    native = ["native"] if scores.native is not None else []
+    rows = [["path", "label", "group", "mse", "ssim_error", "score", "decision", *native]]
+    for i, name in enumerate(test.path):
+        values = [scores.mse[i], scores.ssim_error[i], scores.score[i]]
+        rows.append(
+            [
+                name,
+                "anomalous" if test.label[i] else "normal",
+                test.group[i],
+                *(f"{v:.8g}" for v in values),
+                "anomalous" if decision[i] else "normal",
+                *([f"{scores.native[i]:.8g}"] if native else []),
+            ]
+        )
+    write_table(path, rows)
 
 
 def _write_pictures(workdir, config, evaluation, test, found, calibration, scores):
     threshold, limits = evaluation["threshold"], evaluation["colour_limits"]
     history = read_history(workdir)
     pictures = figures.draw(test, scores, calibration.score, threshold, limits, history)
-    folder = workdir / "figures"
-    folder.mkdir(exist_ok=True)
     for name, png in pictures.items():
-        (folder / f"{name}.png").write_bytes(png)
+        write_whole(workdir / "figures" / f"{name}.png", png)
     for name in ("error_maps", "healthy_and_anomalous"):
         del pictures[name]  # the report's gallery shows the same, and more
     items = figures.gallery(test, scores, threshold, limits)

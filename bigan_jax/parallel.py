@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int, PyTree
+from jaxtyping import Float, Int, PyTree
 
 from bigan_jax import detector as game
 from bigan_jax.data.stream import read_ahead
@@ -49,6 +49,11 @@ def _scatter(tree: PyTree) -> PyTree:
 def first(tree: PyTree) -> PyTree:
     """The first device's copy."""
     return jax.tree.map(lambda x: x[0], tree)
+
+
+def copy(tree: PyTree) -> PyTree:
+    """The same on the same devices, in memory of its own: an epoch uses up its state's."""
+    return _mapped(lambda tree: jax.tree.map(jnp.copy, tree))(tree)
 
 
 def fit_batches(batch_size: int, pictures: int) -> tuple[int, int]:
@@ -116,14 +121,17 @@ class Runner:
         state: State,
         due: tuple[str, ...],
         order: Int[np.ndarray, "steps batch"],
-        on_step: Callable[[int, dict], None] = lambda done, logs: None,
-    ) -> tuple[State, dict[str, float]]:
+        on_step: Callable[[int, dict], bool | None] = lambda done, logs: None,
+    ) -> tuple[State, dict[str, Float[np.ndarray, "done"]]]:
         """One pass over `order`, the global batches' indices into the pictures.
 
         due: the objectives' names, in the order of the updates of each step.
-        on_step: told how many steps are done, and the last one's logs, still on the device.
-        Returns the state and the mean of each log over the epoch.
+        on_step: told how many steps are done, and the last one's logs, still on the device; where
+        it answers True, no further step is begun.
+        Returns the state and each log of the steps that were done.
         """
+        if not len(order):
+            return state, {}
         run = self._program(due) if self._scanned else partial(self._step, due)
         rows, done = [], 0
         with closing(self._pieces(order, self._scanned)) as pieces:
@@ -133,10 +141,22 @@ class Runner:
                 if self._streamed:  # or steps not yet begun would pile up, each with its pictures
                     jax.block_until_ready(rows[-2:-1])
                 done += indices.shape[1] if self._scanned else 1
-                on_step(done, {k: x[:, -1] for k, x in row.items()} if self._scanned else row)
+                last = {k: x[:, -1] for k, x in row.items()} if self._scanned else row
+                if on_step(done, last):
+                    break
         rows = jax.device_get(rows)
-        logs = {name: np.hstack([row[name][0] for row in rows]) for name in rows[0]}
-        return state, {name: float(np.mean(values)) for name, values in logs.items()}
+        return state, {name: np.hstack([row[name][0] for row in rows]) for name in rows[0]}
+
+    def updates(
+        self, state: State, due: tuple[str, ...], order: Int[np.ndarray, "steps batch"]
+    ) -> Iterator[tuple[int, str, State, dict]]:
+        """The same pass, update by update: (step, objective, state, its logs). Not scanned."""
+        with closing(self._pieces(order, scanned=False)) as pieces:
+            for step, (pictures, indices) in enumerate(pieces):
+                for name, moved, logs in self._turns(due, state, self.frozen, pictures, indices):
+                    state = moved
+                    yield step, name, state, logs
+                state = self._advance(state)
 
     def _pieces(
         self, order: Int[np.ndarray, "steps batch"], scanned: bool
@@ -166,13 +186,18 @@ class Runner:
         return _scatter((here, np.broadcast_to(places, indices.shape)))
 
     def _step(self, due, state, frozen, pictures, indices):
-        batch = self._prepare(state, pictures, indices)
         seen = {}
-        for turn, name in enumerate(due, 1):
-            state, logs = self._updates[name](state, frozen, batch, turn)
+        for _, moved, logs in self._turns(due, state, frozen, pictures, indices):
+            state = moved
             for key, value in logs.items():
                 seen.setdefault(key, []).append(value)
         return self._advance(state), {key: game.tree_mean(values) for key, values in seen.items()}
+
+    def _turns(self, due, state, frozen, pictures, indices):
+        batch = self._prepare(state, pictures, indices)
+        for turn, name in enumerate(due, 1):
+            state, logs = self._updates[name](state, frozen, batch, turn)
+            yield name, state, logs
 
     def _program(self, due):
         if due not in self._programs:

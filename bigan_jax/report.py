@@ -19,6 +19,7 @@ from markupsafe import Markup
 from bigan_jax.errors import printable
 from bigan_jax.plots import error_map_rgb
 from bigan_jax.png import data_uri, png_bytes
+from bigan_jax.workdir import write_whole
 
 EXTREMES = 6
 MODEL = "this model"
@@ -124,10 +125,8 @@ def write_report(
         config=config,
         colour_bar=png_bytes(error_map_rgb(np.linspace(0, 1, 256)[None], 1.0)),
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
-    return path
+    write_whole(Path(path), html)
+    return Path(path)
 
 
 class Verdict(NamedTuple):

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Shaped
 
 from bigan_jax.errors import UserError
 from bigan_jax.metrics import auroc
+from bigan_jax.workdir import FORMAT, check_format
 
 _MOST_JSON = 4 * 2**20  # bytes
 _MOST_SCORES = 64 * 2**20
@@ -146,9 +147,11 @@ def read_run(workdir: Path) -> Run:
             raise UserError(f"evaluation.json: {name} is not {kind.words}")
     try:
         config = _json_object(workdir / "config.json")
+        version = config.pop("format", FORMAT)
         fields, wanted = flat_fields(config), _epochs_wanted(config)
     except UserError:
-        fields, wanted = {}, None
+        fields, wanted, version = {}, None, FORMAT
+    check_format(version, "config.json")
     done = epochs_done(workdir / "train.jsonl")
     trained = None if wanted is None or done is None else (done, wanted)
     return Run(workdir, evaluation, fields, trained)

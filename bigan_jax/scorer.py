@@ -254,6 +254,11 @@ def load(workdir: str | Path) -> Scorer:
     evaluation = read_evaluation(workdir)
     normals, told = evaluation.get("calibration_scores"), evaluation["conditions"]
     state, detector = restore(config, workdir, len(told))
+    if evaluation.get("steps", int(state.step)) != int(state.step):
+        raise UserError(
+            f"{workdir}: its evaluation.json was made after {evaluation['steps']} steps, and its "
+            f"newest sound checkpoint is of {int(state.step)}: run --mode=evaluate first"
+        )
     scorer = Scorer(
         detector,
         state,
@@ -285,9 +290,8 @@ def restore(config: ConfigDict, workdir: Path, conditions: int) -> tuple[State, 
         lambda: game.init(built.detector, built.optimizers, config.seed, picture_shape(config))
     )
     checkpoints = Checkpoints(workdir, read_only=True)
-    epochs = checkpoints.latest()
-    if epochs is None:
-        raise UserError(f"{workdir} holds no checkpoint yet: train it first")
-    state = checkpoints.restore(epochs, like)
+    found = checkpoints.restore(like, whole=True)
     checkpoints.close()
-    return state, built.detector
+    if found is None:
+        raise UserError(f"{workdir} holds no checkpoint yet: train it first")
+    return found[1], built.detector

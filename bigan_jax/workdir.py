@@ -1,13 +1,17 @@
 """The files of a run: its config, its history, its results."""
 
+import csv
+import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from bigan_jax.errors import UserError
+
+FORMAT = 1  # of a workdir; a change that an older version would misread adds one
 
 # What may change between two starts of one run: none of it has a part in training.
 _FREE = (
@@ -18,6 +22,7 @@ _FREE = (
     "data.dir",
     "data.tfds_dir",
     "data.stream",
+    "on_nan",
     "vgg16.",
 )
 
@@ -29,6 +34,8 @@ _BEFORE = {
     "data.skip_broken": False,
     "data.stream": False,
     "data.tfds_dir": "",
+    "checkpoint.keep_every": 0,
+    "on_nan": "stop",
     "score.perceptual": 0.0,
     "score.standardise": False,
     "score.reduction": "mean",
@@ -61,22 +68,40 @@ def check(workdir: Path, config: ConfigDict) -> None:
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes the folder, or joins the run of the same config that is in it."""
+    """Writes the config, or joins the run of the same config that is in the folder.
+
+    An evaluation by other fields goes: what reads it may not take it for one by these.
+    """
     check(workdir, config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", config.to_dict())
+    if (workdir / "config.json").exists() and _flat(read_config(workdir)) != _flat(config):
+        (workdir / "evaluation.json").unlink(missing_ok=True)
+    write_json(workdir / "config.json", {"format": FORMAT, **config.to_dict()})
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of the run in a folder. Raises UserError when there is none."""
+    """The config of the run in a folder. Raises UserError when there is none, or one of a version
+    to come."""
     try:
         fields = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+        check_format(fields.pop("format", FORMAT), workdir)
         for name, value in _BEFORE.items():
-            group, _, field = name.partition(".")
-            fields.setdefault(group, {}).setdefault(field, value)
-    except (OSError, ValueError, AttributeError) as error:
+            *groups, field = name.split(".")
+            node = fields
+            for group in groups:
+                node = node.setdefault(group, {})
+            node.setdefault(field, value)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{workdir} holds no run: config.json cannot be read ({error})") from error
     return ConfigDict(fields, convert_dict=True).lock()
+
+
+def check_format(number: object, what: object) -> None:
+    """Raises UserError where the format of a workdir, `what` in the message, is not known."""
+    if type(number) is not int or not 0 < number <= FORMAT:
+        raise UserError(
+            f"{what} was written by a newer version of bigan_jax (format {number!r:.20}, this one "
+            f"knows 1 to {FORMAT}): pip install --upgrade bigan_jax, or give another --workdir"
+        )
 
 
 def _flat(config: ConfigDict) -> dict:
@@ -92,33 +117,71 @@ def _flat(config: ConfigDict) -> dict:
     return dict(walk(json.loads(json.dumps(config.to_dict())), ""))
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Writes a file whole or not at all."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all, whenever the program or the machine stops.
+
+    content: text is written as UTF-8; what came from file names may be none (surrogateescape).
+    Raises UserError where it cannot be written.
+    """
+    if isinstance(content, str):
+        content = content.encode("utf-8", "surrogateescape")
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes a file whole or not at all. Raises UserError where it cannot be written."""
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_table(path: Path, rows: Iterable[Sequence]) -> None:
+    """Writes a CSV file whole or not at all. Raises UserError where it cannot be written."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_whole(path, text.getvalue())
+
+
+def cannot_write(path: Path, error: Exception) -> UserError:
+    """The error for a full disk, a folder that is read-only, a quota."""
+    return UserError(
+        f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): make room or "
+        "give another --workdir. Nothing that was done is lost: the same command goes on from the "
+        "last checkpoint."
+    )
 
 
 class History:
     """train.jsonl: one object an epoch, each written as soon as the epoch ends."""
 
-    def __init__(self, workdir: Path, epochs: int):
-        """epochs: how many of the rows there still hold; later ones will be trained again."""
-        self._path = workdir / "train.jsonl"
-        kept = [row for row in read_history(workdir) if row["epoch"] <= epochs]
-        part = self._path.with_name(self._path.name + ".part")
-        part.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-        os.replace(part, self._path)
+    def __init__(self, workdir: Path, text: str):
+        """text: what is in the file, or should be: that of a checkpoint. Later rows go; they will
+        be trained again."""
+        self._path, self.text = workdir / "train.jsonl", text
+        write_whole(self._path, text)
 
     def append(self, row: dict) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(row))
+        """Adds an epoch. Raises UserError where it cannot be written."""
+        line = _line(row)
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        self.text += line
 
 
 def read_history(workdir: Path) -> list[dict]:
     """The rows of train.jsonl; none where there is no such file, and none after a torn line."""
     try:
-        lines: Iterable[str] = (workdir / "train.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (workdir / "train.jsonl").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
     rows = []
@@ -128,6 +191,16 @@ def read_history(workdir: Path) -> list[dict]:
         except ValueError:
             break
     return rows
+
+
+def history_until(workdir: Path, epochs: int) -> str:
+    """The text of train.jsonl's first so many epochs, as far as it has them."""
+    return "".join(_line(row) for row in read_history(workdir) if row["epoch"] <= epochs)
+
+
+def rollbacks(rows: Iterable[dict]) -> list[dict]:
+    """When a run diverged and what it went back to, as its rows tell: each tells of all before."""
+    return next((row["rollbacks"] for row in reversed([*rows]) if "rollbacks" in row), [])
 
 
 def _line(row: dict) -> str:

@@ -36,6 +36,7 @@ def defaults() -> ConfigDict:
     config.name = ""  # what tables call the detector; the model's by default
     config.seed = 0
     config.batch_size = 32
+    config.on_nan = "stop"  # or "rollback": to the last good checkpoint, learning rates halved
     config.dtype = "float32"  # of computation: "bfloat16" on accelerators; parameters stay float32
 
     config.data = ConfigDict()
@@ -81,6 +82,7 @@ def defaults() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10  # epochs
     config.checkpoint.keep = 2
+    config.checkpoint.keep_every = 0  # epochs whose checkpoints stay besides; 0: none
 
     config.sweep = ConfigDict()  # --mode=sweep: comma lists; "" is what --config names
     config.sweep.models = ""  # or "all"

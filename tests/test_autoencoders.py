@@ -296,8 +296,8 @@ def test_one_looping_and_four_scanning_devices_make_one_codebook(monkeypatch, re
         jax.tree.map(np.testing.assert_array_equal, state.collections, trained.collections)
         results.append((logs, state.params, state.collections))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), *results)
-    assert 1 <= logs["reconstruction/perplexity"] <= 16
-    assert 0 <= logs["reconstruction/dead_codes"] <= 16
+    assert 1 <= logs["reconstruction/perplexity"].mean() <= 16
+    assert 0 <= logs["reconstruction/dead_codes"].mean() <= 16
     before, after = (s.collections["encoder"]["codebook"]["codebook"] for s in (begin, state))
     assert np.abs(after["vectors"] - before["vectors"]).max() > 1e-3
 

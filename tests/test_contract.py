@@ -13,7 +13,7 @@ import pytest
 from bigan_jax import detector as game
 from bigan_jax import parallel
 from bigan_jax.build import build
-from bigan_jax.checkpoint import Checkpoints
+from bigan_jax.checkpoint import Checkpoints, Progress
 from bigan_jax.detector import Batch, TrainingSet
 from bigan_jax.scorer import Scorer
 from bigan_jax.scoring import Formula
@@ -112,7 +112,7 @@ def test_each_objective_moves_its_networks_and_lowers_its_loss(name, pictures, o
         state, _ = runner.epoch(state, (objective,), order)
         state, last = runner.epoch(state, (objective,), order[:1])
         after = host(state)
-        assert all(np.isfinite(list(last.values())))
+        assert np.isfinite(list(last.values())).all()
         assert last[f"{objective}/loss"] < first[f"{objective}/loss"]
         for network in before.params:
             same = [
@@ -181,9 +181,9 @@ def test_saved_and_restored_states_are_equal(name, pictures, one_device, tmp_pat
     _, state = begin(tiny(name), pictures)
     saved = parallel.first(state)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, saved)
+    checkpoints.save(Progress(1), saved)
     checkpoints.close()
-    restored = Checkpoints(tmp_path, read_only=True).restore(1, jax.eval_shape(lambda: saved))
+    _, restored = Checkpoints(tmp_path, read_only=True).restore(jax.eval_shape(lambda: saved))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(saved))
 
 
@@ -196,7 +196,7 @@ def test_bfloat16_stays_near_float32(name, pictures, one_device):
         runner, state = begin(detector, pictures)
         state, logs = runner.epoch(state, tuple(detector.objectives), np.arange(8)[None])
         state = parallel.first(runner.with_statistics(state, np.arange(8)[None]))
-        assert all(np.isfinite(list(logs.values())))
+        assert np.isfinite(list(logs.values())).all()
         assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
         images.append(scorer_of(detector, state).score(pictures.image).reconstruction)
     assert np.abs(images[0].astype(float) - images[1]).mean() < 8  # of 255

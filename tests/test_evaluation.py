@@ -13,7 +13,7 @@ import bigan_jax
 from bigan_jax import data, losses, scoring, vgg16
 from bigan_jax import detector as game
 from bigan_jax.build import build, picture_shape
-from bigan_jax.checkpoint import Checkpoints
+from bigan_jax.checkpoint import Checkpoints, Progress
 from bigan_jax.controls import control_aurocs, control_scores
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import assess, check_fields, data_fields
@@ -174,7 +174,7 @@ def finished(small, tmp_path):
 
 def save(workdir, state):
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(1, state)
+    checkpoints.save(Progress(1), state)
     checkpoints.close()
 
 

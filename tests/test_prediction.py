@@ -19,7 +19,7 @@ import bigan_jax
 from bigan_jax import detector as game
 from bigan_jax import prediction
 from bigan_jax.build import build, picture_shape
-from bigan_jax.checkpoint import Checkpoints
+from bigan_jax.checkpoint import Checkpoints, Progress
 from bigan_jax.data import phantom
 from bigan_jax.errors import UserError
 from bigan_jax.plots import error_map_rgb
@@ -285,7 +285,7 @@ def test_conditions(tmp_path):
     built = build(config, conditions=2, steps_per_epoch=1)
     state = jax.jit(lambda: game.init(built.detector, built.optimizers, 0, picture_shape(config)))()
     checkpoints = Checkpoints(tmp_path / "run")
-    checkpoints.save(1, state)
+    checkpoints.save(Progress(1), state)
     checkpoints.close()
     evaluation = {
         "conditions": ["bottle", "leaf"],

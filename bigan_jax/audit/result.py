@@ -1,6 +1,5 @@
 """What an audit found, as a table for people and as JSON."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import TextWrapper
@@ -10,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32, Shaped, UInt8
 
 from bigan_jax.errors import printable
-from bigan_jax.workdir import write_json
+from bigan_jax.workdir import write_json, write_table
 
 PARTS = ("test", "calibration", "train")  # of two copies the one in the later part is left out
 SPLIT = ("path", "label", "group", "condition", "part")
@@ -74,12 +73,12 @@ class Audit(NamedTuple):
         ]
 
     def write(self, workdir: Path) -> None:
-        """Writes audit.json and split.csv: where each file went."""
+        """Writes audit.json and split.csv: where each file went.
+
+        Raises UserError where they cannot be written.
+        """
         write_json(workdir / "audit.json", self.as_dict())
-        name = workdir / "split.csv"
-        # Names of files may be no UTF-8; they are written as they are.
-        with name.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            csv.writer(file).writerows([SPLIT, *self.split])
+        write_table(workdir / "split.csv", [SPLIT, *self.split])
 
     def as_dict(self, images: bool = False) -> dict:
         """The content of audit.json; with `images`, those that a report shows as well."""
