@@ -1,0 +1,243 @@
+"""Our side of benchmarks/steps.py: a detector trained by parallel.Runner, as `launch.py` does it.
+
+It also hands over what the other side needs to be the same (sharing.py).
+"""
+
+import importlib
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import sharing, sides
+from bigan_jax import detector as game
+from bigan_jax import parallel, schedule, scoring
+from bigan_jax.build import build, picture_shape
+from bigan_jax.detector import Batch
+from bigan_jax.layers import BATCH_AXIS
+from bigan_jax.search import Searcher
+
+FORMULA = scoring.Formula({"mse": 0.7, "ssim": 0.3})
+
+
+class JaxSide:
+    """A task's detector at its initial weights; `first_step` puts it back there."""
+
+    def __init__(self, task):
+        self.memory_before = sides.resident()
+        self.task = task
+        config = importlib.import_module(f"configs.{task.config}").get_config("folder")
+        with config.unlocked(), config.ignore_type():
+            config.data.image_size, config.dtype = task.size, task.dtype
+            config.update_from_flattened_dict(task.changes)
+        self.config, self.shape = config, picture_shape(config)
+        built = build(config, sharing.CONDITIONS, steps_per_epoch=10)
+        self.detector, self.optimizers = built.detector, built.optimizers
+        self.due = {
+            p.name: schedule.due(schedule.Moment(p, i, 0)) for i, p in enumerate(built.phases)
+        }
+        self.updates = {
+            name: schedule.updates_by_phase(built.phases, name, 10)
+            for name in self.detector.objectives
+        }
+        self.pictures = sharing.draw(self.shape, 2 * task.batch)
+        self.frozen = dict(self.detector.frozen)
+        self.runner = self._runner(self.detector)
+        self._init = jax.jit(lambda: game.init(self.detector, self.optimizers, 0, self.shape))
+        self.start()
+        self._score = jax.jit(partial(_score, self.detector))
+        search = self.detector.search
+        self._searcher = Searcher(
+            self.detector._replace(search=search and search._replace(steps=task.search_steps))
+        )
+
+    def _runner(self, detector):
+        return parallel.Runner(
+            detector,
+            self.optimizers,
+            self.config.augment.to_dict(),
+            parallel.replicate(self.frozen),
+            parallel.replicate(self.pictures),
+        )
+
+    def start(self) -> None:
+        """Puts the state back to the initial weights."""
+        self.state = parallel.replicate(self._init())
+
+    # --- what the other side needs ---
+
+    def describe(self) -> dict:
+        """All that the other side is built from, as plain values and arrays."""
+        device = jax.devices()[0]
+        return {
+            "model": self.config.model_name,
+            "fields": self.config.model.to_dict(),
+            "optimizers": self.config.optimizers.to_dict(),
+            "updates": self.updates,
+            "due": self.due,
+            "shape": self.shape,
+            "conditions": sharing.CONDITIONS,
+            "pictures": tuple(self.pictures),
+            "layers": self.layers(),
+            "search_steps": self.detector.search.steps if self.detector.search else 0,
+            "platform": device.platform,
+            "device": device.device_kind,
+            "jax": jax.__version__,
+        }
+
+    def layers(self) -> dict[str, list[dict[str, np.ndarray]]]:
+        """As sharing.layers gives them."""
+        return sharing.layers(self.detector, parallel.first(self.state), self.shape)
+
+    # --- steps ---
+
+    def first_step(self, phase) -> dict:
+        """One step from the initial weights: each loss, the noise of each update, and seconds,
+        compilation and all. Where a network drops features at random, the losses are those of a
+        detector that does not: no two random generators drop the same."""
+        self.start()
+        result = {"noise": [self._noise(turn) for turn, _ in enumerate(self.due[phase], 1)]}
+        runner, state = self.runner, self.state
+        if "discriminator_dropout" in self.config.model:
+            fields = self.config.copy_and_resolve_references()
+            fields.model.discriminator_dropout = 0.0
+            runner = self._runner(build(fields, sharing.CONDITIONS, 10).detector)
+            state = jax.tree.map(jnp.copy, state)
+            _, logs = runner.epoch(state, self.due[phase], self._order(1))
+        began = time.perf_counter()
+        self.state, own_logs = self.runner.epoch(self.state, self.due[phase], self._order(1))
+        result["seconds"] = time.perf_counter() - began
+        logs = own_logs if runner is self.runner else logs
+        result["losses"] = {
+            name.removesuffix("/loss"): value
+            for name, value in logs.items()
+            if name.endswith("/loss")
+        }
+        return result
+
+    def _noise(self, turn):
+        latent = self.config.model.get("latent", 0)
+        return sharing.noise(self.config.model_name, latent, self.task.batch, turn)
+
+    def _order(self, steps):
+        return np.tile(np.arange(self.task.batch, dtype=np.int32), (steps, 1))
+
+    def steps(self, phase, count) -> float:
+        """Seconds for an epoch of so many steps."""
+        order = self._order(count)
+        began = time.perf_counter()
+        self.state, _ = self.runner.epoch(self.state, self.due[phase], order)
+        jax.block_until_ready(self.state)
+        return time.perf_counter() - began
+
+    def flops(self, phase) -> float:
+        """Of one step's updates, by the compiled programs' own analysis."""
+        if phase == sides.SCORE:
+            return self._flops_of_scores()
+        state, frozen = self.state, parallel.replicate(self.frozen)
+        batch = jax.eval_shape(
+            lambda: Batch(
+                jnp.zeros((1, self.task.batch, *self.shape)),
+                jnp.zeros((1, self.task.batch), jnp.int32),
+            )
+        )
+        total = 0.0
+        for name in self.due[phase]:
+            update = partial(game.update, self.detector, self.optimizers[name], name)
+            # As Runner maps it on a CPU, so that the program is found and not compiled again.
+            mapped = jax.pmap(
+                update, axis_name=BATCH_AXIS, in_axes=(0, 0, 0, None), donate_argnums=0
+            )
+            total += _flops(mapped.lower(state, frozen, batch, 1))
+        return total
+
+    def _flops_of_scores(self):
+        arguments = self._score_arguments()
+        if not self._searcher.steps:
+            return _flops(self._score.lower(*arguments))
+        found = self._searcher(*arguments).found
+
+        def step(state, frozen, batch, found):
+            net = game.inference_net(self.detector, state, frozen)
+            return self.detector.search.step(net, batch, found)
+
+        return self._searcher.steps * _flops(jax.jit(step).lower(*arguments[:3], found))
+
+    # --- scoring ---
+
+    def first_scores(self) -> dict:
+        """The first batch's scores, compilation and all; where a search comes first, its codes."""
+        began = time.perf_counter()
+        if not self._searcher.steps:
+            scores = np.asarray(self._score(*self._score_arguments()))
+            return {"scores": scores, "seconds": time.perf_counter() - began}
+        batch, keys = self._score_arguments()[2:]
+        start = self._searcher_start(batch, keys)
+        found = self._searcher(*self._score_arguments()).found.codes
+        return {
+            "codes": np.asarray(start[:, 0]),
+            "scores": np.asarray(found[:, 0]),
+            "seconds": time.perf_counter() - began,
+        }
+
+    def _searcher_start(self, batch, keys):
+        def start(state):
+            net = game.inference_net(self.detector, state, self.frozen)
+            return self.detector.search.start(net, batch, keys).codes
+
+        return jax.jit(start)(parallel.first(self.state))
+
+    def _score_arguments(self):
+        image = jnp.asarray(self.pictures.image[: self.task.batch]) / 255
+        batch = Batch(image, jnp.asarray(self.pictures.condition[: self.task.batch]))
+        keys = game.picture_keys(jax.random.key(0), jnp.arange(self.task.batch))
+        return parallel.first(self.state), self.frozen, batch, keys
+
+    def scores(self, count) -> float:
+        """Seconds to score so many batches, or to search in one so many times over."""
+        arguments = self._score_arguments()
+        began = time.perf_counter()
+        for _ in range(count):
+            if self._searcher.steps:
+                result = self._searcher(*arguments).found
+            else:
+                result = self._score(*arguments)
+        jax.block_until_ready(result)
+        return time.perf_counter() - began
+
+    # --- the machine ---
+
+    def forget_peak(self) -> None:
+        sides.forget_peak()
+
+    def peak(self) -> int:
+        """Bytes in memory at once since `forget_peak`, libraries left out; on an accelerator its
+        memory's, since the start of the process."""
+        found = jax.local_devices()[0].memory_stats()
+        return found["peak_bytes_in_use"] if found else sides.peak_resident() - self.memory_before
+
+    def product_rate(self, size) -> float:
+        """Floating-point operations a second of a size x size matrix product, the best of 5."""
+        x = jax.random.normal(jax.random.key(0), (size, size)).astype(self.task.dtype)
+        product = jax.jit(jnp.matmul)
+        product(x, x).block_until_ready()
+        seconds = []
+        for _ in range(5):
+            began = time.perf_counter()
+            product(x, x).block_until_ready()
+            seconds.append(time.perf_counter() - began)
+        return 2 * size**3 / min(seconds)
+
+
+def _score(detector, state, frozen, batch, keys):
+    net = game.inference_net(detector, state, frozen)
+    terms = scoring.terms(batch.image, detector.reconstruct(net, batch, keys))
+    return scoring.score(FORMULA, terms)
+
+
+def _flops(lowered):
+    found = lowered.compile().cost_analysis()
+    found = found[0] if isinstance(found, list | tuple) else found
+    return float(found.get("flops", 0.0))

@@ -1,0 +1,78 @@
+"""What both sides have in common, taken from JAX as plain arrays: pictures, weights, noise."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigan_jax import detector as game
+from bigan_jax import losses
+from bigan_jax.detector import Batch, Detector, State, TrainingSet
+
+CONDITIONS = 3  # for the conditional VAE; nothing to the others
+
+
+def draw(shape, count) -> TrainingSet:
+    """Blurred noise: pictures with large forms and fine grain."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 200, (count, 8, 8, shape[2]))
+    large = small.repeat(shape[0] // 8, 1).repeat(shape[1] // 8, 2)
+    image = (large + rng.integers(0, 56, (count, *shape))).astype(np.uint8)
+    return TrainingSet(image, rng.integers(0, CONDITIONS, count).astype(np.int32))
+
+
+def noise(model: str, latent: int, batch: int, turn: int) -> np.ndarray:
+    """What the turn's update of the first step of seed 0 draws from the prior of codes: those of
+    detector.update's keys, [batch, latent]."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), turn)
+    keys = game.picture_keys(key, jnp.arange(batch))
+    if model == "anogan":
+        draw_one = partial(jax.random.uniform, shape=(latent,), minval=-1, maxval=1)
+        return np.asarray(jax.vmap(draw_one)(keys))
+    return np.asarray(losses.standard_normal(keys, latent))
+
+
+def layers(
+    detector: Detector, state: State, shape: tuple[int, int, int]
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Each network's layers, in the order in which they are called: arrays by name."""
+    variables = {
+        name: {"params": params, **state.collections[name]} for name, params in state.params.items()
+    } | dict(detector.frozen)
+    net = _Recorder(detector.networks, variables, train=False)
+    batch = Batch(jnp.zeros((2, *shape)), jnp.zeros(2, jnp.int32))
+    keys = game.picture_keys(jax.random.key(0), jnp.arange(2))
+    for objective in detector.objectives.values():
+        jax.eval_shape(lambda o=objective: o.loss(net, batch, keys)[0])
+    return {
+        name: [arrays for path in dict.fromkeys(paths) if (arrays := _at(variables[name], path))]
+        for name, paths in net.paths.items()
+    }
+
+
+class _Recorder(game.Net):
+    """Keeps the paths of the modules that each network calls."""
+
+    def __init__(self, networks, variables, train):
+        super().__init__(networks, variables, train)
+        self.paths = {}
+
+    def __call__(self, name, *args, **kwargs):
+        def note(call, args, kwargs, context):
+            self.paths.setdefault(name, []).append(context.module.path)
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(note):
+            return super().__call__(name, *args, **kwargs)
+
+
+def _at(variables, path):
+    """The arrays that lie right at a module's path, in any collection."""
+    found = {}
+    for node in variables.values():
+        for part in path:
+            node = node.get(part, {})
+        found |= {name: np.asarray(x) for name, x in node.items() if not hasattr(x, "items")}
+    return found
