@@ -38,6 +38,9 @@ _INPUT = flags.DEFINE_string(
 _CONDITION = flags.DEFINE_string(
     "condition", "", "what they show, for a conditional model; default: what their folder is called"
 )
+_MAPS = flags.DEFINE_bool(
+    "maps", True, "whether predict draws error maps and overlays; --maps=false: scores.csv alone"
+)
 _WORKDIRS = flags.DEFINE_multi_string(
     "workdirs", [], "folders to compare, or a pattern such as 'runs/*'; may be given again"
 )
@@ -90,7 +93,8 @@ def main(arguments):
     if _MODE.value == "train":
         bigan_jax.train(_CONFIG.value, _WORKDIR.value)
     elif _MODE.value == "predict":
-        found = bigan_jax.predict(_WORKDIR.value, _INPUT.value, _OUTPUT.value, _CONDITION.value)
+        what = _WORKDIR.value, _INPUT.value, _OUTPUT.value, _CONDITION.value
+        found = bigan_jax.predict(*what, maps=_MAPS.value)
         return 2 if found.unreadable else 0
     elif _MODE.value == "compare":
         found = bigan_jax.compare(_WORKDIRS.value, _OUTPUT.value or "comparison")

@@ -1,45 +1,55 @@
-"""python benchmarks/evaluation.py [--config=cae] [--pictures=1000] [--size=128]
+"""python benchmarks/evaluation.py [--config=improved_bigan] [--pictures=1000] [--size=128]
 
-How an evaluation's time is spent: the networks' share against everything else (error maps, metrics,
-bootstrap, controls, figures, report), with weights that were never trained and phantom pictures,
-half of them normal. Seconds are the processor's, all threads together: a busy machine changes them
-least. Networks, and networks with their scores and error maps, are timed once they are compiled.
+What an evaluation costs beside its networks, with weights that were never trained and phantom
+pictures, half of them normal. Seconds are the processor's, all threads together: a busy machine
+changes them least.
+
+Networks: the reconstructions of all calibration and test pictures, compiled before. Everything else
+stands outside. Scores and error maps are what the same scorer costs with a network that does
+nothing; to metrics belong the table of scores, intervals and pixel figures; figures and report are
+written to files. Two shares are printed: scores, maps and metrics beside the networks, and all of
+the evaluation, compiling its scoring included, beside them.
 """
 
 import argparse
-import cProfile
 import importlib
-import pstats
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bigan_jax import detector as game
+from bigan_jax import evaluation, metrics, outcome, pixels, scoring
 from bigan_jax.build import build, picture_shape
 from bigan_jax.detector import Batch
-from bigan_jax.evaluation import evaluate_run, load_audited
-from bigan_jax.scorer import Scorer, formula_of
+from bigan_jax.loading import formula_of
+from bigan_jax.scorer import Scorer
 from bigan_jax.search import Searcher
 
-SCORING = "scorer.py", "score"
-METRICS = "score table", "image metrics", "bootstrap", "pixel metrics"
-STAGES = {
-    "score table": ("scoring.py", "table"),
-    "image metrics": ("metrics.py", "image_metrics"),
-    "bootstrap": ("intervals.py", "bootstrap"),
-    "pixel metrics": ("evaluation.py", "_pixels"),
-    "controls": ("evaluation.py", "_controls"),
-    "figures and report": ("evaluation.py", "_write_pictures"),
+METRICS = {
+    "score table": (scoring, "table"),
+    "image metrics": (metrics, "image_metrics"),
+    "intervals": (evaluation, "bootstrap"),
+    "pixel threshold": (pixels, "pixel_threshold"),
+    "pixel metrics": (evaluation, "_pixels"),
 }
+OTHERS = {
+    "controls": (evaluation, "_controls"),
+    "figures and report": (outcome, "_write_pictures"),
+}
+SCORING = {"scoring": (Scorer, "score")}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", default="cae", help="a file of configs/")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="improved_bigan", help="a file of configs/")
     parser.add_argument("--pictures", type=int, default=1000, help="in the test")
     parser.add_argument("--size", type=int, default=128, help="pixels a side")
     args = parser.parse_args()
@@ -49,30 +59,54 @@ def main():
         config.data.image_size, config.data.test_fraction = args.size, 0.5
         config.data.phantom_normal = args.pictures
         config.data.phantom_anomalous = args.pictures // 2
-    dataset, found = load_audited(config)
+    dataset, found = evaluation.load_audited(config)
     detector = build(config, len(dataset.conditions), 1, frozen=False).detector
     state = initial(config, len(dataset.conditions))
 
     networks = reconstruction_seconds(config, dataset, detector, state)
-    scored = scoring_seconds(config, dataset, detector, state)
-    profile = cProfile.Profile(time.process_time)
-    began = time.process_time()
-    with tempfile.TemporaryDirectory() as workdir:
-        profile.runcall(evaluate_run, config, dataset, found, detector, state, Path(workdir))
-    total = time.process_time() - began
+    compiling, maps = scoring_seconds(config, dataset, detector, state)
+    with tempfile.TemporaryDirectory() as workdir, Stopwatch(METRICS | OTHERS | SCORING) as watch:
+        began = time.process_time()
+        evaluation.evaluate_run(config, dataset, found, detector, state, Path(workdir))
+        total = time.process_time() - began
 
+    measuring = maps + sum(watch.seconds[name] for name in METRICS)
+    outside = total - watch.seconds["scoring"] + maps + compiling
+    rest = outside - measuring - compiling - sum(watch.seconds[name] for name in OTHERS)
     pictures = len(dataset.test.label) + len(dataset.calibration.label)
     print(f"\n{config.name}, {pictures} pictures of {args.size}x{args.size}, {jax.devices()[0]}")
-    print(f"{total:8.2f} s  whole evaluation")
-    print(f"{networks:8.2f} s  networks alone: {100 * networks / total:.1f} %")
-    spent = cumulative(profile)
-    print(f"{scored - networks:8.2f} s  scores and error maps")
-    print(f"{spent.pop(SCORING) - scored:8.2f} s  compilation of both")
-    for stage, place in STAGES.items():
-        print(f"{spent[place]:8.2f} s  {stage}")
-    measuring = scored - networks + sum(spent[STAGES[stage]] for stage in METRICS)
-    share = measuring / (networks + measuring)
-    print(f"scores, maps and metrics beside the networks: {100 * share:.1f} %")
+    print(f"{networks:8.2f} s  networks")
+    print(f"{maps:8.2f} s  scores and error maps")
+    for name in (*METRICS, *OTHERS):
+        print(f"{watch.seconds[name]:8.2f} s  {name}")
+    print(f"{compiling:8.2f} s  to compile the scoring, once a machine")
+    print(f"{rest:8.2f} s  the rest")
+    print(f"scores, maps and metrics: {share(measuring, networks)} of the time with the networks")
+    print(f"all outside the networks: {share(outside, networks)} of the whole evaluation")
+
+
+def share(part, networks):
+    return f"{part:.2f} s, {100 * part / (part + networks):.1f} %"
+
+
+class Stopwatch(ExitStack):
+    """Seconds in functions, by the names given to them, while it is open."""
+
+    def __init__(self, places):
+        super().__init__()
+        self.seconds = dict.fromkeys(places, 0.0)
+        for name, (owner, function) in places.items():
+            timed = self._timed(name, getattr(owner, function))
+            self.enter_context(mock.patch.object(owner, function, timed))
+
+    def _timed(self, name, function):
+        def timed(*args, **kwargs):
+            began = time.process_time()
+            result = function(*args, **kwargs)
+            self.seconds[name] += time.process_time() - began
+            return result
+
+        return timed
 
 
 def initial(config, conditions):
@@ -111,25 +145,20 @@ def reconstruction_seconds(config, dataset, detector, state):
 
 
 def scoring_seconds(config, dataset, detector, state):
-    """Seconds for reconstructions, scores and error maps of the same pictures."""
+    """Seconds to compile scores and error maps, and for those of reconstructions that cost nothing,
+    of all pictures."""
+    idle = detector._replace(
+        reconstruct=lambda net, batch, keys: 1 - batch.image, native_score=None, search=None
+    )
     formula, shape = formula_of(config.score), picture_shape(config)
-    scorer = Scorer(detector, state, formula, shape, config.batch_size)
-    parts = dataset.calibration.image, dataset.test.image
+    scorer = Scorer(idle, state, formula, shape, config.batch_size)
+    times = [time.process_time()]
     scorer.score(dataset.test.image[: config.batch_size])
-    began = time.process_time()
-    for images in parts:
-        scorer.score(images)
-    return time.process_time() - began
-
-
-def cumulative(profile):
-    """Seconds in each function of the package and what it calls, by file and name."""
-    found = dict.fromkeys([SCORING, *STAGES.values()], 0.0)
-    for (path, _, name), (*_, seconds, _) in pstats.Stats(profile).stats.items():
-        key = Path(path).name, name
-        if Path(path).parent.name == "bigan_jax" and key in found:
-            found[key] += seconds
-    return found
+    times.append(time.process_time())
+    for part in (dataset.calibration, dataset.test):
+        scorer.score(part.image)
+    times.append(time.process_time())
+    return np.diff(times)
 
 
 if __name__ == "__main__":

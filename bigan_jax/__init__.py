@@ -15,7 +15,7 @@ import importlib
 _HOMES = {
     "train": "training",
     "evaluate": "evaluation",
-    "load": "scorer",
+    "load": "loading",
     "predict": "prediction",
     "compare": "comparison",
     "sweep": "sweeping",

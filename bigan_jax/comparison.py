@@ -7,10 +7,9 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
 
-from bigan_jax import tables
+from bigan_jax import pages, tables
 from bigan_jax.comparison_tables import CSV_HEADER, csv_rows, overview, tables_of
 from bigan_jax.errors import UserError
 from bigan_jax.results import Run, read_run
@@ -165,16 +164,12 @@ def _markdown(comparison, above, sections):
 
 
 def _html(comparison, above, sections):
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bigan_jax", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(cell=tables.text, spans=tables.spans)
-    return environment.get_template("comparison.html.jinja").render(
-        remarks=_remarks(comparison), overview=above, sections=sections
+    return pages.render(
+        "comparison.html.jinja",
+        filters={"cell": tables.text, "spans": tables.spans},
+        remarks=_remarks(comparison),
+        overview=above,
+        sections=sections,
     )
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
-from sklearn.metrics import pairwise_distances_argmin
 
 from bigan_jax.errors import UserError
 from bigan_jax.metrics import auroc
@@ -19,6 +18,7 @@ Score = Callable[
     [Float[np.ndarray, "m h w c"], Float[np.ndarray, "m h w c"]], Float[np.ndarray, "m"]
 ]
 
+BLOCK = 64  # test pictures at a time: they stay in the cache, and need no new memory
 MOST_STREAMED = 2048  # pictures that do not fit into memory must not be held as floats
 
 # Brightness alone has no anomalous direction: it may tell a class by being darker.
@@ -48,8 +48,8 @@ def control_scores(
     Args:
       train: normal pictures, at least two.
       test: pictures of the same size.
-      score: the models' own score, from pictures and reconstructions in [0, 1]; it is given the
-        whole test set in one call, so it splits into batches where memory asks for that.
+      score: the models' own score, from pictures and reconstructions in [0, 1]; it is given BLOCK
+        pictures a call, or nearly so many.
 
     Returns:
       By name. `mean_image`, `pca_8`, `pca_64`, `nearest_neighbour`: `score` against the mean
@@ -65,33 +65,40 @@ def control_scores(
         raise UserError(f"the controls need at least two training pictures, not {len(train)}.")
     if train.shape[1:] != test.shape[1:]:
         raise UserError(f"training pictures are {train.shape[1:]}, test ones {test.shape[1:]}.")
-    train, test = (np.asarray(images, np.float32) / 255 for images in (train, test))
     if len(test) == 0:
         raise UserError("the controls need at least one test picture.")
-    flat_train, flat_test = train.reshape(len(train), -1), test.reshape(len(test), -1)
-
+    train = _unit(train)
+    known = train.reshape(len(train), -1)
     # One fit serves both: the first 8 components of 64 are the 8 components.
-    most = min(64, len(train) - 1, flat_train.shape[1])
-    pca = PCA(most, svd_solver="randomized", random_state=0).fit(flat_train)
+    most = min(64, len(train) - 1, known.shape[1])
+    pca = PCA(most, svd_solver="randomized", random_state=0).fit(known)
+    centred = known - pca.mean_  # so that float32 tells pictures apart that are all alike
+    half_norm = np.einsum("nf,nf->n", centred, centred) / 2
+    normal = LedoitWolf().fit(thumbnails(train).astype(np.float64))
 
-    def projected(count: int) -> np.ndarray:
-        axes = pca.components_[:count]
-        return np.clip(pca.mean_ + (flat_test - pca.mean_) @ axes.T @ axes, 0, 1)
+    def scored(images: np.ndarray) -> dict[str, np.ndarray]:
+        flat = images.reshape(len(images), -1)
+        apart = flat - pca.mean_
+        code = apart @ pca.components_.T
+        reconstructions = {
+            "mean_image": np.broadcast_to(pca.mean_, flat.shape),
+            "pca_8": np.clip(code[:, :8] @ pca.components_[:8] + pca.mean_, 0, 1),
+            "pca_64": np.clip(code @ pca.components_ + pca.mean_, 0, 1),
+            "nearest_neighbour": known[(half_norm - apart @ centred.T).argmin(1)],
+        }
+        scores = {
+            name: np.asarray(score(images, reconstruction.reshape(images.shape)))
+            for name, reconstruction in reconstructions.items()
+        }
+        scores["mahalanobis_16"] = normal.mahalanobis(thumbnails(images).astype(np.float64))
+        scores["mean_intensity"] = flat.mean(1)
+        scores["corner_pixels"] = corners(images).mean(1)
+        return scores
 
-    reconstructions = {
-        "mean_image": np.broadcast_to(flat_train.mean(0), flat_test.shape),
-        "pca_8": projected(8),
-        "pca_64": projected(64),
-        "nearest_neighbour": flat_train[pairwise_distances_argmin(flat_test, flat_train)],
-    }
-    scores = {
-        name: np.asarray(score(test, flat.reshape(test.shape)))
-        for name, flat in reconstructions.items()
-    }
-    scores["mahalanobis_16"] = _mahalanobis(thumbnails(train), thumbnails(test))
-    scores["mean_intensity"] = flat_test.mean(1)
-    scores["corner_pixels"] = corners(test).mean(1)
-    return scores
+    # Blocks of nearly one size: a last small one would have the score compiled again.
+    blocks = np.array_split(test, -(-len(test) // BLOCK))
+    parts = [scored(_unit(block)) for block in blocks]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def control_aurocs(
@@ -113,8 +120,10 @@ def thumbnails(
 ) -> Float[np.ndarray, "n features"]:
     """Pictures averaged by area to `size` x `size`, flattened; any picture size will do."""
     rows, columns = (_area_average(length, size) for length in images.shape[1:3])
-    small = np.einsum("ih,nhwc,jw->nijc", rows, images, columns, optimize=True)
-    return small.reshape(len(images), -1)
+    count, height, width, channels = images.shape
+    low = rows @ images.reshape(count, height, width * channels)
+    low = low.reshape(count, size, width, channels)
+    return np.einsum("niwc,jw->nijc", low, columns, optimize=True).reshape(count, -1)
 
 
 def corners(images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n features"]:
@@ -136,7 +145,5 @@ def _area_average(length: int, size: int) -> Float[np.ndarray, "size length"]:
     return (np.clip(overlap, 0, None) * size / length).astype(np.float32)
 
 
-def _mahalanobis(
-    train: Float[np.ndarray, "n f"], test: Float[np.ndarray, "m f"]
-) -> Float[np.ndarray, "m"]:
-    return LedoitWolf().fit(train.astype(np.float64)).mahalanobis(test.astype(np.float64))
+def _unit(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w c"]:
+    return np.divide(images, np.float32(255), dtype=np.float32)

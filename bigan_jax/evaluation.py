@@ -3,30 +3,22 @@ label, and no picture affects another's score, decision or colours."""
 
 import importlib.metadata
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigan_jax import audit, controls, data, figures, metrics, pixels, report, scoring
+from bigan_jax import audit, controls, data, figures, metrics, outcome, pixels, scoring
 from bigan_jax.audit import Audit
 from bigan_jax.build import picture_shape
 from bigan_jax.data import Dataset
 from bigan_jax.detector import Detector, State
 from bigan_jax.errors import UserError, unknown
 from bigan_jax.intervals import bootstrap
+from bigan_jax.loading import formula_of, restore
 from bigan_jax.locking import alone
-from bigan_jax.scorer import Scorer, Scores, formula_of, restore
-from bigan_jax.workdir import (
-    check,
-    claim,
-    read_config,
-    read_history,
-    rollbacks,
-    write_json,
-    write_table,
-    write_whole,
-)
+from bigan_jax.outcome import Assessment
+from bigan_jax.scorer import Scorer
+from bigan_jax.workdir import check, claim, read_config
 
 
 def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
@@ -81,27 +73,10 @@ def evaluate_run(
     state: State,
     workdir: Path,
 ) -> dict:
-    """Evaluates a trained state and writes scores.csv, figures, the report and evaluation.json.
-
-    The last is the mark of a whole evaluation: while the others are written, it is not there.
-    Raises UserError where they cannot be written.
-    """
-    evaluation, calibration, scores = assess(config, dataset, detector, state)
-    evaluation["warnings"] += [*found.warnings, *_health(workdir)]
-    (workdir / "evaluation.json").unlink(missing_ok=True)
-    _write_scores(workdir / "scores.csv", dataset.test, scores, evaluation["threshold"])
-    _write_pictures(workdir, config, evaluation, dataset.test, found, calibration, scores)
-    write_json(workdir / "evaluation.json", evaluation)
-    _print_summary(evaluation, workdir)
-    return evaluation
-
-
-class Assessment(NamedTuple):
-    """What evaluation.json holds, and what it was made from."""
-
-    evaluation: dict
-    calibration: Scores
-    test: Scores
+    """Evaluates a trained state and writes all files of its evaluation (`outcome.write`)."""
+    assessment = assess(config, dataset, detector, state)
+    outcome.write(workdir, config, dataset.test, found, assessment)
+    return assessment.evaluation
 
 
 def assess(config: ConfigDict, dataset: Dataset, detector: Detector, state: State) -> Assessment:
@@ -179,43 +154,6 @@ def assess(config: ConfigDict, dataset: Dataset, detector: Detector, state: Stat
     return Assessment(evaluation, calibration, scores)
 
 
-def _health(workdir):
-    """What the last epoch's health check warned of, how often any did before, and when training
-    diverged and went back."""
-    rows = read_history(workdir)
-    checks = [row.get("health", []) for row in rows]
-    earlier = sum(map(bool, checks[:-1]))
-    found = list(checks[-1]) if checks else []
-    if earlier:
-        found.append(f"the health check warned in {earlier} epochs before the last (train.jsonl)")
-    for number, back in enumerate(rollbacks(rows), 1):
-        found.append(
-            f"Training diverged in epoch {back['epoch']} ({back['objective']}) and went back to "
-            f"the state after epoch {back['back_to']}, with {0.5**number:g} of the learning rates."
-        )
-    return found
-
-
-def _print_summary(evaluation, workdir):
-    def show(name):
-        return "-" if evaluation[name] is None else f"{evaluation[name]:.3f}"
-
-    low, high = evaluation["auroc_ci"] or (None, None)
-    interval = "" if low is None else f" (95 % interval {low:.3f} to {high:.3f})"
-    print(
-        f"{evaluation['model']} on {evaluation['dataset']}: AUROC {show('auroc')}{interval}\n"
-        f"{report.verdict(evaluation).sentence}\n"
-        f"At the threshold {evaluation['threshold']:.4g} ({evaluation['threshold_rule']}): "
-        f"recall {show('recall')}, specificity {show('specificity')}, F1 {show('f1')}"
-    )
-    if evaluation["oracle"]["f1"] is not None:
-        value, f1, _ = evaluation["oracle"].values()
-        print(f"Oracle, chosen by the test labels, no result: F1 {f1:.3f} at {value:.4g}")
-    for warning in filter(None, [evaluation["threshold_note"], *evaluation["warnings"]]):
-        print(f"Warning: {warning}")
-    print(f"Report: {workdir / 'report.html'}")
-
-
 def choose_threshold(config: ConfigDict, calibration: np.ndarray, groups: int) -> metrics.Threshold:
     """The threshold by the config's rule, from scores of normal pictures that trained nothing.
 
@@ -234,8 +172,10 @@ def _pixels(test, scores, threshold):
     if not test.mask[known].any():
         nothing = pixels.NOTHING
         return {"pixel": {**nothing, "dice": None}, "pixel_controls": {"raw_intensity": nothing}}
-    masks, maps = test.mask[known], scores.error_map[known]
-    raw = test.image[known].sum(-1, dtype=np.uint16)  # as good as the mean, and quickly sorted
+    chosen = slice(None) if known.all() else known  # millions of pixels: no copy without need
+    masks, maps = test.mask[chosen], scores.error_map[chosen]
+    channels = np.moveaxis(test.image[chosen], -1, 0)
+    raw = sum(channel.astype(np.uint16) for channel in channels)  # as good as the mean
     return {
         "pixel": {
             **pixels.pixel_metrics(maps, masks),
@@ -249,36 +189,3 @@ def _controls(scorer, dataset):
     train = controls.fitting_pictures(dataset.train.image)
     found = controls.control_scores(train, dataset.test.image, scorer.rate)
     return controls.control_aurocs(found, dataset.test.label)
-
-
-def _write_scores(path, test, scores, threshold):
-    decision = metrics.decide(scores.score, threshold)
-    native = ["native"] if scores.native is not None else []
-    rows = [["path", "label", "group", "mse", "ssim_error", "score", "decision", *native]]
-    for i, name in enumerate(test.path):
-        values = [scores.mse[i], scores.ssim_error[i], scores.score[i]]
-        rows.append(
-            [
-                name,
-                "anomalous" if test.label[i] else "normal",
-                test.group[i],
-                *(f"{v:.8g}" for v in values),
-                "anomalous" if decision[i] else "normal",
-                *([f"{scores.native[i]:.8g}"] if native else []),
-            ]
-        )
-    write_table(path, rows)
-
-
-def _write_pictures(workdir, config, evaluation, test, found, calibration, scores):
-    threshold, limits = evaluation["threshold"], evaluation["colour_limits"]
-    history = read_history(workdir)
-    pictures = figures.draw(test, scores, calibration.score, threshold, limits, history)
-    for name, png in pictures.items():
-        write_whole(workdir / "figures" / f"{name}.png", png)
-    for name in ("error_maps", "healthy_and_anomalous"):
-        del pictures[name]  # the report's gallery shows the same, and more
-    items = figures.gallery(test, scores, threshold, limits)
-    seen = found.as_dict(images=True)
-    fields = config.to_dict()
-    report.write_report(workdir / "report.html", evaluation, history, pictures, items, seen, fields)

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Bool, Float
 
-from bigan_jax import metrics, panels, plots, report
+from bigan_jax import curves, metrics, panels, plots, report
 from bigan_jax.data import Pictures
 from bigan_jax.intervals import bands
 from bigan_jax.png import png_bytes
@@ -40,13 +40,15 @@ def draw(
     def rows(chosen):
         return [_row(test, scores, i, threshold) for i in chosen]
 
-    figures = {
+    charts = {
         "score_histogram": plots.score_histogram(normal, anomalous, calibration, threshold),
         "roc_curve": plots.roc_curve(*measured, threshold, band.get("roc")),
         "precision_recall_curve": plots.precision_recall_curve(
             *measured, threshold, band.get("precision_recall")
         ),
-        "training_curves": plots.training_curves(history),
+        "training_curves": curves.training_curves(history),
+    }
+    sheets = {
         "error_maps": panels.gallery(
             rows(for_show(test.label, scores.score)),
             [limits[name] for name in ("mse", "ssim", "combined")],
@@ -56,7 +58,8 @@ def draw(
             limits["combined"],
         ),
     }
-    return {name: plots.to_png(figure) for name, figure in figures.items()}
+    pictures = {name: plots.to_png(chart) for name, chart in charts.items()}
+    return pictures | {name: sheet.png() for name, sheet in sheets.items()}
 
 
 def gallery(
@@ -73,7 +76,10 @@ def gallery(
             decision=bool(metrics.decide(scores.score[i], threshold)),
             image=png(test.image[i]),
             reconstruction=png(scores.reconstruction[i]),
-            map=png(plots.error_map_rgb(scores.error_map[i], limits["combined"])),
+            map=png(
+                plots.error_levels(scores.error_map[i], limits["combined"]),
+                palette=plots.ERROR_PALETTE,
+            ),
             mask=png(test.mask[i].astype(np.uint8) * 255)
             if test.has_mask[i] and test.label[i]
             else None,

@@ -7,6 +7,7 @@ from bigan_jax.metrics import decide, finite
 
 Interval = tuple[float, float]
 Band = tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"], Float[np.ndarray, "k"]]  # x, low, high
+_IN_CACHE = 1 << 14  # weights of draws that are worked on together
 Resampling = tuple[Int[np.ndarray, "n"], Int[np.ndarray, "draws groups"]]
 
 
@@ -75,7 +76,8 @@ def resampled(
     times = np.zeros((draws, len(names)), np.int64)
     for stratum in (positive & ~negative, negative & ~positive, positive & negative):
         if size := int(stratum.sum()):
-            times[:, stratum] = rng.multinomial(size, np.full(size, 1 / size), draws)
+            for row in times:
+                row[stratum] = np.bincount(rng.integers(size, size=size), minlength=size)
     return member, times
 
 
@@ -90,15 +92,19 @@ def ranking(
     member, label = member[order], label[order]
     ties = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
     auroc, average_precision = np.empty((2, len(times)))
-    for i, count in enumerate(times):
-        weight = count[member]
-        above = np.add.reduceat(weight * label, ties)
-        below = np.add.reduceat(weight * ~label, ties)
-        positive, negative = above.sum(), below.sum()
-        auroc[i] = above @ (np.cumsum(below) - below / 2) / (positive * negative)
-        found = np.cumsum(above[::-1])
-        called = found + np.cumsum(below[::-1])
-        average_precision[i] = above[::-1] @ (found / np.maximum(called, 1)) / positive
+    many = max(1, _IN_CACHE // len(score))
+    for start in range(0, len(times), many):
+        part = slice(start, start + many)
+        weight = times[part, member]
+        above = np.add.reduceat(weight * label, ties, axis=1)
+        below = np.add.reduceat(weight * ~label, ties, axis=1)
+        positive, negative = above.sum(1), below.sum(1)
+        won = np.sum(above * (np.cumsum(below, axis=1) - below / 2), axis=1)
+        auroc[part] = won / (positive * negative)
+        above, below = above[:, ::-1], below[:, ::-1]
+        found = np.cumsum(above, axis=1)
+        called = found + np.cumsum(below, axis=1)
+        average_precision[part] = np.sum(above * found / np.maximum(called, 1), axis=1) / positive
     return {"auroc": auroc, "average_precision": average_precision}
 
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, Shaped
-from sklearn.metrics import average_precision_score, roc_auc_score
+from scipy.stats import rankdata
+from sklearn.metrics import average_precision_score
 
 from bigan_jax.errors import UserError
 
@@ -89,9 +90,15 @@ def manual_threshold(value: float) -> Threshold:
     return Threshold(float(value), "manual")
 
 
-def decide(score: Float[np.ndarray, "n"], threshold: float) -> Bool[np.ndarray, "n"]:
-    """Which pictures are called anomalous, compared in float64 so that no rounding moves one."""
-    return np.asarray(score, np.float64) >= threshold
+def decide(score: Float[np.ndarray, "*n"], threshold: float) -> Bool[np.ndarray, "*n"]:
+    """Which pictures, or pixels, are called anomalous. No rounding of the threshold moves one."""
+    score = np.asarray(score)
+    if not np.issubdtype(score.dtype, np.floating):
+        return score >= threshold
+    least = score.dtype.type(threshold)  # of the scores' own type: millions need no copy in float64
+    if float(least) < threshold:
+        least = np.nextafter(least, np.inf, dtype=score.dtype)
+    return score >= least
 
 
 def oracle_threshold(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> Oracle:
@@ -141,8 +148,14 @@ def image_metrics(
 
 def auroc(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> float | None:
     """The probability that an anomalous picture outscores a normal one; None with one class."""
-    label = np.asarray(label, bool)
-    return float(roc_auc_score(label, score)) if _both_classes(label) else None
+    score, label = finite(score, "score"), np.asarray(label, bool)
+    if not _both_classes(label):
+        return None
+    # By the sum of ranks, ties shared: scikit-learn's curve takes twenty times as long, and an
+    # evaluation asks for dozens.
+    positive = int(label.sum())
+    won = rankdata(score)[label].sum() - positive * (positive + 1) / 2
+    return float(won / (positive * (len(label) - positive)))
 
 
 def predict_all(label: Bool[np.ndarray, "n"]) -> dict[str, float | None]:
@@ -233,6 +246,7 @@ def finite(values: Num[np.ndarray, "..."], what: str) -> Float[np.ndarray, "..."
     them is infinite or no number."""
     values = np.asarray(values)
     values = values if np.issubdtype(values.dtype, np.floating) else values.astype(np.float64)
-    if bad := int((~np.isfinite(values)).sum()):
+    if not np.isfinite(values).all():
+        bad = np.count_nonzero(~np.isfinite(values))
         raise ValueError(f"{bad} of {values.size} values of the {what} are not finite.")
     return values

@@ -5,34 +5,27 @@ Block by block, so that memory stays flat however many there are, and what was f
 
 import csv
 import io
-import re
 import sys
 from collections.abc import Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float
-from PIL import Image
 from tqdm import tqdm
 
 from bigan_jax import errors
 from bigan_jax.data.broken import MAX_LISTED, Broken, attempt, is_inside
-from bigan_jax.data.decode import in_threads, read_as_shown, read_image
+from bigan_jax.data.decode import in_threads, read_image
 from bigan_jax.data.folders import Folder
 from bigan_jax.data.given import opened
+from bigan_jax.drawings import draw
 from bigan_jax.errors import UserError
-from bigan_jax.plots import error_map_rgb
-from bigan_jax.scorer import Scorer, Scores, load
+from bigan_jax.loading import load
+from bigan_jax.scorer import Scorer, Scores
 from bigan_jax.workdir import read_evaluation
 
 BLOCK = 64  # pictures in memory at once, as files and at the model's size
-OPACITY = 0.8  # of the brightest error on an overlay; where there is no error, none
-LONGEST_NAME = 200  # bytes of a file's or folder's name; file systems take 255
-PALETTE = error_map_rgb(np.arange(256)[None] / 256, 1)[0]
 
 
 class Predicted(NamedTuple):
@@ -45,7 +38,11 @@ class Predicted(NamedTuple):
 
 
 def predict(
-    workdir: str | Path, source: str | Path, output: str | Path, condition: str = ""
+    workdir: str | Path,
+    source: str | Path,
+    output: str | Path,
+    condition: str = "",
+    maps: bool = True,
 ) -> Predicted:
     """Scores pictures by a finished run, which needs none of the data it was trained on.
 
@@ -54,6 +51,7 @@ def predict(
       a PNG of its size, named as `output_name` says; unreadable.csv has what could not be read.
     condition: what the pictures show, for a model that tells conditions apart; by default a
       condition that the nearest folder is called after.
+    maps: False leaves error maps and overlays out: scores.csv alone.
     Raises UserError for what the user can mend; a picture that cannot be read is left out.
     """
     workdir, output = Path(workdir), Path(output)
@@ -69,7 +67,7 @@ def predict(
         known = conditions_of(names, folder.root, scorer, condition)
         limit = evaluation["colour_limits"]["combined"]
         try:
-            return _predict(scorer, limit, folder, known, output)
+            return _predict(scorer, limit, folder, known, output, maps)
         except OSError as error:  # a full disk above all
             raise UserError(f"{output} holds what was written until this: {error}") from error
 
@@ -111,7 +109,12 @@ def conditions_of(
 
 
 def _predict(
-    scorer: Scorer, limit: float, folder: Folder, condition: dict[str, int], output: Path
+    scorer: Scorer,
+    limit: float,
+    folder: Folder,
+    condition: dict[str, int],
+    output: Path,
+    maps: bool,
 ) -> Predicted:
     # Blocks of nearly one size: a last small one would have the networks compiled again.
     blocks = np.array_split(np.array(list(condition), object), -(-len(condition) // BLOCK))
@@ -129,7 +132,8 @@ def _predict(
                 known = np.array([condition[name] for name in images], np.int32)
                 search = "search" if scorer.search_steps else ""
                 scores = scorer.score(np.stack(list(images.values())), known, progress=search)
-                broken += _draw(contents, list(images), scores.error_map, limit, output)
+                if maps:
+                    broken += draw(contents, list(images), scores.error_map, limit, output)
                 left_out = {b.path for b in broken}
                 rows = [r for r in _rows(list(images), scores, scorer) if r["path"] not in left_out]
                 if rows and not scored:
@@ -141,7 +145,7 @@ def _predict(
             unreadable += broken
             _list(broken, output / "unreadable.csv")
             bar.update(len(names))
-    _tell(scored, anomalous, unreadable, scorer.threshold, output)
+    _tell(scored, anomalous, unreadable, scorer.threshold, output, maps)
     return Predicted(scored, anomalous, unreadable, output)
 
 
@@ -174,74 +178,6 @@ def _rows(names: Sequence[str], scores: Scores, scorer: Scorer) -> list[dict[str
     return rows
 
 
-def _draw(
-    contents: dict[str, bytes],
-    names: Sequence[str],
-    maps: Float[np.ndarray, "n h w"],
-    limit: float,
-    output: Path,
-) -> list[Broken]:
-    """Writes an error map and an overlay of each picture; those that cannot be drawn come back."""
-
-    def draw(i: int) -> Broken | None:
-        name = names[i]
-        made = attempt(
-            name, lambda: paint(read_as_shown(io.BytesIO(contents[name])), maps[i], limit)
-        )
-        if isinstance(made, Broken):
-            return made
-        for kind, picture in zip(("error_maps", "overlays"), made, strict=True):
-            path = output / kind / output_name(name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path, compress_level=3)  # more takes longer for little
-        return None
-
-    return [broken for broken in in_threads(draw, range(len(names)), "drawings") if broken]
-
-
-def paint(
-    picture: Image.Image, errors: Float[np.ndarray, "h w"], limit: float
-) -> tuple[Image.Image, Image.Image]:
-    """An error map in colours, and the same laid over the picture, both of the picture's size.
-
-    limit: the error that is as bright as it gets; as in every figure, that of the calibration
-    normals. The higher the error, the less of the picture is left to be seen.
-    """
-    level = 256 * (errors.astype(np.float64) / max(limit, np.finfo(np.float64).tiny))
-    level = Image.fromarray(level.clip(0, 255).astype(np.uint8))
-    if level.size != picture.size:
-        level = level.resize(picture.size, Image.Resampling.BILINEAR)
-    coloured = level.copy()
-    coloured.putpalette(PALETTE.tobytes())
-    opacity = level.point([round(OPACITY * value) for value in range(256)])
-    return coloured, Image.composite(coloured.convert("RGB"), picture.convert("RGB"), opacity)
-
-
-def output_name(path: str) -> str:
-    """Where below error_maps/ and overlays/ the PNG of a picture lies: `a/b.jpg` in `a/b.jpg.png`.
-
-    No two pictures share a name, and none leads out: what file systems or terminals may take amiss
-    is written as in a web address (%0A), and an overlong name ends in a digest of its own.
-    """
-    *folders, file = (_harmless(part) for part in path.split("/") if part)
-    # A folder is neither . nor .., nor called as the PNG of another picture may be.
-    folders = [re.sub(r"\.(png)?$", r"%2E\1", part, flags=re.IGNORECASE) for part in folders]
-    return "/".join([*folders, f"{file}.png"])
-
-
-def _harmless(part: str) -> str:
-    name = "".join(
-        quote(c, safe="", errors="surrogateescape")
-        if c in '%<>:"|?*\\' or not c.isprintable()
-        else c
-        for c in part
-    )
-    if len(name.encode()) > LONGEST_NAME:
-        digest = blake2b(name.encode(), digest_size=8).hexdigest()
-        name = name.encode()[: LONGEST_NAME - 17].decode(errors="ignore") + "~" + digest
-    return name
-
-
 def _list(broken: Sequence[Broken], path: Path) -> None:
     if broken:
         new = not path.exists()
@@ -251,10 +187,11 @@ def _list(broken: Sequence[Broken], path: Path) -> None:
             table.writerows((errors.printable(b.path), b.reason) for b in broken)
 
 
-def _tell(scored, anomalous, unreadable, threshold, output):
+def _tell(scored, anomalous, unreadable, threshold, output, maps):
+    written = "Scores, error maps and overlays" if maps else "Scores"
     print(
         f"{scored} pictures scored, {anomalous} of them anomalous (score of {threshold:.4g} or "
-        f"more)\nScores, error maps and overlays: {output}"
+        f"more)\n{written}: {output}"
     )
     if unreadable:
         lines = [f"  {errors.printable(f'{b.path}: {b.reason}')}" for b in unreadable[:MAX_LISTED]]

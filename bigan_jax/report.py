@@ -1,44 +1,23 @@
 """One self-contained HTML file about a run: what was reached, against what, and on which pictures.
 
-Nothing is fetched: styles and script are inline, images are data: URIs, and a content security
-policy forbids the rest, any other script above all. Everything that comes from outside (file names
-first) is escaped, its control characters too.
+Styles and script are inline, images are data: URIs.
 """
 
-import base64
-import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 
-from bigan_jax.errors import printable
+from bigan_jax import pages
 from bigan_jax.plots import error_map_rgb
 from bigan_jax.png import data_uri, png_bytes
+from bigan_jax.verdicts import pixel_verdict, verdict, words
 from bigan_jax.workdir import write_whole
 
 EXTREMES = 6
 MODEL = "this model"
-NAMES = {
-    "f1": "F1",
-    "auroc": "AUROC",
-    "aupro": "AUPRO",
-    "top1": "highest 1 %",
-    "max": "highest",
-    "n": "pictures",
-    "n_normal": "normal",
-    "n_anomalous": "anomalous",
-    "pca_8": "PCA, 8 components",
-    "pca_64": "PCA, 64 components",
-    "nearest_neighbour": "nearest training picture",
-    "mahalanobis_16": "Mahalanobis distance of 16x16 thumbnails",
-    "mean_intensity": "mean intensity alone",
-    "corner_pixels": "corner pixels alone",
-}
 FIGURES = {
     "score_histogram": "Scores of the test pictures. Green ticks: the calibration normals.",
     "roc_curve": "Recall against false alarms over all thresholds. Shaded: where 95 % of the "
@@ -91,25 +70,17 @@ def write_report(
       audit: what audit.json holds; the pictures of its first pairs may have an `image`, uint8.
       config: what config.json holds.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bigan_jax", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_harmless,
-    )
-    environment.filters.update(
-        number=_number,
-        interval=_interval,
-        precise=_precise,
-        data_uri=data_uri,
-        png=png_bytes,
-        words=_words,
-        script_hash=_script_hash,
-    )
-    environment.tests["table"] = _is_table
-    html = environment.get_template("report.html.jinja").render(
+    html = pages.render(
+        "report.html.jinja",
+        filters={
+            "number": _number,
+            "interval": _interval,
+            "precise": _precise,
+            "data_uri": data_uri,
+            "png": png_bytes,
+            "words": words,
+        },
+        tests={"table": _is_table},
         e=defaultdict(lambda: None, evaluation),
         metrics=DECISION_METRICS,
         controls=_ranked_controls(evaluation),
@@ -117,7 +88,7 @@ def write_report(
         verdict=verdict(evaluation),
         pixel_verdict=pixel_verdict(evaluation),
         figures=[
-            (name, FIGURES.get(name, _words(name)), figures[name]) for name in _ordered(figures)
+            (name, FIGURES.get(name, words(name)), figures[name]) for name in _ordered(figures)
         ],
         training=_training(history),
         gallery=_galleries(gallery, evaluation.get("threshold")),
@@ -127,48 +98,6 @@ def write_report(
     )
     write_whole(Path(path), html)
     return Path(path)
-
-
-class Verdict(NamedTuple):
-    """Whether the model beats the strongest control (None where that cannot be said), in words."""
-
-    beats: bool | None
-    sentence: str
-
-
-def verdict(evaluation: Mapping) -> Verdict:
-    """Compares the model's AUROC with the strongest training-free control's."""
-    auroc, interval = evaluation.get("auroc"), evaluation.get("auroc_ci")
-    controls = {k: v for k, v in (evaluation.get("controls") or {}).items() if v is not None}
-    if auroc is None:
-        return Verdict(None, "No AUROC: the test set lacks normal or anomalous pictures.")
-    if not controls:
-        return Verdict(None, "No training-free control was run, so the AUROC stands alone.")
-    name, best = max(controls.items(), key=lambda item: item[1])
-    against = f"the strongest training-free control, {_words(name)} ({best:.3f})"
-    if auroc <= best:
-        return Verdict(
-            False,
-            f"The model ({auroc:.3f}) does not beat {against}: on this test set the training "
-            "has not paid.",
-        )
-    sentence = f"The model ({auroc:.3f}) beats {against} by {auroc - best:.3f}."
-    if interval and interval[0] <= best:
-        sentence += " That control lies inside the model's 95 % interval, so it may be chance."
-    return Verdict(True, sentence)
-
-
-def pixel_verdict(evaluation: Mapping) -> str:
-    """Whether the error maps locate defects better than a map that no training went into."""
-    model = (evaluation.get("pixel") or {}).get("auroc")
-    controls = evaluation.get("pixel_controls") or {}
-    rows = {name: (pixel or {}).get("auroc") for name, pixel in controls.items()}
-    rows = {name: value for name, value in rows.items() if value is not None}
-    if model is None or not rows:
-        return ""
-    name, best = max(rows.items(), key=lambda row: row[1])
-    beats = "locate defects better than" if model > best else "do not locate defects better than"
-    return f"The error maps ({model:.3f}) {beats} {_words(name)} as a map ({best:.3f})."
 
 
 def _ordered(figures: Mapping) -> list[str]:
@@ -243,21 +172,6 @@ def _interval(ends: Sequence[float] | None) -> str:
 def _precise(value: float | None) -> str:
     """A score or threshold, which may be small: four significant digits."""
     return "–" if value is None else f"{value:.4g}"
-
-
-def _words(name: str) -> str:
-    return NAMES.get(name, str(name).replace("_", " "))
-
-
-def _harmless(value):
-    """Whatever the template shows: text from outside without its control characters."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _script_hash(script: str) -> str:
-    """The name by which the content security policy allows one script and no other."""
-    digest = hashlib.sha256(script.encode("utf-8")).digest()
-    return Markup(f"sha256-{base64.b64encode(digest).decode('ascii')}")
 
 
 def _is_table(value) -> bool:

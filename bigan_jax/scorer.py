@@ -2,27 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bigan_jax import detector as game
 from bigan_jax import metrics, scoring, vgg16
-from bigan_jax.build import build, picture_shape
-from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.data.given import Given, prepare
 from bigan_jax.detector import Batch, Detector, State
 from bigan_jax.errors import UserError, unknown
 from bigan_jax.scoring import Formula, Terms
 from bigan_jax.search import Searcher
 from bigan_jax.vgg16 import VGG16
-from bigan_jax.workdir import read_config, read_evaluation
 
 
 class Scores(NamedTuple):
@@ -86,8 +81,8 @@ class Scorer:
         if "perceptual" in formula.weights:
             loaded = vgg16.load(vgg16_weights)
             self._vgg16, features = {"params": loaded.params}, VGG16(convention=loaded.convention)
-        self._run = jax.jit(partial(_look, detector, features, formula.reduction))
-        self._rate = jax.jit(partial(_rate, features, formula.reduction))
+        self._reconstruct = jax.jit(partial(_reconstruct, detector))
+        self._judge = jax.jit(partial(_judge, features, formula.reduction))
 
     @property
     def search_steps(self) -> int:
@@ -117,7 +112,7 @@ class Scorer:
         size = min(self._batch_size, len(images))
         # The same key for every picture: its place among others has no part in its result.
         keys = jnp.broadcast_to(jax.random.key(self._variables[0].seed), size)
-        parts = []
+        scores = None
         starts = range(0, len(images), size)
         bar = tqdm(
             total=len(starts) * (self._searcher.steps + 1),
@@ -130,12 +125,17 @@ class Scorer:
             chosen = np.arange(start, start + size).clip(max=len(images) - 1)
             batch = Batch(jnp.asarray(images[chosen]) / 255, condition[chosen])
             batch = self._searcher(*self._variables, batch, keys, bar.update)
-            part = self._run(*self._variables, self._vgg16, self.formula.weights, batch, keys)
-            wanted = min(size, len(images) - start)
-            parts.append(jax.tree.map(lambda x, n=wanted: np.asarray(x)[:n], part))
+            reconstruction, native = self._reconstruct(*self._variables, batch, keys)
+            part = self._judged(batch.image, reconstruction)._replace(native=native)
+            if scores is None:
+                scores = jax.tree.map(
+                    lambda x: np.empty((len(images), *x.shape[1:]), x.dtype), part
+                )
+            for whole, some in zip(*map(jax.tree.leaves, (scores, part)), strict=True):
+                whole[start : start + size] = np.asarray(some)[: len(images) - start]
             bar.update()
         bar.close()
-        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        return scores
 
     def decide(self, scores: Scores) -> Bool[np.ndarray, "n"]:
         """True where a picture is anomalous: its score reaches the threshold of the evaluation."""
@@ -212,29 +212,29 @@ class Scorer:
         parts = []
         for start in range(0, len(images), size):
             chosen = np.arange(start, start + size).clip(max=len(images) - 1)
-            pair = images[chosen], reconstructions[chosen]
-            score = self._rate(self._vgg16, self.formula.weights, *pair)
-            parts.append(np.asarray(score)[: len(images) - start])
+            judged = self._judged(images[chosen], reconstructions[chosen])
+            parts.append(np.asarray(judged.score)[: len(images) - start])
         return np.concatenate(parts)
 
+    def _judged(self, images, reconstructions):
+        return self._judge(self._vgg16, self.formula.weights, images, reconstructions)
 
-def _look(detector, features, reduction, state, frozen, vgg16_variables, weights, batch, keys):
+
+def _reconstruct(detector, state, frozen, batch, keys):
     net = game.inference_net(detector, state, frozen)
-    reconstruction = detector.reconstruct(net, batch, keys)
-    terms = _terms(features, vgg16_variables, batch.image, reconstruction)
+    native = detector.native_score and detector.native_score(net, batch, keys)
+    return detector.reconstruct(net, batch, keys), native
+
+
+def _judge(features, reduction, vgg16_variables, weights, image, reconstruction):
+    terms = _terms(features, vgg16_variables, image, reconstruction)
     formula = Formula(weights, reduction)
     return Scores(
         score=scoring.score(formula, terms),
         terms=terms,
         error_map=scoring.combined_map(formula, terms),
         reconstruction=jnp.round(reconstruction * 255).astype(jnp.uint8),
-        native=detector.native_score and detector.native_score(net, batch, keys),
     )
-
-
-def _rate(features, reduction, vgg16_variables, weights, image, reconstruction):
-    terms = _terms(features, vgg16_variables, image, reconstruction)
-    return scoring.score(Formula(weights, reduction), terms)
 
 
 def _terms(features, variables, image, reconstruction):
@@ -242,56 +242,3 @@ def _terms(features, variables, image, reconstruction):
         return scoring.terms(image, reconstruction)
     seen = [features.apply(variables, picture) for picture in (image, reconstruction)]
     return scoring.terms(image, reconstruction, seen)
-
-
-def load(workdir: str | Path) -> Scorer:
-    """The detector that was trained in a folder, with the threshold of its evaluation.
-
-    Raises UserError when the folder holds no finished run.
-    """
-    workdir = Path(workdir)
-    config = read_config(workdir)
-    evaluation = read_evaluation(workdir)
-    normals, told = evaluation.get("calibration_scores"), evaluation["conditions"]
-    state, detector = restore(config, workdir, len(told))
-    if evaluation.get("steps", int(state.step)) != int(state.step):
-        raise UserError(
-            f"{workdir}: its evaluation.json was made after {evaluation['steps']} steps, and its "
-            f"newest sound checkpoint is of {int(state.step)}: run --mode=evaluate first"
-        )
-    scorer = Scorer(
-        detector,
-        state,
-        formula_of(config.score),
-        picture_shape(config),
-        threshold=evaluation["threshold"],
-        vgg16_weights=config.vgg16.weights,
-        calibration=None if normals is None else np.array(normals),
-        conditions=told if config.model.get("conditional") and len(told) > 1 else (),
-    )
-    if config.score.standardise:
-        scorer.standardise(evaluation["score"]["spread"])
-    return scorer
-
-
-def formula_of(score: ConfigDict) -> Formula:
-    """How config.score makes a score of terms, before it standardises them.
-
-    Raises UserError for values that there are not.
-    """
-    return scoring.formula({name: score[name] for name in scoring.TERMS}, score.reduction)
-
-
-def restore(config: ConfigDict, workdir: Path, conditions: int) -> tuple[State, Detector]:
-    """The newest checkpoint of a run, and its detector, without networks that only train others:
-    a perceptual loss's VGG16 is not asked for again."""
-    built = build(config, conditions, steps_per_epoch=1, frozen=False)
-    like = jax.eval_shape(
-        lambda: game.init(built.detector, built.optimizers, config.seed, picture_shape(config))
-    )
-    checkpoints = Checkpoints(workdir, read_only=True)
-    found = checkpoints.restore(like, whole=True)
-    checkpoints.close()
-    if found is None:
-        raise UserError(f"{workdir} holds no checkpoint yet: train it first")
-    return found[1], built.detector

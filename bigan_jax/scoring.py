@@ -22,7 +22,7 @@ from bigan_jax.metrics import auroc
 TERMS = ("mse", "ssim", "perceptual")
 REDUCTIONS = ("mean", "max", "top1")
 _PAPER = {"mse": 0.7, "ssim": 0.3}
-_SLICE = 256  # pictures whose combined maps are in memory at once
+_SLICE = 16  # pictures whose combined maps are worked on at once: they fit into a CPU's cache
 
 TABLE_NOTE = (
     "Each row is another way to score the same reconstructions. To pick the best of them by its "
@@ -85,14 +85,10 @@ def terms(
 
     SSIM's value is dm-pix's, over windows that lie wholly inside; its map goes on to the edges.
     """
-    value = {
-        "mse": losses.mse(image, reconstruction),
-        "ssim": losses.ssim_error(image, reconstruction),
-    }
-    maps = {
-        "mse": jnp.square(image - reconstruction).mean(-1),
-        "ssim": losses.ssim_error_map(image, reconstruction),
-    }
+    squares = jnp.square(image - reconstruction).mean(-1)
+    ssim_error, ssim_map = losses.ssim_error_and_map(image, reconstruction)
+    value = {"mse": squares.mean((1, 2)), "ssim": ssim_error}
+    maps = {"mse": squares, "ssim": ssim_map}
     if features is not None:
         value["perceptual"] = losses.perceptual(*features)
         maps["perceptual"] = _feature_map(*features, image.shape[1:3])
@@ -128,9 +124,20 @@ def reduce(maps: Float[Array, "b h w"], reduction: str) -> Float[Array, "b"]:
     if reduction == "max":
         return flat.max(1)
     count = math.ceil(flat.shape[1] / 100)
-    if isinstance(flat, np.ndarray):  # half the time, and nothing to compile
-        return np.partition(flat, -count, axis=1)[:, -count:].mean(1)
+    if isinstance(flat, np.ndarray):  # a tenth of the time, and nothing to compile
+        return _mean_of_highest(flat, count)
     return lax.top_k(flat, count)[0].mean(1)
+
+
+def _mean_of_highest(rows, count):
+    """The mean of the `count` highest values of each row, which is longer."""
+    # So many columns' maxima are values of the row: it has as many at least as high.
+    width = min(4 * count, rows.shape[1])
+    columns = rows[:, : rows.shape[1] // width * width].reshape(len(rows), -1, width)
+    least = np.partition(columns.max(1), -count, axis=1)[:, -count]
+    high = (row[row >= bound] for row, bound in zip(rows, least, strict=True))
+    highest = (np.partition(values, -count)[-count:] for values in high)
+    return np.array([values.sum() / count for values in highest], rows.dtype)
 
 
 def _weighted(weights, values):

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from bigan_jax import pairing
 from bigan_jax.paper_tables import METRICS, MODELS, contradiction
-from bigan_jax.report import NAMES
 from bigan_jax.results import Run
 from bigan_jax.tables import Difference, Spread, spread
+from bigan_jax.verdicts import NAMES
 
 # What may differ between the seeds of one row: none of it makes another detector.
 _NOT_THE_DETECTOR = (

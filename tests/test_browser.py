@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bigan_jax import report
+from bigan_jax.errors import printable
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -153,7 +154,7 @@ def test_the_report_works_on_a_phone(tmp_path):
     assert len(found["pictures"]) == 24 * 3 + 2 and min(found["pictures"]) > 0
     assert contrast(found["ink"], found["page"]) > 7
 
-    cases = [item._replace(path=report.printable(item.path)) for item in items()]
+    cases = [item._replace(path=printable(item.path)) for item in items()]
     by_score = sorted(cases, key=lambda item: -item.score)
     by_margin = sorted(cases, key=lambda i: (i.score - 0.5) * (1 if i.label else -1))
 
@@ -163,7 +164,7 @@ def test_the_report_works_on_a_phone(tmp_path):
     first, *sorted_ways, large = (paths for paths, _ in found["chosen"])
     assert first == names([*by_margin[:6], *by_margin[:-7:-1], *by_margin[6:-6]])
     assert large == first
-    hostile = report.printable(HOSTILE)
+    hostile = printable(HOSTILE)
     number = {name: int(name[7 : name.index("-")]) for name in names(cases) if name != hostile}
     assert sorted_ways == [
         names(by_score),

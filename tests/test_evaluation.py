@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 import bigan_jax
 from bigan_jax import data, losses, scoring, vgg16
@@ -20,7 +21,7 @@ from bigan_jax.evaluation import assess, check_fields, data_fields
 from bigan_jax.scorer import Scorer
 from bigan_jax.scoring import Formula
 from bigan_jax.workdir import write_json
-from configs import cae, improved_bigan
+from configs import cae, common, improved_bigan
 
 PAPER = Formula({"mse": 0.7, "ssim": 0.3})
 REAL = Path(__file__).parents[2] / "shared/data"
@@ -160,6 +161,29 @@ def test_controls_share_the_score(small):
     np.testing.assert_allclose(rated, scores.score, rtol=0.05)  # reconstructions were rounded
 
 
+def test_raw_intensity_is_the_control_of_the_error_maps(assessed, small):
+    test, found = small[1].test, assessed.evaluation["pixel_controls"]["raw_intensity"]
+    flat = test.mask.ravel(), test.image.ravel()
+    assert found["auroc"] == pytest.approx(roc_auc_score(*flat))
+    assert found["average_precision"] == pytest.approx(average_precision_score(*flat))
+
+
+def test_a_manual_threshold_is_taken_as_it_is(small):
+    config, dataset, detector, state = small
+    manual = config.copy_and_resolve_references()
+    with manual.unlocked():
+        manual.threshold.rule, manual.threshold.value = "manual", 0.31
+    evaluation, _, scores = assess(manual, dataset, detector, state)
+    assert (evaluation["threshold"], evaluation["threshold_rule"]) == (0.31, "manual")
+    assert evaluation["recall"] == (scores.score[dataset.test.label] >= 0.31).mean()
+
+
+def test_the_paper_s_score_is_the_default():
+    score = common.defaults().score
+    assert (score.mse, score.ssim, score.perceptual) == (0.7, 0.3, 0)
+    assert score.reduction == "mean" and score.standardise is False
+
+
 # What is asked again
 
 
@@ -172,10 +196,24 @@ def finished(small, tmp_path):
     return tmp_path
 
 
-def save(workdir, state):
+def save(workdir, state, epochs=1):
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(Progress(1), state)
+    checkpoints.save(Progress(epochs), state)
     checkpoints.close()
+
+
+def test_the_last_checkpoint_is_scored_whatever_the_test_says(small, finished, assessed):
+    """None is chosen by how it does: a later, arbitrary state takes the first one's place."""
+    _, dataset, _, state = small
+    worse = state._replace(params=jax.tree.map(lambda x: 0 * x, state.params))
+    save(finished, worse, 2)
+    evaluation = bigan_jax.evaluate(finished)
+    grey = dataset.test.image.astype(np.float32) / 255 - 0.5  # the sigmoid of 0
+    rows = list(csv.DictReader((finished / "scores.csv").open()))
+    np.testing.assert_allclose(
+        [float(r["mse"]) for r in rows], (grey**2).mean((1, 2, 3)), rtol=1e-4
+    )
+    assert evaluation["auroc"] != assessed.evaluation["auroc"]
 
 
 def test_another_score_needs_no_training(small, finished, assessed, capsys):
@@ -293,13 +331,7 @@ def test_controls_on_real_pictures_are_as_strong_as_measured(preset):
     folder, splits, tolerance, figures = REAL_SETS[preset]
     if not (REAL / folder).is_dir():
         pytest.skip(f"the real pictures are not at {REAL / folder}")
-    look = jax.jit(lambda x, y: scoring.score(PAPER, scoring.terms(x, y)))
-
-    def rate(images, reconstructions):
-        starts = range(0, len(images), 32)
-        return np.concatenate(
-            [look(images[i : i + 32], reconstructions[i : i + 32]) for i in starts]
-        )
+    rate = jax.jit(lambda x, y: scoring.score(PAPER, scoring.terms(x, y)))
 
     found = []
     for seed in range(splits):

@@ -244,7 +244,8 @@ def test_interval_draws_equal_scikit_learn_on_repeated_pictures(data, groups, se
     times = np.zeros(len(positive), int)
     for stratum in (positive & ~negative, negative & ~positive, positive & negative):
         if size := stratum.sum():
-            times[stratum] = rng.multinomial(size, np.full(size, 1 / size), 1)[0]
+            drawn = rng.integers(size, size=size)
+            times[stratum] = [(drawn == group).sum() for group in range(size)]
     picked = np.repeat(np.arange(len(score)), times[np.unique(group, return_inverse=True)[1]])
     expected = metrics.image_metrics(score[picked], label[picked], 0.6)
     assert found.keys() == expected.keys()
@@ -340,6 +341,33 @@ def test_pixel_metrics_equal_brute_force(seed, levels, limit):
     assert found["average_precision"] == pytest.approx(sk.average_precision_score(*flat))
     expected = brute_force_aupro(maps.astype(np.float32), masks, limit)
     assert found["aupro"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("low, high", [(0, 1e-4), (0.3, 0.31), (-2, 50)])
+def test_pixel_metrics_lose_nothing_by_their_bits(low, high):
+    """Errors of any size, none of them equal, against curves through every one."""
+    rng = np.random.default_rng(0)
+    masks = ndimage.uniform_filter(rng.random((6, 64, 64)), (1, 9, 9)) > 0.53
+    maps = low + (high - low) * rng.beta(1, 8, masks.shape) + 0.1 * (high - low) * masks
+    found = pixels.pixel_metrics(maps.astype(np.float32), masks)
+    flat = masks.ravel(), maps.ravel()
+    assert found["auroc"] == pytest.approx(sk.roc_auc_score(*flat), abs=2e-6)
+    assert found["average_precision"] == pytest.approx(sk.average_precision_score(*flat), abs=1e-5)
+
+
+def test_no_rounding_of_a_threshold_moves_a_decision():
+    score = np.float32([0.1, 0.3, 0.7])
+    between = (float(score[1]) + float(np.nextafter(score[1], np.float32(1)))) / 2
+    for threshold in (
+        float(score[1]),
+        np.nextafter(float(score[1]), 1),
+        between,
+        0.3,
+        0.7,
+        -np.inf,
+    ):
+        assert metrics.decide(score, threshold).tolist() == [float(s) >= threshold for s in score]
+    assert metrics.decide(np.array([1, 2]), 1.5).tolist() == [False, True]
 
 
 def test_aupro_bounds_and_diagonal_touch():

@@ -21,9 +21,10 @@ from bigan_jax import prediction
 from bigan_jax.build import build, picture_shape
 from bigan_jax.checkpoint import Checkpoints, Progress
 from bigan_jax.data import phantom
+from bigan_jax.drawings import output_name
 from bigan_jax.errors import UserError
 from bigan_jax.plots import error_map_rgb
-from bigan_jax.prediction import output_name, predict
+from bigan_jax.prediction import predict
 from bigan_jax.scorer import Scorer
 from bigan_jax.workdir import claim, write_json
 from configs import cvae, fcae
@@ -255,6 +256,16 @@ def test_refusals(trained, tmp_path):
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     with pytest.raises(UserError, match=r"no calibration_scores.*--mode=evaluate"):
         bigan_jax.load(old).predict([pictures / "anomalous" / "00.png"])
+
+
+def test_scores_come_without_pictures_where_none_are_wanted(trained, predicted, tmp_path, capsys):
+    workdir, pictures = trained
+    predict(workdir, pictures / "anomalous", tmp_path / "out", maps=False)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["scores.csv"]
+    assert f"\nScores: {tmp_path / 'out'}" in capsys.readouterr().out
+    theirs = [float(row["score"]) for row in table(predicted)[:5]]
+    ours = [float(row["score"]) for row in table(tmp_path / "out")]
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_what_was_finished_stays(trained, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from bigan_jax import data
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import data_fields
-from bigan_jax.scorer import restore
+from bigan_jax.loading import restore
 from bigan_jax.workdir import read_config
 from configs import cae, improved_bigan
 

@@ -1,0 +1,70 @@
+"""From a workdir to the detector that was trained there."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bigan_jax import detector as game
+from bigan_jax import scoring
+from bigan_jax.build import build, picture_shape
+from bigan_jax.checkpoint import Checkpoints
+from bigan_jax.detector import Detector, State
+from bigan_jax.errors import UserError
+from bigan_jax.scorer import Scorer
+from bigan_jax.scoring import Formula
+from bigan_jax.workdir import read_config, read_evaluation
+
+
+def load(workdir: str | Path) -> Scorer:
+    """The detector that was trained in a folder, with the threshold of its evaluation.
+
+    Raises UserError when the folder holds no finished run.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    evaluation = read_evaluation(workdir)
+    normals, told = evaluation.get("calibration_scores"), evaluation["conditions"]
+    state, detector = restore(config, workdir, len(told))
+    if evaluation.get("steps", int(state.step)) != int(state.step):
+        raise UserError(
+            f"{workdir}: its evaluation.json was made after {evaluation['steps']} steps, and its "
+            f"newest sound checkpoint is of {int(state.step)}: run --mode=evaluate first"
+        )
+    scorer = Scorer(
+        detector,
+        state,
+        formula_of(config.score),
+        picture_shape(config),
+        threshold=evaluation["threshold"],
+        vgg16_weights=config.vgg16.weights,
+        calibration=None if normals is None else np.array(normals),
+        conditions=told if config.model.get("conditional") and len(told) > 1 else (),
+    )
+    if config.score.standardise:
+        scorer.standardise(evaluation["score"]["spread"])
+    return scorer
+
+
+def formula_of(score: ConfigDict) -> Formula:
+    """How config.score makes a score of terms, before it standardises them.
+
+    Raises UserError for values that there are not.
+    """
+    return scoring.formula({name: score[name] for name in scoring.TERMS}, score.reduction)
+
+
+def restore(config: ConfigDict, workdir: Path, conditions: int) -> tuple[State, Detector]:
+    """The newest checkpoint of a run, and its detector, without networks that only train others:
+    a perceptual loss's VGG16 is not asked for again."""
+    built = build(config, conditions, steps_per_epoch=1, frozen=False)
+    like = jax.eval_shape(
+        lambda: game.init(built.detector, built.optimizers, config.seed, picture_shape(config))
+    )
+    checkpoints = Checkpoints(workdir, read_only=True)
+    found = checkpoints.restore(like, whole=True)
+    checkpoints.close()
+    if found is None:
+        raise UserError(f"{workdir} holds no checkpoint yet: train it first")
+    return found[1], built.detector
