@@ -1,10 +1,10 @@
-"""Steps on many devices, in one process or several: the one file that says pmap.
+"""Epochs of steps on many devices, in one process or several.
 
-Everything per device has a leading axis of this process's devices. The step is composed of the
-same functions everywhere: on an accelerator a whole epoch of it is one scanned program, on a CPU
-its pieces are mapped one by one and looped over on the host, since XLA:CPU runs convolutions inside
-a loop up to 27 times slower than outside. Pictures lie on every device, or are streamed: then some
-steps' at a time are read ahead and put where those steps look for them, and all else is the same.
+The step is composed of the same functions everywhere: on an accelerator a whole epoch of it is one
+scanned program, on a CPU its pieces are mapped one by one and looped over on the host, since
+XLA:CPU runs convolutions inside a loop up to 27 times slower than outside. Pictures lie on every
+device, or are streamed: then some steps' at a time are read ahead and put where those steps look
+for them, and all else is the same.
 """
 
 import math
@@ -16,44 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, PyTree
 
 from bigan_jax import detector as game
 from bigan_jax.data.stream import read_ahead
 from bigan_jax.detector import Detector, State, TrainingSet
 from bigan_jax.errors import UserError
-from bigan_jax.layers import BATCH_AXIS
+from bigan_jax.layout import Layout, copy, first, replicate, scatter
 
-_mapped = partial(jax.pmap, axis_name=BATCH_AXIS)
+__all__ = ["Runner", "copy", "first", "fit_batches", "replicate"]
 
 _CHUNK = 16 * 2**20  # bytes of pictures that one scanned program is given where they are streamed
-
-
-def replicate(tree: PyTree) -> PyTree:
-    """A copy of the tree on each of this process's devices."""
-    devices = np.arange(jax.local_device_count())
-    # Mapped over the steps' own axis: arrays of another one would compile each step a second time.
-    return _mapped(lambda _, x: x, in_axes=(0, None))(devices, tree)
-
-
-def _scatter(tree: PyTree) -> PyTree:
-    """Each row of the leading axis on the device that will work on it, as a pmap would put it.
-
-    Unlike a program, this may be called by any thread: processes need not agree on its turn.
-    """
-    mesh = Mesh(jax.local_devices()[: jax.local_device_count()], BATCH_AXIS)
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(BATCH_AXIS)))
-
-
-def first(tree: PyTree) -> PyTree:
-    """The first device's copy."""
-    return jax.tree.map(lambda x: x[0], tree)
-
-
-def copy(tree: PyTree) -> PyTree:
-    """The same on the same devices, in memory of its own: an epoch uses up its state's."""
-    return _mapped(lambda tree: jax.tree.map(jnp.copy, tree))(tree)
 
 
 def fit_batches(batch_size: int, pictures: int) -> tuple[int, int]:
@@ -73,15 +46,9 @@ def fit_batches(batch_size: int, pictures: int) -> tuple[int, int]:
     return pictures // batch_size, batch_size
 
 
-def _my_share(order: Int[np.ndarray, "steps batch"]) -> Int[np.ndarray, "local steps b"]:
-    """The part of each global batch that goes to each device of this process."""
-    local = jax.local_device_count()
-    shares = order.reshape(len(order), jax.device_count(), -1).swapaxes(0, 1)
-    return shares[jax.process_index() * local :][:local]
-
-
 class Runner:
-    """Trains epochs of a detector. States and frozen variables are replicated ones."""
+    """Trains epochs of a detector. Frozen variables are replicated ones, and states as
+    `layout.place` gives them."""
 
     def __init__(
         self,
@@ -91,38 +58,39 @@ class Runner:
         frozen: PyTree,
         pictures: TrainingSet,
         scanned: bool | None = None,
+        seeds: int = 0,
     ):
         """pictures: replicated; or on the host (LazyImages, an array), and they are streamed.
         scanned: an epoch, or a chunk of a streamed one, as one program; by default wherever that
-        is not slower."""
-        self.frozen, self.pictures = frozen, pictures
+        is not slower. seeds: so many states side by side; 0: a single one, without that axis."""
+        self.frozen, self.pictures, self.layout = frozen, pictures, Layout(seeds)
         self._streamed = not isinstance(pictures.image, jax.Array)
         self._scanned = jax.default_backend() != "cpu" if scanned is None else scanned
-        self._prepare = partial(game.prepare, augmentation=augmentation)
+        each, mapped = self.layout.over_seeds, self.layout.over_devices
+        self._prepare = each(partial(game.prepare, augmentation=augmentation), 0, None, 0)
         self._updates = {
-            name: partial(game.update, detector, optimizers[name], name)
+            name: each(partial(game.update, detector, optimizers[name], name), 0, None, 0, None)
             for name in detector.objectives
         }
-        self._advance = partial(game.advance, detector)
-        plain = partial(game.prepare, augmentation={})
-        self._plain_batch = _mapped(plain)
-        self._statistics = _mapped(partial(game.batch_statistics, detector))
+        self._advance = each(partial(game.advance, detector), 0)
+        self._plain_batch = mapped(each(partial(game.prepare, augmentation={}), 0, None, 0))
+        self._statistics = mapped(each(partial(game.batch_statistics, detector), 0, None, 0))
         self._programs = {}
         if not self._scanned:
-            self._prepare = _mapped(self._prepare)
+            self._prepare = mapped(self._prepare)
             self._updates = {
-                name: _mapped(f, in_axes=(0, 0, 0, None), donate_argnums=0)
+                name: mapped(f, in_axes=(0, 0, 0, None), donate_argnums=0)
                 for name, f in self._updates.items()
             }
-            self._advance = _mapped(self._advance, donate_argnums=0)
+            self._advance = mapped(self._advance, donate_argnums=0)
 
     def epoch(
         self,
         state: State,
         due: tuple[str, ...],
-        order: Int[np.ndarray, "steps batch"],
+        order: Int[np.ndarray, "steps *seeds batch"],
         on_step: Callable[[int, dict], bool | None] = lambda done, logs: None,
-    ) -> tuple[State, dict[str, Float[np.ndarray, "done"]]]:
+    ) -> tuple[State, dict[str, Float[np.ndarray, "*seeds done"]]]:
         """One pass over `order`, the global batches' indices into the pictures.
 
         due: the objectives' names, in the order of the updates of each step.
@@ -145,7 +113,12 @@ class Runner:
                 if on_step(done, last):
                     break
         rows = jax.device_get(rows)
-        return state, {name: np.hstack([row[name][0] for row in rows]) for name in rows[0]}
+        return state, {name: self._over_steps([row[name] for row in rows]) for name in rows[0]}
+
+    def _over_steps(self, parts):
+        """[*seeds, steps] of a log, from [local, *seeds] of each step or, scanned, of several."""
+        log = np.concatenate(parts, 1) if self._scanned else np.stack(parts, 1)
+        return self.layout.take(np.moveaxis(log, 1, -1))
 
     def updates(
         self, state: State, due: tuple[str, ...], order: Int[np.ndarray, "steps batch"]
@@ -159,11 +132,11 @@ class Runner:
                 state = self._advance(state)
 
     def _pieces(
-        self, order: Int[np.ndarray, "steps batch"], scanned: bool
+        self, order: Int[np.ndarray, "steps *seeds batch"], scanned: bool
     ) -> Iterator[tuple[TrainingSet, Int[np.ndarray, "local ..."]]]:
         """What the epoch's programs are given, in turn: pictures, and indices into them of one step
         [local, b] or, scanned, of several [local, steps, b]."""
-        share = _my_share(order)
+        share = self.layout.share(order)
         if not scanned:
             parts = [share[:, step] for step in range(len(order))]
         elif not self._streamed:
@@ -183,7 +156,7 @@ class Runner:
             image.reshape(len(indices), -1, *image.shape[1:]), condition.reshape(len(indices), -1)
         )
         places = np.arange(indices[0].size, dtype=np.int32).reshape(indices.shape[1:])
-        return _scatter((here, np.broadcast_to(places, indices.shape)))
+        return scatter((here, np.broadcast_to(places, indices.shape)))
 
     def _step(self, due, state, frozen, pictures, indices):
         seen = {}
@@ -205,10 +178,10 @@ class Runner:
             def epoch(state, frozen, pictures, order):
                 return lax.scan(lambda s, i: self._step(due, s, frozen, pictures, i), state, order)
 
-            self._programs[due] = _mapped(epoch, donate_argnums=0)
+            self._programs[due] = self.layout.over_devices(epoch, donate_argnums=0)
         return self._programs[due]
 
-    def with_statistics(self, state: State, order: Int[np.ndarray, "steps batch"]) -> State:
+    def with_statistics(self, state: State, order: Int[np.ndarray, "steps *seeds batch"]) -> State:
         """The state with BatchNorm statistics averaged over the batches of `order`, pictures as
         they are, without augmentation."""
         if not any("batch_stats" in c for c in state.collections.values()):

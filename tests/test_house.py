@@ -48,6 +48,7 @@ FLOORS = [
         "dcgan",
         "detector",
         "drawings",
+        "layout",
         "pairing",
         "panels",
         "report",
