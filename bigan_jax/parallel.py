@@ -146,7 +146,8 @@ class Runner:
             parts = [share[:, i : i + steps] for i in range(0, len(order), steps)]
         if self._streamed:
             return read_ahead(self._fetch, parts)
-        return ((self.pictures, part) for part in parts)
+        # Put there by name: all else that goes to the devices within an epoch would be a mistake.
+        return ((self.pictures, scatter(part)) for part in parts)
 
     def _fetch(self, indices):
         """The pictures at `indices` on their devices, and where there each now lies."""

@@ -1,0 +1,185 @@
+"""What the compiled steps are like: compiled once, in the dtype asked for, without transfers, copies
+or gradients that nobody wants."""
+
+import warnings
+from collections import Counter
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bigan_jax import detector as game
+from bigan_jax.detector import Batch
+from bigan_jax.layers import BATCH_AXIS
+from bigan_jax.models import cae, improved_bigan, vqvae
+from tests.test_seeds import BIGAN, DUE, SHAPE, devices, runner, states
+
+CAE = cae.create(shape=SHAPE, latent=4, widths=(8,))
+ORDER = np.arange(24).reshape(3, 8)
+PERCEPTUAL = partial(
+    improved_bigan.create,
+    shape=SHAPE,
+    latent=8,
+    widths=(8,),
+    discriminator_widths=(8,),
+    discriminator_hidden=8,
+    perceptual_layers=("relu1_2",),
+)
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compilations():
+    """How many programs were compiled so far."""
+    seen = Counter()
+
+    def listen(name, _, **__):
+        seen.update([name])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield lambda: seen[_COMPILED]
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize(
+    ("detector", "phases"),
+    [
+        (CAE, [[("reconstruction",)]]),
+        # The second phase's epochs are of two kinds: the discriminator acts in one of five.
+        (BIGAN, [[("reconstruction",)], [DUE, DUE[1:]]]),
+    ],
+    ids=["cae", "improved_bigan"],
+)
+def test_nothing_is_compiled_after_the_first_epochs_of_a_phase(
+    monkeypatch, compilations, detector, phases, scanned
+):
+    devices(monkeypatch, 2)
+    run = runner(detector, optax.adam(1e-3), scanned)
+    (state,) = states(detector, optax.adam(1e-3), [0])
+    state = run.layout.place(state)
+
+    def epoch(state, due):
+        state, _ = run.epoch(state, due, ORDER)
+        state = run.with_statistics(state, ORDER)
+        jax.block_until_ready(run.layout.take(state))  # what a checkpoint gets
+        return state
+
+    for kinds in phases:
+        before = compilations()
+        for due in kinds:
+            state = epoch(state, due)
+        assert compilations() > before
+        before = compilations()
+        for due in kinds * 2:
+            state = epoch(state, due)
+        assert compilations() == before
+
+
+@pytest.mark.parametrize(
+    "detector",
+    [
+        cae.create(shape=SHAPE, latent=4, widths=(8,), dtype=jnp.bfloat16),
+        vqvae.create(shape=SHAPE, widths=(8,), latent=4, codes=8, dtype=jnp.bfloat16),
+        PERCEPTUAL(dtype=jnp.bfloat16),
+    ],
+    ids=["cae", "vqvae", "improved_bigan"],
+)
+def test_bfloat16_is_for_the_computation_alone(detector):
+    """Convolutions take it; what is kept, averaged over devices or logged is float32."""
+    optimizer = optax.adam(1e-3)
+    (state,) = states(detector, optimizer, [0])
+    for name in detector.objectives:
+        step = partial(game.update, detector, optimizer, name)
+        after, logs = traced(lambda f: partial(jax.eval_shape, f), step, detector, state)
+        assert {leaf.dtype for leaf in jax.tree.leaves((after, logs))} <= set(
+            map(jnp.dtype, (jnp.float32, jnp.int32))
+        )
+        equations = list(walk(traced(jax.make_jaxpr, step, detector, state).jaxpr))
+        for equation in equations:
+            kinds = {v.aval.dtype for v in equation.invars if hasattr(v, "aval")}
+            if equation.primitive.name == "conv_general_dilated":
+                assert kinds == {jnp.dtype(jnp.bfloat16)}
+            if equation.primitive.name.startswith("psum"):  # statistics, gradients, logs
+                assert jnp.dtype(jnp.bfloat16) not in kinds
+        assert any(e.primitive.name == "conv_general_dilated" for e in equations)
+
+
+def test_batch_norm_s_reductions_are_float32():
+    """Of bfloat16 maps: 256 + 1 is 256 there, so that means of large maps would be wrong."""
+    from bigan_jax.layers import BatchNorm
+
+    norm = BatchNorm(use_running_average=False, dtype=jnp.bfloat16)
+    x = jnp.ones((4, 8, 8, 2), jnp.bfloat16)
+    variables = norm.init(jax.random.key(0), x)
+
+    def loss(params, x):
+        y, _ = norm.apply(variables | {"params": params}, x, mutable=["batch_stats"])
+        return y.astype(jnp.float32).sum()
+
+    mapped = jax.vmap(jax.grad(loss, (0, 1)), (None, 0), axis_name=BATCH_AXIS)
+    jaxpr = jax.make_jaxpr(mapped)(variables["params"], x[None]).jaxpr
+    reductions = [e for e in walk(jaxpr) if e.primitive.name.startswith("reduce_sum")]
+    assert len(reductions) >= 4  # mean and mean of squares, and their gradients
+    for equation in reductions:
+        assert equation.invars[0].aval.dtype == jnp.float32
+
+
+def test_nothing_but_indices_goes_to_the_device_within_an_epoch(monkeypatch):
+    """Under a guard that lets explicit transfers pass, which the indices' is."""
+    devices(monkeypatch, 2)
+    run = runner(CAE, optax.adam(1e-3), scanned=True)
+    state = run.layout.place(*states(CAE, optax.adam(1e-3), [0]))
+    state, _ = run.epoch(state, ("reconstruction",), ORDER)
+    with jax.transfer_guard("disallow"):
+        with pytest.raises(Exception, match="Disallowed host-to-device"):
+            jnp.sin(np.ones(3, np.float32))
+        run.epoch(state, ("reconstruction",), ORDER)
+
+
+def test_the_perceptual_target_has_no_gradient():
+    """VGG16 runs once on the picture, once forward and once backward on its reconstruction; its
+    weights get no gradient. All of it in the computation's dtype."""
+    detector = PERCEPTUAL(dtype=jnp.bfloat16)
+    (state,) = states(detector, optax.adam(1e-3), [0])
+    step = partial(game.update, detector, optax.adam(1e-3), "reconstruction")
+    uses, gradients = Counter(), Counter()
+    for equation in walk(traced(jax.make_jaxpr, step, detector, state).jaxpr):
+        if equation.primitive.name == "conv_general_dilated":
+            uses.update(v.aval.shape for v in equation.invars)
+            gradients.update(tuple(sorted(v.aval.shape)) for v in equation.outvars)
+    kernels = [p["kernel"].shape for p in detector.frozen["vgg16"]["params"].values()]
+    assert kernels == [(3, 3, 3, 64), (3, 3, 64, 64)]
+    assert [uses[shape] for shape in kernels] == [3, 3]
+    assert [gradients[shape] for shape in kernels] == [0, 0]
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_state_s_memory_is_used_again(scanned):
+    """Donation: the state that went in is gone, and JAX found a use for all of it."""
+    run = runner(BIGAN, optax.adam(1e-3), scanned)
+    state = run.layout.place(*states(BIGAN, optax.adam(1e-3), [0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.epoch(state, DUE, ORDER)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def traced(how, step, detector, state):
+    """`how` of the step on the one device of an axis, for a batch of four."""
+    batch = Batch(jnp.zeros((1, 4, *SHAPE)), jnp.zeros((1, 4), jnp.int32))
+    mapped = jax.vmap(lambda b: step(state, dict(detector.frozen), b, 1), axis_name=BATCH_AXIS)
+    return how(mapped)(batch)
+
+
+def walk(jaxpr):
+    """All equations of a jaxpr, those within others included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for parameter in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                yield from walk(inner)
