@@ -21,7 +21,7 @@ def train(config, workdir):
     """bigan_jax.train, watched."""
     import jax
 
-    from bigan_jax import parallel, training
+    from bigan_jax import parallel, seeds
 
     mark()
     jax.monitoring.register_event_listener(lambda name, **_: events.update([name]))
@@ -40,7 +40,7 @@ def train(config, workdir):
         os._exit(0)
 
     parallel.Runner.epoch = watched
-    training.train(config, workdir)
+    seeds.train(config, workdir)
 
 
 if __name__ == "__main__":

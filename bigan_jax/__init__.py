@@ -13,8 +13,8 @@ one of these functions: an imported submodule would take the function's place in
 import importlib
 
 _HOMES = {
-    "train": "training",
-    "evaluate": "evaluation",
+    "train": "seeds",
+    "evaluate": "seeds",
     "load": "loading",
     "predict": "prediction",
     "compare": "comparison",

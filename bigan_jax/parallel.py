@@ -100,16 +100,15 @@ class Runner:
         """
         if not len(order):
             return state, {}
-        run = self._program(due) if self._scanned else partial(self._step, due)
+        run = self._program(due) if self._scanned else self._one_step(due)
         rows, done = [], 0
         with closing(self._pieces(order, self._scanned)) as pieces:
             for pictures, indices in pieces:
-                state, row = run(state, self.frozen, pictures, indices)
+                state, row, last = run(state, self.frozen, pictures, indices)
                 rows.append(row)
                 if self._streamed:  # or steps not yet begun would pile up, each with its pictures
                     jax.block_until_ready(rows[-2:-1])
                 done += indices.shape[1] if self._scanned else 1
-                last = {k: x[:, -1] for k, x in row.items()} if self._scanned else row
                 if on_step(done, last):
                     break
         rows = jax.device_get(rows)
@@ -173,11 +172,22 @@ class Runner:
             state, logs = self._updates[name](state, frozen, batch, turn)
             yield name, state, logs
 
+    def _one_step(self, due):
+        def run(*arguments):
+            state, logs = self._step(due, *arguments)
+            return state, logs, logs
+
+        return run
+
     def _program(self, due):
+        """Many steps as one: the state, all their logs, and the last one's."""
         if due not in self._programs:
 
             def epoch(state, frozen, pictures, order):
-                return lax.scan(lambda s, i: self._step(due, s, frozen, pictures, i), state, order)
+                state, rows = lax.scan(
+                    lambda s, i: self._step(due, s, frozen, pictures, i), state, order
+                )
+                return state, rows, {name: values[-1] for name, values in rows.items()}
 
             self._programs[due] = self.layout.over_devices(epoch, donate_argnums=0)
         return self._programs[due]

@@ -50,6 +50,8 @@ def plan(
     kept = {k: v for k, v in overrides.items() if k != "seed" and not k.startswith("sweep.")}
     if config.sweep.seeds < 1 or config.sweep.parallel < 1:
         raise UserError("config.sweep.seeds and config.sweep.parallel must be at least 1")
+    if config.seeds != 1:
+        raise UserError("config.seeds is one run's: a sweep has config.sweep.seeds")
     variants = {name: _variants(config, models[name]) for name in names}
     wanted = set(_listed(config.sweep.ablations)) - {"all"}
     if none := wanted - {variant for found in variants.values() for variant in found}:

@@ -1,31 +1,32 @@
 """A run from start to end: data, training or its resumption, evaluation, report."""
 
-import sys
 import time
-from contextlib import closing
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from bigan_jax import detector as game
-from bigan_jax import divergence, health, parallel, schedule
+from bigan_jax import divergence, parallel, schedule
+from bigan_jax.audit import Audit
 from bigan_jax.build import Build, build, optimizers, picture_shape
 from bigan_jax.checkpoint import Checkpoints, Progress
-from bigan_jax.data import Pictures
+from bigan_jax.data import Dataset
 from bigan_jax.detector import State, TrainingSet
 from bigan_jax.divergence import Diverged
 from bigan_jax.evaluation import check_fields, evaluate_run, load_audited
 from bigan_jax.interrupts import Asked, Stopped, deferred
 from bigan_jax.locking import alone
-from bigan_jax.workdir import History, check, claim, default_name, write_json
+from bigan_jax.parallel import Runner
+from bigan_jax.record import Record, Watch, progress_bar
+from bigan_jax.workdir import check, claim, default_name, write_json
 
-_LOOK = 10  # steps between two looks at the losses: a look waits for the device
+NOTE = "this step is finished and saved; Ctrl-C again ends at once"  # when it is asked to stop
 
 
 def train(config: ConfigDict, workdir: str | Path | None = None) -> dict:
@@ -38,19 +39,8 @@ def train(config: ConfigDict, workdir: str | Path | None = None) -> dict:
     disk, a training that diverged; and Stopped, a KeyboardInterrupt, when it was asked to stop and
     has saved where it was.
     """
-    workdir = Path(workdir or default_name(config))
-    with alone(workdir):
-        check(workdir, config)
-        check_fields(config)
-        divergence.check_policy(config.on_nan)
-        dataset, found = load_audited(config)
-        print(found.table())
-        steps, batch_size = parallel.fit_batches(config.batch_size, len(dataset.train.image))
-        built = build(config, len(dataset.conditions), steps)
-        claim(workdir, config)
-        found.write(workdir)
-        state = fit(Task(config, built, dataset.train, steps, batch_size, workdir))
-        return evaluate_run(config, dataset, found, built.detector, state, workdir)
+    with prepared({Path(workdir or default_name(config)): config}) as (task,):
+        return finish(task)
 
 
 class Task(NamedTuple):
@@ -58,14 +48,71 @@ class Task(NamedTuple):
 
     config: ConfigDict
     built: Build
-    pictures: Pictures
+    dataset: Dataset
+    found: Audit
     steps: int  # in every epoch,
     batch_size: int  # of so many pictures each
+    begin: Callable[[int], State]  # from a seed
+    runner: Callable[..., Runner]  # from the scale of learning rates, and Runner's last arguments
     workdir: Path
 
     @property
     def epochs(self) -> int:
         return schedule.total_epochs(self.built.phases)
+
+
+@contextmanager
+def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
+    """Runs that are ready to be trained, and whose folders are held: one, or several that differ in
+    their seed alone and share all else, compiled programs too.
+
+    configs: by workdir. Raises as `train` does.
+    """
+    with ExitStack() as held:
+        for workdir in configs:
+            held.enter_context(alone(workdir))
+        for workdir, config in configs.items():
+            check(workdir, config)
+        check_fields(config)
+        divergence.check_policy(config.on_nan)
+        dataset, found = load_audited(config)
+        print(found.table())
+        steps, batch_size = parallel.fit_batches(config.batch_size, len(dataset.train.image))
+        built = build(config, len(dataset.conditions), steps)
+        for workdir, config in configs.items():
+            claim(workdir, config)
+            found.write(workdir)
+
+        # Compiled, so that the initial values do not depend on how operations are fused elsewhere.
+        begin = jax.jit(partial(_begin, built, picture_shape(config)))
+        runner = cache(partial(_runner, config, built, dataset.train, steps))
+        shared = built, dataset, found, steps, batch_size, begin, runner
+        yield [Task(config, *shared, workdir) for workdir, config in configs.items()]
+
+
+def _begin(built, shape, seed):
+    return game.init(built.detector, built.optimizers, seed, shape)
+
+
+def _runner(config, built, pictures, steps, scale, scanned=None, seeds=0):
+    training_set = TrainingSet(pictures.image, pictures.condition)
+    return Runner(
+        built.detector,
+        optimizers(config, built.detector, built.phases, steps, scale),
+        config.augment.to_dict(),
+        parallel.replicate(dict(built.detector.frozen)),
+        training_set if config.data.stream else parallel.replicate(training_set),
+        scanned=scanned,
+        seeds=seeds,
+    )
+
+
+def finish(task: Task) -> dict:
+    """Trains what is still to be trained of a run, and evaluates it. Raises as `train` does."""
+    state = fit(task)
+    return evaluate_run(
+        task.config, task.dataset, task.found, task.built.detector, state, task.workdir
+    )
 
 
 def fit(task: Task) -> State:
@@ -74,21 +121,15 @@ def fit(task: Task) -> State:
     Goes on from the newest checkpoint that is sound; where training diverges, `on_nan` says whether
     it goes back to it and on from there more slowly. Raises as `train` does.
     """
-    config, detector = task.config, task.built.detector
-
-    # Compiled, so that the initial values do not depend on how operations are fused elsewhere.
-    @jax.jit
-    def begin():
-        return game.init(detector, task.built.optimizers, config.seed, picture_shape(config))
-
+    config, begin = task.config, partial(task.begin, task.config.seed)
     like = jax.eval_shape(begin)
     checkpoints = Checkpoints(task.workdir, config.checkpoint.keep, config.checkpoint.keep_every)
     progress, state = checkpoints.restore(like) or (Progress(0), begin())
     if progress.epochs or progress.step:
         print(f"{task.workdir}: going on after {progress.place()} of {task.epochs} epochs")
-    for note in detector.notes:
+    for note in task.built.detector.notes:
         print(f"Note: {note}")
-    with deferred("this step is finished and saved; Ctrl-C again ends at once") as asked:
+    with deferred(NOTE) as asked:
         while progress.epochs < task.epochs and not asked.signum:
             try:
                 progress, state = _train(task, checkpoints, progress, state, asked)
@@ -110,34 +151,17 @@ def _train(
 
     Raises Diverged, and has saved nothing of it then.
     """
-    config, (detector, _, phases), pictures, steps, batch_size, workdir = task
-    scale = divergence.rate_scale(progress.rollbacks)
-
-    # --- onto the devices ---
-    training_set = TrainingSet(pictures.image, pictures.condition)
-    make_runner = partial(
-        parallel.Runner,
-        detector,
-        optimizers(config, detector, phases, steps, scale),
-        config.augment.to_dict(),
-        parallel.replicate(dict(detector.frozen)),
-        training_set if config.data.stream else parallel.replicate(training_set),
-    )
+    config, pictures, phases = task.config, task.dataset.train, task.built.phases
+    steps, batch_size = task.steps, task.batch_size
+    make_runner = partial(task.runner, divergence.rate_scale(progress.rollbacks))
     runner = make_runner()
     in_order = np.arange(steps * batch_size).reshape(steps, batch_size)
     state = parallel.replicate(state)
 
-    # --- epochs ---
-    history = History(workdir, progress.history)
-    events = SummaryWriter(str(workdir / "events"), purge_step=progress.epochs + 1)
-    bar = tqdm(
-        total=task.epochs * steps,
-        initial=progress.epochs * steps + progress.step,
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=0.2 if sys.stderr.isatty() else 30,  # a log file wants few lines
-    )
-    with closing(bar), closing(events):
+    with (
+        closing(Record(task.workdir, progress)) as record,
+        closing(progress_bar(task.epochs, steps, progress)) as bar,
+    ):
         for epoch in range(progress.epochs, task.epochs):
             moment = schedule.moment(phases, epoch)
             due = schedule.due(moment)
@@ -151,7 +175,7 @@ def _train(
                 progress,
             )  # fmt: skip
 
-            watch = _Watch(bar, progress.step, steps, asked)
+            watch = Watch(bar, progress.step, steps, asked)
             began = time.perf_counter()
             state, logs = runner.epoch(state, due, order, watch)
             progress = progress.after(watch.done, logs, time.perf_counter() - began)
@@ -161,13 +185,7 @@ def _train(
                 checkpoints.save(progress, parallel.first(state))
                 break
 
-            row = _row(progress, moment, batch_size)
-            for warning in row["health"]:
-                bar.write(f"epoch {epoch + 1}: {warning}")
-            history.append(row)
-            for name in row.keys() - {"epoch", "phase", "step", "health", "rollbacks"}:
-                events.add_scalar(name, row[name], epoch + 1)
-            progress = Progress(epoch + 1, history=history.text, rollbacks=progress.rollbacks)
+            progress = record.add(progress, moment, batch_size, bar)
             if epoch + 1 == task.epochs or (epoch + 1) % config.checkpoint.every == 0:
                 state = runner.with_statistics(state, in_order)
                 saved = parallel.first(state)
@@ -175,42 +193,6 @@ def _train(
                     raise diverged(logs, saved)
                 checkpoints.save(progress, saved)
     return progress, parallel.first(state)
-
-
-class _Watch:
-    """Shows each step of an epoch, and ends it where that was asked for or a loss is not finite."""
-
-    def __init__(self, bar: tqdm, done: int, steps: int, asked: Asked):
-        self.done, self._bar, self._steps, self._asked = done, bar, steps, asked
-        self._before = done
-
-    def __call__(self, fresh: int, logs: dict) -> bool:
-        diverged, done = False, self._before + fresh
-        if done == self._steps or done % _LOOK == 0:  # reading a loss waits for the device
-            # Each objective's own loss; the terms it is made of stay in train.jsonl.
-            losses = {n: np.ravel(v)[0] for n, v in logs.items() if n.endswith("/loss")}
-            shown = {name.removesuffix("/loss"): f"{v:.3g}" for name, v in losses.items()}
-            self._bar.set_postfix(shown, refresh=False)
-            diverged = not divergence.finite_losses(losses)
-        self._bar.update(done - self.done)
-        self.done = done
-        return diverged or self._asked.signum is not None
-
-
-def _row(progress: Progress, moment: schedule.Moment, batch_size: int) -> dict:
-    """What train.jsonl tells of the epoch that was just done."""
-    row = {
-        "epoch": progress.epochs + 1,
-        "phase": moment.phase.name,
-        "step": (progress.epochs + 1) * progress.steps,
-        "seconds": progress.seconds,
-        "images_per_second": progress.steps * batch_size / progress.seconds,
-        **{name: float(np.mean(values)) for name, values in progress.logs.items()},
-    }
-    if progress.rollbacks and progress.rollbacks[-1]["back_to"] == progress.epochs:
-        row["rollbacks"] = progress.rollbacks
-    row["health"] = health.warnings(row)
-    return row
 
 
 def epoch_order(seed: int, epoch: int, pictures: int, steps: int, batch_size: int) -> np.ndarray:

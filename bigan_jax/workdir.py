@@ -36,6 +36,7 @@ _BEFORE = {
     "data.tfds_dir": "",
     "checkpoint.keep_every": 0,
     "on_nan": "stop",
+    "seeds": 1,
     "score.perceptual": 0.0,
     "score.standardise": False,
     "score.reduction": "mean",
@@ -44,10 +45,12 @@ _BEFORE = {
 
 
 def default_name(config: ConfigDict) -> Path:
-    """runs/<model>-<dataset>[-<category>][-quick][-<ablations>]-seed<k>"""
+    """runs/<model>-<dataset>[-<category>][-quick][-<ablations>]-seed<k>, or -seeds<k>-<l>"""
     category = config.data.category.replace(",", "+") if config.data.category else ""
+    last = config.seed + config.seeds - 1
+    which = f"seed{config.seed}" if config.seeds == 1 else f"seeds{config.seed}-{last}"
     parts = [config.name, config.data.name, category, *["quick"] * config.quick]
-    return Path("runs") / "-".join([*filter(None, parts), *config.ablations, f"seed{config.seed}"])
+    return Path("runs") / "-".join([*filter(None, parts), *config.ablations, which])
 
 
 def check(workdir: Path, config: ConfigDict) -> None:

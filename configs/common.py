@@ -35,6 +35,7 @@ def defaults() -> ConfigDict:
     config = ConfigDict()
     config.name = ""  # what tables call the detector; the model's by default
     config.seed = 0
+    config.seeds = 1  # from config.seed on, trained by one command; each in a folder seed<k>
     config.batch_size = 32
     config.on_nan = "stop"  # or "rollback": to the last good checkpoint, learning rates halved
     config.dtype = "float32"  # of computation: "bfloat16" on accelerators; parameters stay float32

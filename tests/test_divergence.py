@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import bigan_jax
-from bigan_jax import divergence, parallel, schedule, training
+from bigan_jax import divergence, parallel, record, schedule, training
 from bigan_jax.build import build
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.errors import UserError
@@ -84,9 +84,9 @@ def test_a_lost_loss_ends_the_epoch(tmp_path, monkeypatch):
     config = small(**{"checkpoint.every": 100, "batch_size": 1})  # 45 steps an epoch
     breaks(monkeypatch, at=13)
     steps = []
-    watch = training._Watch.__call__
+    watch = record.Watch.__call__
     monkeypatch.setattr(
-        training._Watch, "__call__", lambda self, *a: steps.append(a[0]) or watch(self, *a)
+        record.Watch, "__call__", lambda self, *a: steps.append(a[0]) or watch(self, *a)
     )
     with pytest.raises(UserError, match=r"epoch 1, step 13: .*nan\.json has them all"):
         train(config, tmp_path, monkeypatch)
@@ -117,8 +117,10 @@ def test_the_first_to_go_wrong_is_named(tmp_path, monkeypatch):
 def test_it_is_found_on_a_device_that_scans(tmp_path, monkeypatch, scanned):
     runner = parallel.Runner.__init__
 
-    def init(self, *args, scanned=scanned, **options):
-        runner(self, *args, scanned=scanned, **options)
+    def init(self, *args, **options):
+        if options["scanned"] is None:  # the default of this kind of device
+            options["scanned"] = scanned
+        runner(self, *args, **options)
 
     monkeypatch.setattr(parallel.Runner, "__init__", init)
     breaks(monkeypatch, at=1)

@@ -56,11 +56,12 @@ FLOORS = [
     ),
     ("checkpoint", "models", "parallel", "search", "standings"),
     ("build", "comparison_tables", "divergence"),
-    ("comparison", "scorer"),
+    ("comparison", "record", "scorer"),
     ("figures", "loading", "sweeping"),
     ("outcome", "prediction"),
     ("evaluation",),
     ("training",),
+    ("seeds",),
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

@@ -1,6 +1,7 @@
-"""What the compiled steps are like: compiled once, in the dtype asked for, without transfers, copies
-or gradients that nobody wants."""
+"""What the compiled steps are like: compiled once, in the dtype asked for, without transfers,
+copies or gradients that nobody wants."""
 
+import json
 import warnings
 from collections import Counter
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks import accelerator
 from bigan_jax import detector as game
 from bigan_jax.detector import Batch
 from bigan_jax.layers import BATCH_AXIS
@@ -183,3 +185,15 @@ def walk(jaxpr):
             inner = getattr(parameter, "jaxpr", parameter)
             if hasattr(inner, "eqns"):
                 yield from walk(inner)
+
+
+@pytest.mark.long
+def test_the_accelerator_s_benchmark_runs(tmp_path):
+    """At a toy's size: the figures are of the right kind, and say nothing else."""
+    found = accelerator.main(["--toy", "--dtype=float32", f"--output={tmp_path / 'f.json'}"])
+    assert json.loads((tmp_path / "f.json").read_text()) == found
+    assert found["peak_flops"] > 0 and found["schedule"]["epochs"] == 11
+    step = found["step"]["with_discriminator"]
+    assert step["flops_asked"] > found["step"]["without"]["flops_asked"] > 0
+    assert 0 < step["share_of_peak"] < 1 and found["search"]["ratio"] > 0
+    assert found["seeds"]["phase2"]["cost"] > 1 and 0 <= found["schedule"]["host_idle_share"] < 1

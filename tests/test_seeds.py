@@ -1,5 +1,7 @@
 """Several seeds side by side: each as it is alone."""
 
+import json
+import signal
 from functools import partial
 
 import jax
@@ -8,11 +10,17 @@ import numpy as np
 import optax
 import pytest
 
+import bigan_jax
 from bigan_jax import detector as game
-from bigan_jax import parallel
+from bigan_jax import interrupts, parallel, seeds, sweep_plan, training
 from bigan_jax.detector import TrainingSet
+from bigan_jax.errors import UserError
+from bigan_jax.loading import restore
 from bigan_jax.models import fcae, improved_bigan
 from bigan_jax.training import epoch_order
+from bigan_jax.workdir import default_name, read_config, read_history
+from configs import cae
+from tests.test_run import configured
 
 SHAPE = (16, 16, 1)
 BIGAN = improved_bigan.create(
@@ -119,3 +127,138 @@ def test_streamed_seeds_each_get_their_pictures(monkeypatch):
         for scanned, streamed in ((False, False), (False, True))
     ]
     jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+# --- whole runs -----------------------------------------------------------------------------------
+
+TINY = {
+    "data.image_size": 32,
+    "data.phantom_normal": 40,
+    "data.phantom_anomalous": 6,
+    "model.latent": 8,
+    "model.widths": (8,),
+    "batch_size": 8,
+    "phases.phase1.epochs": 3,
+    "checkpoint.every": 1,
+}
+
+
+def config(**fields):
+    return configured(cae, "phantom", TINY | fields)
+
+
+def runs(workdir, seeds=(0, 1), **fields):
+    """The tasks of `training.prepared`."""
+    return training.prepared({workdir / f"seed{k}": config(seed=k, **fields) for k in seeds})
+
+
+def state_of(workdir):
+    return restore(read_config(workdir), workdir, 1)[0]
+
+
+def without_times(workdir):
+    rows = read_history(workdir)
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Two seeds, each by a command of its own."""
+    folder = tmp_path_factory.mktemp("alone")
+    for seed in (0, 1):
+        bigan_jax.train(config(seed=seed), folder / f"seed{seed}")
+    return folder
+
+
+def test_seeds_that_take_turns_leave_what_their_own_commands_would(alone, tmp_path, capsys):
+    summary = bigan_jax.train(config(seeds=2), tmp_path / "both")
+    for seed in ("seed0", "seed1"):
+        theirs, own = tmp_path / "both" / seed, alone / seed
+        names = [sorted(p.name for p in folder.iterdir()) for folder in (theirs, own)]
+        assert names[0] == names[1]
+        for name in ("config.json", "scores.csv", "evaluation.json", "split.csv"):
+            assert (theirs / name).read_text() == (own / name).read_text()
+        assert without_times(theirs) == without_times(own)
+
+    aurocs = [
+        json.loads((alone / f"seed{k}" / "evaluation.json").read_text())["auroc"] for k in (0, 1)
+    ]
+    found = json.loads((tmp_path / "both" / "summary.json").read_text())
+    assert found == json.loads(json.dumps(summary)) and found["seeds"] == [0, 1]
+    assert found["figures"]["auroc"]["mean"] == pytest.approx(np.mean(aurocs))
+    assert found["figures"]["auroc"]["std"] == pytest.approx(np.std(aurocs, ddof=1))
+    said = f"AUROC {np.mean(aurocs):.3f} ± {np.std(aurocs, ddof=1):.3f}"
+    assert said in capsys.readouterr().out and (tmp_path / "both" / "comparison.html").exists()
+
+    before = (tmp_path / "both" / "seed1" / "scores.csv").read_text()
+    again = config(seeds=2, **{"score.reduction": "max"})
+    assert bigan_jax.evaluate(tmp_path / "both", again)["seeds"] == [0, 1]
+    assert (tmp_path / "both" / "seed1" / "scores.csv").read_text() != before
+    assert read_config(tmp_path / "both" / "seed1").seed == 1
+
+
+def test_seeds_side_by_side_score_as_alone(alone, tmp_path):
+    seeds.train(config(seeds=2), tmp_path, side_by_side=True)
+    for seed in ("seed0", "seed1"):
+        found, own = (
+            json.loads((folder / seed / "evaluation.json").read_text())
+            for folder in (tmp_path, alone)
+        )
+        assert found["auroc"] == pytest.approx(own["auroc"], abs=1e-3)
+        np.testing.assert_allclose(
+            found["calibration_scores"], own["calibration_scores"], rtol=1e-3
+        )
+
+
+def test_stopped_side_by_side_ends_as_if_never_stopped(tmp_path, monkeypatch):
+    with runs(tmp_path / "whole") as tasks:
+        seeds.train_abreast(tasks)
+    epoch, calls = parallel.Runner.epoch, []
+
+    def stop_in_the_second(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return epoch(self, *arguments)
+
+    with runs(tmp_path / "broken") as tasks:
+        monkeypatch.setattr(parallel.Runner, "epoch", stop_in_the_second)
+        with pytest.raises(interrupts.Stopped, match=r"saved after 1 epochs and \d of 3 steps"):
+            seeds.train_abreast(tasks)
+    with runs(tmp_path / "broken") as tasks:
+        seeds.train_abreast(tasks)
+    for seed in ("seed0", "seed1"):
+        whole, broken = tmp_path / "whole" / seed, tmp_path / "broken" / seed
+        jax.tree.map(np.testing.assert_array_equal, state_of(whole), state_of(broken))
+        assert without_times(whole) == without_times(broken)
+
+
+def test_a_seed_that_diverges_leaves_the_others_alone(alone, tmp_path, monkeypatch):
+    """Side by side; afterwards it is told as it would be alone."""
+    begin = game.init
+
+    def with_one_bad(detector, optimizers, seed, shape):
+        state = begin(detector, optimizers, seed, shape)
+        bad = jax.tree.map(lambda x: jnp.where(seed == 2, jnp.nan, x), state.params)
+        return state._replace(params=bad)
+
+    monkeypatch.setattr(game, "init", with_one_bad)
+    with pytest.raises(UserError, match=r"1 of 3 seeds failed\n.*seed2: Training diverged"):
+        seeds.train(config(seeds=3), tmp_path, side_by_side=True)
+    assert json.loads((tmp_path / "summary.json").read_text())["seeds"] == [0, 1]
+    assert (tmp_path / "seed2" / "nan.json").exists()
+    assert not (tmp_path / "seed2" / "evaluation.json").exists()
+    found, own = state_of(tmp_path / "seed1"), state_of(alone / "seed1")
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-3), found, own)
+
+
+def test_mistakes_about_seeds_are_told(alone, tmp_path):
+    with pytest.raises(UserError, match=r"config\.seeds=0"):
+        bigan_jax.train(config(seeds=0), tmp_path)
+    with pytest.raises(UserError, match="holds a run of one seed"):
+        bigan_jax.train(config(seeds=2), alone / "seed0")
+    with pytest.raises(UserError, match=r"config\.sweep\.seeds"):
+        sweep_plan.plan(config(seeds=2), "configs/cae.py:phantom", {}, tmp_path)
+    assert default_name(config(seed=3, seeds=2)).name == "cae-phantom-bottle-seeds3-4"

@@ -1,0 +1,265 @@
+"""python -m benchmarks.accelerator [--toy] [--output=FILE.json]
+
+What an accelerator makes of the project, beside what it could:
+  peak      of matrix products, in the dtype of the computation
+  step      the Improved BiGAN's second phase at batch 256: its floating-point operations a second
+            as a share of that peak (aim: 0.5 for the convolutions)
+  seeds     an epoch of five seeds side by side, as a multiple of one's (aim: well under 5)
+  schedule  all 150 + 500 epochs on 1,000 pictures, as a run trains them (aim: under 5 minutes); and
+            the share of an epoch in which the device waits for the host (aim: under 0.02)
+  search    AnoGAN's latent search over many pictures at once against one by one (aim: 20)
+--toy does the same at a size that a CPU can do, to see that it works: its figures say nothing.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import latent_search
+from bigan_jax import detector as game
+from bigan_jax import parallel, schedule, training
+from bigan_jax.build import build, picture_shape
+from bigan_jax.detector import Batch, TrainingSet
+from bigan_jax.layers import BATCH_AXIS
+from configs import common, improved_bigan
+
+_TOY = {
+    "data.image_size": 32,
+    "model.latent": 8,
+    "model.widths": (8, 8),
+    "model.discriminator_widths": (8, 8),
+    "model.discriminator_hidden": 8,
+    "model.perceptual_layers": ("relu1_1",),
+}
+_FULL = {
+    "data.image_size": 128,
+    "model.widths": (64, 128, 256, 512),
+    "model.discriminator_widths": (64, 128, 256, 512),
+    "model.perceptual_layers": ("relu3_3",),
+}
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Prints the figures, writes them where that is asked for, and returns them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--toy", action="store_true", help="a size for a CPU")
+    parser.add_argument("--dtype", default="bfloat16", help="of the computation")
+    parser.add_argument("--output", type=Path, help="a JSON file for the figures")
+    args = parser.parse_args(arguments)
+
+    figures = {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.local_device_count(),
+        "jax": jax.__version__,
+        "toy": args.toy,
+        "dtype": args.dtype,
+    }
+    config = configured(args.toy, args.dtype)
+    peak = matmul_peak(args.dtype, 256 if args.toy else 8192)
+    figures["peak_flops"] = peak
+    for name, measured in (
+        ("step", lambda: phase_two_step(config, 8 if args.toy else 256, peak)),
+        ("seeds", lambda: seeds_side_by_side(config, 8 if args.toy else 32)),
+        ("schedule", lambda: whole_schedule(config, args.toy)),
+        ("search", lambda: search(args.toy)),
+    ):
+        print(f"measuring: {name} ...", flush=True)
+        figures[name] = measured()
+    print(json.dumps(figures, indent=2))
+    if args.output:
+        args.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return figures
+
+
+def configured(toy, dtype):
+    """The Improved BiGAN as the paper has it, on drawn pictures; or a toy of it."""
+    config = improved_bigan.get_config("phantom")
+    with config.unlocked():
+        common.override(config, {"dtype": dtype, "batch_size": 32, **(_TOY if toy else _FULL)})
+        epochs = (2, 9) if toy else (150, 500)
+        common.override(config, {f"phases.phase{i}.epochs": n for i, n in enumerate(epochs, 1)})
+        normal = 60 if toy else 1389  # a fifth is for the test, a tenth of the rest calibrates
+        common.override(config, {"data.phantom_normal": normal, "data.phantom_anomalous": 2})
+        config.checkpoint.every = 50
+    return config
+
+
+def matmul_peak(dtype, size, repeats=20):
+    """Floating-point operations a second of square matrix products, the best of five."""
+    matrix = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+
+    @jax.jit
+    def chain(x):
+        return jax.lax.fori_loop(0, repeats, lambda _, y: (y @ matrix) * (size**-0.5), x)
+
+    seconds = min(timed(lambda: chain(matrix), 6)[1:])
+    return 2 * size**3 * repeats / seconds
+
+
+def timed(call, times):
+    """Seconds of each call, until its result is there."""
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        found.append(time.perf_counter() - began)
+    return found
+
+
+class Bench:
+    """A runner on random pictures, and its state."""
+
+    def __init__(self, config, batch_size, steps, seeds=0):
+        self.built = build(config, conditions=1, steps_per_epoch=steps)
+        shape, count = picture_shape(config), batch_size * steps
+        rng = np.random.default_rng(0)
+        pictures = rng.integers(0, 256, (count, *shape), np.uint8)
+        self.pictures = TrainingSet(pictures, np.zeros(count, np.int32))
+        self.runner = parallel.Runner(
+            self.built.detector,
+            self.built.optimizers,
+            config.augment.to_dict(),
+            parallel.replicate(dict(self.built.detector.frozen)),
+            parallel.replicate(self.pictures),
+            scanned=jax.default_backend() != "cpu",
+            seeds=seeds,
+        )
+        begin = partial(game.init, self.built.detector, self.built.optimizers)
+        begin = jax.jit(begin, static_argnames="shape")
+        begin = [begin(seed=seed, shape=shape) for seed in range(max(seeds, 1))]
+        self.first = begin[0]
+        state = jax.tree.map(lambda *x: jnp.stack(x), *begin) if seeds else begin[0]
+        self.state = self.runner.layout.place(state)
+        order = np.arange(count).reshape(steps, batch_size)
+        self.order = order[:, None].repeat(seeds, 1) if seeds else order
+
+    def due(self, phase, epoch):
+        """The updates of each step of an epoch of a phase."""
+        return schedule.due(schedule.Moment(self.built.phases[phase], phase, epoch))
+
+    def epoch(self, due):
+        """One epoch; the state it leaves is waited for."""
+        self.state, _ = self.runner.epoch(self.state, due, self.order)
+        return self.state
+
+
+def phase_two_step(config, batch_size, peak, steps=4):
+    """Seconds and operations of the steps with and without the discriminator's turn."""
+    bench = Bench(config, batch_size, steps)
+    found = {"batch_size": batch_size}
+    for name, epoch in (("with_discriminator", 0), ("without", 1)):
+        due = bench.due(1, epoch)
+        seconds = min(timed(lambda due=due: bench.epoch(due), 6)[1:]) / steps
+        asked, done = operations(bench, due, batch_size)
+        found[name] = {
+            "seconds": seconds,
+            "images_per_second": batch_size / seconds,
+            "flops_asked": asked,  # of the program as it is written,
+            "flops_done": done,  # and as XLA compiled it, which computes nothing twice
+            "share_of_peak": (done or asked) / seconds / peak / jax.local_device_count(),
+        }
+    return found
+
+
+def operations(bench, due, batch_size):
+    """Floating-point operations of one step for a whole batch, as written and as compiled."""
+    detector, frozen = bench.built.detector, dict(bench.built.detector.frozen)
+
+    def step(state, frozen, batch):
+        for turn, name in enumerate(due, 1):
+            optimizer = bench.built.optimizers[name]
+            state, _ = game.update(detector, optimizer, name, state, frozen, batch, turn)
+        return state
+
+    images = jnp.zeros((1, batch_size, *bench.pictures.image.shape[1:]))
+    batch = Batch(images, jnp.zeros((1, batch_size), jnp.int32))
+    lowered = jax.jit(jax.vmap(step, (None, None, 0), axis_name=BATCH_AXIS)).lower(
+        bench.first, frozen, batch
+    )
+    costs = [lowered.cost_analysis(), lowered.compile().cost_analysis()]
+    return [float((cost or {}).get("flops", 0.0)) for cost in costs]
+
+
+def seeds_side_by_side(config, batch_size, seeds=5, steps=4, rounds=4):
+    """An epoch of each phase for one seed and for several, by turns."""
+    benches = Bench(config, batch_size, steps), Bench(config, batch_size, steps, seeds)
+    found = {"seeds": seeds, "batch_size": batch_size}
+    for phase, name in enumerate(("phase1", "phase2")):
+        due, times = benches[0].due(phase, 1), [[], []]
+        for _ in range(rounds):
+            for bench, seconds in zip(benches, times, strict=True):
+                seconds += timed(lambda bench=bench, due=due: bench.epoch(due), 1)
+        one, several = (float(np.median(seconds[1:])) for seconds in times)
+        found[name] = {"one": one, "several": several, "cost": several / one}
+    return found
+
+
+def whole_schedule(config, toy):
+    """Seconds of a training from its first step to its last, compilation and all else between them
+    included, and of its commonest epoch."""
+    begins, epoch, kinds = [], parallel.Runner.epoch, []
+
+    def noted(self, state, due, order, *rest):
+        begins.append(time.perf_counter())
+        kinds.append(due)
+        return epoch(self, state, due, order, *rest)
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        training.prepared({Path(folder) / "run": config}) as (task,),
+    ):
+        parallel.Runner.epoch = noted
+        try:
+            state = training.fit(task)
+            ended = time.perf_counter()
+        finally:
+            parallel.Runner.epoch = epoch
+        ((due, _),) = Counter(kinds).most_common(1)
+        cycle = np.diff(begins)[[kind == due for kind in kinds[:-1]]]
+        busy = device_seconds(task, state, due, 3 if toy else 20)
+    wall = float(np.median(cycle[1:]))  # the first was compiled
+    return {
+        "pictures": len(task.dataset.train.image),
+        "epochs": len(begins),
+        "seconds": ended - begins[0],
+        "epoch_seconds": wall,
+        "epoch_device_seconds": busy,
+        "host_idle_share": max(0.0, 1 - busy / wall),
+    }
+
+
+def device_seconds(task, state, due, epochs):
+    """Seconds of an epoch within a program of many, in which nothing waits for the host."""
+    runner = task.runner(1.0)
+    order = np.arange(task.steps * task.batch_size).reshape(task.steps, task.batch_size)
+    order, state = np.tile(order, (epochs, 1)), runner.layout.place(state)
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        state, _ = runner.epoch(state, due, order)
+        seconds.append((time.perf_counter() - began) / epochs)
+    return min(seconds[1:])
+
+
+def search(toy):
+    """Pictures a second of AnoGAN's search, at once and one by one."""
+    fields = {"size": 32, "widths": [8, 8], "steps": 5, "pictures": 4, "alone": 2}
+    if not toy:
+        fields = {"size": 64, "widths": [64, 128, 256, 512], "steps": 500}
+        fields |= {"pictures": 256, "alone": 4}
+    at_once, one_by_one = latent_search.measure(**fields)
+    return {**fields, "at_once": at_once, "alone": one_by_one, "ratio": at_once / one_by_one}
+
+
+if __name__ == "__main__":
+    main()
