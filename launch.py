@@ -59,6 +59,21 @@ _TIME_LIMIT = flags.DEFINE_float(
     "minutes after which a run is saved and ends with status 75, for a queue to start it again",
     lower_bound=0.0,
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "host:port of process 0, to train in several (docs/cluster.md)",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "how many train together; 1: this one alone; default: SLURM's, a pod's"
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this is, from 0")
+_PEER_TIMEOUT = flags.DEFINE_float(
+    "peer_timeout",
+    60.0,
+    "seconds without a sign of life after which a process is lost and the others end, status 75",
+    lower_bound=5.0,
+)
 _SWEEP_DEFAULT = "configs/improved_bigan.py:phantom"
 
 
@@ -91,7 +106,12 @@ def main(arguments):
     import bigan_jax  # JAX is imported only once the flags are known to be right
 
     if _MODE.value == "train":
-        bigan_jax.train(_CONFIG.value, _WORKDIR.value)
+        from bigan_jax.joining import joined
+
+        train = bigan_jax.train  # imports, which may hold up the signs of life, come before them
+        given = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        with joined(*given, _PEER_TIMEOUT.value):
+            train(_CONFIG.value, _WORKDIR.value)
     elif _MODE.value == "predict":
         what = _WORKDIR.value, _INPUT.value, _OUTPUT.value, _CONDITION.value
         found = bigan_jax.predict(*what, maps=_MAPS.value)

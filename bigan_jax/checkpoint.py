@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from bigan_jax import cluster
 from bigan_jax.detector import State
 from bigan_jax.errors import UserError
 from bigan_jax.workdir import cannot_write, history_until
@@ -73,7 +74,15 @@ class Checkpoints:
                 for left in self.folder.iterdir():
                     if any(mark in left.name for mark in _UNFINISHED):
                         shutil.rmtree(left)
-        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        # Of several processes each reads and writes for itself: Orbax need not wait for the others.
+        me = jax.process_index()
+        own = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me)
+        )
+        handler = ocp.CompositeCheckpointHandler(
+            composite_options=ocp.CompositeOptions(multiprocessing_options=own)
+        )
+        self._orbax = ocp.AsyncCheckpointer(handler, multiprocessing_options=own)
 
     def names(self) -> list[tuple[int, int]]:
         """(epochs, steps of the next) of each checkpoint that is there, in order."""
@@ -81,12 +90,13 @@ class Checkpoints:
         return sorted((int(m[1]), int(m[2] or 0)) for m in found if m)
 
     def save(self, progress: Progress, state: State) -> None:
-        """Starts writing; training may go on at once, and may reuse the state's memory.
+        """Starts writing; training may go on at once, and may reuse the state's memory. Of several
+        processes, which all have the same state, only process 0 writes it.
 
         Raises UserError where this checkpoint, or the one before, cannot be written.
         """
         name = progress.epochs, progress.step
-        if name in self.names():
+        if name in self.names() or not cluster.is_primary():
             return
         tree = jax.device_get(state._asdict())
         content = {**progress._asdict(), "version": _version(), "leaves": _leaves(tree)}

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+AGAIN = 75  # exit status: the same command, given again, goes on (EX_TEMPFAIL of sysexits.h)
+
 
 class UserError(Exception):
     """Wrong input from the person at the keyboard: the message names the thing and the remedy."""

@@ -47,9 +47,10 @@ def _raise(signum, _):
 
 
 class Asked:
-    """What `deferred` yields: the first signal that came, or None."""
+    """What `deferred` yields."""
 
-    signum: int | None = None
+    signum: int | None = None  # the first signal that came to this process
+    heeded: int = 0  # the one upon which the run ends, of whichever process; 0: none
 
 
 @contextmanager

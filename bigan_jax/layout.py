@@ -22,6 +22,8 @@ _mapped = partial(jax.pmap, axis_name=BATCH_AXIS)
 
 def replicate(tree: PyTree) -> PyTree:
     """A copy of the tree on each of this process's devices."""
+    if not jax.tree.leaves(tree):  # JAX 0.10 cannot map what returns nothing over processes
+        return tree
     devices = np.arange(jax.local_device_count())
     # Mapped over the steps' own axis: arrays of another one would compile each step a second time.
     return _mapped(lambda _, x: x, in_axes=(0, None))(devices, tree)

@@ -7,7 +7,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from bigan_jax import divergence, health
+from bigan_jax import cluster, divergence, health
 from bigan_jax.checkpoint import Progress
 from bigan_jax.interrupts import Asked
 from bigan_jax.schedule import Moment
@@ -24,6 +24,7 @@ def progress_bar(epochs: int, steps: int, progress: Progress) -> tqdm:
         unit="step",
         dynamic_ncols=True,
         mininterval=0.2 if sys.stderr.isatty() else 30,  # a log file wants few lines
+        disable=not cluster.is_primary(),
     )
 
 
@@ -57,7 +58,8 @@ class Watch:
 
     def __call__(self, fresh: int, logs: dict) -> bool:
         diverged, done = False, self._before + fresh
-        if done == self._steps or done % _LOOK == 0:  # reading a loss waits for the device
+        look = done == self._steps or done // _LOOK > self.done // _LOOK
+        if look:  # reading a loss waits for the device
             # Each objective's own loss; the terms it is made of stay in train.jsonl.
             losses = {n: np.ravel(v) for n, v in logs.items() if n.endswith("/loss")}
             shown = {name.removesuffix("/loss"): f"{v[0]:.3g}" for name, v in losses.items()}
@@ -65,7 +67,9 @@ class Watch:
             diverged = not divergence.finite_losses(losses)
         self._bar.update(done - self.done)
         self.done = done
-        return diverged or self._asked.signum is not None
+        if look or not cluster.several():  # which would wait for each other as well
+            self._asked.heeded = cluster.highest(self._asked.signum or 0)
+        return diverged or self._asked.heeded > 0
 
 
 def _row(progress: Progress, moment: Moment, batch_size: int) -> dict:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigan_jax import divergence, evaluation, schedule, tables, training
+from bigan_jax import cluster, divergence, evaluation, schedule, tables, training
 from bigan_jax.checkpoint import Checkpoints, Progress
 from bigan_jax.comparison import compare
 from bigan_jax.errors import UserError
@@ -38,8 +38,9 @@ def train(
       they are more than one, count from config.seed: each is a run in a folder seed<k>.
     workdir: where the run's files go, or those folders; by default one in runs/ named after the
       config.
-    side_by_side: several seeds as one program; by default wherever that is quicker.
-    Returns the evaluation, as in evaluation.json; of several seeds the summary, as in summary.json.
+    side_by_side: several seeds as one program, in one process; by default wherever that is quicker.
+    Returns the evaluation, as in evaluation.json; of several seeds the summary, as in summary.json;
+      in another process than process 0, {}.
     Raises UserError for what the user can mend: names, folders, a workdir of another config, a full
     disk, a training that diverged, once the other seeds are done; and Stopped, a KeyboardInterrupt,
     when it was asked to stop and has saved where it was.
@@ -53,7 +54,7 @@ def train(
         raise UserError(f"{workdir} holds a run of one seed: give another --workdir")
     seeds = range(config.seed, config.seed + config.seeds)
     if side_by_side is None:
-        side_by_side = jax.default_backend() != "cpu" and jax.process_count() == 1
+        side_by_side = jax.default_backend() != "cpu" and not cluster.several()
     failed = []
     with training.prepared({workdir / f"seed{k}": of_seed(config, k) for k in seeds}) as tasks:
         if side_by_side:
@@ -62,8 +63,12 @@ def train(
             try:
                 training.finish(task)
             except UserError as error:  # the other seeds are none the worse for it
+                if cluster.several():  # which cannot know what became of each other's
+                    raise
                 print(f"Warning: {task.workdir}: {error}")
                 failed.append(f"{task.workdir}: {error}")
+    if not cluster.is_primary():
+        return {}
     summary = summarise(workdir, [t.workdir for t in tasks]) if len(failed) < len(tasks) else {}
     if failed:
         raise UserError(f"{len(failed)} of {len(tasks)} seeds failed\n" + "\n".join(failed))

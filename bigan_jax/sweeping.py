@@ -20,7 +20,7 @@ from bigan_jax.comparison import Comparison, compare
 from bigan_jax.results import epochs_done
 from bigan_jax.sweep_plan import Planned, is_finished, plan
 
-COMMAND = (sys.executable, "launch.py")
+COMMAND = (sys.executable, "launch.py", "--num_processes=1")
 _SHOWN_LINES = 8
 
 

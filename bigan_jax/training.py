@@ -1,5 +1,6 @@
 """A run from start to end: data, training or its resumption, evaluation, report."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -11,8 +12,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from bigan_jax import cluster, divergence, parallel, schedule
 from bigan_jax import detector as game
-from bigan_jax import divergence, parallel, schedule
 from bigan_jax.audit import Audit
 from bigan_jax.build import Build, build, optimizers, picture_shape
 from bigan_jax.checkpoint import Checkpoints, Progress
@@ -34,7 +35,8 @@ def train(config: ConfigDict, workdir: str | Path | None = None) -> dict:
 
     config: of a file in configs/, as `configs.cae.get_config("phantom")` gives it.
     workdir: where the run's files go; by default a folder in runs/ named after the config.
-    Returns the evaluation, as in evaluation.json.
+    Returns the evaluation, as in evaluation.json; of several processes, process 0 alone evaluates
+    and writes, and the others return {}.
     Raises UserError for what the user can mend: names, folders, a workdir of another config, a full
     disk, a training that diverged; and Stopped, a KeyboardInterrupt, when it was asked to stop and
     has saved where it was.
@@ -68,6 +70,7 @@ def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
 
     configs: by workdir. Raises as `train` does.
     """
+    configs = {cluster.folder(workdir): config for workdir, config in configs.items()}
     with ExitStack() as held:
         for workdir in configs:
             held.enter_context(alone(workdir))
@@ -76,6 +79,7 @@ def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
         check_fields(config)
         divergence.check_policy(config.on_nan)
         dataset, found = load_audited(config)
+        _compare_notes(config, dataset)
         print(found.table())
         steps, batch_size = parallel.fit_batches(config.batch_size, len(dataset.train.image))
         built = build(config, len(dataset.conditions), steps)
@@ -88,6 +92,15 @@ def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
         runner = cache(partial(_runner, config, built, dataset.train, steps))
         shared = built, dataset, found, steps, batch_size, begin, runner
         yield [Task(config, *shared, workdir) for workdir, config in configs.items()]
+
+
+def _compare_notes(config, dataset):
+    """Of several processes, all have to train the same."""
+    fields = config.to_dict()
+    fields["data"] |= {"dir": "", "tfds_dir": ""}  # may lie elsewhere on another machine
+    fields["vgg16"]["weights"] = ""
+    cluster.check_same("config", json.dumps(fields, sort_keys=True))
+    cluster.check_same("training pictures", json.dumps(dataset.train.path.tolist()))
 
 
 def _begin(built, shape, seed):
@@ -110,9 +123,12 @@ def _runner(config, built, pictures, steps, scale, scanned=None, seeds=0):
 def finish(task: Task) -> dict:
     """Trains what is still to be trained of a run, and evaluates it. Raises as `train` does."""
     state = fit(task)
-    return evaluate_run(
-        task.config, task.dataset, task.found, task.built.detector, state, task.workdir
-    )
+    with cluster.primary_first(f"evaluation of {task.workdir.name}"):
+        if not cluster.is_primary():
+            return {}
+        return evaluate_run(
+            task.config, task.dataset, task.found, task.built.detector, state, task.workdir
+        )
 
 
 def fit(task: Task) -> State:
@@ -124,23 +140,30 @@ def fit(task: Task) -> State:
     config, begin = task.config, partial(task.begin, task.config.seed)
     like = jax.eval_shape(begin)
     checkpoints = Checkpoints(task.workdir, config.checkpoint.keep, config.checkpoint.keep_every)
-    progress, state = checkpoints.restore(like) or (Progress(0), begin())
+
+    def newest():
+        progress, state = checkpoints.restore(like) or (Progress(0), begin())
+        progress = Progress(**cluster.told_by_primary(progress._asdict()))
+        return progress, cluster.from_primary(state)
+
+    progress, state = newest()
     if progress.epochs or progress.step:
         print(f"{task.workdir}: going on after {progress.place()} of {task.epochs} epochs")
     for note in task.built.detector.notes:
         print(f"Note: {note}")
     with deferred(NOTE) as asked:
-        while progress.epochs < task.epochs and not asked.signum:
+        while progress.epochs < task.epochs and not asked.heeded:
             try:
                 progress, state = _train(task, checkpoints, progress, state, asked)
             except Diverged as diverged:
                 write_json(task.workdir / "nan.json", diverged.finding.as_dict())
                 before = progress.rollbacks
-                progress, state = checkpoints.restore(like) or (Progress(0), begin())
+                progress, state = newest()
                 progress = divergence.go_back(diverged.finding, before, config.on_nan, progress)
         checkpoints.close()
-    if asked.signum:
-        raise Stopped(asked.signum, f"saved after {progress.place()} of {task.epochs} epochs")
+        asked.heeded = asked.heeded or cluster.highest(asked.signum or 0)
+    if asked.heeded:
+        raise Stopped(asked.heeded, f"saved after {progress.place()} of {task.epochs} epochs")
     return state
 
 
@@ -181,7 +204,7 @@ def _train(
             progress = progress.after(watch.done, logs, time.perf_counter() - began)
             if not divergence.finite_losses(logs):
                 raise diverged(logs, parallel.first(state))
-            if asked.signum:
+            if asked.heeded:
                 checkpoints.save(progress, parallel.first(state))
                 break
 

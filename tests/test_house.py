@@ -14,6 +14,7 @@ FLOORS = [
     ("errors",),
     (
         "augment",
+        "cluster",
         "caches",
         "convolutions",
         "health",
@@ -34,6 +35,7 @@ FLOORS = [
         "controls",
         "data",
         "intervals",
+        "joining",
         "layers",
         "locking",
         "pixels",

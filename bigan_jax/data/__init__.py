@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bigan_jax import cluster
 from bigan_jax.data import phantom
 from bigan_jax.data.broken import Broken, broken_note, unreadable
 from bigan_jax.data.decode import (
@@ -107,7 +108,8 @@ def load(
             from bigan_jax.data.catalogue import open_catalogue
         except ImportError as error:
             raise UserError(f"{error.name} is not installed: pip install -e . again.") from error
-        catalogue = open_catalogue(source, dir, tfds_dir, category.strip(), official_split)
+        with cluster.primary_first("preparing data"):  # which they may share
+            catalogue = open_catalogue(source, dir, tfds_dir, category.strip(), official_split)
         root, records, conditions, notes, _ = catalogue
 
         def read(part: list[Record]) -> Pictures:
