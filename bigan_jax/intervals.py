@@ -132,9 +132,10 @@ def bands(
     recalls, precisions = np.empty((2, draws, len(x)))
     for i, count in enumerate(times):
         weight = count[member]
-        hits = np.cumsum(weight * label)[last_of_equals]
-        alarms = np.cumsum(weight * ~label)[last_of_equals]
-        recalls[i] = np.interp(x, np.append(0, alarms / alarms[-1]), np.append(0, hits / hits[-1]))
+        hits, alarms = np.zeros((2, len(last_of_equals) + 1))
+        hits[1:] = np.cumsum(weight * label)[last_of_equals]
+        alarms[1:] = np.cumsum(weight)[last_of_equals] - hits[1:]
+        recalls[i] = np.interp(x, alarms / alarms[-1], hits / hits[-1])
         # A product such as 0.29 * 100 may lie just above a whole number of hits.
         reached = np.searchsorted(hits, np.maximum(x * hits[-1], 1) - 1e-6)
         precisions[i] = hits[reached] / (hits[reached] + alarms[reached])

@@ -44,20 +44,19 @@ def ssim_error_and_map(
     Windows lie wholly inside the picture, so the map's outermost 5 pixels repeat their neighbour's
     value, and its mean is close to the first but not equal to it.
 
-    The same formula as dm-pix's in an eighth of its time on a CPU: moments are blurred in stacks,
-    which XLA does not merge into what uses them, and so does not compute again for each use. Slow
-    to differentiate.
+    The same formula as dm-pix's in a tenth of its time on a CPU: of the squares only their sum is
+    needed, and moments are blurred in stacks, which XLA does not merge into what uses them, and so
+    does not compute again for each use. Slow to differentiate.
     """
     x, y = jnp.moveaxis(x, -1, 1), jnp.moveaxis(y, -1, 1)  # a plane a channel
-    x_mean, x_square = _slid(jnp.stack([x, x * x]))
-    y_mean, y_square, product = _slid(jnp.stack([y, y * y, x * y]))
-    x_variance = jnp.maximum(x_square - x_mean**2, 0)
-    y_variance = jnp.maximum(y_square - y_mean**2, 0)
-    most = jnp.sqrt(x_variance * y_variance)
-    covariance = jnp.clip(product - x_mean * y_mean, -most, most)
+    x_mean, y_mean = _slid(jnp.stack([x, y]))
+    squares, product = _slid(jnp.stack([x * x + y * y, x * y]))
+    mean_squares, mean_product = x_mean**2 + y_mean**2, x_mean * y_mean
+    variances = jnp.maximum(squares - mean_squares, 0)
+    covariances = jnp.clip(2 * (product - mean_product), -variances, variances)  # rounding aside
     c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * x_mean * y_mean + c1) / (x_mean**2 + y_mean**2 + c1)
-    inside = 1 - luminance * (2 * covariance + c2) / (x_variance + y_variance + c2)
+    luminance = (2 * mean_product + c1) / (mean_squares + c1)
+    inside = 1 - luminance * (covariances + c2) / (variances + c2)
     margin = SSIM_WINDOW // 2
     around = ((0, 0), (margin, margin), (margin, margin))
     return inside.mean((1, 2, 3)), jnp.pad(inside.mean(1), around, mode="edge")

@@ -94,25 +94,33 @@ def dice(
 
 
 def _counted(maps, masks):
-    """How many normal pixels there are at each level of error, and each defect pixel's level.
-
-    A level is what the first 16 bits of errors above the least have in common. Those below the
-    highest error by a factor of 2^32 share the lowest.
-    """
-    least = maps.min()
-
-    def bits(errors):  # of a float: they rise with it, from 0 on
-        return np.subtract(errors, least, dtype=np.float32).view(np.int32) >> 8
-
-    lowest = max(int(bits(maps.max())) - _LEVELS + 1, 0)
+    """How many normal pixels there are at each level of error, and each defect pixel's level."""
+    level_of = _levels(maps)
     normal, defect = np.zeros(_LEVELS, np.int64), []
     for start in range(0, len(maps), _TOGETHER):
         part = slice(start, start + _TOGETHER)
-        level = np.maximum(bits(maps[part]) - lowest, 0)
+        level = level_of(maps[part])
         normal += np.bincount(level.ravel(), minlength=_LEVELS)
         defect.append(level[masks[part]])
     defect = np.concatenate(defect)
     return normal - np.bincount(defect, minlength=_LEVELS), defect
+
+
+def _levels(maps):
+    """What gives some of the maps' errors their levels, numbers below _LEVELS.
+
+    A level is what the first 16 bits of errors above the least have in common. Those below the
+    highest error by a factor of 2^32 share the lowest. Whole numbers are levels as they are.
+    """
+    least, highest = maps.min(), maps.max()
+    if np.issubdtype(maps.dtype, np.integer) and int(highest) - int(least) < _LEVELS:
+        return lambda errors: np.subtract(errors, least, dtype=np.int32)
+
+    def bits(errors):  # of a float: they rise with it, from 0 on
+        return np.subtract(errors, least, dtype=np.float32).view(np.int32) >> 8
+
+    lowest = max(int(bits(highest)) - _LEVELS + 1, 0)
+    return lambda errors: np.maximum(bits(errors) - lowest, 0)
 
 
 def _region_shares(masks):

@@ -50,17 +50,29 @@ def test_closed_forms():
     assert scores["pca_64"] == pytest.approx(scores["pca_8"])
 
 
-def test_pca_equals_the_singular_value_decomposition():
+@pytest.mark.parametrize("most, tolerance", [(controls.MOST_EXACT, 1e-3), (0, 1e-2)])
+def test_pca_equals_the_singular_value_decomposition(monkeypatch, most, tolerance):
+    monkeypatch.setattr(controls, "MOST_EXACT", most)
     train, test = random_pictures(60, 16), random_pictures(5, 16, seed=1)
     # A low-rank trend, as pictures have: noise alone has no leading components.
     trend = np.linspace(0, 1, 60)[:, None, None, None] * np.arange(16)[:, None] * 12
     train = (train // 8 + trend).astype(np.uint8)
-    found = controls.control_scores(train, test, squared_error)["pca_8"]
+    found = controls.control_scores(train, test, squared_error)
     flat, new = train.reshape(60, -1) / 255, test.reshape(5, -1) / 255
     mean = flat.mean(0)
-    axes = np.linalg.svd(flat - mean, full_matrices=False)[2][:8]
-    rebuilt = np.clip(mean + (new - mean) @ axes.T @ axes, 0, 1)
-    assert found == pytest.approx(((new - rebuilt) ** 2).mean(1), rel=1e-2)
+    every = np.linalg.svd(flat - mean, full_matrices=False)[2]
+    for name, axes in (("pca_8", every[:8]), ("pca_64", every[:59])):
+        rebuilt = np.clip(mean + (new - mean) @ axes.T @ axes, 0, 1)
+        assert found[name] == pytest.approx(((new - rebuilt) ** 2).mean(1), rel=tolerance)
+
+
+def test_pictures_that_are_all_alike_have_no_axes():
+    train = np.full((5, 12, 12, 1), 100, np.uint8)
+    test = np.stack([train[0], train[0] + 50])
+    found = controls.control_scores(train, test, squared_error)
+    expected = [0, (50 / 255) ** 2]
+    for name in ("mean_image", "pca_8", "pca_64", "nearest_neighbour"):
+        assert found[name] == pytest.approx(expected, abs=1e-6), name
 
 
 def test_a_test_picture_does_not_move_its_neighbours():

@@ -355,6 +355,21 @@ def test_pixel_metrics_lose_nothing_by_their_bits(low, high):
     assert found["average_precision"] == pytest.approx(sk.average_precision_score(*flat), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "dtype, low, high", [("int8", -128, 127), ("uint16", 0, 765), ("int64", -9, 5 << 20)]
+)
+def test_pixel_metrics_of_whole_numbers(dtype, low, high):
+    rng = np.random.default_rng(0)
+    masks = ndimage.uniform_filter(rng.random((6, 64, 64)), (1, 9, 9)) > 0.53
+    maps = rng.integers(low, high, masks.shape, dtype, endpoint=True)
+    maps[rng.random(maps.shape) < 0.3 * masks] = high
+    maps[0, 0, :2] = low, high
+    found = pixels.pixel_metrics(maps, masks)
+    flat = masks.ravel(), maps.ravel()
+    assert found["auroc"] == pytest.approx(sk.roc_auc_score(*flat), abs=2e-6)
+    assert found["average_precision"] == pytest.approx(sk.average_precision_score(*flat), abs=1e-5)
+
+
 def test_no_rounding_of_a_threshold_moves_a_decision():
     score = np.float32([0.1, 0.3, 0.7])
     between = (float(score[1]) + float(np.nextafter(score[1], np.float32(1)))) / 2
