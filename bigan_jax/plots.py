@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve as precision_recall_points
 from sklearn.metrics import roc_curve as roc_points
 
@@ -86,6 +87,7 @@ def score_histogram(
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
     axes.tick_params(axis="x", which="both", pad=9)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # 17.5 % has no room
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
     axes.set(xlabel="anomaly score", ylabel="share of the class")
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
@@ -155,7 +157,7 @@ def new_figure(
     """
     width, height = size
     down = -(-count // across)
-    beside, below, between = 0.62, 0.52, 0.75
+    beside, below, between = 0.7, 0.52, 0.75
     wide = (width - 0.15 - across * beside) / across
     high = (height - above - below - (down - 1) * between) / down
     room = {"left": beside / width, "right": 1 - 0.15 / width, "wspace": beside / wide}

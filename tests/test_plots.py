@@ -61,6 +61,26 @@ def test_curves_are_drawn_whatever_is_missing(counts, threshold):
     assert size_of(plots.precision_recall_curve(score, label, threshold)) > (400, 400)
 
 
+@pytest.mark.parametrize("shares", [1, 4, 7, 40])
+def test_no_words_of_a_chart_are_cut_off(shares):
+    """Axes with their widest numbers: shares of 17.5 %, losses from 0.00001 to 100,000."""
+    parts = [np.arange(40) % shares / 100, np.arange(63) / 63, np.arange(20) / 40]
+    score, label = np.concatenate(parts[:2]), np.arange(103) >= 40
+    losses = [{"fit/a": 10.0 ** (3 * e - 5), "fit/b": 3.0, "game/c": -1234.5 * e} for e in range(4)]
+    rows = [{"epoch": e, "phase": "one"} | row for e, row in enumerate(losses)]
+    for figure in (
+        plots.score_histogram(*parts, 0.5),
+        plots.score_histogram(*(1e-5 * part for part in parts), 5e-6),
+        plots.roc_curve(score, label, 0.5),
+        plots.precision_recall_curve(score, label, 0.5),
+        curves.training_curves(rows),
+    ):
+        plots.to_png(figure)
+        room = figure.get_tightbbox()  # in inches
+        width, height = figure.get_size_inches()
+        assert room.x0 >= 0 and room.y0 >= 0 and room.x1 <= width and room.y1 <= height, room
+
+
 def test_histogram_counts_every_score():
     normal, anomalous, calibration = scores(10_000, 300, 5_000)
     (axes,) = plots.score_histogram(normal, anomalous, calibration, 2.0).axes
