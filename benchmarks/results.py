@@ -1,0 +1,126 @@
+"""python -m benchmarks.results [WORKDIR ...]
+
+Copies what is small of finished runs (evaluation, scores, config, history; no pictures, no
+checkpoints) to results/, and writes RESULTS.md from all that lie there: its first part is
+results/PREFACE.md, its tables are those of `--mode=compare`, and each run stands with the command
+that repeats it.
+"""
+
+import argparse
+import importlib
+import json
+import shlex
+import shutil
+import tempfile
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import bigan_jax
+from bigan_jax.results import flat_fields
+from bigan_jax.tables import Table, markdown
+from bigan_jax.workdir import default_name, read_config
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+PAGE = ROOT / "RESULTS.md"
+_KEPT = "config.json", "evaluation.json", "scores.csv", "train.jsonl"
+# Of one machine: they have no part in a result, and others have other folders.
+_PLACES = "data.dir", "data.tfds_dir", "vgg16.weights"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workdir", type=Path, nargs="*", help="finished runs to add")
+    for workdir in parser.parse_args().workdir:
+        keep(workdir)
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"{PAGE}: {len(runs())} runs")
+
+
+def runs() -> list[Path]:
+    """The folders of the runs in results/, by name."""
+    return sorted(path.parent for path in RESULTS.glob("*/evaluation.json"))
+
+
+def keep(workdir: Path) -> None:
+    """Copies a run's small files to results/, without the folders of this machine."""
+    folder = RESULTS / default_name(read_config(workdir)).name
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _KEPT:
+        shutil.copyfile(workdir / name, folder / name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for place in _PLACES:
+        group, _, field = place.partition(".")
+        config[group][field] = ""
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def page() -> str:
+    """RESULTS.md as it should be for what lies in results/."""
+    preface = (RESULTS / "PREFACE.md").read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as output, redirect_stdout(StringIO()):
+        bigan_jax.compare(runs(), output)
+        tables = (Path(output) / "comparison.md").read_text(encoding="utf-8")
+    tables = tables.replace("# Comparison\n", "", 1).strip()
+    scores = markdown(other_scores())
+    return "\n".join([preface, tables, "", scores, "## The runs", "", *_listed(), ""])
+
+
+def other_scores() -> Table:
+    """The AUROC of every way to score the reconstructions that the runs' evaluations have."""
+    rows, ways = [], {}
+    for folder in runs():
+        found = {}
+        for row in _evaluation(folder)["score_table"]:
+            standardised = "standardised " * row["standardise"]
+            way = f"{standardised}{row['score']}, {row['reduction']}"
+            found[way] = row["auroc"]
+        ways |= dict.fromkeys(found)
+        rows.append((folder.name, found))
+    return Table(
+        "Other scores of the same reconstructions: AUROC",
+        [("run", ""), *((way, "") for way in ways)],
+        [[name, *(found.get(way) for way in ways)] for name, found in rows],
+        ["To pick the best of a row is an oracle: it has seen the labels of the test set."],
+    )
+
+
+def _evaluation(folder):
+    return json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def _listed():
+    """Each run: its result, how long it trained, what made it, by which versions."""
+    for folder in runs():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        evaluation = _evaluation(folder)
+        rows = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+        minutes = sum(json.loads(row)["seconds"] for row in rows) / 60
+        versions = ", ".join(f"{name} {v}" for name, v in sorted(evaluation["versions"].items()))
+        low, high = evaluation["auroc_ci"]
+        result = f"AUROC {evaluation['auroc']:.3f} (95 % interval {low:.3f} to {high:.3f})"
+        trained = f"{len(rows)} epochs in {minutes:.1f} min"
+        yield f"- `results/{folder.name}`: {result}; {trained}; {versions}"
+        yield f"  `{command(config)}`"
+
+
+def command(config: dict) -> str:
+    """The command that trains a run of this config: DIR stands for the folder of its pictures."""
+    modifiers = ["quick"] * config["quick"] + list(config["ablations"])
+    argument = ",".join([config["data"]["name"], *modifiers])
+    default = importlib.import_module(f"configs.{config['name']}").get_config(argument)
+    default = flat_fields(json.loads(json.dumps(default.to_dict())))
+    words = ["python", "launch.py", f"--config=configs/{config['name']}.py:{argument}"]
+    if config["data"]["source"] != "phantom":
+        words.append("--config.data.dir=DIR")
+    for name, text in flat_fields(config).items():
+        if name not in _PLACES and name in default and text != default[name]:
+            value = json.loads(text)
+            value = tuple(value) if isinstance(value, list) else value
+            words.append(f"--config.{name}={value}".replace(" ", ""))
+    return shlex.join(words)
+
+
+if __name__ == "__main__":
+    main()

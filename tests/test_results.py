@@ -1,0 +1,34 @@
+"""The committed results: the page is what the runs say."""
+
+import json
+import shlex
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from benchmarks import results
+
+
+def test_the_page_is_what_the_runs_give():
+    """Every number in RESULTS.md: after a change `python -m benchmarks.results` makes it anew."""
+    assert results.PAGE.read_text(encoding="utf-8") == results.page()
+
+
+@pytest.mark.parametrize("folder", results.runs(), ids=lambda folder: folder.name)
+def test_a_runs_command_gives_its_config(folder, monkeypatch):
+    """As launch.py reads it, but for the folders of pictures and weights."""
+    monkeypatch.chdir(results.ROOT)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("format", None)  # the workdir's
+    words = shlex.split(results.command(config))[1:]
+    monkeypatch.setattr("sys.argv", words)  # where config_flags looks for the fields
+    known = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=known)
+    known(words)
+    given = json.loads(json.dumps(known.config.to_dict()))
+    given["data"]["dir"] = ""
+    for group in config.keys() & given.keys():
+        if isinstance(config[group], dict):  # a field that is newer than the run says nothing of it
+            given[group] = {name: given[group][name] for name in config[group]}
+    assert {name: given[name] for name in config} == config
