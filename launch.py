@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from bigan_jax import interrupts
 from bigan_jax.caches import keep_programs
 from bigan_jax.errors import UserError
+from bigan_jax.memory import keep_freed
 from configs import common
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -103,6 +104,7 @@ def main(arguments):
 
     interrupts.catch(_TIME_LIMIT.value)
     keep_programs(_COMPILATION_CACHE.value)
+    keep_freed()
     import bigan_jax  # JAX is imported only once the flags are known to be right
 
     if _MODE.value == "train":

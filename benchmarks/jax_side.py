@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import sharing, sides
 from bigan_jax import detector as game
-from bigan_jax import parallel, schedule, scoring
+from bigan_jax import memory, parallel, schedule, scoring
 from bigan_jax.build import build, picture_shape
 from bigan_jax.detector import Batch
 from bigan_jax.layers import BATCH_AXIS
@@ -26,6 +26,7 @@ class JaxSide:
     """A task's detector at its initial weights; `first_step` puts it back there."""
 
     def __init__(self, task):
+        memory.keep_freed()  # as launch.py does
         self.memory_before = sides.resident()
         self.task = task
         config = importlib.import_module(f"configs.{task.config}").get_config("folder")

@@ -16,6 +16,7 @@ FLOORS = [
         "augment",
         "cluster",
         "caches",
+        "memory",
         "convolutions",
         "health",
         "interrupts",
