@@ -131,7 +131,9 @@ def precision_recall_curve(
         axes.axhline(prevalence, color=QUIET, linestyle=":", label=f"chance ({prevalence:.2f})")
         _shade(axes, band)
         precision, recall, _ = precision_recall_points(label, score)
-        axes.step(recall, precision, where="post", color=NORMAL, linewidth=2, label="this model")
+        found = recall > 0  # without any, precision is 0, or 1 by scikit-learn's convention
+        look = {"where": "post", "color": NORMAL, "linewidth": 2, "label": "this model"}
+        axes.step(recall[found], precision[found], **look)
         called = None if threshold is None else decide(score, threshold)
         if called is not None and called.any():
             _mark(axes, called[label].mean(), label[called].mean())

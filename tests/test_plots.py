@@ -147,6 +147,15 @@ def test_band_and_threshold_are_on_the_curve():
         assert corners >= {*zip(x, low, strict=True), *zip(x, high, strict=True)}
 
 
+def test_precision_is_drawn_where_something_is_found():
+    """The highest score is a normal picture's: no line down from a precision of 1 at recall 0."""
+    score, label = np.arange(6.0), np.array([0, 1, 0, 1, 1, 0], bool)
+    (axes,) = plots.precision_recall_curve(score, label, None).axes
+    (curve,) = (line for line in axes.lines if line.get_label() == "this model")
+    assert curve.get_xdata().tolist() == pytest.approx([1, 1, 2 / 3, 2 / 3, 1 / 3])
+    assert curve.get_ydata().tolist() == pytest.approx([1 / 2, 3 / 5, 1 / 2, 2 / 3, 1 / 2])
+
+
 def test_training_curves_have_a_panel_for_each_objective():
     rows = history()
     rows[1]["reconstruction/mse"] = None
