@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from bigan_jax import interrupts
 from bigan_jax.caches import keep_programs
-from bigan_jax.errors import UserError
+from bigan_jax.errors import UserError, shown
 from bigan_jax.memory import keep_freed
 from configs import common
 
@@ -78,11 +78,16 @@ _PEER_TIMEOUT = flags.DEFINE_float(
 _SWEEP_DEFAULT = "configs/improved_bigan.py:phantom"
 
 
-def parse_flags(arguments):
+def parse_flags(arguments, parse=app.parse_flags_with_usage):
     if "--mode=sweep" in arguments and not any(a.startswith("--config=") for a in arguments):
         arguments.insert(1, f"--config={_SWEEP_DEFAULT}")  # in sys.argv, where overrides look
     common.check_arguments(arguments)
-    return app.parse_flags_with_usage(arguments)
+    try:
+        return parse(arguments)
+    except (UserError, flags.Error):
+        raise
+    except Exception as error:  # what a value of a field is made of, the parsers raise over
+        raise UserError(f"the flags cannot be read: {error or type(error).__name__}") from error
 
 
 def main(arguments):
@@ -135,7 +140,7 @@ if __name__ == "__main__":
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {shown(error)}")
     except KeyboardInterrupt as stopped:
         again = f"go on with: {shlex.join(['python', *sys.argv])}"
         told = "--output holds what was finished" if "--mode=predict" in sys.argv else again

@@ -49,6 +49,7 @@ def build(config: ConfigDict, conditions: int, steps_per_epoch: int, frozen: boo
             f"SSIM's window of {SSIM_WINDOW} pixels"
         )
     fields = config.model.to_dict()
+    _check_sizes(fields)
     if "perceptual_layers" in fields:
         fields["vgg16_weights"] = config.vgg16.weights if frozen else None
     detector = importlib.import_module(f"bigan_jax.models.{config.model_name}").create(
@@ -76,3 +77,14 @@ def optimizers(
         updates = schedule.updates_by_phase(phases, name, steps_per_epoch)
         made[name] = schedule.optimizer(updates, **fields)
     return made
+
+
+def _check_sizes(fields):
+    """Flax would say what is wrong with a width only when it makes the layer, and not which."""
+    for name, value in fields.items():
+        counts = name.endswith("widths") or name in ("latent", "hidden")
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if counts and (type(number) is not int or number < 1):
+                raise UserError(f"config.model.{name}={value!r:.200}: whole numbers from 1 on")
+            if isinstance(number, int | float) and not 0 <= number < float("inf"):
+                raise UserError(f"config.model.{name}={value!r:.200}: a number from 0 on")

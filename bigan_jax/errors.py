@@ -18,6 +18,11 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}.{hint} There are: {', '.join(choices)}.")
 
 
+def shown(error: BaseException) -> str:
+    """What an error says, line by line, for a terminal: names in it may come from strangers."""
+    return "\n".join(map(printable, str(error).split("\n")))
+
+
 def printable(text: str) -> str:
     """The text with an escape (such as \\x1b) for each control, formatting or undecodable
     character: a file name cannot move the cursor or turn the direction of what follows it."""

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from bigan_jax import figures, metrics, report
 from bigan_jax.audit import Audit
 from bigan_jax.data import Pictures
+from bigan_jax.errors import printable
 from bigan_jax.scorer import Scores
 from bigan_jax.verdicts import verdict
 from bigan_jax.workdir import read_history, rollbacks, write_json, write_table, write_whole
@@ -65,9 +66,9 @@ def _write_scores(path, test, scores, threshold):
         values = [scores.mse[i], scores.ssim_error[i], scores.score[i]]
         rows.append(
             [
-                name,
+                printable(name),
                 "anomalous" if test.label[i] else "normal",
-                test.group[i],
+                printable(test.group[i]),
                 *(f"{v:.8g}" for v in values),
                 "anomalous" if decision[i] else "normal",
                 *([f"{scores.native[i]:.8g}"] if native else []),

@@ -135,7 +135,8 @@ def _predict(
                 if maps:
                     broken += draw(contents, list(images), scores.error_map, limit, output)
                 left_out = {b.path for b in broken}
-                rows = [r for r in _rows(list(images), scores, scorer) if r["path"] not in left_out]
+                every = zip(images, _rows(list(images), scores, scorer), strict=True)
+                rows = [row for name, row in every if name not in left_out]
                 if rows and not scored:
                     table.writerow(rows[0])
                 table.writerows(row.values() for row in rows)
@@ -169,7 +170,10 @@ def _rows(names: Sequence[str], scores: Scores, scorer: Scorer) -> list[dict[str
     columns = {"mse": scores.mse, "ssim_error": scores.ssim_error, "score": scores.score}
     rows = []
     for i, name in enumerate(names):
-        row = {"path": name, **{column: f"{v[i]:.8g}" for column, v in columns.items()}}
+        row = {
+            "path": errors.printable(name),
+            **{column: f"{v[i]:.8g}" for column, v in columns.items()},
+        }
         row["percentile"] = f"{percentile[i]:.4g}"
         row["decision"] = "anomalous" if decision[i] else "normal"
         if scores.native is not None:
@@ -184,7 +188,7 @@ def _list(broken: Sequence[Broken], path: Path) -> None:
         with path.open("a", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerows([Broken._fields] * new)
-            table.writerows((errors.printable(b.path), b.reason) for b in broken)
+            table.writerows(map(errors.printable, b) for b in broken)
 
 
 def _tell(scored, anomalous, unreadable, threshold, output, maps):

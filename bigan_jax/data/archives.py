@@ -1,6 +1,7 @@
 """Archives as they are downloaded: checked, unpacked once, and never outside their folder."""
 
 import bz2
+import errno
 import gzip
 import json
 import lzma
@@ -19,12 +20,14 @@ from tqdm import tqdm
 
 from bigan_jax.data.folders import appearing, identity, stamp
 from bigan_jax.data.medical import is_medical
-from bigan_jax.errors import UserError
+from bigan_jax.errors import UserError, printable
 
 MAX_FILES = 1_000_000
 MAX_BYTES = 200 * 2**30
 MAX_RATIO = 200  # what comes out over what went in; pictures hardly shrink, bombs do
 FREE = 2**30  # bytes unpacked that are not held against the ratio
+MAX_HEADER = 2**20  # bytes between two files of a tar, which tarfile reads whole
+ELSEWHERE = "--config.data.tfds_dir=DIR"
 STAMP = ".archive.json"
 BAR = 50 * 2**20  # bytes of archive from which on a progress bar is worth its line
 
@@ -37,6 +40,7 @@ _KINDS = {  # how the file begins
 }
 _SUFFIX = re.compile(r"(\.tar)?\.(zip|tar|t?gz|tgz|t?bz2|tbz|t?xz|txz)$", re.IGNORECASE)
 _DAMAGE = (EOFError, OSError, ValueError, NotImplementedError, zlib.error, lzma.LZMAError)
+_DAMAGE += (MemoryError, OverflowError)  # of sizes that nothing has
 _DAMAGE += (tarfile.TarError, zipfile.BadZipFile)
 
 
@@ -53,11 +57,12 @@ def is_archive(name: str) -> bool:
     return bool(_SUFFIX.search(name)) and not is_medical(name)
 
 
-def unpacked(archive: epath.Path, home: Path) -> epath.Path | None:
+def unpacked(archive: epath.Path, home: Path, elsewhere: str = ELSEWHERE) -> epath.Path | None:
     """The folder with what is in an archive; None where `archive` is a folder or never was there.
 
     It is `home`/extracted/<name>-<identity>, unpacked on first use and when the archive changed;
     where the archive is no longer there, what was unpacked from it stands in.
+    elsewhere: the flag that names another place, for a full disk.
     Raises UserError for a file that is no archive, is damaged, or holds what may do harm: links,
     devices, paths that lead out, too many or too large files.
     """
@@ -72,10 +77,15 @@ def unpacked(archive: epath.Path, home: Path) -> epath.Path | None:
         return inside
     try:
         with archive.open("rb") as file, appearing(target) as new:
-            _unpack(file, size, new / name, archive)
+            _unpack(file, size, new / name, archive, elsewhere)
             (new / STAMP).write_text(known)
     except _DAMAGE as error:
-        reason = error or type(error).__name__
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{archive} cannot be unpacked, as the disk is full: choose another place by "
+                f"{elsewhere}."
+            ) from error
+        reason = printable(str(error)[:300]) or type(error).__name__
         raise UserError(
             f"{archive} cannot be unpacked ({reason}): is it complete? Compare its size with the "
             "original's, download it again, or unpack it yourself and give the folder."
@@ -83,7 +93,7 @@ def unpacked(archive: epath.Path, home: Path) -> epath.Path | None:
     return inside
 
 
-def _unpack(file: BinaryIO, size: int, target: Path, archive: epath.Path) -> None:
+def _unpack(file: BinaryIO, size: int, target: Path, archive: epath.Path, elsewhere: str) -> None:
     begin = file.read(512)
     file.seek(0)
     kind = next((kind for magic, kind in _KINDS.items() if begin.startswith(magic)), None)
@@ -109,7 +119,12 @@ def _unpack(file: BinaryIO, size: int, target: Path, archive: epath.Path) -> Non
     with tqdm(total=size, desc=title, unit="B", unit_scale=True, disable=quiet, leave=False) as bar:
         for member in members:
             files, total = files + 1, total + member.size
-            _check_amount(files, total, size, room, archive)
+            _check_amount(files, total, size, archive)
+            if total > room:
+                raise UserError(
+                    f"{archive} holds {_size(total)} or more, and there is room for "
+                    f"{_size(room)}: choose another place by {elsewhere}."
+                )
             if path := _safe(member.name, archive):
                 (target / path).parent.mkdir(parents=True, exist_ok=True)
                 with member.open() as content, (target / path).open("wb") as out:
@@ -117,18 +132,13 @@ def _unpack(file: BinaryIO, size: int, target: Path, archive: epath.Path) -> Non
             bar.update(file.tell() - bar.n)
 
 
-def _check_amount(files, total, size, room, archive):
+def _check_amount(files, total, size, archive):
     if files > MAX_FILES:
         raise UserError(f"{archive} holds more than {MAX_FILES} files: unpack it yourself.")
     if total > MAX_BYTES or total > max(FREE, MAX_RATIO * size):
         raise UserError(
             f"{archive} would grow from {_size(size)} to {_size(total)} or more, which is not what "
             "pictures do: it looks like a bomb. Unpack it yourself if you trust it."
-        )
-    if total > room:
-        raise UserError(
-            f"{archive} holds {_size(total)} or more, and there is room for {_size(room)}: choose "
-            "another place by --config.data.tfds_dir=DIR."
         )
 
 
@@ -140,21 +150,23 @@ def _safe(name, archive) -> str | None:
     """The path of a member inside the target; None for hidden ones, which are left out."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:/", path.as_posix()):
-        raise UserError(f"{archive} holds {name!r}, which would lie outside its folder: refused.")
+        raise UserError(
+            f"{archive} holds {name[:300]!r}, which would lie outside its folder: refused."
+        )
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return None if hidden or not path.parts else path.as_posix()
 
 
 def _link(name) -> UserError:
     return UserError(
-        f"The archive holds {name!r}, which is a link or a device: refused. Pack the files "
+        f"The archive holds {name[:300]!r}, which is a link or a device: refused. Pack the files "
         "themselves (tar --dereference)."
     )
 
 
 def _zip_members(file: BinaryIO, archive: epath.Path) -> Iterator[Member]:
     opened = zipfile.ZipFile(file)
-    infos = [info for info in opened.infolist() if not info.is_dir()]
+    infos = [info for info in opened.infolist() if not info.filename.endswith("/")]
     # All is told at the end of the file, so that nothing is unpacked when something is wrong.
     for info in infos:
         _safe(info.filename, archive)
@@ -163,8 +175,11 @@ def _zip_members(file: BinaryIO, archive: epath.Path) -> Iterator[Member]:
             raise _link(info.filename)
         if info.flag_bits & 1:
             raise UserError(f"{archive} is locked by a password: unpack it yourself.")
+        # Of other methods zipfile unpacks a piece whole, however much comes out.
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(f"{archive} is packed otherwise than by deflating: unpack it yourself.")
     total, size = sum(info.file_size for info in infos), file.seek(0, 2)
-    _check_amount(len(infos), total, size, float("inf"), archive)
+    _check_amount(len(infos), total, size, archive)
     for info in infos:
         yield Member(info.filename, info.file_size, lambda info=info: opened.open(info))
 
@@ -175,20 +190,35 @@ class _Bounded:
 
     def __init__(self, stream: BinaryIO, size: int, archive: epath.Path):
         self.stream, self.size, self.archive, self.total = stream, size, archive, 0
+        self.next_header = 0
 
     def read(self, n: int) -> bytes:
         content = self.stream.read(n)
         self.total += len(content)
-        _check_amount(0, self.total, self.size, float("inf"), self.archive)
+        _check_amount(0, self.total, self.size, self.archive)
+        if self.total > self.next_header + MAX_HEADER:
+            raise UserError(f"{self.archive} has a header of more than {_size(MAX_HEADER)}.")
         return content
+
+    def expect(self, size: float) -> None:
+        """So many bytes, of a file or of the padding at the end, come before the next header."""
+        self.next_header = self.total + size
 
 
 def _tar_members(file: _Bounded) -> Iterator[Member]:
     with tarfile.open(fileobj=file, mode="r|") as opened:
         for info in opened:
+            if info.size < 0 or info.issparse():
+                raise UserError(
+                    f"{file.archive} holds {info.name[:300]!r}, whose size is not that of its "
+                    "content: refused. Pack it without --sparse."
+                )
+            _check_amount(0, info.size, file.size, file.archive)  # tarfile passes over it
+            file.expect(info.size)
             if not info.isdir():
                 if not info.isfile():
                     raise _link(info.name)
                 yield Member(info.name, info.size, lambda info=info: opened.extractfile(info))
+    file.expect(float("inf"))
     while file.read(2**20):  # to the end, where a file that is cut short shows itself
         pass

@@ -11,6 +11,7 @@ from bigan_jax.errors import UserError, printable
 
 MAX_LISTED = 20  # files told with their reasons; of the others, the names
 MAX_NAMED = 1000
+MAX_REASON = 500  # characters: some decoders quote what they found
 
 Result = TypeVar("Result")
 
@@ -27,8 +28,8 @@ def attempt(path: str, work: Callable[[], Result]) -> Result | Broken:
     try:
         return work()
     except Exception as error:
-        known = _REASONS.get(type(error))
-        return Broken(path, known or " ".join(str(error).split()) or type(error).__name__)
+        words = _REASONS.get(type(error)) or " ".join(str(error).split())
+        return Broken(path, printable(words[:MAX_REASON]) or type(error).__name__)
 
 
 _REASONS = {

@@ -26,6 +26,7 @@ SUFFIXES = medical.SUFFIXES | {
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM", "TGA", "AVIF")
 MAX_PIXELS = 100_000_000  # a larger picture is a mistake or a trap, and would fill the memory
 MIN_SIDE = 4  # a smaller one shows nothing
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 MANY = 200  # files from which on a progress bar is worth its line
 
 # A file (or slice, by its name); in memory, one of a format of Pillow's; a slice's values.
@@ -172,6 +173,8 @@ def _open(source: Source) -> Iterator[Image.Image]:
         except Image.DecompressionBombError as error:
             raise UserError(f"more than {MAX_PIXELS // 10**6} megapixels: scale it down") from error
         _check_size(*picture.size)  # known from the header, before anything is decoded
+        if picture.format == "TIFF" and (tile := picture.tag_v2.get(_TILE_WIDTH)):
+            _check_size(tile, picture.tag_v2.get(_TILE_LENGTH, 0))  # decoded whole
         if getattr(picture, "is_animated", False) and picture.format != "MPO":
             raise UserError("holds several pictures (pages or frames): save each as its own file")
         yield picture
@@ -186,13 +189,17 @@ def _check_size(width, height):
         raise UserError(f"{width}x{height} is too small to show anything")
 
 
+# A table: arithmetic would take eight bytes a pixel several times over.
+_SIXTEEN_TO_EIGHT = np.round(np.arange(2**16) / 257).astype(np.uint8)
+
+
 def _eight_bit(picture: Image.Image) -> Image.Image:
     """Mode L or RGB: 16-bit and float grey rescaled, transparency laid over white."""
     if picture.mode.startswith("I"):  # I;16 and its byte orders, or I: 16 bits in 32
-        values = np.asarray(picture).astype(np.float64)
+        values = np.asarray(picture)
         if values.min() < 0 or values.max() > 65535:
             raise UserError("values outside 0 to 65535: save it with 8 or 16 bits")
-        return Image.fromarray(np.round(values / 257).astype(np.uint8))
+        return Image.fromarray(_SIXTEEN_TO_EIGHT[values])
     if picture.mode == "F":
         values = np.asarray(picture)
         if not np.isfinite(values).all():

@@ -67,7 +67,8 @@ def opened(source: str | Path, scratch: Path) -> Iterator[tuple[Folder, list[str
         raise UserError(f"--input={source}: there is no such picture, folder or archive")
     elif archives.is_archive(path.name):
         with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=scratch) as home:
-            yield _all_in(open_folder(archives.unpacked(path, Path(home))), source)
+            folder = archives.unpacked(path, Path(home), elsewhere="--output=DIR")
+            yield _all_in(open_folder(folder), source)
     else:
         names = [path.name] if is_remote(path) else names_in(Path(path))
         yield some_files(path.parent, names), names

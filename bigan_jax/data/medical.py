@@ -5,6 +5,8 @@ from 0 along the third axis as it is stored (in DICOM: the frame). They are one 
 """
 
 import importlib
+import io
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
@@ -21,7 +23,9 @@ NIFTI = (".nii", ".nii.gz")
 SUFFIXES = frozenset(DICOM + NIFTI)
 MAX_SLICES = 10_000  # a header that promises more is broken, or a trap
 
-_TRANSFER_SYNTAX, _DEFLATED = 0x00020010, "1.2.840.10008.1.2.1.99"
+MAX_HEADER = 2**26  # bytes before a NIfTI file's values, its extensions included
+
+_DEFLATED = "1.2.840.10008.1.2.1.99"
 _SLICE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, SUFFIXES))}))#(\d+)", re.I | re.S)
 
 
@@ -96,7 +100,7 @@ def shape(file: Path) -> tuple[int, int, int]:
             raise UserError("a DICOM file without a picture")
         found = int(header.Columns), int(header.Rows), int(header.get("NumberOfFrames") or 1)
     else:
-        image = _library(file).load(file)
+        image = _nifti(file)
         sizes = image.shape
         while len(sizes) > 3 and sizes[-1] == 1:
             sizes = sizes[:-1]
@@ -155,16 +159,18 @@ def _dicom_slices(file, numbers):
     slope, intercept = header.get("RescaleSlope", 1), header.get("RescaleIntercept", 0)
     if kind == "PALETTE COLOR":
         raise UserError("DICOM with a palette is not read: save it as PNG")
-    for pixels in importlib.import_module("pydicom.pixels").iter_pixels(file, indices=numbers):
-        if pixels.ndim == 3 and pixels.dtype != np.uint8:
-            raise UserError("DICOM colour with more than 8 bits is not read: save it as PNG")
-        values = pixels if pixels.ndim == 3 else pixels * float(slope) + float(intercept)
-        yield -values if kind == "MONOCHROME1" else values
+    read = importlib.import_module("pydicom.pixels").iter_pixels
+    with _Honest(file.open("rb", buffering=0)) as stream:
+        for pixels in read(stream, indices=numbers):
+            if pixels.ndim == 3 and pixels.dtype != np.uint8:
+                raise UserError("DICOM colour with more than 8 bits is not read: save it as PNG")
+            values = pixels if pixels.ndim == 3 else pixels * float(slope) + float(intercept)
+            yield -values if kind == "MONOCHROME1" else values
 
 
 def _nifti_slices(file, numbers):
     # Kept open, so that a compressed file is read through once.
-    image = _library(file).load(file, keep_file_open=True)
+    image = _nifti(file, keep_file_open=True)
     if image.get_data_dtype().fields or image.get_data_dtype().kind == "c":
         raise UserError("NIfTI of colours or complex numbers is not read: save it with one number")
     axes = len(image.shape)
@@ -176,17 +182,41 @@ def _is_dicom(file):
     return str(file).lower().endswith(DICOM)
 
 
+def _nifti(file, **options):
+    """The image of a NIfTI file, of which nothing but the header is in memory."""
+    nibabel = _library(file)
+    with nibabel.openers.ImageOpener(file, "rb") as stream:
+        begin = stream.read(544)
+    # Not nibabel.load: what it makes of a file is the file's choice, XML among others.
+    second = nibabel.Nifti2Image.header_class.may_contain_header(begin)
+    kind, size = (nibabel.Nifti2Image, 540) if second else (nibabel.Nifti1Image, 348)
+    header = kind.header_class(begin[:size], check=False)
+    extended = any(begin[size : size + 1])  # extensions follow, which nibabel reads whole
+    if extended and not size + 4 <= header["vox_offset"] <= MAX_HEADER:
+        raise UserError(f"damaged: its header ends at byte {header['vox_offset']:.0f}")
+    return kind.from_filename(file, **options)
+
+
+class _Honest(io.BufferedReader):
+    """A file that takes no more memory than it has bytes, whatever length it is asked for."""
+
+    def read(self, size=-1):
+        rest = os.fstat(self.fileno()).st_size - self.tell()
+        return super().read(rest if size is None or size < 0 else min(size, rest))
+
+
 def _dicom_header(file):
     pydicom = _library(file)
-    with file.open("rb") as stream:
+    with _Honest(file.open("rb", buffering=0)) as stream:
         pydicom.filereader.read_preamble(stream, force=False)
-        elements = pydicom.filereader.data_element_generator(
-            stream, False, True, stop_when=lambda tag, *_: tag.group != 2
+        # As dcmread reads it, who inflates a deflated file whole.
+        meta = pydicom.filereader.read_dataset(
+            stream, False, True, stop_when=lambda tag, *_: tag >> 16 != 2
         )
-        syntax = next((e.value for e in elements if e.tag == _TRANSFER_SYNTAX), b"")
-    if syntax.decode("ascii", "replace").strip("\0 ") == _DEFLATED:
-        raise UserError("deflated DICOM is not read: its size is known too late")
-    return pydicom.dcmread(file, stop_before_pixels=True)
+        if meta.get("TransferSyntaxUID") == _DEFLATED:
+            raise UserError("deflated DICOM is not read: its size is known too late")
+        stream.seek(0)
+        return pydicom.dcmread(stream, stop_before_pixels=True)
 
 
 def _library(file: Path) -> ModuleType:
