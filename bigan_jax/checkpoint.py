@@ -20,10 +20,13 @@ from jax.sharding import SingleDeviceSharding
 
 from bigan_jax import cluster
 from bigan_jax.detector import State
-from bigan_jax.errors import UserError
-from bigan_jax.workdir import cannot_write, history_until
+from bigan_jax.errors import UserError, printable
+from bigan_jax.workdir import are_rollbacks, cannot_write, history_until, refuse_links
 
 _NAME = re.compile(r"(\d+)(?:-(\d+))?")  # epochs done, steps done of the next
+# What is read over what lies on disk: two thirds of a fresh state are Adam's zeros.
+_MOST_RATIO = 100
+_FREE = 2**30  # bytes not held against the ratio
 _UNFINISHED = (".orbax-checkpoint-tmp", ".deleting")
 
 
@@ -68,6 +71,7 @@ class Checkpoints:
         self._keep, self._keep_every, self._read_only = max(1, keep), keep_every, read_only
         if read_only and not self.folder.is_dir():
             raise UserError(f"{workdir} holds no checkpoints: no run was trained there")
+        refuse_links(self.workdir)
         if not read_only:
             with self._writable():
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -134,6 +138,7 @@ class Checkpoints:
         if not self._read_only:
             self.wait()
         names = [name for name in self.names() if not (whole and name[1])]
+        self._check_amount(like)
         for name in reversed(names):
             try:
                 return self._read(name, like)
@@ -155,6 +160,17 @@ class Checkpoints:
         finally:
             self._orbax.close()
 
+    def _check_amount(self, like):
+        """What the config promises is not read from files that cannot hold it: arrays of nothing
+        but zeros take no room on disk, and all of it in memory."""
+        held = sum(path.lstat().st_size for path in self.folder.rglob("*"))
+        promised = sum(x.size * np.dtype(x.dtype).itemsize for _, x in _paths(like._asdict()))
+        if promised > max(_FREE, _MOST_RATIO * held):
+            raise UserError(
+                f"{self.workdir}: its config.json describes networks of {promised / 2**30:,.0f} "
+                f"GiB, its checkpoints have {held / 2**30:.2g}: they do not belong together"
+            )
+
     def _path(self, name):
         return self.folder / "-".join(map(str, name[: 1 + bool(name[1])]))
 
@@ -172,6 +188,7 @@ class Checkpoints:
             raise ValueError("the checksum of its progress is another")
         leaves, version = content.pop("leaves"), content.pop("version")
         progress = Progress(**content)
+        _check_kinds(progress)
         if (progress.epochs, progress.step) != name:
             raise ValueError("it is another one, renamed")
         saved = {path: shape for path, (*shape, _) in leaves.items()}
@@ -187,7 +204,8 @@ class Checkpoints:
         return progress, State(**tree)
 
     def _set_aside(self, name, error):
-        path, reason = self._path(name), " ".join(str(error).split())[:200] or type(error).__name__
+        path, reason = self._path(name), printable(" ".join(str(error).split())[:200])
+        reason = reason or type(error).__name__
         where = ""
         if not self._read_only:
             aside = self.workdir / "damaged"
@@ -211,6 +229,16 @@ class Checkpoints:
             yield
         except Exception as error:  # TensorStore's are no OSErrors
             raise cannot_write(self.folder, error) from error
+
+
+def _check_kinds(progress):
+    """A stranger's checksum may be right."""
+    fits = all(type(count) is int and count >= 0 for count in progress[:3])
+    fits = fits and isinstance(progress.seconds, int | float) and isinstance(progress.history, str)
+    logs = progress.logs
+    fits = fits and isinstance(logs, dict) and all(isinstance(v, list) for v in logs.values())
+    if not fits or not are_rollbacks(progress.rollbacks):
+        raise ValueError("its progress is not what a run writes")
 
 
 def _abstract(state):

@@ -1,9 +1,10 @@
 """From a workdir to the detector that was trained there."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from bigan_jax import detector as game
@@ -12,9 +13,10 @@ from bigan_jax.build import build, picture_shape
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.detector import Detector, State
 from bigan_jax.errors import UserError
+from bigan_jax.results import read_judgement
 from bigan_jax.scorer import Scorer
 from bigan_jax.scoring import Formula
-from bigan_jax.workdir import read_config, read_evaluation
+from bigan_jax.workdir import read_config
 
 
 def load(workdir: str | Path) -> Scorer:
@@ -24,27 +26,42 @@ def load(workdir: str | Path) -> Scorer:
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    evaluation = read_evaluation(workdir)
-    normals, told = evaluation.get("calibration_scores"), evaluation["conditions"]
+    judged = read_judgement(workdir)
+    told = judged.conditions
     state, detector = restore(config, workdir, len(told))
-    if evaluation.get("steps", int(state.step)) != int(state.step):
+    if judged.steps not in (None, int(state.step)):
         raise UserError(
-            f"{workdir}: its evaluation.json was made after {evaluation['steps']} steps, and its "
+            f"{workdir}: its evaluation.json was made after {judged.steps} steps, and its "
             f"newest sound checkpoint is of {int(state.step)}: run --mode=evaluate first"
         )
-    scorer = Scorer(
-        detector,
-        state,
-        formula_of(config.score),
-        picture_shape(config),
-        threshold=evaluation["threshold"],
-        vgg16_weights=config.vgg16.weights,
-        calibration=None if normals is None else np.array(normals),
-        conditions=told if config.model.get("conditional") and len(told) > 1 else (),
-    )
-    if config.score.standardise:
-        scorer.standardise(evaluation["score"]["spread"])
+    with _told_of(workdir):
+        scorer = Scorer(
+            detector,
+            state,
+            formula_of(config.score),
+            picture_shape(config),
+            threshold=judged.threshold,
+            vgg16_weights=config.vgg16.weights,
+            calibration=judged.calibration,
+            conditions=told if config.model.get("conditional") and len(told) > 1 else (),
+        )
+        if config.score.standardise:
+            scorer.standardise(judged.spread)
     return scorer
+
+
+@contextmanager
+def _told_of(workdir: Path) -> Iterator[None]:
+    """A config.json that was edited makes nearly anything go wrong: told as one UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"nothing can be made of {workdir}/config.json: {type(error).__name__}: {words}"
+        ) from error
 
 
 def formula_of(score: ConfigDict) -> Formula:
@@ -58,10 +75,11 @@ def formula_of(score: ConfigDict) -> Formula:
 def restore(config: ConfigDict, workdir: Path, conditions: int) -> tuple[State, Detector]:
     """The newest checkpoint of a run, and its detector, without networks that only train others:
     a perceptual loss's VGG16 is not asked for again."""
-    built = build(config, conditions, steps_per_epoch=1, frozen=False)
-    like = jax.eval_shape(
-        lambda: game.init(built.detector, built.optimizers, config.seed, picture_shape(config))
-    )
+    with _told_of(workdir):
+        built = build(config, conditions, steps_per_epoch=1, frozen=False)
+        like = jax.eval_shape(
+            lambda: game.init(built.detector, built.optimizers, config.seed, picture_shape(config))
+        )
     checkpoints = Checkpoints(workdir, read_only=True)
     found = checkpoints.restore(like, whole=True)
     checkpoints.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bigan_jax.errors import UserError
-from bigan_jax.workdir import cannot_write
+from bigan_jax.workdir import cannot_write, refuse_links
 
 try:
     import fcntl
@@ -27,6 +27,7 @@ def alone(workdir: Path) -> Iterator[None]:
     Raises UserError, naming process and host, while another run holds it.
     """
     new = not workdir.exists()
+    refuse_links(workdir)
     path = workdir / NAME
     with _locked(path, workdir) as file:
         try:

@@ -22,8 +22,8 @@ from bigan_jax.data.given import opened
 from bigan_jax.drawings import draw
 from bigan_jax.errors import UserError
 from bigan_jax.loading import load
+from bigan_jax.results import read_judgement
 from bigan_jax.scorer import Scorer, Scores
-from bigan_jax.workdir import read_evaluation
 
 BLOCK = 64  # pictures in memory at once, as files and at the model's size
 
@@ -55,8 +55,8 @@ def predict(
     Raises UserError for what the user can mend; a picture that cannot be read is left out.
     """
     workdir, output = Path(workdir), Path(output)
-    evaluation = read_evaluation(workdir)
-    if "calibration_scores" not in evaluation:
+    judged = read_judgement(workdir)
+    if judged.calibration is None or judged.colour_limit is None:
         raise UserError(
             f"{workdir} was evaluated by an older version, without what a prediction needs: "
             f"python launch.py --mode=evaluate --workdir={workdir} makes it"
@@ -65,7 +65,7 @@ def predict(
     with opened(source, output) as (folder, names):
         scorer = load(workdir)
         known = conditions_of(names, folder.root, scorer, condition)
-        limit = evaluation["colour_limits"]["combined"]
+        limit = judged.colour_limit
         try:
             return _predict(scorer, limit, folder, known, output, maps)
         except OSError as error:  # a full disk above all

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Shaped
 
 from bigan_jax.errors import UserError
 from bigan_jax.metrics import auroc
-from bigan_jax.workdir import FORMAT, check_format
+from bigan_jax.workdir import FORMAT, check_format, read_bounded
 
-_MOST_JSON = 4 * 2**20  # bytes
+_MOST_JSON = 16 * 2**20  # bytes; the calibration scores are in it
 _MOST_SCORES = 64 * 2**20
 _MOST_ROWS = 10**6
 _MOST_FIELDS = 2000
@@ -42,6 +42,17 @@ class PictureScores(NamedTuple):
     label: Bool[np.ndarray, "n"]
     group: Shaped[np.ndarray, "n"]
     score: Float[np.ndarray, "n"]
+
+
+class Judgement(NamedTuple):
+    """What of an evaluation is needed to judge new pictures."""
+
+    threshold: float
+    conditions: tuple[str, ...]
+    calibration: Float[np.ndarray, "c"] | None  # scores of normals; None in an older version's
+    colour_limit: float | None  # as bright as an error map gets; None in an older version's
+    spread: dict[str, float]  # of each term of the score
+    steps: int | None  # after which it was made
 
 
 class Kind(NamedTuple):
@@ -129,6 +140,24 @@ _PIXEL_CONTROLS = Kind(
 )
 
 
+_JUDGING = {
+    "threshold": Kind("a number", _is_number),
+    "conditions": Kind(
+        "a list of names", lambda v: isinstance(v, list) and all(isinstance(c, str) for c in v)
+    ),
+    "calibration_scores": Kind(
+        "a list of numbers",
+        lambda v: v is None or (isinstance(v, list) and v and all(map(_is_number, v))),
+    ),
+    "combined": Kind("a number", lambda v: v is None or _is_number(v)),
+    "spread": Kind(
+        "numbers by name",
+        lambda v: v is None or (isinstance(v, dict) and all(map(_is_number, v.values()))),
+    ),
+    "steps": Kind("a whole number from 0", lambda v: v is None or _COUNT.holds(v)),
+}
+
+
 def read_run(workdir: Path) -> Run:
     """The run in a folder.
 
@@ -157,6 +186,36 @@ def read_run(workdir: Path) -> Run:
     done = epochs_done(workdir / "train.jsonl")
     trained = None if wanted is None or done is None else (done, wanted)
     return Run(workdir, evaluation, fields, trained)
+
+
+def read_judgement(workdir: Path) -> Judgement:
+    """What a run's evaluation.json says of how to judge.
+
+    Raises UserError where it is missing, broken or not what a run writes.
+    """
+    try:
+        content = _json_object(workdir / "evaluation.json")
+        limits, score = content.get("colour_limits", {}), content.get("score", {})
+        found = {name: content.get(name) for name in ("threshold", "conditions", "steps")}
+        found["calibration_scores"] = content.get("calibration_scores")
+        for name, part, field in ("colour_limits", limits, "combined"), ("score", score, "spread"):
+            if not isinstance(part, dict):
+                raise UserError(f"evaluation.json: {name} is not an object")
+            found[field] = part.get(field)
+        for name, kind in _JUDGING.items():
+            if not kind.holds(found[name]):
+                raise UserError(f"evaluation.json: {name} is not {kind.words}")
+    except UserError as error:
+        raise UserError(f"{workdir} holds no finished run: {error}") from error
+    normals = found["calibration_scores"]
+    return Judgement(
+        found["threshold"],
+        tuple(found["conditions"]),
+        None if normals is None else np.array(normals, float),
+        found["combined"],
+        found["spread"] or {},
+        found["steps"],
+    )
 
 
 def read_scores(run: Run) -> PictureScores:
@@ -204,15 +263,9 @@ def read_scores(run: Run) -> PictureScores:
 
 
 def _text(path, most):
-    if not path.is_file():  # a pipe or a device would never end
-        raise UserError(f"no {path.name}")
     try:
-        with path.open("rb") as file:
-            content = file.read(most + 1)
-        if len(content) > most:
-            raise UserError(f"{path.name} is larger than {most // 2**20} MiB")
-        return content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bounded(path, most).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise UserError(f"{path.name} cannot be read") from error
 
 

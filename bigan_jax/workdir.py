@@ -43,6 +43,19 @@ _BEFORE = {
     "vgg16.weights": "",
 }
 
+_GROUPS = ("data", "augment", "score", "vgg16", "threshold", "checkpoint", "model", "optimizers")
+_TYPES = {
+    **dict.fromkeys((*_GROUPS, "phases"), dict),
+    **dict.fromkeys(("name", "model_name", "dtype"), str),
+    **dict.fromkeys(("seed", "batch_size"), int),
+}
+
+_MOST_CONFIG = 4 * 2**20  # bytes
+_MOST_HISTORY = 2**28
+
+# What reading a stranger's JSON, and making sense of it, may raise.
+_UNREADABLE = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
+
 
 def default_name(config: ConfigDict) -> Path:
     """runs/<model>-<dataset>[-<category>][-quick][-<ablations>]-seed<k>, or -seeds<k>-<l>"""
@@ -85,7 +98,11 @@ def read_config(workdir: Path) -> ConfigDict:
     """The config of the run in a folder. Raises UserError when there is none, or one of a version
     to come."""
     try:
-        fields = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+        content = read_bounded(workdir / "config.json", _MOST_CONFIG)
+    except UserError as error:
+        raise UserError(f"{workdir} holds no run: {error}") from error
+    try:
+        fields = json.loads(content)
         check_format(fields.pop("format", FORMAT), workdir)
         for name, value in _BEFORE.items():
             *groups, field = name.split(".")
@@ -93,9 +110,41 @@ def read_config(workdir: Path) -> ConfigDict:
             for group in groups:
                 node = node.setdefault(group, {})
             node.setdefault(field, value)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        for name, kind in _TYPES.items():
+            if type(fields.get(name)) is not kind:
+                raise ValueError(f"its {name} is missing or wrong")
+        return ConfigDict(fields, convert_dict=True).lock()
+    except _UNREADABLE as error:
         raise UserError(f"{workdir} holds no run: config.json cannot be read ({error})") from error
-    return ConfigDict(fields, convert_dict=True).lock()
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """What a file holds. Raises UserError for more than `most` bytes, and for what is no file or
+    cannot be read, without the folder's name."""
+    if not path.is_file():  # a pipe or a device would never end
+        raise UserError(f"no {path.name}")
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise UserError(f"{path.name} cannot be read ({error.strerror})") from error
+    if len(content) > most:
+        raise UserError(f"{path.name} is larger than {most // 2**20} MiB")
+    return content
+
+
+def refuse_links(workdir: Path) -> None:
+    """Raises UserError for a link in the folder that leads out of it, where what is written to it,
+    or deleted, would be somebody else's. The folder itself may be one."""
+    home = os.path.realpath(workdir)
+    for parent, folders, names in os.walk(home):
+        for name in (*folders, *names):
+            path = os.path.join(parent, name)
+            if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(home):
+                raise UserError(
+                    f"{path} is a link that leads out of the workdir: put what it means there, or "
+                    "make a link of the workdir itself"
+                )
 
 
 def check_format(number: object, what: object) -> None:
@@ -182,18 +231,43 @@ class History:
 
 
 def read_history(workdir: Path) -> list[dict]:
-    """The rows of train.jsonl; none where there is no such file, and none after a torn line."""
-    try:
-        lines = (workdir / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    rows = []
-    for line in lines:
+    """The rows of train.jsonl; none where there is no such file, and none after a torn line or one
+    that no run writes."""
+    path, rows = workdir / "train.jsonl", []
+    text = read_bounded(path, _MOST_HISTORY).decode(errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not _is_row(row):
+            break
+        rows.append(row)
     return rows
+
+
+def _is_row(row):
+    if not isinstance(row, dict) or type(row.get("epoch")) is not int:
+        return False
+    row = {"phase": "", "health": [], "rollbacks": []} | row
+    return (
+        isinstance(row.pop("phase"), str)
+        and _are(str, row.pop("health"))
+        and are_rollbacks(row.pop("rollbacks"))
+        and all(_are(int | float | None, v if isinstance(v, list) else [v]) for v in row.values())
+    )
+
+
+def are_rollbacks(values: object) -> bool:
+    """Whether they tell when training diverged, of what, and where it went back to."""
+    kinds = {"epoch": int, "objective": str, "back_to": int}
+    return _are(dict, values) and all(
+        isinstance(row.get(name), kind) for row in values for name, kind in kinds.items()
+    )
+
+
+def _are(kind, values):
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def history_until(workdir: Path, epochs: int) -> str:
@@ -208,11 +282,3 @@ def rollbacks(rows: Iterable[dict]) -> list[dict]:
 
 def _line(row: dict) -> str:
     return json.dumps(row) + "\n"
-
-
-def read_evaluation(workdir: Path) -> dict:
-    """evaluation.json of a finished run. Raises UserError when there is none."""
-    try:
-        return json.loads((workdir / "evaluation.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{workdir} holds no finished run: {error}") from error

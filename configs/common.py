@@ -172,6 +172,9 @@ def _check_field(config: ConfigDict, path: list[str]) -> None:
             where = ".".join(path[:depth])
             raise unknown("field", f"{where}.{field}", [f"{where}.{name}" for name in node])
         node = node[field]
+    if len(path) > 1 and isinstance(node, ConfigDict):
+        fields = ", ".join(f"{'.'.join(path)}.{name}" for name in node)
+        raise UserError(f"{'.'.join(path)} has fields of its own: set {fields}")
 
 
 def override(config: ConfigDict, values: Mapping) -> None:

@@ -23,7 +23,6 @@ _PROGRAMS += ("os.kill", "ctypes.dlopen", "cpython.run_file", "cpython.run_comma
 _PATHS = {  # of the arguments of an event, those that are paths it changes
     "os.remove": 1, "os.rename": 2, "os.mkdir": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2,
     "os.truncate": 1, "os.chmod": 1, "os.chown": 1, "os.utime": 1, "shutil.rmtree": 1,
-    "shutil.move": 2, "shutil.copyfile": 2,
 }  # fmt: skip
 _RELATIVE = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.chmod", "os.utime")
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib"))

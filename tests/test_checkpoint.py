@@ -53,7 +53,7 @@ def files(folder):
 
 
 def test_what_is_saved_comes_back(states, tmp_path):
-    progress = Progress(4, 2, 7, LOGS, 0.5, HISTORY, [{"epoch": 2, "back_to": 1}])
+    progress = Progress(4, 2, 7, LOGS, 0.5, HISTORY, [{"epoch": 2, "objective": "a", "back_to": 1}])
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.restore(states[0]) is None
     checkpoints.save(progress, states[1])

@@ -134,7 +134,7 @@ def broken_files():
     yield "controls is not", replaced(controls={"pca": [1]})
     yield "pixel is not", replaced(pixel={"auroc": 7})
     yield "pixel_controls is not", replaced(pixel_controls=[3])
-    yield "larger than 4 MiB", lambda content: good(content) + " " * 2**22
+    yield "larger than 16 MiB", lambda content: good(content) + " " * 2**24
 
 
 @pytest.mark.parametrize(("reason", "spoil"), list(broken_files()))

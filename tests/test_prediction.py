@@ -22,7 +22,7 @@ from bigan_jax.build import build, picture_shape
 from bigan_jax.checkpoint import Checkpoints, Progress
 from bigan_jax.data import phantom
 from bigan_jax.drawings import output_name
-from bigan_jax.errors import UserError
+from bigan_jax.errors import UserError, printable
 from bigan_jax.plots import error_map_rgb
 from bigan_jax.prediction import predict
 from bigan_jax.scorer import Scorer
@@ -185,7 +185,8 @@ def test_the_command_scores_what_it_can(trained, tmp_path):
     result = subprocess.run(run, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "\x1b[31m" not in result.stdout + result.stderr
-    assert {row["path"] for row in table(tmp_path / "out")} == set(names[1:])  # ..png is hidden
+    shown = {printable(name) for name in names[1:]}  # ..png is hidden
+    assert {row["path"] for row in table(tmp_path / "out")} == shown
     assert len({row["score"] for row in table(tmp_path / "out")}) == 1
     reasons = {row["path"]: row["reason"] for row in table(tmp_path / "out", "unreadable.csv")}
     assert reasons.keys() == {"torn.png", "page.jpg", "empty.png", "out.png"}

@@ -187,14 +187,27 @@ def _nifti(file, **options):
     nibabel = _library(file)
     with nibabel.openers.ImageOpener(file, "rb") as stream:
         begin = stream.read(544)
-    # Not nibabel.load: what it makes of a file is the file's choice, XML among others.
-    second = nibabel.Nifti2Image.header_class.may_contain_header(begin)
-    kind, size = (nibabel.Nifti2Image, 540) if second else (nibabel.Nifti1Image, 348)
-    header = kind.header_class(begin[:size], check=False)
-    extended = any(begin[size : size + 1])  # extensions follow, which nibabel reads whole
-    if extended and not size + 4 <= header["vox_offset"] <= MAX_HEADER:
-        raise UserError(f"damaged: its header ends at byte {header['vox_offset']:.0f}")
+        # Not nibabel.load: what it makes of a file is the file's choice, XML among others.
+        second = nibabel.Nifti2Image.header_class.may_contain_header(begin)
+        kind, size = (nibabel.Nifti2Image, 540) if second else (nibabel.Nifti1Image, 348)
+        header = kind.header_class(begin[:size], check=False)
+        if any(begin[size : size + 1]):
+            _check_extensions(stream, size + 4, header)
     return kind.from_filename(file, **options)
+
+
+def _check_extensions(stream, start, header):
+    """Nibabel reads what follows a header whole, each of as many bytes as it claims to have."""
+    end = header["vox_offset"]
+    if not start <= end <= MAX_HEADER:
+        raise UserError(f"damaged: its header ends at byte {end:.0f}")
+    order = "big" if header.endianness == ">" else "little"
+    while (left := int(end) - start) >= 16:
+        stream.seek(start)
+        size = int.from_bytes(stream.read(4), order, signed=True)
+        if not 8 <= size <= left:
+            raise UserError(f"damaged: {size} bytes follow its header, in {left} bytes")
+        start += size
 
 
 class _Honest(io.BufferedReader):

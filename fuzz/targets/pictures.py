@@ -1,5 +1,6 @@
 """Pictures and masks of every format that is read."""
 
+import contextlib
 import io
 import struct
 import zlib
@@ -107,7 +108,8 @@ def _chunks(png, changes, other):
         place = (change[1] + i) % len(chunks)
         name, content = chunks[place]
         if name == b"IDAT" and change[3] % 2:
-            content = rewrapped(content, [change], other, zlib.decompress, zlib.compress)
+            with contextlib.suppress(zlib.error):  # spoilt before
+                content = rewrapped(content, [change], other, zlib.decompress, zlib.compress)
         else:
             content = spoilt(content, [change], other)
         chunks[place] = name, content
