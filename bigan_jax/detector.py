@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from bigan_jax.augment import augment
@@ -250,7 +251,7 @@ def update(
 
     owned = {network: state.params[network] for network in objective.networks}
     gradients, (logs, collections) = jax.grad(loss, has_aux=True)(owned)
-    gradients, logs, collections = lax.pmean((gradients, logs, collections), BATCH_AXIS)
+    gradients, logs, collections = _averaged((gradients, logs, collections))
     changes, opt_state = optimizer.update(gradients, state.opt_state[name], owned)
     state = state._replace(
         params=state.params | optax.apply_updates(owned, changes),
@@ -258,6 +259,18 @@ def update(
         opt_state=state.opt_state | {name: opt_state},
     )
     return state, {f"{name}/{key}": value for key, value in logs.items()}
+
+
+def _averaged(tree):
+    """The mean over all devices.
+
+    Among processes on CPUs as one vector, since there a reduction takes milliseconds however small;
+    accelerators' compilers gather them themselves, without the copies.
+    """
+    if jax.default_backend() != "cpu" or jax.process_count() == 1:
+        return lax.pmean(tree, BATCH_AXIS)
+    vector, restore = ravel_pytree(tree)
+    return restore(lax.pmean(vector, BATCH_AXIS))
 
 
 def advance(detector: Detector, state: State) -> State:
@@ -294,7 +307,7 @@ def batch_statistics(
     statistics = {
         n: {"batch_stats": c["batch_stats"]} for n, c in statistics.items() if "batch_stats" in c
     }
-    return lax.pmean(statistics, BATCH_AXIS)
+    return _averaged(statistics)
 
 
 def with_statistics(state: State, mean: dict[str, PyTree]) -> State:
