@@ -1,0 +1,127 @@
+"""What a training step computes and sends, counted from its program without running it, and what
+that makes of a pod: seconds and efficiency by published figures of the hardware."""
+
+import re
+from functools import partial
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigan_jax import detector as game
+from bigan_jax import schedule
+from bigan_jax.build import Build, build, picture_shape
+from bigan_jax.layers import BATCH_AXIS
+from configs import improved_bigan
+
+CYCLE = 60  # epochs, over which what is due in only some of them is averaged
+
+# Of one device, by its maker's data sheet: products of bfloat16 matrices in operations a second,
+# and bytes a second that it can send to the others.
+HARDWARE = {
+    "TPU v5e": {"flops": 197e12, "bandwidth": 1600e9 / 8},  # 1,600 Gbit/s between chips
+    "H100": {"flops": 989e12, "bandwidth": 8 * 400e9 / 8},  # 8 network cards of 400 Gbit/s a node
+}
+SENT = 0.7  # of the published bandwidth, what all-reduces are taken to reach
+LATENCY = 20e-6  # seconds that one takes however small, as it is taken here
+
+
+def counted(config=None) -> dict:
+    """{"objectives": {name: update_cost}, "phases": [the mean step of each phase]} of a config; by
+    default the Improved BiGAN as the paper has it, at 128x128."""
+    config = config or improved_bigan.get_config("brain")
+    built = build(config, 1, 30)
+    shape = picture_shape(config)
+    cost = {name: update_cost(built, name, shape) for name in built.detector.objectives}
+    phases = []
+    for index, phase in enumerate(built.phases):
+        moments = [schedule.Moment(phase, index, epoch) for epoch in range(CYCLE)]
+        turns = [cost[name] for moment in moments for name in schedule.due(moment)]
+        step = {key: sum(turn[key] for turn in turns) / CYCLE for key in turns[0]}
+        phases.append({"phase": phase.name, "epochs": phase.epochs, **step})
+    return {"objectives": cost, "phases": phases}
+
+
+def update_cost(built: Build, name: str, shape: tuple[int, int, int]) -> dict[str, float]:
+    """Of an objective's update: a picture's floating-point operations; those of the whole update
+    whatever its batch (the optimiser's); the bytes that are averaged over all devices, gradients,
+    statistics, logs and what BatchNorm sees of each batch; and in how many reductions that wait for
+    one before: BatchNorm's, and one for all else."""
+    detector, axes = built.detector, (None, None, 0, None)
+    state = jax.eval_shape(lambda: game.init(detector, built.optimizers, 0, shape))
+    update = partial(game.update, detector, built.optimizers[name], name)
+    frozen = jax.eval_shape(lambda: dict(detector.frozen))
+
+    def lowered(mapped, devices, pictures):
+        image = jax.ShapeDtypeStruct((devices, pictures, *shape), jnp.float32)
+        condition = jax.ShapeDtypeStruct((devices, pictures), jnp.int32)
+        return mapped.lower(state, frozen, game.Batch(image, condition), 1)
+
+    alone = jax.jit(jax.vmap(update, axes, axis_name=BATCH_AXIS))
+    programs = [lowered(alone, 1, pictures) for pictures in (8, 16)]
+    few, more = (program.cost_analysis()["flops"] for program in programs)
+    mapped = jax.pmap(update, BATCH_AXIS, in_axes=axes)
+    reductions = reduced(lowered(mapped, jax.local_device_count(), 8).as_text())
+    _, logs = programs[0].out_info
+    networks = detector.objectives[name].networks
+    together = [(state.params[n], state.collections[n]) for n in networks], logs
+    return {
+        "flops_per_picture": (more - few) / 8,
+        "flops_per_update": 2 * few - more,
+        "bytes": float(sum(reductions)),
+        "waits": 1 + len(reductions) - len(jax.tree.leaves(together)),
+        "updates": 1,
+    }
+
+
+def reduced(program: str) -> list[int]:
+    """The bytes of each array that a program in StableHLO reduces over all devices."""
+    reductions = re.findall(r'"stablehlo.all_reduce".*?\}\) : \((.*?)\) ->', program, re.DOTALL)
+    arrays = [a for operands in reductions for a in re.findall(r"tensor<([^>]*)>", operands)]
+    assert all(array.endswith("f32") for array in arrays), set(arrays)
+    return [4 * prod(map(int, re.findall(r"\d+(?=x)", array))) for array in arrays]
+
+
+def estimates(step: dict, devices: int, batch: int, share: float) -> list[dict]:
+    """By hardware: seconds that a step's computation and its all-reduces take, and the efficiency,
+    the part of the time in which devices compute, as nothing of the two overlaps.
+
+    step: of a phase, as `counted` gives it. batch: pictures of one device. share: of the published
+    operations a second that the computation reaches.
+    """
+    found = []
+    for name, limits in HARDWARE.items():
+        work = step["flops_per_picture"] * batch + step["flops_per_update"]
+        compute = work / (share * limits["flops"])
+        # Around a ring each device sends all but its own part twice: to add up, and to tell.
+        sent = 2 * (devices - 1) / devices * step["bytes"]
+        send = sent / (SENT * limits["bandwidth"]) + step["waits"] * LATENCY
+        row = {"hardware": name, "devices": devices, "batch": batch, "share": share}
+        row |= {"compute": compute, "sent_bytes": sent, "send": send}
+        found.append(row | {"efficiency": compute / (compute + send)})
+    return found
+
+
+def pod(config=None) -> dict:
+    """What is counted, and estimates for the phases' mean steps on 8 to 256 devices."""
+    found = counted(config)
+    found["estimates"] = [
+        {"phase": step["phase"], **row}
+        for step in found["phases"]
+        for devices in (8, 64, 256)
+        for batch in (1, 8, 32)
+        for share in (0.1, 0.3, 0.5)
+        for row in estimates(step, devices, batch, share)
+    ]
+    return found
+
+
+def line(count, seconds) -> tuple[float, float, float]:
+    """(offset, seconds each, worst relative deviation) of the straight line through the points that
+    has the least relative deviations, squared."""
+    count, seconds = np.asarray(count, float), np.asarray(seconds, float)
+    points = np.stack([np.ones_like(count), count], 1) / seconds[:, None]
+    (offset, each), *_ = np.linalg.lstsq(points, np.ones_like(count), rcond=None)
+    deviation = np.abs((offset + each * count) / seconds - 1)
+    return float(offset), float(each), float(deviation.max())
