@@ -27,6 +27,7 @@ _NAME = re.compile(r"(\d+)(?:-(\d+))?")  # epochs done, steps done of the next
 # What is read over what lies on disk: two thirds of a fresh state are Adam's zeros.
 _MOST_RATIO = 100
 _FREE = 2**30  # bytes not held against the ratio
+_FOR_EVER = 10**9  # seconds
 _UNFINISHED = (".orbax-checkpoint-tmp", ".deleting")
 
 
@@ -86,7 +87,13 @@ class Checkpoints:
         handler = ocp.CompositeCheckpointHandler(
             composite_options=ocp.CompositeOptions(multiprocessing_options=own)
         )
-        self._orbax = ocp.AsyncCheckpointer(handler, multiprocessing_options=own)
+        # Orbax's limits of time go by a clock that may be set, and jumps when a laptop wakes up.
+        patient = ocp.options.AsyncOptions(
+            timeout_secs=_FOR_EVER, create_directories_asynchronously=False
+        )
+        self._orbax = ocp.AsyncCheckpointer(
+            handler, async_options=patient, multiprocessing_options=own
+        )
 
     def names(self) -> list[tuple[int, int]]:
         """(epochs, steps of the next) of each checkpoint that is there, in order."""

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from bigan_jax import cluster, divergence, health
 from bigan_jax.checkpoint import Progress
+from bigan_jax.events import Events
 from bigan_jax.interrupts import Asked
 from bigan_jax.schedule import Moment
 from bigan_jax.workdir import History
@@ -33,7 +33,7 @@ class Record:
 
     def __init__(self, workdir: Path, progress: Progress):
         self._history = History(workdir, progress.history)
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=progress.epochs + 1)
+        self._events = Events(workdir / "events", progress.epochs + 1)
 
     def add(self, progress: Progress, moment: Moment, batch_size: int, bar: tqdm) -> Progress:
         """Keeps and tells what is to be told of the epoch that was just done, and counts it."""
@@ -41,8 +41,8 @@ class Record:
         for warning in row["health"]:
             bar.write(f"epoch {row['epoch']}: {warning}")
         self._history.append(row)
-        for name in row.keys() - {"epoch", "phase", "step", "health", "rollbacks"}:
-            self._events.add_scalar(name, row[name], row["epoch"])
+        curves = row.keys() - {"epoch", "phase", "step", "health", "rollbacks"}
+        self._events.add({name: row[name] for name in sorted(curves)}, row["epoch"])
         return Progress(row["epoch"], history=self._history.text, rollbacks=progress.rollbacks)
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ FLOORS = [
     (
         "controls",
         "data",
+        "events",
         "intervals",
         "joining",
         "layers",
