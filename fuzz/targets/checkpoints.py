@@ -1,5 +1,6 @@
 """Workdirs of trained runs: checkpoints, and the JSON beside them that says how to read these."""
 
+import atexit
 import contextlib
 import io
 import os
@@ -35,8 +36,9 @@ EVALUATION = {
 
 def _make() -> tuple[Path, list[list[np.ndarray]]]:
     """A workdir with two checkpoints of a small detector, and the arrays of both."""
-    workdir = Path(tempfile.mkdtemp(prefix="bigan_jax-fuzz-seed-")) / "run"
-    workdir.mkdir()
+    home = Path(tempfile.mkdtemp(prefix="bigan_jax-fuzz-seed-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    (workdir := home / "run").mkdir()
     config = fcae.get_config("phantom")
     with config.unlocked():
         config.model.hidden, config.data.image_size = (4, 2), 16
