@@ -20,13 +20,18 @@ from bigan_jax.layers import BATCH_AXIS
 _mapped = partial(jax.pmap, axis_name=BATCH_AXIS)
 
 
+# Mapped once, as a program of a function that is new at each call would be compiled anew; and over
+# the steps' own axis, as arrays of another one would compile each step a second time.
+_replicated = _mapped(lambda _, x: x, in_axes=(0, None))
+_copied = _mapped(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
 def replicate(tree: PyTree) -> PyTree:
     """A copy of the tree on each of this process's devices."""
     if not jax.tree.leaves(tree):  # JAX 0.10 cannot map what returns nothing over processes
         return tree
     devices = np.arange(jax.local_device_count())
-    # Mapped over the steps' own axis: arrays of another one would compile each step a second time.
-    return _mapped(lambda _, x: x, in_axes=(0, None))(devices, tree)
+    return _replicated(devices, tree)
 
 
 def scatter(tree: PyTree) -> PyTree:
@@ -45,7 +50,7 @@ def first(tree: PyTree) -> PyTree:
 
 def copy(tree: PyTree) -> PyTree:
     """The same on the same devices, in memory of its own: an epoch uses up its state's."""
-    return _mapped(lambda tree: jax.tree.map(jnp.copy, tree))(tree)
+    return _copied(tree)
 
 
 class Layout:

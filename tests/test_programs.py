@@ -14,9 +14,12 @@ import pytest
 
 from benchmarks import accelerator
 from bigan_jax import detector as game
+from bigan_jax import record, training
 from bigan_jax.detector import Batch
 from bigan_jax.layers import BATCH_AXIS
 from bigan_jax.models import cae, improved_bigan, vqvae
+from configs import fcae
+from tests.test_run import configured
 from tests.test_seeds import BIGAN, DUE, SHAPE, devices, runner, states
 
 CAE = cae.create(shape=SHAPE, latent=4, widths=(8,))
@@ -197,3 +200,27 @@ def test_the_accelerator_s_benchmark_runs(tmp_path):
     assert step["flops_asked"] > found["step"]["without"]["flops_asked"] > 0
     assert 0 < step["share_of_peak"] < 1 and found["search"]["ratio"] > 0
     assert found["seeds"]["phase2"]["cost"] > 1 and 0 <= found["schedule"]["host_idle_share"] < 1
+
+
+def test_nothing_is_compiled_after_the_first_epoch_of_a_run(tmp_path, monkeypatch, compilations):
+    """What goes on around the steps included: each epoch would cost time, and memory for ever."""
+    seen = []
+
+    class Counted(record.Record):
+        def add(self, *arguments):
+            seen.append(compilations())
+            return super().add(*arguments)
+
+    monkeypatch.setattr(training, "Record", Counted)
+    monkeypatch.setattr(training, "evaluate_run", lambda *_: {})
+    fields = {
+        "data.image_size": 16,
+        "data.phantom_normal": 40,
+        "data.phantom_anomalous": 4,
+        "model.hidden": (8, 4),
+        "batch_size": 8,
+        "checkpoint.every": 1,
+        "phases.phase1.epochs": 4,
+    }
+    training.train(configured(fcae, "phantom", fields), tmp_path / "run")
+    assert seen[1:] == [seen[1]] * 3  # the first epoch is saved after it was counted
