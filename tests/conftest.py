@@ -25,3 +25,14 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="bigan_jax-test-data-")
 atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
+
+import jax  # noqa: E402  reads what is set above
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_go_with_their_module():
+    """A process that kept the programs of all tests would come to the most memory maps that Linux
+    gives one (65,530 by default), where LLVM crashes."""
+    yield
+    jax.clear_caches()

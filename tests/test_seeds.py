@@ -220,7 +220,7 @@ def test_stopped_side_by_side_ends_as_if_never_stopped(tmp_path, monkeypatch):
     def stop_in_the_second(self, *arguments):
         calls.append(arguments)
         if len(calls) == 2:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
         return epoch(self, *arguments)
 
     with runs(tmp_path / "broken") as tasks:
