@@ -3,6 +3,7 @@ weights, pictures and noise they give the same scores and losses."""
 
 import importlib
 import json
+import re
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the other side of the benchmarks is PyTorch's")
 
-from benchmarks import steps
+from benchmarks import check, steps
 from benchmarks.jax_side import JaxSide
 from benchmarks.sides import Task
 from benchmarks.torch_models.trainer import one_cycle
@@ -99,3 +100,36 @@ def test_sides_that_differ_are_not_compared():
     with pytest.raises(AssertionError, match="phase1: elbo"):
         steps.assert_agreement("phase1", {"elbo": 2.0}, {"elbo": 2.01}, 1e-3)
     steps.assert_agreement("phase1", {"elbo": 2.0}, {"elbo": 2.001}, 1e-3)
+
+
+ROW = {
+    "model": "cae",
+    "step": "phase1",
+    "batch": 32,
+    "size": 128,
+    "dtype": "float32",
+    "machine": "a machine",
+    "ratio": 0.9,
+}
+
+
+@pytest.mark.parametrize(
+    ("floor", "told"),
+    [(1.0, None), (1.1, r"cae phase1, batch 32.*0\.90 of PyTorch's speed, the floor 1\.1")],
+)
+def test_what_is_slower_than_its_floor_fails(tmp_path, monkeypatch, capsys, floor, told):
+    """By more than the margin, of 15 %."""
+    monkeypatch.setattr(steps, "measure", lambda task, how, say: [ROW])
+    floors = tmp_path / "floors.json"
+    command = ["--models=cae", f"--floors={floors}"]
+    assert check.main(command) == 1 and "no floor" in capsys.readouterr().out
+    floors.write_text(json.dumps({"ratios": {check.place(ROW): floor}}))
+    assert check.main(command) == int(told is not None)
+    assert re.search(told or "none of 1 is slower", capsys.readouterr().out)
+    assert check.main([*command, "--set"]) == check.main(command) == 0
+
+
+@pytest.mark.long
+def test_no_detector_is_slower_than_its_floor():
+    """Wants the machine for itself, and one like that of the floors."""
+    assert check.main([]) == 0
