@@ -54,7 +54,7 @@ def arguments(pictures, home, epochs):
 
 
 def preparing(home):
-    return any((home / "data").rglob("*.array_record*")) and not finished(home)
+    return any((home / "data").rglob("*")) and not finished(home)
 
 
 def finished(home):
@@ -80,7 +80,7 @@ def started(home, since):
     return lock.exists() and lock.stat().st_mtime_ns > since
 
 
-def evaluating(home, since):
+def reporting(home, since):
     """Whether a run that began then has written some of its results, and not the last of them."""
     mark, figures = home / "run" / "evaluation.json", home / "run" / "figures"
     done = mark.exists() and mark.stat().st_mtime_ns > since
@@ -91,13 +91,14 @@ def killed(process, stage, home, epochs, rng):
     """Kills the run at a moment of a stage; whether it was still running."""
     before, since = rows(home), time.time_ns()
     reached, most = {
-        "data": (lambda: preparing(home), 0.05),
-        "steps": (lambda: rows(home) > before, 0.3),
+        "data": (lambda: preparing(home), 0.1),
+        "steps": (lambda: rows(home) > before, 0.1),
         "save": (lambda: rows(home) > before and saving(home), 0.01),
-        "evaluation": (lambda: started(home, since) and trained(home, epochs), 4.0),
+        "evaluation": (lambda: started(home, since) and trained(home, epochs), 2.0),
+        "results": (lambda: reporting(home, since), 0.05),
     }[stage]
     while process.poll() is None and not reached():
-        time.sleep(0.0005 if stage == "save" else 0.002)
+        time.sleep(0.0005 if stage in ("save", "results") else 0.005)
     time.sleep(rng.uniform(0, most))
     process.send_signal(signal.SIGKILL)
     return process.wait() == -signal.SIGKILL
@@ -113,7 +114,7 @@ def no_torn_file(run: Path):
 
 def survive(stages, pictures, home, epochs, seed=0):
     """Kills a run once in each stage and lets it end; how many kills were in the midst of it."""
-    rng, met = random.Random(seed), dict.fromkeys(("data", "save", "evaluation"), 0)
+    rng, met = random.Random(seed), dict.fromkeys(("data", "save", "results"), 0)
     for stage in stages:
         assert stage not in ("steps", "save") or rows(home) < epochs
         while True:
@@ -132,7 +133,7 @@ def survive(stages, pictures, home, epochs, seed=0):
             assert process.returncode == 0  # it was faster: once more
         met["data"] += stage == "data" and preparing(home)
         met["save"] += stage == "save" and saving(home)
-        met["evaluation"] += stage == "evaluation" and evaluating(home, since)
+        met["results"] += stage == "results" and reporting(home, since)
         if (home / "run").exists():
             no_torn_file(home / "run")
     last = subprocess.run(
@@ -173,9 +174,9 @@ def alone(pictures, home, epochs):
 
 
 def test_five_kills(pictures, tmp_path):
-    epochs = 40
+    epochs = 100
     alone(pictures, tmp_path / "whole", epochs)
-    stages = ["data", "steps", "save", "save", "evaluation"]
+    stages = ["data", "steps", "save", "evaluation", "results"]
     survive(stages, pictures, tmp_path / "broken", epochs)
     ends_equal(tmp_path / "whole", tmp_path / "broken", epochs)
 
@@ -186,8 +187,8 @@ def test_fifty_kills(pictures, tmp_path):
     alone(pictures, tmp_path / "whole", epochs)
     between = ["steps"] * 16 + ["save"] * 16
     random.Random(1).shuffle(between)
-    stages = ["data"] * 8 + between + ["evaluation"] * 10
+    stages = ["data"] * 8 + between + ["evaluation"] * 5 + ["results"] * 5
     met = survive(stages, pictures, tmp_path / "broken", epochs)
     print(f"{len(stages)} kills; in the midst of it: {met}")
-    assert met["data"] >= 2 and met["save"] >= 4 and met["evaluation"] >= 1
+    assert met["data"] >= 2 and met["save"] >= 4 and met["results"] >= 1
     ends_equal(tmp_path / "whole", tmp_path / "broken", epochs)
