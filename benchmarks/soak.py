@@ -1,7 +1,7 @@
 """python -m benchmarks.soak [--epochs=2000]
 
 A long run in short: does an epoch cost the same after 2,000 of them, in time, memory and open
-files? A very small model goes through the whole of a training, so that what is measured is what
+files? A small model goes through the whole of a training, so that what is measured is what
 goes on around the steps: checkpoints, history, events, the progress bar. Exit status 1 where the
 last tenth takes over 5 % more processor time or memory than the first, or holds more files open.
 """
@@ -49,10 +49,10 @@ def soak(epochs: int, workdir: Path) -> list[Sample]:
     override(
         config,
         {
-            "data.image_size": 16,
-            "data.phantom_normal": 100,
+            "data.image_size": 32,
+            "data.phantom_normal": 400,
             "data.phantom_anomalous": 4,
-            "model.hidden": (16, 8),
+            "model.hidden": (128, 32),
             "batch_size": 16,
             "phases.phase1.epochs": epochs,
             "checkpoint.every": EVERY,
