@@ -4,7 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,7 +38,8 @@ def alone(workdir: Path) -> Iterator[None]:
         finally:
             if new and [*workdir.iterdir()] == [path]:
                 path.unlink()
-                workdir.rmdir()
+                with suppress(OSError):  # another run has come in meanwhile
+                    workdir.rmdir()
 
 
 def _locked(path: Path, workdir: Path) -> BinaryIO:
