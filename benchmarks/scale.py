@@ -36,6 +36,7 @@ from PIL import Image
 
 from benchmarks import scale_pod
 from benchmarks.scale_plots import draw
+from benchmarks.sides import cores, processor
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 300  # seconds that one point may take
@@ -140,11 +141,9 @@ PARTS = {part.__name__: part for part in _PARTS}
 
 
 def machine():
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     versions = {"python": platform.python_version(), "jax": jax.__version__}
     versions |= {"jaxlib": jaxlib.__version__, "numpy": np.__version__}
-    return {"cpu": (names or [""])[0], "cores": len(os.sched_getaffinity(0)), **versions}
+    return {"cpu": processor(), "cores": cores(), **versions}
 
 
 def main(arguments=None):

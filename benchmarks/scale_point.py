@@ -9,6 +9,9 @@ import statistics
 import time
 from pathlib import Path
 
+from benchmarks.sides import forget_peak, peak_resident
+from configs.common import override
+
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
@@ -60,12 +63,12 @@ def train(args):
     for epoch in range(1 + args.epochs):
         order = epoch_order(0, epoch, args.pictures, steps, batch)
         if epoch == 1:
-            forget_peak()
+            forget_peak()  # what the compiler took
         began = time.perf_counter()
         state, _ = runner.epoch(state, due, order if epoch else order[:4])
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - began)
-    peak = peak_bytes()
+    peak = peak_resident()
     return {
         "steps": steps,
         "parameter_bytes": parameters,
@@ -77,17 +80,6 @@ def train(args):
     }
 
 
-def forget_peak():
-    """The peak begins anew, without what the compiler took."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (peak,) = [line.split()[1] for line in lines if line.startswith("VmHWM")]
-    return 1024 * int(peak)
-
-
 def small(args):
     """The model's config, made small where it is convolutional."""
     import importlib
@@ -96,8 +88,7 @@ def small(args):
     fields = {"data.image_size": args.size, "batch_size": args.batch}
     if args.model == "cae":
         fields |= {"model.latent": 32, "model.widths": (8, 16)}
-    with config.unlocked(), config.ignore_type():
-        config.update_from_flattened_dict(fields)
+    override(config, fields)
     return config
 
 

@@ -8,6 +8,7 @@ import ctypes
 import importlib
 import multiprocessing
 import os
+import platform
 import sys
 import tempfile
 import time
@@ -106,6 +107,15 @@ def _answer(pipe, module, name, task):
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def processor() -> str:
+    """The processor's name."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
+    return name
 
 
 # --- who else is busy ---

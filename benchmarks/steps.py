@@ -23,7 +23,6 @@ of other measurements.
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 from contextlib import ExitStack
@@ -31,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.sides import SCORE, Bystanders, Remote, Task, cores
+from benchmarks.sides import SCORE, Bystanders, Remote, Task, cores, processor
 
 MODELS = (
     "fcae",
@@ -222,11 +221,7 @@ def keep(path: Path, rows: list[dict]) -> None:
 
 def machine(device):
     """The processor, how much of it, and what JAX computes on."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
-    return f"{name}, {cores()} cores, {device}"
+    return f"{processor()}, {cores()} cores, {device}"
 
 
 def parser():

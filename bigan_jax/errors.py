@@ -23,6 +23,12 @@ def shown(error: BaseException) -> str:
     return "\n".join(map(printable, str(error).split("\n")))
 
 
+def reason(error: BaseException, most: int) -> str:
+    """What an error says, in a printable line of at most so many of its characters; its type where
+    it says nothing."""
+    return printable(" ".join(str(error).split())[:most]) or type(error).__name__
+
+
 def printable(text: str) -> str:
     """The text with an escape (such as \\x1b) for each control, formatting or undecodable
     character: a file name cannot move the cursor or turn the direction of what follows it."""

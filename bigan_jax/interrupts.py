@@ -12,12 +12,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bigan_jax.errors import AGAIN
+
 # The status that a command ends with: as shells have it, and EX_TEMPFAIL of sysexits.h for what
 # a queue should start again.
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 REASON = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 if hasattr(signal, "SIGALRM"):
-    STATUS[signal.SIGALRM] = 75
+    STATUS[signal.SIGALRM] = AGAIN
     REASON[signal.SIGALRM] = "out of time"
 
 

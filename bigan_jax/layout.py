@@ -63,6 +63,7 @@ class Layout:
         self.whole_seeds = bool(seeds) and shared_out
         axis = "seeds" if self.whole_seeds else BATCH_AXIS
         self._mapped = partial(jax.pmap, axis_name=axis)
+        self._placed = self._mapped(lambda x: x)
 
     def over_seeds(self, step: Callable, *axes: int | None) -> Callable:
         """A device's step for one seed as one for all that it has.
@@ -83,7 +84,7 @@ class Layout:
             return replicate(state)
         devices = jax.local_device_count()
         shares = jax.tree.map(lambda x: np.reshape(x, (devices, -1, *x.shape[1:])), state)
-        return self._mapped(lambda x: x)(shares)
+        return self._placed(shares)
 
     def take(self, tree: PyTree) -> PyTree:
         """What `place` put on the devices, or what was made of it there, as it was before."""

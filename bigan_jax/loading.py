@@ -12,7 +12,7 @@ from bigan_jax import scoring
 from bigan_jax.build import build, picture_shape
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.detector import Detector, State
-from bigan_jax.errors import UserError
+from bigan_jax.errors import UserError, reason
 from bigan_jax.results import read_judgement
 from bigan_jax.scorer import Scorer
 from bigan_jax.scoring import Formula
@@ -58,10 +58,8 @@ def _told_of(workdir: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        words = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"nothing can be made of {workdir}/config.json: {type(error).__name__}: {words}"
-        ) from error
+        kind, words = type(error).__name__, reason(error, 300)
+        raise UserError(f"nothing can be made of {workdir}/config.json: {kind}: {words}") from error
 
 
 def formula_of(score: ConfigDict) -> Formula:

@@ -9,7 +9,6 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,7 +17,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bigan_jax import cluster, divergence, evaluation, schedule, tables, training
-from bigan_jax.checkpoint import Checkpoints, Progress
 from bigan_jax.comparison import compare
 from bigan_jax.errors import UserError
 from bigan_jax.interrupts import Stopped, deferred
@@ -123,11 +121,8 @@ class _Run:
     """One of several: how far it has come, and its checkpoints."""
 
     def __init__(self, task: Task):
-        self.task, keep = task, task.config.checkpoint
-        self.checkpoints = Checkpoints(task.workdir, keep.keep, keep.keep_every)
-        begin = partial(task.begin, task.config.seed)
-        found = self.checkpoints.restore(jax.eval_shape(begin))
-        self.progress, self.state = found or (Progress(0), begin())
+        self.task, self.checkpoints = task, task.checkpoints()
+        self.progress, self.state = task.newest(self.checkpoints)
 
     def close(self) -> None:
         self.checkpoints.close()

@@ -62,6 +62,19 @@ class Task(NamedTuple):
     def epochs(self) -> int:
         return schedule.total_epochs(self.built.phases)
 
+    def checkpoints(self) -> Checkpoints:
+        """Those of the run; whoever asks for them closes them."""
+        kept = self.config.checkpoint
+        return Checkpoints(self.workdir, kept.keep, kept.keep_every)
+
+    def newest(self, checkpoints: Checkpoints) -> tuple[Progress, State]:
+        """Where the newest sound checkpoint was, or the beginning; of several processes, as process
+        0 has it."""
+        begin = partial(self.begin, self.config.seed)
+        progress, state = checkpoints.restore(jax.eval_shape(begin)) or (Progress(0), begin())
+        progress = Progress(**cluster.told_by_primary(progress._asdict()))
+        return progress, cluster.from_primary(state)
+
 
 @contextmanager
 def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
@@ -137,16 +150,8 @@ def fit(task: Task) -> State:
     Goes on from the newest checkpoint that is sound; where training diverges, `on_nan` says whether
     it goes back to it and on from there more slowly. Raises as `train` does.
     """
-    config, begin = task.config, partial(task.begin, task.config.seed)
-    like = jax.eval_shape(begin)
-    checkpoints = Checkpoints(task.workdir, config.checkpoint.keep, config.checkpoint.keep_every)
-
-    def newest():
-        progress, state = checkpoints.restore(like) or (Progress(0), begin())
-        progress = Progress(**cluster.told_by_primary(progress._asdict()))
-        return progress, cluster.from_primary(state)
-
-    progress, state = newest()
+    checkpoints = task.checkpoints()
+    progress, state = task.newest(checkpoints)
     if progress.epochs or progress.step:
         print(f"{task.workdir}: going on after {progress.place()} of {task.epochs} epochs")
     for note in task.built.detector.notes:
@@ -157,9 +162,9 @@ def fit(task: Task) -> State:
                 progress, state = _train(task, checkpoints, progress, state, asked)
             except Diverged as diverged:
                 write_json(task.workdir / "nan.json", diverged.finding.as_dict())
-                before = progress.rollbacks
-                progress, state = newest()
-                progress = divergence.go_back(diverged.finding, before, config.on_nan, progress)
+                before, policy = progress.rollbacks, task.config.on_nan
+                progress, state = task.newest(checkpoints)
+                progress = divergence.go_back(diverged.finding, before, policy, progress)
         checkpoints.close()
         asked.heeded = asked.heeded or cluster.highest(asked.signum or 0)
     if asked.heeded:

@@ -28,16 +28,8 @@ FIELDS = SMALL | {"checkpoint.every": 1000, "batch_size": 8}  # 5 steps an epoch
 def start(workdir, *more, **fields):
     """The command, once it has trained some epochs."""
     wanted = flags(FIELDS | {"phases.phase1.epochs": EPOCHS} | fields)
-    process = subprocess.Popen(
-        command([f"--config={CAE}", f"--workdir={workdir}", *wanted, *more]),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # What a shell starts in the background ignores Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    words = command([f"--config={CAE}", f"--workdir={workdir}", *wanted, *more])
+    process = started(words, subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while not (workdir / "train.jsonl").exists() or len(read_history(workdir)) < 3:
         assert process.poll() is None, process.stderr.read()
@@ -54,13 +46,19 @@ def patched(watch, workdir, *more):
         "runpy.run_path('launch.py', run_name='__main__')"
     )
     wanted = flags(FIELDS | {"phases.phase1.epochs": EPOCHS})
+    words = [f"--config={CAE}", f"--workdir={workdir}", *wanted, *more]
+    return started([sys.executable, "-c", program, *words], subprocess.PIPE)
+
+
+def started(words, stdout):
     return subprocess.Popen(
-        [sys.executable, "-c", program, f"--config={CAE}", f"--workdir={workdir}", *wanted, *more],
+        words,
         cwd=ROOT,
         env=environment(),
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
+        # What a shell starts in the background ignores Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from PIL import UnidentifiedImageError
 
-from bigan_jax.errors import UserError, printable
+from bigan_jax.errors import UserError, printable, reason
 
 MAX_LISTED = 20  # files told with their reasons; of the others, the names
 MAX_NAMED = 1000
@@ -28,8 +28,7 @@ def attempt(path: str, work: Callable[[], Result]) -> Result | Broken:
     try:
         return work()
     except Exception as error:
-        words = _REASONS.get(type(error)) or " ".join(str(error).split())
-        return Broken(path, printable(words[:MAX_REASON]) or type(error).__name__)
+        return Broken(path, _REASONS.get(type(error)) or reason(error, MAX_REASON))
 
 
 _REASONS = {
