@@ -18,10 +18,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
-from bigan_jax import cluster
+from bigan_jax import bytes_item, cluster
+from bigan_jax.abandoned import unheard
 from bigan_jax.detector import State
-from bigan_jax.errors import UserError, printable
-from bigan_jax.workdir import are_rollbacks, cannot_write, history_until, refuse_links
+from bigan_jax.errors import UserError, reason
+from bigan_jax.workdir import (
+    MOST_HISTORY,
+    are_rollbacks,
+    cannot_write,
+    history_until,
+    refuse_links,
+)
 
 _NAME = re.compile(r"(\d+)(?:-(\d+))?")  # epochs done, steps done of the next
 # What is read over what lies on disk: two thirds of a fresh state are Adam's zeros.
@@ -110,9 +117,13 @@ class Checkpoints:
         if name in self.names() or not cluster.is_primary():
             return
         tree = jax.device_get(state._asdict())
-        content = {**progress._asdict(), "version": _version(), "leaves": _leaves(tree)}
+        content = progress._asdict()
+        history = content.pop("history").encode()
+        content["history_sha256"] = _digest(history)
+        content |= {"version": _version(), "leaves": _leaves(tree)}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(tree),
+            history=bytes_item.Save(history),
             progress=ocp.args.JsonSave({"content": content, "sha256": _digest_json(content)}),
         )
         self.wait()
@@ -152,6 +163,7 @@ class Checkpoints:
             except (UserError, MemoryError):
                 raise
             except Exception as error:  # of damaged files nearly anything comes
+                unheard()
                 self._set_aside(name, error)
         if names:
             raise UserError(
@@ -194,6 +206,12 @@ class Checkpoints:
         if _digest_json(content) != found["sha256"]:
             raise ValueError("the checksum of its progress is another")
         leaves, version = content.pop("leaves"), content.pop("version")
+        if "history" not in content:  # which older versions had there
+            args = ocp.args.Composite(history=bytes_item.Restore(MOST_HISTORY))
+            history = self._orbax.restore(path, args=args)["history"]
+            if _digest(history) != content.pop("history_sha256"):
+                raise ValueError("the checksum of its history is another")
+            content["history"] = history.decode()
         progress = Progress(**content)
         _check_kinds(progress)
         if (progress.epochs, progress.step) != name:
@@ -211,8 +229,7 @@ class Checkpoints:
         return progress, State(**tree)
 
     def _set_aside(self, name, error):
-        path, reason = self._path(name), printable(" ".join(str(error).split())[:200])
-        reason = reason or type(error).__name__
+        path, why = self._path(name), reason(error, 200)
         where = ""
         if not self._read_only:
             aside = self.workdir / "damaged"
@@ -221,7 +238,7 @@ class Checkpoints:
                 shutil.rmtree(aside / path.name, ignore_errors=True)
                 path.rename(aside / path.name)
             where = f", and is kept in {aside / path.name}"
-        told = f"Warning: {path} is damaged ({reason}){where}: the checkpoint before it is used"
+        told = f"Warning: {path} is damaged ({why}){where}: the checkpoint before it is used"
         print(told, file=sys.stderr)
 
     def _delete(self, name):
@@ -264,19 +281,23 @@ def _leaves(tree) -> dict[str, list]:
     """[dtype, shape, SHA-256] of each array by its path."""
     paths, arrays = zip(*_paths(tree), strict=True)
     with ThreadPoolExecutor() as threads:  # hashing lets other threads run
-        digests = list(threads.map(_digest, arrays))
+        digests = list(threads.map(_digest_array, arrays))
     return {
         path: [str(array.dtype), list(array.shape), digest]
         for path, array, digest in zip(paths, arrays, digests, strict=True)
     }
 
 
-def _digest(array):
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+def _digest_array(array):
+    return _digest(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def _digest_json(content):
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return _digest(json.dumps(content, sort_keys=True).encode())
+
+
+def _digest(content):
+    return hashlib.sha256(content).hexdigest()
 
 
 def _version():

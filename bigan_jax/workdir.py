@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from bigan_jax.errors import UserError
 
-FORMAT = 1  # of a workdir; a change that an older version would misread adds one
+FORMAT = 2  # of a workdir; a change that an older version would misread adds one
 
 # What may change between two starts of one run: none of it has a part in training.
 _FREE = (
@@ -51,7 +51,7 @@ _TYPES = {
 }
 
 _MOST_CONFIG = 4 * 2**20  # bytes
-_MOST_HISTORY = 2**28
+MOST_HISTORY = 2**28
 
 # What reading a stranger's JSON, and making sense of it, may raise.
 _UNREADABLE = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
@@ -234,7 +234,7 @@ def read_history(workdir: Path) -> list[dict]:
     """The rows of train.jsonl; none where there is no such file, and none after a torn line or one
     that no run writes."""
     path, rows = workdir / "train.jsonl", []
-    text = read_bounded(path, _MOST_HISTORY).decode(errors="replace") if path.exists() else ""
+    text = read_bounded(path, MOST_HISTORY).decode(errors="replace") if path.exists() else ""
     for line in text.splitlines():
         try:
             row = json.loads(line)

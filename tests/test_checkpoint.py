@@ -1,8 +1,12 @@
 """Checkpoints: whole, true to the last bit or not used, the right ones kept, small, and movable."""
 
+import gc
+import hashlib
 import json
+import os
 import re
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from bigan_jax import detector as game
+from bigan_jax.abandoned import unheard
 from bigan_jax.build import build, picture_shape
 from bigan_jax.checkpoint import Checkpoints, Progress
 from bigan_jax.errors import UserError
@@ -95,9 +100,30 @@ def test_no_damage_to_any_file_is_trusted(states, tmp_path, capsys):
             noticed[part] += progress.epochs == 1
             tried[part] += 1
             shutil.rmtree(run)
-    assert noticed["progress"] >= 9  # all there is to it; the others also have what nobody reads
+    assert noticed["progress"] >= 9  # all there is to it; the state also has what nobody reads
+    assert noticed["history"] == 9
     assert noticed["state"] > 20 and tried.total() > 80
     assert equal(jax.device_get(Checkpoints(whole).restore(states[0])[1]), states[1])
+
+
+def test_damage_is_told_in_one_line_and_no_more(states, tmp_path, capsys, caplog, monkeypatch):
+    """Python and asyncio would make a page of each read that Orbax gave up, now or later."""
+    left = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: left.append(repr(found.exc_value)))
+    unheard.cache_clear()
+    whole = tmp_path / "whole"
+    saved(whole, states[:2])
+    told = 0
+    for path in files(whole / "checkpoints" / "2" / "state"):
+        for content in damages(path):
+            run = shutil.copytree(whole, tmp_path / "run")
+            (run / path.relative_to(whole)).write_bytes(content)
+            damaged = Checkpoints(run).restore(states[0])[0].epochs == 1
+            gc.collect()
+            assert capsys.readouterr().err.count("\n") == damaged
+            told += damaged
+            shutil.rmtree(run)
+    assert told > 20 and not left and not caplog.records
 
 
 def test_each_array_and_the_progress_are_summed(states, tmp_path):
@@ -166,6 +192,28 @@ def test_checkpoints_without_checksums_are_read(states, tmp_path):
     progress, state = Checkpoints(tmp_path).restore(states[0])
     assert progress == Progress(2, history='{"epoch": 1}\n{"epoch": 2}\n')
     assert equal(jax.device_get(state), states[1])
+
+
+def test_checkpoints_with_the_history_in_their_progress_are_read(states, tmp_path):
+    """Those of format 1."""
+    folder = saved(tmp_path, states[:2]).folder / "2"
+    shutil.rmtree(folder / "history")
+    content = json.loads((folder / "progress" / "metadata").read_text())["content"]
+    del content["history_sha256"]
+    content["history"] = HISTORY * 2
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    written = json.dumps({"content": content, "sha256": digest})
+    (folder / "progress" / "metadata").write_text(written)
+    progress, state = Checkpoints(tmp_path).restore(states[0])
+    assert progress == Progress(2, history=HISTORY * 2, rollbacks=[])
+    assert equal(jax.device_get(state), states[1])
+
+
+def test_a_history_without_end_is_not_read(states, tmp_path, capsys):
+    folder = saved(tmp_path, states[:2]).folder
+    os.truncate(folder / "2" / "history" / "bytes", 2**40)  # it takes no room on the disk
+    assert Checkpoints(tmp_path).restore(states[0])[0].epochs == 1
+    assert "history is larger than 256 MiB" in capsys.readouterr().err
 
 
 def test_frozen_weights_are_not_stored(tmp_path):

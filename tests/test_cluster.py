@@ -34,6 +34,8 @@ SMALL = {
     "batch_size": 16,
     "checkpoint.every": 1,
     "phases.phase1.epochs": EPOCHS,
+    # Adam makes steps of this size also from gradients that are little but rounding.
+    "optimizers.reconstruction.learning_rate": 3e-4,
 }
 
 

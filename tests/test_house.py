@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "bigan_jax"
 FLOORS = [
     ("errors",),
     (
+        "abandoned",
         "augment",
+        "bytes_item",
         "cluster",
         "caches",
         "memory",

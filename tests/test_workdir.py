@@ -185,7 +185,9 @@ def test_nothing_in_a_workdir_is_written_in_place():
         name = str(path.relative_to(ROOT / "bigan_jax"))
         if not name.startswith(("data/", "vgg16", "prediction", "processes", "locking", "caches")):
             for word in ('.open("w', "write_text(", "write_bytes(", "json.dump("):
-                assert word not in path.read_text() or name == "workdir.py", (name, word)
+                # Orbax makes a whole of what bytes_item writes.
+                mine = ("workdir.py", "bytes_item.py")
+                assert word not in path.read_text() or name in mine, (name, word)
 
 
 # --- other versions, other clocks -----------------------------------------------------------------

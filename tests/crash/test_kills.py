@@ -76,15 +76,20 @@ def trained(home, epochs):
 
 def started(home, since):
     """Whether a run has its folder; before, it only loads programs."""
-    lock = home / "run" / "lock"
-    return lock.exists() and lock.stat().st_mtime_ns > since
+    return written(home / "run" / "lock", since)
 
 
 def reporting(home, since):
     """Whether a run that began then has written some of its results, and not the last of them."""
-    mark, figures = home / "run" / "evaluation.json", home / "run" / "figures"
-    done = mark.exists() and mark.stat().st_mtime_ns > since
-    return not done and any(path.stat().st_mtime_ns > since for path in figures.glob("*"))
+    done = written(home / "run" / "evaluation.json", since)
+    return not done and any(written(p, since) for p in (home / "run" / "figures").glob("*"))
+
+
+def written(path, since):
+    try:
+        return path.stat().st_mtime_ns > since
+    except FileNotFoundError:  # also where it was put in another's place just now
+        return False
 
 
 def killed(process, stage, home, epochs, rng):
