@@ -1,4 +1,4 @@
-"""python benchmarks/data.py [--folder=DIR] [--output=data.json]
+"""python -m benchmarks.data [--folder=DIR] [--output=data.json]
 
 Pictures a second from files to arrays: preparing a folder for the first time, loading what is
 prepared, and streaming random batches of it; against Pillow in one thread and, where PyTorch is

@@ -1,4 +1,4 @@
-"""python benchmarks/evaluation.py [--config=improved_bigan] [--pictures=1000] [--size=128]
+"""python -m benchmarks.evaluation [--config=improved_bigan] [--pictures=1000] [--size=128]
 
 What an evaluation costs beside its networks, with weights that were never trained and phantom
 pictures, half of them normal. Seconds are the processor's, all threads together: a busy machine

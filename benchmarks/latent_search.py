@@ -1,4 +1,4 @@
-"""python benchmarks/latent_search.py
+"""python -m benchmarks.latent_search
 
 AnoGAN's latent search over many pictures at once against one picture at a time: pictures a second
 of each and their ratio, after asserting that both find the same. The aim is a ratio of 20 or more,
