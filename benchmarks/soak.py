@@ -42,7 +42,7 @@ def train(epochs: int, workdir: Path, turn: Callable[[Sample], None]) -> None:
     """Trains so many epochs. turn: called with a sample of each block, halfway between two saves,
     so that none goes on in the background."""
     from bigan_jax import record, training
-    from bigan_jax.workdir import History
+    from bigan_jax.history import History
     from configs import fcae
     from configs.common import override
 

@@ -7,11 +7,10 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,13 +21,9 @@ from bigan_jax import bytes_item, cluster
 from bigan_jax.abandoned import unheard
 from bigan_jax.detector import State
 from bigan_jax.errors import UserError, reason
-from bigan_jax.workdir import (
-    MOST_HISTORY,
-    are_rollbacks,
-    cannot_write,
-    history_until,
-    refuse_links,
-)
+from bigan_jax.history import MOST_BYTES, history_until
+from bigan_jax.progress import Progress, check_kinds
+from bigan_jax.workdir import cannot_write, refuse_links
 
 _NAME = re.compile(r"(\d+)(?:-(\d+))?")  # epochs done, steps done of the next
 # What is read over what lies on disk: two thirds of a fresh state are Adam's zeros.
@@ -36,33 +31,6 @@ _MOST_RATIO = 100
 _FREE = 2**30  # bytes not held against the ratio
 _FOR_EVER = 10**9  # seconds
 _UNFINISHED = (".orbax-checkpoint-tmp", ".deleting")
-
-
-class Progress(NamedTuple):
-    """How far a run has come: what a checkpoint holds beside the state."""
-
-    epochs: int  # done
-    step: int = 0  # so many of the next epoch's
-    steps: int = 0  # are done as well
-    logs: Mapping[str, list[float]] = {}  # their logs, step by step
-    seconds: float = 0.0  # that they took
-    history: str = ""  # train.jsonl as it was
-    rollbacks: Sequence[dict] = ()  # when training diverged, and what epoch it went back to
-
-    def at_step(self, step: int, steps: int) -> "Progress":
-        """The same epoch, at its beginning or end, with nothing known of its steps."""
-        return self._replace(step=step, steps=steps, logs={}, seconds=0.0)
-
-    def after(self, step: int, logs: Mapping[str, np.ndarray], seconds: float) -> "Progress":
-        """The same epoch, up to a later step. logs: of the steps in between."""
-        joined = {name: [*self.logs.get(name, []), *new.tolist()] for name, new in logs.items()}
-        return self._replace(
-            step=step, logs={**self.logs, **joined}, seconds=self.seconds + seconds
-        )
-
-    def place(self) -> str:
-        """For people."""
-        return f"{self.epochs} epochs" + f" and {self.step} of {self.steps} steps" * bool(self.step)
 
 
 class Checkpoints:
@@ -207,13 +175,13 @@ class Checkpoints:
             raise ValueError("the checksum of its progress is another")
         leaves, version = content.pop("leaves"), content.pop("version")
         if "history" not in content:  # which older versions had there
-            args = ocp.args.Composite(history=bytes_item.Restore(MOST_HISTORY))
+            args = ocp.args.Composite(history=bytes_item.Restore(MOST_BYTES))
             history = self._orbax.restore(path, args=args)["history"]
             if _digest(history) != content.pop("history_sha256"):
                 raise ValueError("the checksum of its history is another")
             content["history"] = history.decode()
         progress = Progress(**content)
-        _check_kinds(progress)
+        check_kinds(progress)
         if (progress.epochs, progress.step) != name:
             raise ValueError("it is another one, renamed")
         saved = {path: shape for path, (*shape, _) in leaves.items()}
@@ -253,16 +221,6 @@ class Checkpoints:
             yield
         except Exception as error:  # TensorStore's are no OSErrors
             raise cannot_write(self.folder, error) from error
-
-
-def _check_kinds(progress):
-    """A stranger's checksum may be right."""
-    fits = all(type(count) is int and count >= 0 for count in progress[:3])
-    fits = fits and isinstance(progress.seconds, int | float) and isinstance(progress.history, str)
-    logs = progress.logs
-    fits = fits and isinstance(logs, dict) and all(isinstance(v, list) for v in logs.values())
-    if not fits or not are_rollbacks(progress.rollbacks):
-        raise ValueError("its progress is not what a run writes")
 
 
 def _abstract(state):

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bigan_jax import parallel
-from bigan_jax.checkpoint import Progress
 from bigan_jax.detector import State
 from bigan_jax.errors import UserError, printable, unknown
 from bigan_jax.parallel import Runner
+from bigan_jax.progress import Progress
 
 POLICIES = ("stop", "rollback")
 MOST_ROLLBACKS = 3

@@ -9,9 +9,10 @@ from bigan_jax import figures, metrics, report
 from bigan_jax.audit import Audit
 from bigan_jax.data import Pictures
 from bigan_jax.errors import printable
+from bigan_jax.history import read_history, rollbacks
 from bigan_jax.scorer import Scores
 from bigan_jax.verdicts import verdict
-from bigan_jax.workdir import read_history, rollbacks, write_json, write_table, write_whole
+from bigan_jax.workdir import write_json, write_table, write_whole
 
 
 class Assessment(NamedTuple):

@@ -7,11 +7,11 @@ import numpy as np
 from tqdm import tqdm
 
 from bigan_jax import cluster, divergence, health
-from bigan_jax.checkpoint import Progress
 from bigan_jax.events import Events
+from bigan_jax.history import History
 from bigan_jax.interrupts import Asked
+from bigan_jax.progress import Progress
 from bigan_jax.schedule import Moment
-from bigan_jax.workdir import History
 
 _LOOK = 10  # steps between two looks at the losses: a look waits for the device
 

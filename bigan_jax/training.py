@@ -16,7 +16,7 @@ from bigan_jax import cluster, divergence, parallel, schedule
 from bigan_jax import detector as game
 from bigan_jax.audit import Audit
 from bigan_jax.build import Build, build, optimizers, picture_shape
-from bigan_jax.checkpoint import Checkpoints, Progress
+from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.data import Dataset
 from bigan_jax.detector import State, TrainingSet
 from bigan_jax.divergence import Diverged
@@ -24,6 +24,7 @@ from bigan_jax.evaluation import check_fields, evaluate_run, load_audited
 from bigan_jax.interrupts import Asked, Stopped, deferred
 from bigan_jax.locking import alone
 from bigan_jax.parallel import Runner
+from bigan_jax.progress import Progress
 from bigan_jax.record import Record, Watch, progress_bar
 from bigan_jax.workdir import check, claim, default_name, write_json
 

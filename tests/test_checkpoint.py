@@ -19,9 +19,10 @@ import pytest
 from bigan_jax import detector as game
 from bigan_jax.abandoned import unheard
 from bigan_jax.build import build, picture_shape
-from bigan_jax.checkpoint import Checkpoints, Progress
+from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.errors import UserError
 from bigan_jax.models import cae
+from bigan_jax.progress import Progress
 from configs import improved_bigan
 from tests.test_run import configured
 

@@ -13,8 +13,9 @@ import pytest
 from bigan_jax import detector as game
 from bigan_jax import parallel
 from bigan_jax.build import build
-from bigan_jax.checkpoint import Checkpoints, Progress
+from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.detector import Batch, TrainingSet
+from bigan_jax.progress import Progress
 from bigan_jax.scorer import Scorer
 from bigan_jax.scoring import Formula
 

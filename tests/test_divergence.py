@@ -13,7 +13,7 @@ from bigan_jax import divergence, parallel, record, schedule, training
 from bigan_jax.build import build
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.errors import UserError
-from bigan_jax.workdir import read_history
+from bigan_jax.history import read_history
 from configs import cae, improved_bigan
 from tests.test_run import SMALL, SMALL_BIGAN, configured
 

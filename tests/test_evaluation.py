@@ -13,9 +13,10 @@ import bigan_jax
 from bigan_jax import data, losses, vgg16
 from bigan_jax import detector as game
 from bigan_jax.build import build, picture_shape
-from bigan_jax.checkpoint import Checkpoints, Progress
+from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import assess, check_fields, data_fields
+from bigan_jax.progress import Progress
 from bigan_jax.scorer import Scorer
 from bigan_jax.scoring import Formula
 from bigan_jax.workdir import write_json

@@ -12,13 +12,15 @@ import pytest
 from fabricated import write_run
 
 from bigan_jax import locking, outcome, prediction, results
-from bigan_jax.checkpoint import Checkpoints, Progress
+from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.data import broken
 from bigan_jax.detector import State
 from bigan_jax.errors import UserError, shown
+from bigan_jax.history import read_history
 from bigan_jax.loading import load
+from bigan_jax.progress import Progress
 from bigan_jax.results import epochs_done, read_judgement, read_run, read_scores
-from bigan_jax.workdir import read_config, read_history
+from bigan_jax.workdir import read_config
 from configs import cae, fcae
 from tests.test_hostile import little_memory
 from tests.test_run import ROOT

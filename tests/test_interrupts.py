@@ -16,7 +16,7 @@ import pytest
 import bigan_jax
 from bigan_jax import interrupts, parallel, record, training
 from bigan_jax.checkpoint import Checkpoints
-from bigan_jax.workdir import read_history
+from bigan_jax.history import read_history
 from configs import cae, improved_bigan
 from tests.test_run import ROOT, SMALL, SMALL_BIGAN, command, configured, environment, flags
 

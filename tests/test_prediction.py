@@ -19,12 +19,13 @@ import bigan_jax
 from bigan_jax import detector as game
 from bigan_jax import prediction
 from bigan_jax.build import build, picture_shape
-from bigan_jax.checkpoint import Checkpoints, Progress
+from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.data import phantom
 from bigan_jax.drawings import output_name
 from bigan_jax.errors import UserError, printable
 from bigan_jax.plots import error_map_rgb
 from bigan_jax.prediction import predict
+from bigan_jax.progress import Progress
 from bigan_jax.scorer import Scorer
 from bigan_jax.workdir import claim, write_json
 from configs import cvae, fcae

@@ -15,10 +15,11 @@ from bigan_jax import detector as game
 from bigan_jax import interrupts, parallel, seeds, sweep_plan, training
 from bigan_jax.detector import TrainingSet
 from bigan_jax.errors import UserError
+from bigan_jax.history import read_history
 from bigan_jax.loading import restore
 from bigan_jax.models import fcae, improved_bigan
 from bigan_jax.training import epoch_order
-from bigan_jax.workdir import default_name, read_config, read_history
+from bigan_jax.workdir import default_name, read_config
 from configs import cae
 from tests.test_run import configured
 

@@ -19,9 +19,10 @@ import bigan_jax
 from bigan_jax import training
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.errors import UserError
+from bigan_jax.history import read_history
 from bigan_jax.locking import alone
 from bigan_jax.results import read_run
-from bigan_jax.workdir import FORMAT, claim, read_config, read_history, write_table, write_whole
+from bigan_jax.workdir import FORMAT, claim, read_config, write_table, write_whole
 from configs import fcae
 from tests.fabricated import write_run
 from tests.test_run import ROOT, configured

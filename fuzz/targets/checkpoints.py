@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from bigan_jax import detector as game
 from bigan_jax.build import build, picture_shape
-from bigan_jax.checkpoint import Checkpoints, Progress
+from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.errors import UserError
+from bigan_jax.history import read_history
 from bigan_jax.loading import load
+from bigan_jax.progress import Progress
 from bigan_jax.results import read_judgement
-from bigan_jax.workdir import read_history, write_json
+from bigan_jax.workdir import write_json
 from configs import fcae
 from fuzz.mutations import changes, replacements, retold, spoilt
 

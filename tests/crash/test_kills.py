@@ -21,8 +21,9 @@ import pytest
 from PIL import Image
 
 from bigan_jax.checkpoint import Checkpoints
+from bigan_jax.history import read_history
 from bigan_jax.loading import restore
-from bigan_jax.workdir import read_config, read_history
+from bigan_jax.workdir import read_config
 from tests.test_run import ROOT, command, environment, flags
 
 FIELDS = {
