@@ -1,8 +1,10 @@
-"""4x4 convolutions of stride 2 and their adjoints, in the forms in which XLA:CPU is fast.
+"""4x4 convolutions of stride 2 and their adjoints, and 3x3 ones, in the forms in which XLA:CPU is
+fast.
 
-Each is the other's input gradient. Left to automatic differentiation XLA:CPU takes the weight
-gradient of a transposed convolution with a reversed window, for which it has no fast kernel: 30 to
-50 times slower than the same numbers taken as the adjoint's weight gradient, as here.
+The first two are each other's input gradient. Left to automatic differentiation XLA:CPU takes the
+weight gradient of a transposed convolution with a reversed window, for which it has no fast kernel:
+30 to 50 times slower than the same numbers taken as the adjoint's weight gradient, as here. Nor is
+its own weight gradient of a convolution fast on every processor: docs/cpu.md has times.
 """
 
 from collections.abc import Callable
@@ -30,38 +32,80 @@ def upsample(
 ) -> Float[Array, "b 2*h 2*w c"]:
     """The adjoint of `downsample`: flax's ConvTranspose with transpose_kernel=True, "SAME"."""
     if jax.default_backend() == "cpu":
-        return _upsample_by_phases(code, kernel)
+        return _upsample_by_grid(code, kernel)
     transposed = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     return lax.conv_general_dilated(
         code, transposed, (1, 1), [(2, 2)] * 2, lhs_dilation=(2, 2), dimension_numbers=_NHWC
     )
 
 
-def _upsample_by_phases(code, kernel):
-    """Output pixels of even and odd rows and columns are four 2x2 convolutions of the code.
-
-    Row 2i+p gets rows i-1+p and i+p of the code, through rows 3-p and 1-p of the kernel.
-    """
-    batch, height, width, _ = code.shape
-    channels = kernel.shape[2]
-    phases = kernel[::-1, ::-1].reshape(2, 2, 2, 2, channels, -1)  # a p, b q, c, d
-    phases = phases.transpose(0, 2, 5, 1, 3, 4).reshape(2, 2, -1, 4 * channels)
-    grid = lax.conv_general_dilated(code, phases, (1, 1), [(1, 1)] * 2, dimension_numbers=_NHWC)
-    grid = grid.reshape(batch, height + 1, width + 1, 2, 2, channels)
-    rows = jnp.stack([grid[:, p : p + height, :, p] for p in (0, 1)], 2)
-    image = jnp.stack([rows[:, :, :, q : q + width, q] for q in (0, 1)], 4)
-    return image.reshape(batch, 2 * height, 2 * width, channels)
+@jax.custom_vjp
+def same(
+    image: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
+) -> Float[Array, "b h w d"]:
+    """Convolution with stride 1 and one pixel of zero padding."""
+    return lax.conv_general_dilated(image, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=_NHWC)
 
 
 def _kernel_gradient(image, kernel, code):
-    """The strided convolution's, of both. XLA:CPU (of JAX 0.10) hands it to YNNPACK whole, which
-    takes a CAE's step of 32 pictures of 128x128 from 586 to 406 ms on two cores, against four
-    matrix products of the picture's phases that have to be transposed first."""
+    """The strided convolution's, of both."""
+    if jax.default_backend() == "cpu":
+        return _kernel_gradient_by_grid(image, code)
     _, transpose = jax.vjp(
         lambda k: lax.conv_general_dilated(image, k, (2, 2), [(1, 1)] * 2, dimension_numbers=_NHWC),
         kernel,
     )
     return transpose(code)[0]
+
+
+# --- by the grid: on a CPU ------------------------------------------------------------------------
+# Of a padded image each 2x2 pixels become one of four times the channels. On that grid the
+# convolution is one of 2x2 and stride 1: a pixel of the code sees its taps, grid pixels (0, 0),
+# (0, 1), (1, 0) and (1, 1) further on.
+
+_TAPS = (0, 0), (0, 1), (1, 0), (1, 1)
+
+
+def _upsample_by_grid(code, kernel):
+    channels = kernel.shape[2]
+    taps = kernel.reshape(2, 2, 2, 2, channels, -1).swapaxes(1, 2).reshape(2, 2, 4 * channels, -1)
+    if 4 * channels < code.shape[-1]:
+        parts = jnp.einsum("bhwd,ijcd->bhwijc", code, taps)
+        grid = sum(_moved(parts[:, :, :, *tap], tap) for tap in _TAPS)
+    else:
+        taps = jnp.flip(taps, (0, 1)).swapaxes(2, 3)
+        grid = lax.conv_general_dilated(code, taps, (1, 1), [(1, 1)] * 2, dimension_numbers=_NHWC)
+    batch, height, width, _ = grid.shape
+    image = grid.reshape(batch, height, width, 2, 2, channels).swapaxes(2, 3)
+    return image.reshape(batch, 2 * height, 2 * width, channels)[:, 1:-1, 1:-1]
+
+
+def _kernel_gradient_by_grid(image, code):
+    """One matrix product; what has fewer channels, the grid or the code, is copied for each tap."""
+    batch, height, width, depth = code.shape
+    channels = image.shape[-1]
+    grid = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    grid = grid.reshape(batch, height + 1, 2, width + 1, 2, channels).swapaxes(2, 3)
+    grid = grid.reshape(batch, height + 1, width + 1, 4 * channels)
+    if 4 * channels < depth:
+        seen = [grid[:, i : i + height, j : j + width] for i, j in _TAPS]
+        taps = _product(jnp.concatenate(seen, -1), code)
+    else:
+        moved = [_moved(code, tap) for tap in _TAPS]
+        taps = _product(grid, jnp.concatenate(moved, -1))
+        taps = taps.reshape(-1, 4, depth).swapaxes(0, 1)
+    taps = taps.reshape(2, 2, 2, 2, channels, depth)
+    return taps.swapaxes(1, 2).reshape(4, 4, channels, depth)
+
+
+def _product(a, b):
+    """Over all pixels: [..., c] and [..., d] -> [c, d]."""
+    return a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])
+
+
+def _moved(code, tap):
+    """To where a tap of the code's pixels is on the grid."""
+    return jnp.pad(code, ((0, 0), *((n, 1 - n) for n in tap), (0, 0)))
 
 
 def _downsample_forward(image, kernel):
@@ -82,8 +126,36 @@ def _upsample_backward(saved, image):
     return downsample(image, kernel), _kernel_gradient(image, kernel, code)
 
 
+def _same_forward(image, kernel):
+    return same(image, kernel), (image, kernel)
+
+
+def _same_backward(saved, code):
+    of_image, of_kernel = jax.vjp(same.__wrapped__, *saved)[1](code)
+    if jax.default_backend() == "cpu":
+        of_kernel = _same_kernel_gradient(saved[0], code)
+    return of_image, of_kernel
+
+
+def _same_kernel_gradient(image, code):
+    """One matrix product: of the image, moved for each column of the kernel, and the code, moved
+    for each row. Either alone would be copied nine times."""
+    channels, depth = image.shape[-1], code.shape[-1]
+    taps = _product(_neighbours(image, 2, (0, 1, 2)), _neighbours(code, 1, (2, 1, 0)))
+    return taps.reshape(3, channels, 3, depth).transpose(2, 0, 1, 3)
+
+
+def _neighbours(x, axis, places):
+    """Of 0, the pixel before, 1, the pixel itself, and 2, the one after, those asked for."""
+    padded = jnp.pad(x, [(int(i == axis),) * 2 for i in range(4)])
+    size = x.shape[axis]
+    moved = [lax.slice_in_dim(padded, n, n + size, axis=axis) for n in places]
+    return jnp.concatenate(moved, -1)
+
+
 downsample.defvjp(_downsample_forward, _downsample_backward)
 upsample.defvjp(_upsample_forward, _upsample_backward)
+same.defvjp(_same_forward, _same_backward)
 
 
 Initializer = Callable[..., Array]
@@ -136,3 +208,12 @@ class Upsample(nn.Module):
         code, kernel, bias = nn.dtypes.promote_dtype(code, kernel, bias, dtype=self.dtype)
         image = upsample(code, kernel)
         return image if bias is None else image + bias
+
+
+def conv3x3(features: int, dtype: jnp.dtype | None = None) -> nn.Conv:
+    """3x3 convolution of stride 1: [b, h, w, c] -> [b, h, w, features]."""
+    return nn.Conv(features, (3, 3), dtype=dtype, conv_general_dilated=_same_for_flax)
+
+
+def _same_for_flax(image, kernel, *_, **__):
+    return same(image, kernel)

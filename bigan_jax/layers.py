@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import random
 from jaxtyping import Array, Float, Key
 
-from bigan_jax.convolutions import Downsample, Initializer, Upsample
+from bigan_jax.convolutions import Downsample, Initializer, Upsample, conv3x3
 
 # The axis that train steps are mapped over: statistics are those of the batch on all devices.
 BATCH_AXIS = "batch"
@@ -167,7 +167,7 @@ class ConvDecoder(nn.Module):
         if self.last == "upsample":
             x = Upsample(channels, True, self.dtype, self.kernel_init)(x)
         else:
-            x = nn.Conv(channels, (3, 3), dtype=self.dtype)(x)
+            x = conv3x3(channels, self.dtype)(x)
         return nn.sigmoid(x.astype(jnp.float32))
 
 

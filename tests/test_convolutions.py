@@ -62,19 +62,38 @@ def test_downsample_and_its_gradients_equal_flax(b, h, w, d, c, dtype):
         assert_near(ours, their, dtype)
 
 
-@pytest.mark.parametrize("operation", [convolutions.upsample, convolutions.downsample])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("b", "h", "w", "d", "c"), SIZES)
+def test_3x3_and_its_gradients_equal_flax(b, h, w, d, c, dtype):
+    image = draw(0, (b, h, w, c), dtype)
+    variables = {"params": {"kernel": draw(1, (3, 3, c, d)), "bias": draw(3, (d,))}}
+    code, back = jax.vjp(convolutions.conv3x3(d, dtype).apply, variables, image)
+    theirs, their_back = jax.vjp(nn.Conv(d, (3, 3), dtype=dtype).apply, variables, image)
+    assert_near(code, theirs, dtype)
+    cotangent = draw(2, code.shape, dtype)
+    got, wanted = (jax.tree.leaves(f(cotangent)) for f in (back, their_back))
+    for ours, their in zip(got, wanted, strict=True):
+        assert ours.dtype == their.dtype
+        assert_near(ours, their, dtype)
+
+
+OPERATIONS = [convolutions.upsample, convolutions.downsample, convolutions.same]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_finite_differences(operation):
-    depth = {convolutions.upsample: 3, convolutions.downsample: 2}[operation]
-    args = draw(0, (2, 4, 6, depth)), draw(1, (4, 4, 2, 3))
+    depth = 3 if operation is convolutions.upsample else 2
+    size = 3 if operation is convolutions.same else 4
+    args = draw(0, (2, 4, 6, depth)), draw(1, (size, size, 2, 3))
     check_grads(operation, args, order=2, modes=["rev"], rtol=2e-2)
 
 
 def test_both_forms_of_upsample_are_one(monkeypatch):
     code, kernel = draw(0, (2, 5, 3, 4)), draw(1, (4, 4, 6, 4))
-    by_phases = convolutions.upsample(code, kernel)
+    by_grid = convolutions.upsample(code, kernel)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     dilated = convolutions.upsample.__wrapped__(code, kernel)
-    np.testing.assert_allclose(by_phases, dilated, atol=1e-4)
+    np.testing.assert_allclose(by_grid, dilated, atol=1e-4)
 
 
 @pytest.mark.parametrize("module", [convolutions.Upsample(16), convolutions.Downsample(16)])

@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from bigan_jax import losses
+from bigan_jax.convolutions import conv3x3
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.layers import BATCH_AXIS, Downsample, Upsample
 
@@ -107,7 +108,7 @@ class ResidualStack(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         for _ in range(self.layers):
-            y = nn.Conv(self.width, (3, 3), dtype=self.dtype)(nn.relu(x))
+            y = conv3x3(self.width, self.dtype)(nn.relu(x))
             x = x + nn.Conv(x.shape[-1], (1, 1), dtype=self.dtype)(nn.relu(y))
         return nn.relu(x)
 
@@ -129,7 +130,7 @@ class QuantisingEncoder(nn.Module):
         x = image
         for width in self.widths:
             x = nn.relu(Downsample(width, dtype=self.dtype)(x))
-        x = nn.relu(nn.Conv(self.widths[-1], (3, 3), dtype=self.dtype)(x))
+        x = nn.relu(conv3x3(self.widths[-1], self.dtype)(x))
         x = ResidualStack(self.residual_layers, self.residual_width, dtype=self.dtype)(x)
         x = nn.Conv(self.latent, (1, 1), dtype=self.dtype)(x)
         return self.codebook(x.astype(jnp.float32), keys, train)
@@ -146,7 +147,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, code: Float[Array, "b h w d"], train: bool) -> Float[Array, "b H W c"]:
-        x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype)(code)
+        x = conv3x3(self.widths[0], self.dtype)(code)
         x = ResidualStack(self.residual_layers, self.residual_width, dtype=self.dtype)(x)
         for width in self.widths[1:]:
             x = nn.relu(Upsample(width, dtype=self.dtype)(x))
