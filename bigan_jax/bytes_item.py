@@ -2,8 +2,8 @@
 a text first."""
 
 import dataclasses
+from pathlib import Path
 
-from etils import epath
 from orbax.checkpoint import CheckpointHandler
 from orbax.checkpoint.args import CheckpointArgs, register_with_handler
 
@@ -11,12 +11,12 @@ _FILE = "bytes"
 
 
 class _Handler(CheckpointHandler):
-    def save(self, directory: epath.Path, args: "Save") -> None:
-        (directory / _FILE).write_bytes(args.content)
+    def save(self, directory: Path, args: "Save") -> None:
+        Path(directory, _FILE).write_bytes(args.content)
 
-    def restore(self, directory: epath.Path, args: "Restore") -> bytes:
-        path = directory / _FILE
-        if path.stat().length > args.most:
+    def restore(self, directory: Path, args: "Restore") -> bytes:
+        path = Path(directory, _FILE)
+        if path.stat().st_size > args.most:
             raise ValueError(f"{directory.name} is larger than {args.most // 2**20} MiB")
         return path.read_bytes()
 
