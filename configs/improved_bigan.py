@@ -15,8 +15,9 @@ At 64x64 with half the widths, without the perceptual loss and with short schedu
         --config.model.discriminator_widths="(32,64,128,256)" --config.batch_size=B \
         --config.phases.phase1.epochs=E1 --config.phases.phase2.epochs=E2
     mvtec (bottle), B 16, E 30 + 30, 10 min: 0.962 (0.916 to 0.993); Mahalanobis 0.994
-    brain (patients), B 32, E 10 + 4, 4 min: 0.485 (0.349 to 0.637); Mahalanobis 0.583
-    plant (blocks), B 32, E 6 + 2, 4 min: 0.655 (0.428 to 0.793); PCA-64 0.714
+    brain (patients), B 32, E 10 + 4, 4 min: 0.488 (0.367 to 0.626); Mahalanobis 0.588
+    plant (blocks), B 32, E 6 + 2, 4 min: 0.665 (0.418 to 0.796); PCA-64 0.714 with another
+        resize filter
 """
 
 from configs import common
