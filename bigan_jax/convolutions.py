@@ -51,11 +51,7 @@ def _kernel_gradient(image, kernel, code):
     """The strided convolution's, of both."""
     if jax.default_backend() == "cpu":
         return _kernel_gradient_by_grid(image, code)
-    _, transpose = jax.vjp(
-        lambda k: lax.conv_general_dilated(image, k, (2, 2), [(1, 1)] * 2, dimension_numbers=_NHWC),
-        kernel,
-    )
-    return transpose(code)[0]
+    return jax.vjp(downsample.__wrapped__, image, kernel)[1](code)[1]
 
 
 # --- by the grid: on a CPU ------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What every detector keeps, whatever it is: one suite over all files in configs/."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -172,12 +173,15 @@ def test_one_and_four_devices_and_seeds_agree(name, pictures, monkeypatch):
         state, logs = runner.epoch(state, due, order)
         state = runner.with_statistics(state, order)
         results.append((without_spread(logs), host(state)))
-    jax.tree.map(assert_near, *results[:2])
+    statistics = [state.collections for _, state in results[:2]]
+    others = [(logs, state._replace(collections={})) for logs, state in results[:2]]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), *others)
+    jax.tree.map(assert_near, *statistics)
     jax.tree.map(np.testing.assert_array_equal, *results[1:])
 
 
 def assert_near(a, b):
-    """To a thousandth of the largest: a mean near zero is as far off as any."""
+    """To a thousandth of the largest: a feature's mean near zero is as far off as any."""
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 + 1e-3 * np.abs(b).max(initial=0))
 
 
