@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
@@ -39,9 +40,10 @@ class Sample(NamedTuple):
 
 
 def train(epochs: int, workdir: Path, turn: Callable[[Sample], None]) -> None:
-    """Trains so many epochs. turn: called with a sample of each block, halfway between two saves,
-    so that none goes on in the background."""
+    """Trains so many epochs. turn: called with a sample of each block, halfway between two saves.
+    Each save is waited for, so that none goes on in the background then."""
     from bigan_jax import record, training
+    from bigan_jax.checkpoint import Checkpoints
     from bigan_jax.history import History
     from configs import fcae
     from configs.common import override
@@ -71,12 +73,17 @@ def train(epochs: int, workdir: Path, turn: Callable[[Sample], None]) -> None:
                 turn(Sample(*spent, *_held()))
                 before = _clocks()
 
-    kept = record.History, training.evaluate_run
-    record.History, training.evaluate_run = Watched, lambda *_: {}
-    try:
+    class Waited(Checkpoints):
+        def save(self, progress, state):
+            super().save(progress, state)
+            self.wait()
+
+    with (
+        patch.object(record, "History", Watched),
+        patch.object(training, "Checkpoints", Waited),
+        patch.object(training, "evaluate_run", lambda *_: {}),
+    ):
         training.train(config, workdir)
-    finally:
-        record.History, training.evaluate_run = kept
 
 
 def _clocks():
@@ -130,7 +137,7 @@ class Ends(NamedTuple):
     seconds: tuple[float, float]  # the same by the clock
     ratio: float  # of the last tenth's processor time to the first's, the median of the turns'
     memory: tuple[float, float]  # mean, bytes
-    files: tuple[int, int]  # fewest, as a save that goes on has some more
+    files: tuple[int, int]  # most
 
     def flat(self) -> bool:
         return (
@@ -163,7 +170,7 @@ def compare(first: list[Sample], turns: list[tuple[Sample, Sample]]) -> Ends:
     processor, seconds = ((np.median(young[:, i]), np.median(old[:, i])) for i in (0, 1))
     ratio = float(np.median(old[:, 0] / young[:, 0]))
     memory = first[:, 2].mean(), old[:, 2].mean()
-    return Ends(processor, seconds, ratio, memory, (first[:, 3].min(), old[:, 3].min()))
+    return Ends(processor, seconds, ratio, memory, (first[:, 3].max(), old[:, 3].max()))
 
 
 def main() -> int:
