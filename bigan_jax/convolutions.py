@@ -1,5 +1,5 @@
-"""4x4 convolutions of stride 2 and their adjoints, and 3x3 ones, in the forms in which XLA:CPU is
-fast.
+"""4x4 convolutions of stride 2 and their adjoints, 3x3 and 1x1 ones, in the forms in which XLA:CPU
+is fast.
 
 The first two are each other's input gradient. Left to automatic differentiation XLA:CPU takes the
 weight gradient of a transposed convolution with a reversed window, for which it has no fast kernel:
@@ -211,5 +211,14 @@ def conv3x3(features: int, dtype: jnp.dtype | None = None) -> nn.Conv:
     return nn.Conv(features, (3, 3), dtype=dtype, conv_general_dilated=_same_for_flax)
 
 
+def conv1x1(features: int, dtype: jnp.dtype | None = None) -> nn.Conv:
+    """1x1 convolution: [b, h, w, c] -> [b, h, w, features]."""
+    return nn.Conv(features, (1, 1), dtype=dtype, conv_general_dilated=_product_for_flax)
+
+
 def _same_for_flax(image, kernel, *_, **__):
     return same(image, kernel)
+
+
+def _product_for_flax(image, kernel, *_, **__):
+    return image @ kernel[0, 0]

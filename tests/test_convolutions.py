@@ -64,11 +64,13 @@ def test_downsample_and_its_gradients_equal_flax(b, h, w, d, c, dtype):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("b", "h", "w", "d", "c"), SIZES)
-def test_3x3_and_its_gradients_equal_flax(b, h, w, d, c, dtype):
+@pytest.mark.parametrize("size", [1, 3])
+def test_stride_1_and_its_gradients_equal_flax(b, h, w, d, c, dtype, size):
+    module = {1: convolutions.conv1x1, 3: convolutions.conv3x3}[size](d, dtype)
     image = draw(0, (b, h, w, c), dtype)
-    variables = {"params": {"kernel": draw(1, (3, 3, c, d)), "bias": draw(3, (d,))}}
-    code, back = jax.vjp(convolutions.conv3x3(d, dtype).apply, variables, image)
-    theirs, their_back = jax.vjp(nn.Conv(d, (3, 3), dtype=dtype).apply, variables, image)
+    variables = {"params": {"kernel": draw(1, (size, size, c, d)), "bias": draw(3, (d,))}}
+    code, back = jax.vjp(module.apply, variables, image)
+    theirs, their_back = jax.vjp(nn.Conv(d, (size, size), dtype=dtype).apply, variables, image)
     assert_near(code, theirs, dtype)
     cotangent = draw(2, code.shape, dtype)
     got, wanted = (jax.tree.leaves(f(cotangent)) for f in (back, their_back))

@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from bigan_jax import losses
-from bigan_jax.convolutions import conv3x3
+from bigan_jax.convolutions import conv1x1, conv3x3
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.layers import BATCH_AXIS, Downsample, Upsample
 
@@ -109,7 +109,7 @@ class ResidualStack(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         for _ in range(self.layers):
             y = conv3x3(self.width, self.dtype)(nn.relu(x))
-            x = x + nn.Conv(x.shape[-1], (1, 1), dtype=self.dtype)(nn.relu(y))
+            x = x + conv1x1(x.shape[-1], self.dtype)(nn.relu(y))
         return nn.relu(x)
 
 
@@ -132,7 +132,7 @@ class QuantisingEncoder(nn.Module):
             x = nn.relu(Downsample(width, dtype=self.dtype)(x))
         x = nn.relu(conv3x3(self.widths[-1], self.dtype)(x))
         x = ResidualStack(self.residual_layers, self.residual_width, dtype=self.dtype)(x)
-        x = nn.Conv(self.latent, (1, 1), dtype=self.dtype)(x)
+        x = conv1x1(self.latent, self.dtype)(x)
         return self.codebook(x.astype(jnp.float32), keys, train)
 
 
