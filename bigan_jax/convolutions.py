@@ -23,7 +23,9 @@ def downsample(
     image: Float[Array, "b h w c"], kernel: Float[Array, "4 4 c d"]
 ) -> Float[Array, "b h/2 w/2 d"]:
     """Convolution with stride 2 and one pixel of zero padding. `h` and `w` are even."""
-    return lax.conv_general_dilated(image, kernel, (2, 2), [(1, 1)] * 2, dimension_numbers=_NHWC)
+    if jax.default_backend() == "cpu" and min(4 * image.shape[-1], kernel.shape[-1]) <= _FEW:
+        return _downsample_by_grid(image, kernel)
+    return _downsample_as_it_is(image, kernel)
 
 
 @jax.custom_vjp
@@ -47,11 +49,15 @@ def same(
     return lax.conv_general_dilated(image, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=_NHWC)
 
 
+def _downsample_as_it_is(image, kernel):
+    return lax.conv_general_dilated(image, kernel, (2, 2), [(1, 1)] * 2, dimension_numbers=_NHWC)
+
+
 def _kernel_gradient(image, kernel, code):
     """The strided convolution's, of both."""
     if jax.default_backend() == "cpu":
         return _kernel_gradient_by_grid(image, code)
-    return jax.vjp(downsample.__wrapped__, image, kernel)[1](code)[1]
+    return jax.vjp(_downsample_as_it_is, image, kernel)[1](code)[1]
 
 
 # --- by the grid: on a CPU ------------------------------------------------------------------------
@@ -60,11 +66,19 @@ def _kernel_gradient(image, kernel, code):
 # (0, 1), (1, 0) and (1, 1) further on.
 
 _TAPS = (0, 0), (0, 1), (1, 0), (1, 1)
+_FEW = 64  # channels, of code or grid: from there on XLA's own strided convolution is as fast
+
+
+def _downsample_by_grid(image, kernel):
+    grid, taps = _grid(image), _taps(kernel)
+    if grid.shape[-1] < kernel.shape[-1]:
+        return jnp.concatenate(_seen(grid), -1) @ taps.reshape(-1, kernel.shape[-1])
+    parts = jnp.einsum("bhwc,ijcd->bhwijd", grid, taps)
+    return sum(_seen(parts[..., *tap, :])[n] for n, tap in enumerate(_TAPS))
 
 
 def _upsample_by_grid(code, kernel):
-    channels = kernel.shape[2]
-    taps = kernel.reshape(2, 2, 2, 2, channels, -1).swapaxes(1, 2).reshape(2, 2, 4 * channels, -1)
+    channels, taps = kernel.shape[2], _taps(kernel)
     if 4 * channels < code.shape[-1]:
         parts = jnp.einsum("bhwd,ijcd->bhwijc", code, taps)
         grid = sum(_moved(parts[:, :, :, *tap], tap) for tap in _TAPS)
@@ -78,20 +92,38 @@ def _upsample_by_grid(code, kernel):
 
 def _kernel_gradient_by_grid(image, code):
     """One matrix product; what has fewer channels, the grid or the code, is copied for each tap."""
-    batch, height, width, depth = code.shape
-    channels = image.shape[-1]
-    grid = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    grid = grid.reshape(batch, height + 1, 2, width + 1, 2, channels).swapaxes(2, 3)
-    grid = grid.reshape(batch, height + 1, width + 1, 4 * channels)
-    if 4 * channels < depth:
-        seen = [grid[:, i : i + height, j : j + width] for i, j in _TAPS]
-        taps = _product(jnp.concatenate(seen, -1), code)
+    grid, depth = _grid(image), code.shape[-1]
+    if grid.shape[-1] < depth:
+        taps = _product(jnp.concatenate(_seen(grid), -1), code)
     else:
         moved = [_moved(code, tap) for tap in _TAPS]
         taps = _product(grid, jnp.concatenate(moved, -1))
         taps = taps.reshape(-1, 4, depth).swapaxes(0, 1)
+    channels = image.shape[-1]
     taps = taps.reshape(2, 2, 2, 2, channels, depth)
     return taps.swapaxes(1, 2).reshape(4, 4, channels, depth)
+
+
+def _grid(image):
+    """[b, h, w, c] -> [b, h/2 + 1, w/2 + 1, 4 * c]"""
+    batch, height, width, channels = image.shape
+    rows, columns = height // 2 + 1, width // 2 + 1
+    padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    cells = padded.reshape(batch, rows, 2, columns, 2, channels).swapaxes(2, 3)
+    return cells.reshape(batch, rows, columns, 4 * channels)
+
+
+def _taps(kernel):
+    """[4, 4, c, d] -> [2, 2, 4 * c, d]"""
+    channels, depth = kernel.shape[2:]
+    taps = kernel.reshape(2, 2, 2, 2, channels, depth).swapaxes(1, 2)
+    return taps.reshape(2, 2, 4 * channels, depth)
+
+
+def _seen(grid):
+    """What each tap of the code's pixels sees of the grid."""
+    rows, columns = grid.shape[1] - 1, grid.shape[2] - 1
+    return [grid[:, i : i + rows, j : j + columns] for i, j in _TAPS]
 
 
 def _product(a, b):

@@ -10,6 +10,7 @@ from jax.test_util import check_grads
 from bigan_jax import convolutions
 
 SIZES = [(2, 1, 3, 5, 7), (1, 4, 4, 8, 1), (3, 8, 6, 2, 16), (2, 16, 16, 4, 3)]  # b, h, w, d, c
+SIZES += [(1, 2, 3, 68, 17)]  # with many channels on both sides
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2, jnp.float16: 2e-3}
 
 
