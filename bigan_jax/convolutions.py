@@ -8,6 +8,7 @@ its own weight gradient of a convolution fast on every processor: docs/cpu.md ha
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -57,7 +58,8 @@ def _kernel_gradient(image, kernel, code):
     """The strided convolution's, of both."""
     if jax.default_backend() == "cpu":
         return _kernel_gradient_by_grid(image, code)
-    return jax.vjp(_downsample_as_it_is, image, kernel)[1](code)[1]
+    _, transpose = jax.vjp(partial(_downsample_as_it_is, image), kernel)
+    return transpose(code)[0]
 
 
 # --- by the grid: on a CPU ------------------------------------------------------------------------
@@ -66,15 +68,16 @@ def _kernel_gradient(image, kernel, code):
 # (0, 1), (1, 0) and (1, 1) further on.
 
 _TAPS = (0, 0), (0, 1), (1, 0), (1, 1)
-_FEW = 64  # channels, of code or grid: from there on XLA's own strided convolution is as fast
+_FEW = 64  # channels, of code or grid: above, XLA's own strided convolution is as fast
 
 
 def _downsample_by_grid(image, kernel):
     grid, taps = _grid(image), _taps(kernel)
     if grid.shape[-1] < kernel.shape[-1]:
-        return jnp.concatenate(_seen(grid), -1) @ taps.reshape(-1, kernel.shape[-1])
+        seen = [_seen(grid, tap) for tap in _TAPS]
+        return jnp.concatenate(seen, -1) @ taps.reshape(-1, kernel.shape[-1])
     parts = jnp.einsum("bhwc,ijcd->bhwijd", grid, taps)
-    return sum(_seen(parts[..., *tap, :])[n] for n, tap in enumerate(_TAPS))
+    return sum(_seen(parts[:, :, :, *tap], tap) for tap in _TAPS)
 
 
 def _upsample_by_grid(code, kernel):
@@ -94,7 +97,8 @@ def _kernel_gradient_by_grid(image, code):
     """One matrix product; what has fewer channels, the grid or the code, is copied for each tap."""
     grid, depth = _grid(image), code.shape[-1]
     if grid.shape[-1] < depth:
-        taps = _product(jnp.concatenate(_seen(grid), -1), code)
+        seen = [_seen(grid, tap) for tap in _TAPS]
+        taps = _product(jnp.concatenate(seen, -1), code)
     else:
         moved = [_moved(code, tap) for tap in _TAPS]
         taps = _product(grid, jnp.concatenate(moved, -1))
@@ -120,10 +124,10 @@ def _taps(kernel):
     return taps.reshape(2, 2, 4 * channels, depth)
 
 
-def _seen(grid):
-    """What each tap of the code's pixels sees of the grid."""
-    rows, columns = grid.shape[1] - 1, grid.shape[2] - 1
-    return [grid[:, i : i + rows, j : j + columns] for i, j in _TAPS]
+def _seen(grid, tap):
+    """What a tap of the code's pixels sees of the grid."""
+    rows, columns = (slice(n, n + size - 1) for n, size in zip(tap, grid.shape[1:3], strict=True))
+    return grid[:, rows, columns]
 
 
 def _product(a, b):
