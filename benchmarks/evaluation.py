@@ -14,13 +14,13 @@ beside them.
 Measured on one core of an AMD EPYC, 1,024 test and 38 calibration pictures of 128x128:
 
     config            networks   scores, maps, metrics   all outside the networks
-    improved_bigan      14.4 s          1.26 s,  8.0 %           3.95 s, 21.5 %
-    cae                 10.4 s          1.01 s,  8.9 %           3.46 s, 24.9 %
+    improved_bigan       9.5 s          0.65 s,  6.4 %            2.4 s, 19.9 %
+    cae                  5.7 s          0.71 s, 11.1 %            2.3 s, 28.5 %
 
 What is outside is the same work for every detector, so that a lighter network has a larger share
-of it: scores, maps and metrics are under a tenth beside every convolutional network, not beside
-FCAE's, which is done in a second. All of it is not: controls, which are four scorings more and the
-search for the nearest of all training pictures, take 1.3 s, figures and report 1.1 to 1.3 s.
+of it: under a tenth are scores, maps and metrics beside the Improved BiGAN's networks, not beside
+the CAE's. All of it is under a tenth of neither: controls, which are four scorings more and the
+search for the nearest of all training pictures, take 0.9 s, figures and report 0.6 to 0.7 s.
 The controls in a thread beside the networks gained nothing by the clock: XLA fills two cores.
 """
 

@@ -87,7 +87,7 @@ def test_nothing_is_compiled_after_the_first_epochs_of_a_phase(
 @pytest.mark.parametrize(
     "detector",
     [
-        cae.create(shape=SHAPE, latent=4, widths=(8,), dtype=jnp.bfloat16),
+        cae.create(shape=SHAPE, latent=4, widths=(32, 128), dtype=jnp.bfloat16),
         vqvae.create(shape=SHAPE, widths=(8,), latent=4, codes=8, dtype=jnp.bfloat16),
         PERCEPTUAL(dtype=jnp.bfloat16),
     ],
@@ -104,7 +104,8 @@ def test_bfloat16_is_for_the_computation_alone(detector):
             map(jnp.dtype, (jnp.float32, jnp.int32))
         )
         products = []
-        for equation in walk(traced(jax.make_jaxpr, step, detector, state).jaxpr):
+        equations = list(walk(traced(jax.make_jaxpr, step, detector, state).jaxpr))
+        for equation in equations:
             kinds = {v.aval.dtype for v in equation.invars if hasattr(v, "aval")}
             if equation.primitive.name == "conv_general_dilated":
                 assert kinds == {jnp.dtype(jnp.bfloat16)}
@@ -112,6 +113,7 @@ def test_bfloat16_is_for_the_computation_alone(detector):
                 products.append(kinds)
             if equation.primitive.name.startswith("psum"):  # statistics, gradients, logs
                 assert jnp.dtype(jnp.bfloat16) not in kinds
+        assert any(e.primitive.name == "conv_general_dilated" for e in equations)
         # A codebook's distances are float32.
         assert sum(kinds == {jnp.dtype(jnp.bfloat16)} for kinds in products) > len(products) / 2
 
