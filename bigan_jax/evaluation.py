@@ -174,14 +174,15 @@ def _pixels(test, scores, threshold):
         return {"pixel": {**nothing, "dice": None}, "pixel_controls": {"raw_intensity": nothing}}
     chosen = slice(None) if known.all() else known  # millions of pixels: no copy without need
     masks, maps = test.mask[chosen], scores.error_map[chosen]
+    shares = pixels.region_shares(masks)
     channels = np.moveaxis(test.image[chosen], -1, 0)
     raw = sum(channel.astype(np.uint16) for channel in channels)  # as good as the mean
     return {
         "pixel": {
-            **pixels.pixel_metrics(maps, masks),
+            **pixels.pixel_metrics(maps, masks, shares=shares),
             "dice": pixels.dice(maps, masks, threshold),
         },
-        "pixel_controls": {"raw_intensity": pixels.pixel_metrics(raw, masks)},
+        "pixel_controls": {"raw_intensity": pixels.pixel_metrics(raw, masks, shares=shares)},
     }
 
 

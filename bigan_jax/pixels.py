@@ -20,15 +20,31 @@ _TOGETHER = 128  # pictures at a time: new memory takes longer than what is done
 NOTHING = {"auroc": None, "average_precision": None, "aupro": None}
 
 
+def region_shares(masks: Bool[np.ndarray, "n h w"]) -> Float[np.ndarray, "d"]:
+    """Of each defect pixel, in the masks' order, its share in the mean overlap of the defect
+    regions: 8-connected, each counting the same whatever its size."""
+    masks = masks[masks.any((1, 2))]
+    within_a_picture = np.zeros((3, 3, 3), bool)
+    within_a_picture[1] = True
+    region, regions = ndimage.label(masks, within_a_picture)
+    region = region[masks]
+    return 1 / (regions * np.bincount(region)[region])
+
+
 def pixel_metrics(
-    maps: Num[np.ndarray, "n h w"], masks: Bool[np.ndarray, "n h w"], limit: float = 0.3
+    maps: Num[np.ndarray, "n h w"],
+    masks: Bool[np.ndarray, "n h w"],
+    limit: float = 0.3,
+    shares: Float[np.ndarray, "d"] | None = None,
 ) -> dict[str, float | None]:
     """Pixel AUROC, pixel average precision and AUPRO of error maps, each in [0, 1].
 
-    AUPRO is the area under the mean overlap of the defect regions (8-connected, each counting
-    the same whatever its size) over the false-positive rate from 0 to `limit`, divided by
-    `limit` (Bergmann et al., MVTec AD). Normal pictures take part with an empty mask; the caller
-    leaves out anomalous ones without a mask. All None unless there are defect and other pixels.
+    AUPRO is the area under the mean overlap of the defect regions over the false-positive rate
+    from 0 to `limit`, divided by `limit` (Bergmann et al., MVTec AD). Normal pictures take part
+    with an empty mask; the caller leaves out anomalous ones without a mask. All None unless there
+    are defect and other pixels.
+
+    shares: what `region_shares` made of the masks, where several maps share them.
 
     Raises:
       ValueError: an error that is not finite.
@@ -39,10 +55,9 @@ def pixel_metrics(
     if masks.all() or not masks.any():
         return dict(NOTHING)
     normal, defect = _counted(maps, masks)
+    shares = region_shares(masks) if shares is None else shares
     value = np.flatnonzero(np.bincount(defect))
-    found, overlap = (
-        np.bincount(defect, weights)[value] for weights in (None, _region_shares(masks))
-    )
+    found, overlap = (np.bincount(defect, weights)[value] for weights in (None, shares))
     passed = np.cumsum(normal)
 
     # At each error of a defect pixel, from high to low: what is called from it on, and before it.
@@ -121,16 +136,6 @@ def _levels(maps):
 
     lowest = max(int(bits(highest)) - _LEVELS + 1, 0)
     return lambda errors: np.maximum(bits(errors) - lowest, 0)
-
-
-def _region_shares(masks):
-    """Of each defect pixel its share in the mean overlap of regions."""
-    masks = masks[masks.any((1, 2))]
-    within_a_picture = np.zeros((3, 3, 3), bool)
-    within_a_picture[1] = True
-    region, regions = ndimage.label(masks, within_a_picture)
-    region = region[masks]
-    return 1 / (regions * np.bincount(region)[region])
 
 
 def _before(counts):

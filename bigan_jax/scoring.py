@@ -5,7 +5,9 @@ and the squared difference of VGG16's features; the paper takes 0.7 of the first
 second (Sec. III).
 """
 
+import functools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -141,7 +143,8 @@ def _mean_of_highest(rows, count):
 
 
 def _weighted(weights, values):
-    return sum(weight * values[name] for name, weight in weights.items())
+    parts = (weight * values[name] for name, weight in weights.items())
+    return functools.reduce(operator.add, parts)  # `sum` would add a zero to every pixel
 
 
 def spread(terms: Terms) -> dict[str, float]:
