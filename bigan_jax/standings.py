@@ -41,8 +41,9 @@ class Row(NamedTuple):
 class Standings(NamedTuple):
     """All rows on one set of pictures, the highest AUROC first.
 
-    differences: by label, to the first row. ablations: by label, to the full model, whose label
-    comes first. A difference that could not be had is a sentence that says why.
+    differences: by label, to the first row. ablations: by label, to each row of the same model with
+    fewer of the same ablations, whose label comes first. A difference that could not be had is a
+    sentence that says why.
     """
 
     dataset: str
@@ -100,8 +101,7 @@ def _standings(dataset, category, runs):
         (full.label, row.label): pairing.difference(row.runs, full.runs, samples)
         for full in ranked
         for row in ranked
-        if row.ablations
-        and not full.ablations
+        if set(full.ablations) < set(row.ablations)
         and (row.model, row.quick, row.variant) == (full.model, full.quick, full.variant)
     }
     return Standings(dataset, category, rows, best, ablations, notes)

@@ -310,6 +310,15 @@ def test_ablations_stand_against_their_full_model(tmp_path):
     assert value.interval[0] < value.value < value.interval[1]
 
 
+def test_ablations_stand_against_every_row_that_lacks_fewer_parts(tmp_path):
+    for number, parts in enumerate((["a"], ["a", "b"], ["c", "b", "a"], ["b", "d"])):
+        write_run(tmp_path / str(number), model="improved_bigan", ablations=parts)
+    (found,) = standings(runs_in(tmp_path))
+    name = "improved_bigan, {}".format
+    one, two, three = name("a"), name("a, b"), name("c, b, a")
+    assert set(found.ablations) == {(one, two), (one, three), (two, three)}
+
+
 # Files
 
 
