@@ -1,13 +1,13 @@
 """What a training step computes and sends, counted from its program without running it, and what
 that makes of a pod: seconds and efficiency by published figures of the hardware."""
 
-import re
+from collections.abc import Iterator
 from functools import partial
-from math import prod
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from bigan_jax import detector as game
 from bigan_jax import schedule
@@ -53,34 +53,34 @@ def update_cost(built: Build, name: str, shape: tuple[int, int, int]) -> dict[st
     update = partial(game.update, detector, built.optimizers[name], name)
     frozen = jax.eval_shape(lambda: dict(detector.frozen))
 
-    def lowered(mapped, devices, pictures):
-        image = jax.ShapeDtypeStruct((devices, pictures, *shape), jnp.float32)
-        condition = jax.ShapeDtypeStruct((devices, pictures), jnp.int32)
-        return mapped.lower(state, frozen, game.Batch(image, condition), 1)
+    def given(*lead):
+        image = jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)
+        return state, frozen, game.Batch(image, jax.ShapeDtypeStruct(lead, jnp.int32)), 1
 
-    alone = jax.jit(jax.vmap(update, axes, axis_name=BATCH_AXIS))
-    programs = [lowered(alone, 1, pictures) for pictures in (8, 16)]
+    together = jax.jit(jax.vmap(update, axes, axis_name=BATCH_AXIS))
+    programs = [together.lower(*given(2, pictures)) for pictures in (4, 8)]
     few, more = (program.cost_analysis()["flops"] for program in programs)
-    mapped = jax.pmap(update, BATCH_AXIS, in_axes=axes)
-    reductions = reduced(lowered(mapped, jax.local_device_count(), 8).as_text())
+    traced = jax.make_jaxpr(update, axis_env=[(BATCH_AXIS, 2)])(*given(8))
+    reductions = list(reduced(traced.jaxpr))
     _, logs = programs[0].out_info
     networks = detector.objectives[name].networks
-    together = [(state.params[n], state.collections[n]) for n in networks], logs
+    averaged = [(state.params[n], state.collections[n]) for n in networks], logs
     return {
         "flops_per_picture": (more - few) / 8,
         "flops_per_update": 2 * few - more,
         "bytes": float(sum(reductions)),
-        "waits": 1 + len(reductions) - len(jax.tree.leaves(together)),
+        "waits": 1 + len(reductions) - len(jax.tree.leaves(averaged)),
         "updates": 1,
     }
 
 
-def reduced(program: str) -> list[int]:
-    """The bytes of each array that a program in StableHLO reduces over all devices."""
-    reductions = re.findall(r'"stablehlo.all_reduce".*?\}\) : \((.*?)\) ->', program, re.DOTALL)
-    arrays = [a for operands in reductions for a in re.findall(r"tensor<([^>]*)>", operands)]
-    assert all(array.endswith("f32") for array in arrays), set(arrays)
-    return [4 * prod(map(int, re.findall(r"\d+(?=x)", array))) for array in arrays]
+def reduced(program: Jaxpr) -> Iterator[int]:
+    """The bytes of each array that a program sums over all devices."""
+    for equation in program.eqns:
+        if equation.primitive.name.startswith("psum"):
+            yield from (v.aval.size * v.aval.dtype.itemsize for v in equation.invars)
+        for inner in jaxprs_in_params(equation.params):
+            yield from reduced(inner)
 
 
 def estimates(step: dict, devices: int, batch: int, share: float) -> list[dict]:

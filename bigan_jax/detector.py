@@ -265,8 +265,11 @@ def _averaged(tree):
     """The mean over all devices.
 
     Among processes on CPUs as one vector, since there a reduction takes milliseconds however small;
-    accelerators' compilers gather them themselves, without the copies.
+    accelerators' compilers gather them themselves, without the copies. One device alone is spared
+    the copies that XLA:CPU makes of its own.
     """
+    if lax.axis_size(BATCH_AXIS) == 1:
+        return tree
     if jax.default_backend() != "cpu" or jax.process_count() == 1:
         return lax.pmean(tree, BATCH_AXIS)
     vector, restore = ravel_pytree(tree)
