@@ -14,13 +14,14 @@ beside them.
 Measured on one core of an AMD EPYC, 1,024 test and 38 calibration pictures of 128x128:
 
     config            networks   scores, maps, metrics   all outside the networks
-    improved_bigan       9.5 s          0.65 s,  6.4 %            2.4 s, 19.9 %
-    cae                  5.7 s          0.71 s, 11.1 %            2.3 s, 28.5 %
+    improved_bigan      13.0 s          1.23 s, 8.7 %           4.2 s, 24.3 %
+    cae                 10.5 s          1.03 s, 9.0 %           3.6 s, 25.4 %
 
-What is outside is the same work for every detector, so that a lighter network has a larger share
-of it: under a tenth are scores, maps and metrics beside the Improved BiGAN's networks, not beside
-the CAE's. All of it is under a tenth of neither: controls, which are four scorings more and the
-search for the nearest of all training pictures, take 0.9 s, figures and report 0.6 to 0.7 s.
+In another hour the first line was 9.5, 0.65 and 2.4 s. What is outside is the same work for every
+detector, so that a lighter network has a larger share of it. Scores, maps and metrics are under a
+tenth beside either network; controls, which are four scorings more and the search for the nearest of
+all training pictures, take 1.5 s, figures and report 1.0 to 1.4 s. A score without its maps would
+be no cheaper: XLA:CPU then merges the blurs of SSIM with what uses them and takes twice as long.
 The controls in a thread beside the networks gained nothing by the clock: XLA fills two cores.
 """
 

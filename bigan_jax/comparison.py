@@ -11,7 +11,7 @@ import numpy as np
 
 from bigan_jax import pages, tables
 from bigan_jax.comparison_tables import CSV_HEADER, csv_rows, overview, tables_of
-from bigan_jax.errors import UserError
+from bigan_jax.errors import UserError, printable
 from bigan_jax.results import Run, read_run
 from bigan_jax.standings import Standings, standings
 from bigan_jax.tables import Table
@@ -150,7 +150,7 @@ def _plot(found: Standings) -> Plot:
 def _remarks(comparison: Comparison) -> list[str]:
     left_out = [f"{name} was left out: {reason}" for name, reason in comparison.left_out]
     unfinished = [f"{name} is not finished" for name in comparison.unfinished]
-    return list(map(tables.one_line, left_out + unfinished))
+    return list(map(printable, left_out + unfinished))
 
 
 def _markdown(comparison, above, sections):

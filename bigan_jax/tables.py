@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bigan_jax.errors import printable
+
 
 class Spread(NamedTuple):
     """A figure over n runs: mean and, from two runs on, standard deviation (n - 1)."""
@@ -105,7 +107,7 @@ def markdown(table: Table) -> str:
 
 def markdown_text(words: str) -> str:
     """Text in which nothing is markup, HTML included."""
-    escaped = html.escape(one_line(words), quote=False)
+    escaped = html.escape(printable(words), quote=False)
     return re.sub(r"([\\`*_\[\]|~$!])", r"\\\1", escaped).replace("://", ":&#47;&#47;")
 
 
@@ -165,7 +167,7 @@ def latex(table: Table) -> str:
 
 def latex_text(words: str) -> str:
     """Text in which no character is a command; for LaTeX of 2020 on, which reads UTF-8."""
-    return one_line(words).translate(_LATEX)
+    return printable(words).translate(_LATEX)
 
 
 # CSV
@@ -183,11 +185,6 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[str | float | None]]
 
 def _harmless(cell):
     if isinstance(cell, str):
-        cell = one_line(cell)
+        cell = printable(cell)
         return "'" + cell if cell.startswith(("=", "+", "-", "@")) else cell
     return f"{cell:.6g}" if isinstance(cell, float) else cell
-
-
-def one_line(words: str) -> str:
-    """Text without line breaks and characters that steer a terminal or turn the writing round."""
-    return "".join(c if c.isprintable() else "?" for c in words)
