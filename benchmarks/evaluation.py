@@ -19,9 +19,9 @@ Measured on one core of an AMD EPYC, 1,024 test and 38 calibration pictures of 1
 
 In another hour the first line was 9.5, 0.65 and 2.4 s. What is outside is the same work for every
 detector, so that a lighter network has a larger share of it. Scores, maps and metrics are under a
-tenth beside either network; controls, which are four scorings more and the search for the nearest of
-all training pictures, take 1.5 s, figures and report 1.0 to 1.4 s. A score without its maps would
-be no cheaper: XLA:CPU then merges the blurs of SSIM with what uses them and takes twice as long.
+tenth beside either network; controls, which are four scorings more and the search for the nearest
+of all training pictures, take 1.5 s, figures and report 1.0 to 1.4 s. A score without its maps
+would be no cheaper: XLA:CPU then merges the blurs of SSIM with what uses them, twice the time.
 The controls in a thread beside the networks gained nothing by the clock: XLA fills two cores.
 """
 
