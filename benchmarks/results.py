@@ -4,6 +4,9 @@ Copies what is small of finished runs (evaluation, scores, config, history; no p
 checkpoints) to results/, and writes RESULTS.md from all that lie there: its first part is
 results/PREFACE.md, its tables are those of `--mode=compare`, and each run stands with the command
 that repeats it.
+
+Of a copy of a run that was evaluated once more with a perceptual term in its score
+(`--mode=evaluate --config.score.perceptual=0.3`) only the table of scores is added to that run's.
 """
 
 import argparse
@@ -25,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 PAGE = ROOT / "RESULTS.md"
 _KEPT = "config.json", "evaluation.json", "scores.csv", "train.jsonl"
+_RESCORED = "perceptual.json"  # the score table of the same run with a perceptual term
 # Of one machine: they have no part in a result, and others have other folders.
 _PLACES = "data.dir", "data.tfds_dir", "vgg16.weights"
 
@@ -45,15 +49,20 @@ def runs() -> list[Path]:
 
 def keep(workdir: Path) -> None:
     """Copies a run's small files to results/, without the folders of this machine."""
-    folder = RESULTS / default_name(read_config(workdir)).name
+    config = read_config(workdir)
+    folder = RESULTS / default_name(config).name
     folder.mkdir(parents=True, exist_ok=True)
+    if config.score.perceptual:
+        table = json.dumps(_evaluation(workdir)["score_table"], indent=1)
+        (folder / _RESCORED).write_text(table + "\n", encoding="utf-8")
+        return
     for name in _KEPT:
         shutil.copyfile(workdir / name, folder / name)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for place in _PLACES:
         group, _, field = place.partition(".")
-        config[group][field] = ""
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        fields[group][field] = ""
+    (folder / "config.json").write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
 
 
 def page() -> str:
@@ -72,7 +81,7 @@ def other_scores() -> Table:
     rows, ways = [], {}
     for folder in runs():
         found = {}
-        for row in _evaluation(folder)["score_table"]:
+        for row in _score_table(folder):
             standardised = "standardised " * row["standardise"]
             way = f"{standardised}{row['score']}, {row['reduction']}"
             found[way] = row["auroc"]
@@ -84,6 +93,14 @@ def other_scores() -> Table:
         [[name, *(found.get(way) for way in ways)] for name, found in rows],
         ["To pick the best of a row is an oracle: it has seen the labels of the test set."],
     )
+
+
+def _score_table(folder):
+    """Its rows, from the evaluation with a perceptual term where there was one."""
+    rescored = folder / _RESCORED
+    if rescored.exists():
+        return json.loads(rescored.read_text(encoding="utf-8"))
+    return _evaluation(folder)["score_table"]
 
 
 def _evaluation(folder):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from bigan_jax.paper_tables import METRICS, MODELS, contradiction, fitting_prevalence, paper_table
-from bigan_jax.standings import FIGURES, Row, Standings
+from bigan_jax.standings import FIGURES, Row, Standings, apart
 from bigan_jax.tables import Difference, Spread, Table
 
 _HEADINGS = {"auroc": "AUROC", "f1": "F1"}
@@ -102,6 +102,9 @@ def _ablations(found):
                 if isinstance(value, str):
                     notes.append(f"{label}: no interval: {value}")
                     value = _less(row.figures["auroc"], start.figures["auroc"])
+                fields = apart(row, start).items()
+                changes = (f"{field} {new}, not {old}" for field, (new, old) in fields)
+                notes.append(f"{label}: {'; '.join(changes) or 'the same config'}")
                 rest = [_less(row.figures[name], start.figures[name]) for name in others]
                 rows.append([label, len(row.runs), value, *rest])
         yield Table(f"Ablations of {full} on {found.title}", columns, rows, notes)

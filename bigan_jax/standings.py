@@ -91,6 +91,17 @@ def standings(runs: Sequence[Run]) -> list[Standings]:
     return [_standings(*key, by_set[key]) for key in keys]
 
 
+def apart(row: Row, other: Row) -> dict[str, tuple[str, str]]:
+    """The config fields in which two rows differ, seed and places aside, with both values, each as
+    JSON; of their first runs, and of fields that both have."""
+    ours, theirs = (each.runs[0].fields for each in (row, other))
+    return {
+        field: (ours[field], theirs[field])
+        for field in sorted(ours.keys() & theirs.keys() - {"ablations"})
+        if ours[field] != theirs[field] and not field.startswith(_NOT_THE_DETECTOR)
+    }
+
+
 def _standings(dataset, category, runs):
     rows, notes = _rows(runs)
     notes += _notes(dataset, rows)

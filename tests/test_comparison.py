@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from bigan_jax import pairing
 from bigan_jax.comparison import compare
+from bigan_jax.comparison_tables import tables_of
 from bigan_jax.errors import UserError
 from bigan_jax.paper_tables import METRICS
 from bigan_jax.results import read_run
@@ -232,3 +233,14 @@ def test_ablations_stand_against_every_row_that_lacks_fewer_parts(tmp_path):
     name = "improved_bigan, {}".format
     one, two, three = name("a"), name("a, b"), name("c, b, a")
     assert set(found.ablations) == {(one, two), (one, three), (two, three)}
+
+
+def test_an_ablation_is_told_by_the_fields_that_differ(tmp_path):
+    """Also where more differs than what the ablation's name says."""
+    field, ablated = "model.se_ratio", {"model.se_ratio": 0, "batch_size": 8, "data.dir": "x"}
+    whole = {field: 16, "batch_size": 4, "data.dir": "y"}
+    write_run(tmp_path / "a", model="improved_bigan", config=whole)
+    write_run(tmp_path / "b", model="improved_bigan", ablations=["no_se"], config=ablated)
+    (found,) = standings(runs_in(tmp_path))
+    (table,) = [t for t in tables_of(found) if t.title.startswith("Ablations of improved_bigan")]
+    assert "improved_bigan, no_se: batch_size 8, not 4; model.se_ratio 0, not 16" in table.notes
