@@ -35,7 +35,7 @@ def create(
     pool: str = "average",
     perceptual_layers: tuple[str, ...] = ("relu3_3",),
     reconstruction_terms: Mapping[str, float] = _PAPERS_WEIGHTS,
-    adversarial_weight: float = 1.0,
+    adversarial_weight: float = 0.01,
     reconstruction_weight: float = 10.0,
 ) -> Detector:
     """Encoder E, generator G and discriminator D(x, z); VGG16 where the perceptual term has weight.
