@@ -56,6 +56,7 @@ def keep(workdir: Path) -> None:
         table = json.dumps(_evaluation(workdir)["score_table"], indent=1)
         (folder / _RESCORED).write_text(table + "\n", encoding="utf-8")
         return
+    (folder / _RESCORED).unlink(missing_ok=True)  # of an earlier run in this one's place
     for name in _KEPT:
         shutil.copyfile(workdir / name, folder / name)
     fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -19,9 +19,9 @@ At 64x64 with half the widths, without the perceptual loss and with short schedu
     plant (blocks), B 32, E 6 + 2, 3 min: 0.666 (0.424 to 0.794); corner pixels 0.737
     brain_mixed, B 32, E 10 + 4, 3 min: 0.469 (0.403 to 0.537); mean intensity 0.897
 
-The paper does not give the weight of the adversarial loss. At 1, beside 10 for reconstruction, the
-second phase undoes what the first has learnt; at 0.01 normal pictures that trained nothing are
-reconstructed better after it than before, on the phantom, on bottle and on plant (results/LOG.md).
+The paper does not give the weight of the adversarial loss. At 0.01, beside 10 for reconstruction,
+normal pictures that trained nothing end better reconstructed than at 1, on the phantom, bottle and
+plant; at 1 the second phase undid what the first had learnt on the first two (results/LOG.md, 12).
 """
 
 from configs import common
