@@ -95,11 +95,8 @@ def apart(row: Row, other: Row) -> dict[str, tuple[str, str]]:
     """The config fields in which two rows differ, seed and places aside, with both values, each as
     JSON; of their first runs, and of fields that both have."""
     ours, theirs = (each.runs[0].fields for each in (row, other))
-    return {
-        field: (ours[field], theirs[field])
-        for field in sorted(ours.keys() & theirs.keys() - {"ablations"})
-        if ours[field] != theirs[field] and not field.startswith(_NOT_THE_DETECTOR)
-    }
+    differing = _fields_apart([ours, theirs])
+    return {field: (ours[field], theirs[field]) for field in differing if field != "ablations"}
 
 
 def _standings(dataset, category, runs):
@@ -154,13 +151,7 @@ def _rows(runs):
 
 def _variants(runs, name, notes):
     """The runs by the config fields in which they differ, seed and places aside."""
-    known = [run.fields for run in runs if run.fields]
-    shared = set(known[0]).intersection(*known[1:]) if known else ()
-    differing = [
-        field
-        for field in sorted(shared)
-        if not field.startswith(_NOT_THE_DETECTOR) and len({fields[field] for fields in known}) > 1
-    ]
+    differing = _fields_apart([run.fields for run in runs if run.fields])
     found = defaultdict(list)
     for run in runs:
         fields = (f"{field}={run.fields.get(field, '?')}" for field in differing)
@@ -170,6 +161,16 @@ def _variants(runs, name, notes):
     numbered = {f"variant {i}": key for i, key in enumerate(sorted(found), 1)}
     notes += [f"{name}, {number}: {_shortened(key)}" for number, key in numbered.items()]
     return {number: found[key] for number, key in numbered.items()}
+
+
+def _fields_apart(configs):
+    """The fields that all configs have and in which they differ, seed and places aside."""
+    shared = set(configs[0]).intersection(*configs[1:]) if configs else ()
+    return [
+        field
+        for field in sorted(shared)
+        if not field.startswith(_NOT_THE_DETECTOR) and len({c[field] for c in configs}) > 1
+    ]
 
 
 def _without_copies(runs, notes):
