@@ -25,17 +25,19 @@ def draw(
     maps: Float[np.ndarray, "n h w"],
     limit: float,
     output: Path,
+    window: bool = False,
 ) -> list[Broken]:
     """Writes an error map and an overlay of each picture, as `paint` makes them, to error_maps/ and
     overlays/ of `output`; those that cannot be drawn come back.
 
-    contents: the files' bytes, by name.
+    contents: the files' bytes, by name. window: whether pictures are shown stretched, as the
+      networks see them.
     """
 
     def draw_one(i: int) -> Broken | None:
         name = names[i]
         made = attempt(
-            name, lambda: paint(read_as_shown(io.BytesIO(contents[name])), maps[i], limit)
+            name, lambda: paint(read_as_shown(io.BytesIO(contents[name]), window), maps[i], limit)
         )
         if isinstance(made, Broken):
             return made

@@ -44,6 +44,7 @@ def load(workdir: str | Path) -> Scorer:
             vgg16_weights=config.vgg16.weights,
             calibration=judged.calibration,
             conditions=told if config.model.get("conditional") and len(told) > 1 else (),
+            window=config.data.window,
         )
         if config.score.standardise:
             scorer.standardise(judged.spread)

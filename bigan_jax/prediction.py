@@ -127,13 +127,15 @@ def _predict(
     ):
         table = csv.writer(file)
         for names in blocks:
-            contents, images, broken = _read(folder, names.tolist(), scorer.shape)
+            contents, images, broken = _read(folder, names.tolist(), scorer.form)
             if images:
                 known = np.array([condition[name] for name in images], np.int32)
                 search = "search" if scorer.search_steps else ""
                 scores = scorer.score(np.stack(list(images.values())), known, progress=search)
                 if maps:
-                    broken += draw(contents, list(images), scores.error_map, limit, output)
+                    broken += draw(
+                        contents, list(images), scores.error_map, limit, output, scorer.form.window
+                    )
                 left_out = {b.path for b in broken}
                 every = zip(images, _rows(list(images), scores, scorer), strict=True)
                 rows = [row for name, row in every if name not in left_out]
@@ -150,15 +152,14 @@ def _predict(
     return Predicted(scored, anomalous, unreadable, output)
 
 
-def _read(folder, names, shape) -> tuple[dict[str, bytes], dict[str, np.ndarray], list[Broken]]:
+def _read(folder, names, form) -> tuple[dict[str, bytes], dict[str, np.ndarray], list[Broken]]:
     """The files' bytes, the pictures as the networks take them, and what cannot be read."""
-    *_, size, channels = shape
     contents = dict(zip(names, folder.read(names, False), strict=True))
 
     def decode(name: str) -> np.ndarray | Broken:
         if isinstance(content := contents[name], Broken):
             return content
-        return attempt(name, lambda: read_image(io.BytesIO(content), size, channels))
+        return attempt(name, lambda: read_image(io.BytesIO(content), *form))
 
     images = dict(zip(names, in_threads(decode, names, "pictures"), strict=True))
     broken = [image for image in images.values() if isinstance(image, Broken)]

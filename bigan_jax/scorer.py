@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from bigan_jax import detector as game
 from bigan_jax import metrics, scoring, vgg16
+from bigan_jax.data.decode import Form
 from bigan_jax.data.given import Given, prepare
 from bigan_jax.detector import Batch, Detector, State
 from bigan_jax.errors import UserError, unknown
@@ -63,16 +64,19 @@ class Scorer:
         vgg16_weights: str = "",
         calibration: Float[np.ndarray, "c"] | None = None,
         conditions: Sequence[str] = (),
+        window: bool = False,
     ):
         """formula: how a score is made. shape: of the pictures. threshold: decides.
 
         calibration: the scores of the calibration normals, for percentiles.
         conditions: names of what the detector has to be told of a picture; none for most.
+        window: whether new pictures are stretched, as in `data.load`.
 
         vgg16_weights: as in vgg16.load, which is only called where the formula has a perceptual
         term.
         """
         self.formula, self.shape, self.threshold = formula, shape, threshold
+        self.form = Form(*shape[1:], window)
         self.calibration, self.conditions = calibration, tuple(conditions)
         self._batch_size = batch_size
         self._variables = (state, dict(detector.frozen))
@@ -168,7 +172,7 @@ class Scorer:
           empty.
         Raises UserError for what is no picture, by its place, and for a missing condition.
         """
-        images = prepare(pictures, *self.shape[1:])
+        images = prepare(pictures, self.form)
         names = [condition] * len(pictures) if isinstance(condition, str) else condition
         if len(names) != len(pictures):
             raise UserError(f"{len(names)} conditions for {len(pictures)} pictures")

@@ -34,6 +34,7 @@ _BEFORE = {
     "data.skip_broken": False,
     "data.stream": False,
     "data.tfds_dir": "",
+    "data.window": False,
     "checkpoint.keep_every": 0,
     "on_nan": "stop",
     "seeds": 1,

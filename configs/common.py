@@ -48,6 +48,7 @@ def defaults() -> ConfigDict:
     config.data.category = ""  # phantom domains, MVTec categories, plant species; "" takes all
     config.data.image_size = 128
     config.data.channels = 1  # 1: grey, as in the paper; 3: RGB
+    config.data.window = False  # stretch each picture from its own 1st to its 99th percentile
     config.data.split_seed = 0
     config.data.test_fraction = 0.2  # of the normal pictures
     config.data.calibration_fraction = 0.1  # of the normal pictures that are not test

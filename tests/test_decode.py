@@ -7,6 +7,9 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from bigan_jax import data
@@ -16,6 +19,7 @@ from bigan_jax.data.decode import (
     list_pictures,
     picture_size,
     read_all,
+    read_as_shown,
     read_image,
     read_images,
     read_mask,
@@ -115,6 +119,43 @@ def test_a_large_jpeg_is_what_its_png_is(tmp_path):
     picture.rotate(180).save(tmp_path / "large.jpg", quality=95, exif=exif)
     png, jpeg = (read_image(tmp_path / f"large.{s}", 32, 1).astype(int) for s in ("png", "jpg"))
     assert np.abs(png - jpeg).max() <= 3
+
+
+# --- windows ---
+
+
+def tiff(values):
+    Image.fromarray(values).save(content := io.BytesIO(), "TIFF")
+    return content
+
+
+@given(
+    hnp.arrays(np.uint8, (9, 12), elements=st.integers(0, 100)),
+    st.integers(1, 400),
+    st.integers(0, 25_000),
+)
+def test_a_window_forgets_scale_and_offset(picture, scale, offset):
+    low, high = np.percentile(picture.astype(float), (1, 99))
+    assume(high > low)
+    expected = (255 * (picture - low) / (high - low)).clip(0, 255)
+    deep = picture.astype(np.uint16) * scale + offset
+    for values in picture, deep, deep.astype(np.int32), deep.astype(np.float32) - 7e4:
+        shown = np.asarray(read_as_shown(tiff(values), window=True))
+        assert shown.dtype == np.uint8 and abs(shown - expected).max() <= 0.51
+
+
+def test_a_window_is_one_for_all_channels(tmp_path):
+    ramp = np.linspace(50, 90, 100).round().astype(np.uint8).reshape(10, 10)
+    colour = np.stack([ramp, np.full_like(ramp, 50), np.full_like(ramp, 70)], -1)
+    Image.fromarray(colour).save(tmp_path / "a.png")
+    shown = read_image(tmp_path / "a.png", 10, 3, window=True).astype(float)
+    low, high = np.percentile(colour, (1, 99))
+    np.testing.assert_allclose(shown, (255 * (colour - low) / (high - low)).clip(0, 255), atol=0.51)
+
+
+def test_a_window_needs_numbers():
+    with pytest.raises(UserError, match="not numbers"):
+        read_image(tiff(np.full((8, 8), np.nan, np.float32)), 8, 1, window=True)
 
 
 # --- masks ---

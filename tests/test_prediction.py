@@ -92,6 +92,35 @@ def test_scores_are_those_of_the_evaluation(trained, predicted):
     np.testing.assert_allclose(sorted(calibration), known, atol=1e-6)
 
 
+def test_a_window_is_blind_to_brightness_wherever_pictures_come_from(tmp_path):
+    data, dark = tmp_path / "data" / "normal", tmp_path / "dark"
+    data.mkdir(parents=True)
+    dark.mkdir()
+    for i in range(40):
+        picture = phantom.draw("head", i, 48, 1)[0][..., 0].astype(np.uint16)
+        # Darker and darker, as if of 12 bits among 16; and the same without a loss.
+        Image.fromarray(picture * (16 - i % 8)).save(data / f"{i:02}.png")
+        Image.fromarray(picture * 200).save(dark / f"{i:02}.png")
+    fields = SMALL | {
+        "data.dir": str(tmp_path / "data"),
+        "data.window": True,
+        "data.calibration_fraction": 0.3,
+        "model.hidden": (16, 8),
+    }
+    bigan_jax.train(configured(fcae, "folder", fields), workdir := tmp_path / "run")
+    theirs = {row["path"]: float(row["score"]) for row in table(workdir)}
+    for source, output in (data, tmp_path / "again"), (dark, tmp_path / "bright"):
+        predict(workdir, source, output)
+        found = {row["path"]: float(row["score"]) for row in table(output)}
+        for path, score in theirs.items():
+            assert found[path.removeprefix("normal/")] == pytest.approx(score, abs=2e-3)
+    (score,) = bigan_jax.load(workdir).predict([data / "00.png"]).score
+    assert score == pytest.approx(found["00.png"], abs=2e-3)
+    # Stored, the picture is nearly black: shown, it is as the networks see it.
+    stored = np.asarray(Image.open(data / "00.png")).max() / 257
+    assert stored < 20 < 200 < rgb(tmp_path / "again/overlays/00.png.png").max()
+
+
 def test_percentiles_are_a_count(trained, predicted):
     scorer = bigan_jax.load(trained[0])
     for score, row in ((float(row["score"]), row) for row in table(predicted)):

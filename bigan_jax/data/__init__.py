@@ -10,6 +10,7 @@ from bigan_jax import cluster
 from bigan_jax.data import phantom
 from bigan_jax.data.broken import Broken, broken_note, unreadable
 from bigan_jax.data.decode import (
+    Form,
     in_threads,
     list_pictures,
     picture_size,
@@ -17,7 +18,7 @@ from bigan_jax.data.decode import (
     read_images,
     read_mask,
 )
-from bigan_jax.data.medical import slice_notes, split_slice
+from bigan_jax.data.medical import slice_notes, split_slice, stretch
 from bigan_jax.data.pictures import Dataset, Pictures, concatenate
 from bigan_jax.data.sources import EXPECTED, choose, misplaced
 from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, Record, split
@@ -51,6 +52,7 @@ def load(
     category: str,
     image_size: int,
     channels: int,
+    window: bool = False,
     split_seed: int,
     test_fraction: float = 0.2,
     calibration_fraction: float = 0.1,
@@ -61,6 +63,9 @@ def load(
     skip_broken: bool = False,
 ) -> Dataset:
     """Decode one of SOURCES into `image_size` square pictures with 1 (grey) or 3 (RGB) channels.
+
+    With `window` each picture is stretched from its own 1st to its 99th percentile, so that its
+    overall brightness is not seen.
 
     `category` is a comma list, or "" or "all" for all there are: phantom domains, MVTec
     categories or plant species, each of them a condition. Normal pictures are split by group
@@ -86,20 +91,21 @@ def load(
         raise UserError(f"data.channels is {channels}: it must be 1 (grey) or 3 (RGB).")
     if image_size < 8:
         raise UserError(f"data.image_size is {image_size}: it must be at least 8.")
+    form = Form(image_size, channels, window)
     if source == "phantom":
         conditions = tuple(choose(category, phantom.DOMAINS))
         records = phantom.records(conditions, phantom_normal, phantom_anomalous)
         notes = ()
 
         def read(part: list[Record]) -> Pictures:
-            return _phantom_pictures(part, conditions, image_size, channels)
+            return _phantom_pictures(part, conditions, form)
 
         def read_lazily(part: list[Record]) -> Pictures:
             def draw(r: Record) -> np.ndarray:
                 number = phantom.index_of(r.path)
-                return phantom.draw(conditions[r.condition], number, image_size, channels)[0]
+                return _draw(conditions[r.condition], number, form)[0]
 
-            return _lazy_pictures(part, draw, image_size, channels)
+            return _lazy_pictures(part, draw, form)
 
     elif not dir:
         raise misplaced(source, "No data folder was given: --config.data.dir=DIR.")
@@ -113,17 +119,17 @@ def load(
         root, records, conditions, notes, _ = catalogue
 
         def read(part: list[Record]) -> Pictures:
-            pictures, unread = _read_pictures(part, catalogue, image_size, channels)
+            pictures, unread = _read_pictures(part, catalogue, form)
             broken.extend(unread)
             return pictures
 
         def read_lazily(part: list[Record]) -> Pictures:
             def decode(r: Record) -> np.ndarray:
-                return read_image(catalogue.open(r.path), image_size, channels)
+                return read_image(catalogue.open(r.path), *form)
 
-            part, unread = _usable(part, catalogue, image_size, channels)
+            part, unread = _usable(part, catalogue, form)
             broken.extend(unread)
-            return _lazy_pictures(part, decode, image_size, channels)
+            return _lazy_pictures(part, decode, form)
 
     parts, left_out = split(records, split_seed, test_fraction, calibration_fraction)
     calibration, test = read(parts[CALIBRATION]), read(parts[TEST])
@@ -142,12 +148,12 @@ def load(
 
 
 def _read_pictures(
-    part: list[Record], catalogue: "Catalogue", size: int, channels: int
+    part: list[Record], catalogue: "Catalogue", form: Form
 ) -> tuple[Pictures, list[Broken]]:
     """What can be read of `part`, and what cannot; a picture stays when its mask is broken."""
-    paths = [r.path for r in part]
+    paths, size = [r.path for r in part], form.size
     images, broken = catalogue.read_all(
-        lambda picture, _: read_image(picture, size, channels), paths, "pictures"
+        lambda picture, _: read_image(picture, *form), paths, "pictures"
     )
     read = [(r, image) for r, image in zip(part, images, strict=True) if image is not None]
     picture_of = {r.mask: r.path for r, _ in read if r.mask}
@@ -159,8 +165,7 @@ def _read_pictures(
     mask_of = dict(zip(picture_of, masks, strict=True))
     read = [(r, image, mask_of.get(r.mask)) for r, image in read]
     read = [row for row in read if _tells(*row)]
-    image = np.zeros((len(read), size, size, channels), np.uint8)
-    mask = np.zeros((len(read), size, size), bool)
+    image, mask = _blank(len(read), form)
     for i, (_, picture, defect) in enumerate(read):
         image[i] = picture
         mask[i] = False if defect is None else defect
@@ -175,12 +180,12 @@ def _tells(r: Record, image: np.ndarray, mask: np.ndarray | None) -> bool:
 
 
 def _usable(
-    part: list[Record], catalogue: "Catalogue", size: int, channels: int
+    part: list[Record], catalogue: "Catalogue", form: Form
 ) -> tuple[list[Record], list[Broken]]:
     """Which pictures of `part`, all normal, `_read_pictures` would keep; none stays in memory."""
     record_of = {r.path: r for r in part}
     tells, broken = catalogue.read_all(
-        lambda picture, path: _tells(record_of[path], read_image(picture, size, channels), None),
+        lambda picture, path: _tells(record_of[path], read_image(picture, *form), None),
         list(record_of),
         "pictures",
     )
@@ -188,26 +193,37 @@ def _usable(
 
 
 def _lazy_pictures(
-    part: list[Record], read: Callable[[Record], np.ndarray], size: int, channels: int
+    part: list[Record], read: Callable[[Record], np.ndarray], form: Form
 ) -> Pictures:
     names = [r.path for r in part]
-    image = LazyImages(lambda i: read(part[i]), names, (size, size, channels))
+    size = form.size
+    image = LazyImages(lambda i: read(part[i]), names, (size, size, form.channels))
     # What trains is normal: no defects, in a view that takes no memory.
     return _pictures(part, image, np.broadcast_to(False, (len(part), size, size)))
 
 
-def _phantom_pictures(
-    part: list[Record], conditions: tuple[str, ...], size: int, channels: int
-) -> Pictures:
+def _phantom_pictures(part: list[Record], conditions: tuple[str, ...], form: Form) -> Pictures:
     def draw(r: Record):
         kind = r.kind if r.label else None
-        return phantom.draw(conditions[r.condition], phantom.index_of(r.path), size, channels, kind)
+        return _draw(conditions[r.condition], phantom.index_of(r.path), form, kind)
 
-    image = np.zeros((len(part), size, size, channels), np.uint8)
-    mask = np.zeros((len(part), size, size), bool)
+    image, mask = _blank(len(part), form)
     for i, (picture, defect) in enumerate(in_threads(draw, part, "phantoms")):
         image[i], mask[i] = picture, defect
     return _pictures(part, image, mask)
+
+
+def _draw(
+    category: str, number: int, form: Form, kind: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    picture, mask = phantom.draw(category, number, form.size, form.channels, kind)
+    return stretch(picture) if form.window else picture, mask
+
+
+def _blank(count: int, form: Form) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures and masks, to be filled."""
+    image = np.zeros((count, form.size, form.size, form.channels), np.uint8)
+    return image, np.zeros(image.shape[:3], bool)
 
 
 def _pictures(part: list[Record], image: np.ndarray, mask: np.ndarray) -> Pictures:

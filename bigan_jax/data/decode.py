@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Num, Shaped, UInt8
@@ -31,6 +31,14 @@ MANY = 200  # files from which on a progress bar is worth its line
 
 # A file (or slice, by its name); in memory, one of a format of Pillow's; a slice's values.
 Source = Path | BinaryIO | Num[np.ndarray, "h w ..."]
+
+
+class Form(NamedTuple):
+    """What a picture is made before a network sees it."""
+
+    size: int  # pixels a side
+    channels: int  # 1: grey, 3: RGB
+    window: bool = False  # stretched from its own 1st to its 99th percentile (`medical.stretch`)
 
 
 def list_pictures(folder: Path) -> list[str]:
@@ -58,13 +66,16 @@ def names_in(file: Path) -> list[str]:
     return medical.names(file) if medical.is_medical(file.name) else [file.name]
 
 
-def read_image(source: Source, size: int, channels: int) -> UInt8[np.ndarray, "size size channels"]:
-    """Decode one picture: EXIF orientation applied, grey (channels 1) or RGB (3), 0 to 255.
+def read_image(
+    source: Source, size: int, channels: int, window: bool = False
+) -> UInt8[np.ndarray, "size size channels"]:
+    """Decode one picture to a `Form`: EXIF orientation applied, grey or RGB, 0 to 255.
 
     Grey is the luma 0.299 R + 0.587 G + 0.114 B; 16-bit grey is divided by 257; what is
     transparent shows white. DICOM and NIfTI slices are windowed to their own 1st to 99th
-    percentile (`medical.window`). The picture is resized with an antialiasing bilinear filter to a
-    square: one that is not square is stretched, not cropped.
+    percentile (`medical.window`), and with `window` so is every picture, before it is made 8-bit.
+    The picture is resized with an antialiasing bilinear filter to a square: one that is not square
+    is stretched, not cropped.
 
     Raises UserError for more than MAX_PIXELS or less than MIN_SIDE, before anything is decoded,
     for several pictures in one file and for values without a scale; a broken file raises what its
@@ -74,25 +85,32 @@ def read_image(source: Source, size: int, channels: int) -> UInt8[np.ndarray, "s
         # A large JPEG is decoded to a half, a quarter or an eighth: in a fifth of the time at 12
         # megapixels, and within 2 of 255, as long as four times the size remain.
         picture.draft(None, (4 * size, 4 * size))
-        return fit(picture, size, channels)
+        return fit(picture, size, channels, window)
 
 
-def fit(picture: Image.Image, size: int, channels: int) -> UInt8[np.ndarray, "size size channels"]:
+def fit(
+    picture: Image.Image, size: int, channels: int, window: bool = False
+) -> UInt8[np.ndarray, "size size channels"]:
     """`read_image` of a picture that is open already. Raises UserError as that does."""
     _check_size(*picture.size)
-    picture = _as_shown(picture).convert("L" if channels == 1 else "RGB")
+    picture = _as_shown(picture, window).convert("L" if channels == 1 else "RGB")
     picture = picture.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(picture).reshape(size, size, channels)
 
 
-def read_as_shown(source: Source) -> Image.Image:
+def read_as_shown(source: Source, window: bool = False) -> Image.Image:
     """Decode one picture at its own size, grey (mode L) or RGB, as `read_image` sees it."""
     with _open(source) as picture:
-        return _as_shown(picture)
+        return _as_shown(picture, window)
 
 
-def _as_shown(picture):
-    return _eight_bit(ImageOps.exif_transpose(picture))
+def _as_shown(picture, window):
+    picture = ImageOps.exif_transpose(picture)
+    if not window:
+        return _eight_bit(picture)
+    # Of few levels among 65,536 nothing would be left in 8 bits, and a window needs no scale.
+    deep = picture.mode.startswith(("I", "F"))
+    return Image.fromarray(medical.stretch(np.asarray(picture if deep else _eight_bit(picture))))
 
 
 def read_mask(
@@ -255,13 +273,14 @@ def _sources(root, file, names):
 
 
 def read_images(
-    root: Path, paths: Sequence[str], size: int, channels: int
+    root: Path, paths: Sequence[str], size: int, channels: int, window: bool = False
 ) -> UInt8[np.ndarray, "n size size channels"]:
     """Decode the pictures `root / path` (see `read_image`).
 
     Raises one UserError that names every file that cannot be read, with its reason.
     """
-    images, broken = read_all(lambda x, _: read_image(x, size, channels), root, paths, "pictures")
+    form = Form(size, channels, window)
+    images, broken = read_all(lambda x, _: read_image(x, *form), root, paths, "pictures")
     if broken:
         raise unreadable(broken, root, len(paths), "pictures")
     return np.stack(images) if images else np.zeros((0, size, size, channels), np.uint8)

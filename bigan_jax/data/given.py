@@ -12,7 +12,7 @@ from PIL import Image
 
 from bigan_jax.data import archives
 from bigan_jax.data.broken import Broken, attempt
-from bigan_jax.data.decode import SUFFIXES, fit, in_threads, names_in, read_image
+from bigan_jax.data.decode import SUFFIXES, Form, fit, in_threads, names_in, read_image
 from bigan_jax.data.folders import Folder, as_path, is_remote, open_folder, some_files
 from bigan_jax.errors import UserError
 
@@ -20,24 +20,24 @@ from bigan_jax.errors import UserError
 Given = str | Path | Image.Image | UInt8[np.ndarray, "h w *c"]
 
 
-def prepare(
-    pictures: Sequence[Given], size: int, channels: int
-) -> UInt8[np.ndarray, "n size size channels"]:
+def prepare(pictures: Sequence[Given], form: Form) -> UInt8[np.ndarray, "n size size channels"]:
     """Pictures as `read_image` gives them. Raises UserError for the first that is none, with its
     name or its place."""
 
     def read(place: int) -> np.ndarray | Broken:
         given = pictures[place]
         if isinstance(given, str | Path):
-            return attempt(str(given), lambda: read_image(Path(given), size, channels))
-        return attempt(f"picture {place}", lambda: fit(_in_memory(given), size, channels))
+            return attempt(str(given), lambda: read_image(Path(given), *form))
+        return attempt(f"picture {place}", lambda: fit(_in_memory(given), *form))
 
     if isinstance(pictures, str | Path | Image.Image):
         raise UserError("one picture alone: give a list of pictures, [picture]")
     images = in_threads(read, range(len(pictures)), "pictures")
     for broken in (image for image in images if isinstance(image, Broken)):
         raise UserError(f"{broken.path}: {broken.reason}")
-    return np.stack(images) if images else np.zeros((0, size, size, channels), np.uint8)
+    return (
+        np.stack(images) if images else np.zeros((0, form.size, form.size, form.channels), np.uint8)
+    )
 
 
 def _in_memory(picture):

@@ -137,15 +137,19 @@ def slices(
 def window(
     values: Num[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"],
 ) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
-    """Physical values to grey: the slice's own 1st percentile becomes 0, the 99th 255.
+    """Physical values to grey, as `stretch` does; colour, which has no unit, stays as it is.
 
     The unit of MR is arbitrary and CT's range far wider than what differs within a slice, so that
-    each slice is judged by its own contrast: an overall change of brightness is not seen. Where
-    the two percentiles are equal the slice is black. Colour stays as it is.
-    Raises UserError for values that are not finite.
+    each slice is judged by its own contrast: an overall change of brightness is not seen.
     """
-    if values.ndim == 3:
-        return values
+    return values if values.ndim == 3 else stretch(values)
+
+
+def stretch(values: Num[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h w *c"]:
+    """The picture's own 1st percentile, over all channels, becomes 0 and the 99th 255.
+
+    Where the two are equal the picture is black. Raises UserError for values that are not finite.
+    """
     if not np.isfinite(values).all():
         raise UserError("holds values that are not numbers (NaN or infinite)")
     low, high = np.percentile(values, (1, 99))
