@@ -4,14 +4,17 @@ It also hands over what the other side needs to be the same (sharing.py).
 """
 
 import importlib
+import tempfile
 import time
+from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import sharing, sides
+from benchmarks import operations, sharing, sides
 from bigan_jax import detector as game
 from bigan_jax import memory, parallel, schedule, scoring
 from bigan_jax.build import build, picture_shape
@@ -137,6 +140,11 @@ class JaxSide:
         """Of one step's updates, by the compiled programs' own analysis."""
         if phase == sides.SCORE:
             return self._flops_of_scores()
+        return sum(_flops(self._update(name)) for name in self.due[phase])
+
+    def _update(self, name):
+        """A step's update by one loss, as Runner maps it on a CPU: its program is found then, and
+        not compiled again."""
         state, frozen = self.state, parallel.replicate(self.frozen)
         batch = jax.eval_shape(
             lambda: Batch(
@@ -144,15 +152,26 @@ class JaxSide:
                 jnp.zeros((1, self.task.batch), jnp.int32),
             )
         )
-        total = 0.0
-        for name in self.due[phase]:
-            update = partial(game.update, self.detector, self.optimizers[name], name)
-            # As Runner maps it on a CPU, so that the program is found and not compiled again.
-            mapped = jax.pmap(
-                update, axis_name=BATCH_AXIS, in_axes=(0, 0, 0, None), donate_argnums=0
-            )
-            total += _flops(mapped.lower(state, frozen, batch, 1))
-        return total
+        update = partial(game.update, self.detector, self.optimizers[name], name)
+        mapped = jax.pmap(update, axis_name=BATCH_AXIS, in_axes=(0, 0, 0, None), donate_argnums=0)
+        return mapped.lower(state, frozen, batch, 1)
+
+    def profile(self, phase, count) -> dict[str, float]:
+        """Seconds of a step by the kind of operation (operations.KINDS), over so many steps."""
+        spent = Counter()
+        for name, times in Counter(self.due[phase]).items():
+            kinds = operations.of_program(self._update(name).compile().as_text())
+            with tempfile.TemporaryDirectory() as folder:
+                with jax.profiler.trace(folder):
+                    self.state, _ = self.runner.epoch(self.state, (name,), self._order(count))
+                    jax.block_until_ready(self.state)
+                (file,) = Path(folder).rglob("*.xplane.pb")
+                found = jax.profiler.ProfileData.from_file(str(file))
+            for event in (e for plane in found.planes for row in plane.lines for e in row.events):
+                if operation := dict(event.stats).get("hlo_op"):
+                    kind = kinds.get(operation, operations.REST)
+                    spent[kind] += times * event.duration_ns / 1e9 / count
+        return dict(spent)
 
     def _flops_of_scores(self):
         arguments = self._score_arguments()

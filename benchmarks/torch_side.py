@@ -2,12 +2,13 @@
 
 import contextlib
 import time
+from collections import Counter
 from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import sides, torch_models
+from benchmarks import operations, sides, torch_models
 from benchmarks.torch_models.losses import score
 from benchmarks.torch_models.trainer import Trainer
 
@@ -95,6 +96,15 @@ class TorchSide:
             else:
                 self.steps(phase, 1)
         return float(counter.get_total_flops())
+
+    def profile(self, phase, count) -> dict[str, float]:
+        """As our side's."""
+        spent = Counter()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+            self.steps(phase, count)
+        for event in found.key_averages():
+            spent[operations.of_torch(event.key)] += event.self_cpu_time_total / 1e6 / count
+        return dict(spent)
 
     # --- scoring ---
 

@@ -1,0 +1,68 @@
+"""What benchmarks/profile.py counts as what."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import operations
+
+
+@pytest.mark.parametrize(
+    "function, expected",
+    [
+        (lambda x: x @ x, {operations.PRODUCTS}),
+        (lambda x: jnp.concatenate([x, x.T], 1), {operations.COPIES}),
+        (lambda x: jnp.tanh(x).sum(0), {operations.REST}),
+        (lambda x: jnp.pad(jnp.exp(x) @ x, 1), {*operations.KINDS}),
+    ],
+)
+def test_kinds_of_a_compiled_program(function, expected):
+    program = jax.jit(function).lower(jnp.ones((64, 64))).compile().as_text()
+    found = operations.of_program(program)
+    entry = program.split("ENTRY")[1]
+    top = {kind for name, kind in found.items() if f"%{name} = " in entry or f" {name} = " in entry}
+    moved = {operations.COPIES}  # a parameter's own line, and what the compiler adds
+    assert top | moved == expected | moved
+
+
+def test_what_is_fused_around_a_product_is_a_product():
+    program = """
+%fused (p: f32[8,8]) -> f32[8,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  %dot.1 = f32[8,8]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %tanh.1 = f32[8,8]{1,0} tanh(%dot.1)
+}
+
+%moved (q: f32[8,8]) -> f32[8,8] {
+  %q = f32[8,8]{1,0} parameter(0)
+  ROOT %transpose.1 = f32[8,8]{1,0} transpose(%q), dimensions={1,0}
+}
+
+ENTRY %main (x: f32[8,8]) -> f32[8,8] {
+  %x = f32[8,8]{1,0} parameter(0)
+  %a = f32[8,8]{1,0} fusion(%x), kind=kCustom, calls=%fused
+  %b = f32[8,8]{1,0} fusion(%a), kind=kLoop, calls=%moved
+  ROOT %c = f32[8,8]{1,0} add(%a, %b)
+}
+"""
+    found = operations.of_program(program)
+    assert [found[name] for name in "abc"] == list(operations.KINDS)
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("aten::convolution_backward", operations.PRODUCTS),
+        ("aten::mkldnn_convolution", operations.PRODUCTS),
+        ("aten::addmm", operations.PRODUCTS),
+        ("aten::mm", operations.PRODUCTS),
+        ("aten::copy_", operations.COPIES),
+        ("aten::cat", operations.COPIES),
+        ("aten::native_batch_norm_backward", operations.REST),
+        ("aten::leaky_relu_", operations.REST),
+        ("aten::_fused_adam_", operations.REST),
+        ("autograd::engine::evaluate_function: ConvolutionBackward0", operations.REST),
+    ],
+)
+def test_kinds_of_pytorch(name, kind):
+    assert operations.of_torch(name) == kind
