@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jaxtyping import Array, Float, Key
 
 SSIM_WINDOW = 11  # pixels; pictures are at least as large
@@ -101,6 +102,19 @@ def perceptual(
         for x, y in zip(features, others, strict=True)
     ]
     return jnp.stack(errors).mean(0)
+
+
+def unit_features(
+    features: Sequence[Float[Array, "b _h _w _c"]],
+) -> list[Float[Array, "b _h _w _c"]]:
+    """Features whose mean square over channels is 1 at every place, so that strong and weak ones
+    weigh the same (Zhang et al. 2018, "The unreasonable effectiveness of deep features", Sec. 3,
+    which scales their length to 1). Where there are next to none they stay so. In float32."""
+    scaled = []
+    for x in features:
+        x = x.astype(jnp.float32)
+        scaled.append(x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-3))
+    return scaled
 
 
 def bce(logits: Float[Array, "b"], target: float) -> Float[Array, ""]:

@@ -75,6 +75,7 @@ def get_config(arg=None):
         "residual": True,
         "pool": "average",
         "perceptual_layers": ("relu3_3",),
+        "unit_features": True,
         "reconstruction_terms": {"mse": 0.5, "mae": 0.2, "perceptual": 0.2, "ssim": 0.1},
         "adversarial_weight": 0.01,
         "reconstruction_weight": 10.0,

@@ -5,6 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from scipy.special import log_expit
 
 from bigan_jax import losses
@@ -66,6 +69,26 @@ def test_perceptual_averages_layers_whatever_their_size(pair):
     layers, others = (x, x[:, ::2]), (y, y[:, ::2])
     expected = (((x - y) ** 2).mean((1, 2, 3)) + ((x - y)[:, ::2] ** 2).mean((1, 2, 3))) / 2
     np.testing.assert_allclose(losses.perceptual(layers, others), expected, rtol=1e-5)
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays(np.float32, (2, 3, 4, 5), elements=st.floats(0, 100, width=32)),
+    st.floats(1, 50),
+)
+def test_unit_features_forget_their_strength(features, factor):
+    (found,) = losses.unit_features([jnp.asarray(features)])
+    square = (features.astype(np.float64) ** 2).mean(-1, keepdims=True)
+    np.testing.assert_allclose(found, features / np.sqrt(square + 1e-3), rtol=1e-4, atol=1e-6)
+    one, other = losses.unit_features([jnp.asarray(features + 1), factor * (features + 1)])
+    np.testing.assert_allclose(other, one, rtol=1e-3)
+    np.testing.assert_allclose(jnp.square(one).mean(-1), 1, rtol=2e-3)
+
+
+def test_silent_features_stay_silent_and_have_a_gradient():
+    silent = jnp.zeros((1, 2, 2, 8))
+    value, slope = jax.value_and_grad(lambda x: losses.unit_features([x])[0].sum())(silent)
+    assert value == 0 and jnp.isfinite(slope).all()
 
 
 def test_bce_is_the_log_likelihood_even_far_out():

@@ -193,6 +193,7 @@ class ImprovedBiGAN(nn.Module):
         residual,
         pool,
         perceptual_layers,
+        unit_features,
         reconstruction_terms,
         adversarial_weight,
         reconstruction_weight,
@@ -210,7 +211,7 @@ class ImprovedBiGAN(nn.Module):
             shape, latent, discriminator_widths, discriminator_hidden
         )
         if "perceptual" in self.terms:
-            self.vgg16 = VGG16(perceptual_layers)
+            self.vgg16 = VGG16(perceptual_layers, unit_features)
 
     def composite(self, x, y):
         errors = {"mse": F.mse_loss, "mae": F.l1_loss, "perceptual": self.perceptual}

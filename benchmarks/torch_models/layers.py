@@ -169,10 +169,12 @@ VGG_WIDTHS = (64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 
 
 
 class VGG16(nn.Module):
-    """Activations after the named ReLUs, of pictures in [0, 1]."""
+    """Activations after the named ReLUs, of pictures in [0, 1]; unit: with a mean square of 1 over
+    channels."""
 
-    def __init__(self, layers):
+    def __init__(self, layers, unit):
         super().__init__()
+        self.unit = unit
         self.blocks = nn.ModuleDict()
         before = 3
         for block, widths in enumerate(VGG_WIDTHS, 1):
@@ -195,4 +197,9 @@ class VGG16(nn.Module):
         for name, block in self.blocks.items():
             x = block(x)
             features[name] = x
-        return [features[name] for name in self.layers]
+        found = [features[name] for name in self.layers]
+        return [unit_features(x.float()) for x in found] if self.unit else found
+
+
+def unit_features(x):
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-3)

@@ -34,6 +34,7 @@ def create(
     residual: bool = True,
     pool: str = "average",
     perceptual_layers: tuple[str, ...] = ("relu3_3",),
+    unit_features: bool = True,
     reconstruction_terms: Mapping[str, float] = _PAPERS_WEIGHTS,
     adversarial_weight: float = 0.01,
     reconstruction_weight: float = 10.0,
@@ -46,6 +47,8 @@ def create(
     se_ratio: of squeeze-and-excitation in E and G; 0 leaves it out.
     residual: the Add around each stage of G.
     pool: how E ends: "average" (global average pooling) or "flatten".
+    unit_features: whether VGG16's features are scaled (losses.unit_features) before they are
+      compared.
     reconstruction_terms: weights of mse, mae, perceptual and ssim; a term of weight 0 is left out.
     adversarial_weight, reconstruction_weight: of the loss by which E and G play against D.
 
@@ -87,8 +90,10 @@ def create(
         if "ssim" in weights:
             terms["ssim"] = losses.ssim_error(x, y).mean()
         if "perceptual" in weights:
-            target = lax.stop_gradient(net("vgg16", x))
-            terms["perceptual"] = losses.perceptual(target, net("vgg16", y)).mean()
+            target, found = lax.stop_gradient(net("vgg16", x)), net("vgg16", y)
+            if unit_features:
+                target, found = losses.unit_features(target), losses.unit_features(found)
+            terms["perceptual"] = losses.perceptual(target, found).mean()
         return losses.weighted_sum(weights, terms)
 
     def reconstruction_loss(net, batch, keys):
