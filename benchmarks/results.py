@@ -73,35 +73,52 @@ def page() -> str:
         bigan_jax.compare(runs(), output)
         tables = (Path(output) / "comparison.md").read_text(encoding="utf-8")
     tables = tables.replace("# Comparison\n", "", 1).strip()
-    scores = markdown(other_scores())
-    return "\n".join([preface, tables, "", scores, "## The runs", "", *_listed(), ""])
+    scores = [markdown(table) for table in (other_scores(), perceptual_scores())]
+    return "\n".join([preface, tables, "", *scores, "## The runs", "", *_listed(), ""])
+
+
+_ORACLE = "To pick the best of a row is an oracle: it has seen the labels of the test set."
 
 
 def other_scores() -> Table:
     """The AUROC of every way to score the reconstructions that the runs' evaluations have."""
-    rows, ways = [], {}
-    for folder in runs():
-        found = {}
-        for row in _score_table(folder):
-            standardised = "standardised " * row["standardise"]
-            way = f"{standardised}{row['score']}, {row['reduction']}"
-            found[way] = row["auroc"]
-        ways |= dict.fromkeys(found)
-        rows.append((folder.name, found))
+    title = "Other scores of the same reconstructions: AUROC"
+    return _of_ways(title, {folder: _evaluation(folder)["score_table"] for folder in runs()})
+
+
+def perceptual_scores() -> Table:
+    """Of the runs that were evaluated with a perceptual term as well: the common score without and
+    with it, and the term alone, as means of the error map and of its highest 1 %."""
+    rescored = [folder for folder in runs() if (folder / _RESCORED).exists()]
+    tables = {
+        folder: [
+            row
+            for row in json.loads((folder / _RESCORED).read_text(encoding="utf-8"))
+            if row["reduction"] != "max" and row["score"] not in ("mse", "ssim")
+        ]
+        for folder in rescored
+    }
+    return _of_ways("Beyond the paper: a perceptual term (VGG16, relu3_3), the top 1 %", tables)
+
+
+def _of_ways(title, tables):
+    """A row for each folder, a column for each way to score that its table has."""
+    found = {
+        folder.name: {
+            f"{'standardised ' * row['standardise']}{row['score']}, {row['reduction']}": row[
+                "auroc"
+            ]
+            for row in rows
+        }
+        for folder, rows in tables.items()
+    }
+    ways = list(dict.fromkeys(way for row in found.values() for way in row))
     return Table(
-        "Other scores of the same reconstructions: AUROC",
+        title,
         [("run", ""), *((way, "") for way in ways)],
-        [[name, *(found.get(way) for way in ways)] for name, found in rows],
-        ["To pick the best of a row is an oracle: it has seen the labels of the test set."],
+        [[name, *(row.get(way) for way in ways)] for name, row in found.items()],
+        [_ORACLE],
     )
-
-
-def _score_table(folder):
-    """Its rows, from the evaluation with a perceptual term where there was one."""
-    rescored = folder / _RESCORED
-    if rescored.exists():
-        return json.loads(rescored.read_text(encoding="utf-8"))
-    return _evaluation(folder)["score_table"]
 
 
 def _evaluation(folder):

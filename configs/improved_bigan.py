@@ -20,8 +20,8 @@ At 64x64 with half the widths, without the perceptual loss and with short schedu
 
 The paper does not give the weight of the adversarial loss. At 0.01, beside 10 for reconstruction,
 normal pictures that trained nothing end better reconstructed than at 1, on the phantom, bottle and
-plant; at 1 the second phase undid what the first had learnt on the first two (results/LOG.md, 12). Nor
-does it say how features are compared: scaled to one strength at each place, normal pictures end
+plant; at 1 the second phase undid what the first had learnt on the first two (results/LOG.md, 12).
+Nor does it say how features are compared: scaled to one strength at each place, normal pictures end
 better reconstructed on the same three sets than by raw ones (results/LOG.md, 18).
 """
 
