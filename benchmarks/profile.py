@@ -1,4 +1,4 @@
-"""python -m benchmarks.profile [--models=cae,vae] [what benchmarks.steps takes]
+"""python -m benchmarks.profile [--models=cae,vae] [--phases=phase2] [--count=3]
 
 Where a training step's time goes, ours and eager PyTorch's, on one core, so that what runs at once
 does not hide in a sum: matrix products and convolutions, copies (transposed, padded, gathered), and
@@ -18,22 +18,22 @@ HEADER = (
 )
 
 
-def measure(task, count, say=print):
+def measure(task, how, say=print):
     """Says a line for each phase of a detector's schedule.
 
-    count: the steps that are profiled.
+    how: count, of the steps that are profiled, and phases.
     """
     ours = Remote("benchmarks.jax_side", "JaxSide", task)
     theirs = Remote("benchmarks.torch_side", "TorchSide", task)
     try:
         described = ours("describe")
         theirs("build", described)
-        for phase in described["due"]:
+        for phase in how.phases or described["due"]:
             cells = [task.config, phase]
             for side in ours, theirs:
                 side("steps", phase, 1)
-                whole = side("steps", phase, count) / count
-                spent = side("profile", phase, count)
+                whole = side("steps", phase, how.count) / how.count
+                spent = side("profile", phase, how.count)
                 seconds = [whole, *(spent.get(kind, 0.0) for kind in operations.KINDS)]
                 cells += [f"{1000 * value:.0f}" for value in seconds]
             say(f"| {' | '.join(cells)} |")
@@ -50,7 +50,7 @@ def main(given=None):
     how = steps.arguments(options, given)
     print(HEADER)
     for task in steps.tasks(how):
-        measure(task, how.count, lambda text: print(text, flush=True))
+        measure(task, how, lambda text: print(text, flush=True))
     return 0
 
 

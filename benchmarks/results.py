@@ -77,9 +77,6 @@ def page() -> str:
     return "\n".join([preface, tables, "", *scores, "## The runs", "", *_listed(), ""])
 
 
-_ORACLE = "To pick the best of a row is an oracle: it has seen the labels of the test set."
-
-
 def other_scores() -> Table:
     """The AUROC of every way to score the reconstructions that the runs' evaluations have."""
     title = "Other scores of the same reconstructions: AUROC"
@@ -89,35 +86,32 @@ def other_scores() -> Table:
 def perceptual_scores() -> Table:
     """Of the runs that were evaluated with a perceptual term as well: the common score without and
     with it, and the term alone, as means of the error map and of its highest 1 %."""
-    rescored = [folder for folder in runs() if (folder / _RESCORED).exists()]
     tables = {
-        folder: [
+        path.parent: [
             row
-            for row in json.loads((folder / _RESCORED).read_text(encoding="utf-8"))
+            for row in json.loads(path.read_text(encoding="utf-8"))
             if row["reduction"] != "max" and row["score"] not in ("mse", "ssim")
         ]
-        for folder in rescored
+        for path in sorted(RESULTS.glob(f"*/{_RESCORED}"))
     }
     return _of_ways("Beyond the paper: a perceptual term (VGG16, relu3_3), the top 1 %", tables)
 
 
 def _of_ways(title, tables):
     """A row for each folder, a column for each way to score that its table has."""
+
+    def way(row):
+        return f"{'standardised ' * row['standardise']}{row['score']}, {row['reduction']}"
+
     found = {
-        folder.name: {
-            f"{'standardised ' * row['standardise']}{row['score']}, {row['reduction']}": row[
-                "auroc"
-            ]
-            for row in rows
-        }
-        for folder, rows in tables.items()
+        folder.name: {way(row): row["auroc"] for row in rows} for folder, rows in tables.items()
     }
-    ways = list(dict.fromkeys(way for row in found.values() for way in row))
+    ways = list(dict.fromkeys(name for row in found.values() for name in row))
     return Table(
         title,
-        [("run", ""), *((way, "") for way in ways)],
-        [[name, *(row.get(way) for way in ways)] for name, row in found.items()],
-        [_ORACLE],
+        [("run", ""), *((name, "") for name in ways)],
+        [[folder, *map(row.get, ways)] for folder, row in found.items()],
+        ["To pick the best of a row is an oracle: it has seen the labels of the test set."],
     )
 
 
