@@ -23,6 +23,7 @@ import bigan_jax
 from bigan_jax.results import flat_fields
 from bigan_jax.tables import Table, markdown
 from bigan_jax.workdir import default_name, read_config
+from configs import common
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -137,11 +138,13 @@ def _listed():
 def command(config: dict) -> str:
     """The command that trains a run of this config: DIR stands for the folder of its pictures."""
     modifiers = ["quick"] * config["quick"] + list(config["ablations"])
-    argument = ",".join([config["data"]["name"], *modifiers])
+    data = config["data"]
+    dataset = data["name"] if data["name"] in common.DATASETS else data["source"]
+    argument = ",".join([dataset, *modifiers])
     default = importlib.import_module(f"configs.{config['name']}").get_config(argument)
     default = flat_fields(json.loads(json.dumps(default.to_dict())))
     words = ["python", "launch.py", f"--config=configs/{config['name']}.py:{argument}"]
-    if config["data"]["source"] != "phantom":
+    if data["source"] != "phantom":
         words.append("--config.data.dir=DIR")
     for name, text in flat_fields(config).items():
         if name not in _PLACES and name in default and text != default[name]:

