@@ -79,6 +79,9 @@ _SWEEP_DEFAULT = "configs/improved_bigan.py:phantom"
 
 
 def parse_flags(arguments, parse=app.parse_flags_with_usage):
+    for place, flag in reversed(list(enumerate(arguments[:-1]))):
+        if flag.lstrip("-") in ("config", "mode") and flag.startswith("-"):  # as one: --flag=value
+            arguments[place : place + 2] = [f"{flag}={arguments[place + 1]}"]
     if "--mode=sweep" in arguments and not any(a.startswith("--config=") for a in arguments):
         arguments.insert(1, f"--config={_SWEEP_DEFAULT}")  # in sys.argv, where overrides look
     common.check_arguments(arguments)
@@ -104,6 +107,8 @@ def main(arguments):
         raise UserError("leave --config out: predict goes by the config of the --workdir")
     if _MODE.value == "compare" and not _WORKDIRS.value:
         raise UserError("say what to compare: --workdirs='runs/*'")
+    if _MODE.value == "sweep" and _CONFIG.value is None:
+        raise UserError(f"say what to sweep: --config={_SWEEP_DEFAULT}")
     if _MODE.value == "sweep" and _WORKDIR.value is not None:
         raise UserError("--workdir is for one run: say where a sweep's runs go by --output=DIR")
 

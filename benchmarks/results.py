@@ -123,7 +123,7 @@ def _evaluation(folder):
 def _listed():
     """Each run: its result, how long it trained, what made it, by which versions."""
     for folder in runs():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder).to_dict()
         evaluation = _evaluation(folder)
         rows = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
         minutes = sum(json.loads(row)["seconds"] for row in rows) / 60

@@ -13,6 +13,7 @@ from bigan_jax.detector import Detector
 from bigan_jax.errors import UserError, unknown
 from bigan_jax.losses import SSIM_WINDOW
 
+_COUNTS = ("latent", "hidden", "search_steps", "restarts")
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -59,6 +60,7 @@ def build(config: ConfigDict, conditions: int, steps_per_epoch: int, frozen: boo
         **fields,
     )
     phases = schedule.parse(config.phases.to_dict(), detector.objectives)
+    detector = detector._replace(objectives=_unused_first(detector.objectives, phases))
     return Build(detector, optimizers(config, detector, phases, steps_per_epoch), phases)
 
 
@@ -79,12 +81,26 @@ def optimizers(
     return made
 
 
+def _unused_first(objectives, phases):
+    """A network is scored by the statistics of the last objective that owns it
+    (detector.batch_statistics), and one that is never due has trained nothing."""
+    used = {
+        name
+        for phase in phases
+        if phase.epochs
+        for name, turn in phase.objectives.items()
+        if turn.times
+    }
+    return dict(sorted(objectives.items(), key=lambda item: item[0] in used))
+
+
 def _check_sizes(fields):
     """Flax would say what is wrong with a width only when it makes the layer, and not which."""
     for name, value in fields.items():
-        counts = name.endswith("widths") or name in ("latent", "hidden")
-        for number in value if isinstance(value, tuple | list) else (value,):
-            if counts and (type(number) is not int or number < 1):
-                raise UserError(f"config.model.{name}={value!r:.200}: whole numbers from 1 on")
+        counts = name.endswith("widths") or name in _COUNTS
+        numbers = value if isinstance(value, tuple | list) else (value,)
+        if counts and not (numbers and all(type(n) is int and n > 0 for n in numbers)):
+            raise UserError(f"config.model.{name}={value!r:.200}: whole numbers from 1 on")
+        for number in numbers:
             if isinstance(number, int | float) and not 0 <= number < float("inf"):
                 raise UserError(f"config.model.{name}={value!r:.200}: a number from 0 on")

@@ -12,7 +12,7 @@ from bigan_jax.audit import Audit
 from bigan_jax.build import picture_shape
 from bigan_jax.data import Dataset
 from bigan_jax.detector import Detector, State
-from bigan_jax.errors import UserError, unknown
+from bigan_jax.errors import UserError, printable, unknown
 from bigan_jax.intervals import bootstrap
 from bigan_jax.loading import formula_of, restore
 from bigan_jax.locking import alone
@@ -34,6 +34,7 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
     check(workdir, config)
     with alone(workdir):
         dataset, found = load_audited(config)
+        found.check(workdir)
         state, detector = restore(config, workdir, len(dataset.conditions))
         claim(workdir, config)
         found.write(workdir)
@@ -48,6 +49,12 @@ def check_fields(config: ConfigDict) -> None:
             f"config.data.calibration_fraction={config.data.calibration_fraction}: the threshold "
             "and the colours of error maps come from calibration pictures, so it must be above 0."
         )
+    if config.seed < 0:
+        raise UserError(f"config.seed={config.seed}: a seed is a whole number from 0 on")
+    if config.checkpoint.every < 1:
+        raise UserError(
+            f"config.checkpoint.every={config.checkpoint.every}: it counts epochs, from 1 on"
+        )
     choose_threshold(config.threshold, np.zeros(1), 1)
     audit.check_policy(config.data.duplicates)
 
@@ -59,10 +66,14 @@ def data_fields(config: ConfigDict) -> dict:
 
 
 def load_audited(config: ConfigDict) -> tuple[Dataset, Audit]:
-    """The pictures, less the copies that `data.duplicates` leaves out, and what was found."""
+    """The pictures, less the copies that `data.duplicates` leaves out, and what was found; what is
+    to be known of them is printed."""
     dataset = data.load(**data_fields(config))
     found = audit.audit(dataset, config.data.duplicates, config.data.dir)
-    return audit.settle(dataset, found), found
+    dataset = audit.settle(dataset, found)
+    for note in dataset.notes:
+        print(f"Note: {printable(note)}")
+    return dataset, found
 
 
 def evaluate_run(

@@ -62,9 +62,10 @@ def _health(workdir):
 def _write_scores(path, test, scores, threshold):
     decision = metrics.decide(scores.score, threshold)
     native = ["native"] if scores.native is not None else []
-    rows = [["path", "label", "group", "mse", "ssim_error", "score", "decision", *native]]
+    columns = {**scores.parts, "score": scores.score}
+    rows = [["path", "label", "group", *columns, "decision", *native]]
     for i, name in enumerate(test.path):
-        values = [scores.mse[i], scores.ssim_error[i], scores.score[i]]
+        values = [column[i] for column in columns.values()]
         rows.append(
             [
                 printable(name),

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Shaped
 
 from bigan_jax.errors import UserError
 from bigan_jax.metrics import auroc
-from bigan_jax.workdir import FORMAT, check_format, read_bounded
+from bigan_jax.workdir import FORMAT, check_format, complete, read_bounded
 
 _MOST_JSON = 16 * 2**20  # bytes; the calibration scores are in it
 _MOST_SCORES = 64 * 2**20
@@ -176,16 +176,24 @@ def read_run(workdir: Path) -> Run:
     for name, kind in (_NEEDED | {"pixel_controls": _PIXEL_CONTROLS}).items():
         if not kind.holds(evaluation[name]):
             raise UserError(f"evaluation.json: {name} is not {kind.words}")
-    try:
-        config = _json_object(workdir / "config.json")
-        version = config.pop("format", FORMAT)
-        fields, wanted = flat_fields(config), _epochs_wanted(config)
-    except UserError:
-        fields, wanted, version = {}, None, FORMAT
-    check_format(version, "config.json")
+    fields, wanted = _fields_and_epochs(workdir)
     done = epochs_done(workdir / "train.jsonl")
     trained = None if wanted is None or done is None else (done, wanted)
     return Run(workdir, evaluation, fields, trained)
+
+
+def _fields_and_epochs(workdir):
+    """A run's config, flat, and the epochs it asks for; nothing where it cannot be read."""
+    try:
+        config = _json_object(workdir / "config.json")
+    except UserError:
+        return {}, None
+    check_format(config.pop("format", FORMAT), "config.json")
+    try:
+        complete(config)
+        return flat_fields(config), _epochs_wanted(config)
+    except (UserError, AttributeError, TypeError):
+        return {}, None
 
 
 def read_judgement(workdir: Path) -> Judgement:

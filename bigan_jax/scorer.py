@@ -40,6 +40,13 @@ class Scores(NamedTuple):
         """1 - SSIM of each reconstruction."""
         return self.terms.value["ssim"]
 
+    @property
+    def parts(self) -> dict[str, Float[np.ndarray, "n"]]:
+        """What the score is made of, by the names that scores.csv has."""
+        return {"mse": self.mse, "ssim_error": self.ssim_error} | {
+            name: value for name, value in self.terms.value.items() if name not in ("mse", "ssim")
+        }
+
 
 class Prediction(NamedTuple):
     """What a detector says of n new pictures, as NumPy arrays."""

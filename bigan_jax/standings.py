@@ -202,7 +202,7 @@ def _notes(dataset, rows):
     if dataset == "phantom":
         notes.append("phantom: drawn pictures, which say little of real ones")
     if quick := [row.label for row in rows if row.quick]:
-        notes.append(f"a first look (64x64, a tenth of the schedule): {_several(quick)}")
+        notes.append(f"by the modifier quick, for a first look: {_several(quick)}")
     for row in rows:
         for run in row.runs:
             if run.trained and run.trained[0] < run.trained[1]:

@@ -97,6 +97,8 @@ def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
         print(found.table())
         steps, batch_size = parallel.fit_batches(config.batch_size, len(dataset.train.image))
         built = build(config, len(dataset.conditions), steps)
+        for workdir in configs:
+            found.check(workdir)
         for workdir, config in configs.items():
             claim(workdir, config)
             found.write(workdir)

@@ -104,18 +104,29 @@ def read_config(workdir: Path) -> ConfigDict:
     try:
         fields = json.loads(content)
         check_format(fields.pop("format", FORMAT), workdir)
-        for name, value in _BEFORE.items():
-            *groups, field = name.split(".")
-            node = fields
-            for group in groups:
-                node = node.setdefault(group, {})
-            node.setdefault(field, value)
+        complete(fields)
         for name, kind in _TYPES.items():
             if type(fields.get(name)) is not kind:
                 raise ValueError(f"its {name} is missing or wrong")
         return ConfigDict(fields, convert_dict=True).lock()
     except _UNREADABLE as error:
         raise UserError(f"{workdir} holds no run: config.json cannot be read ({error})") from error
+
+
+def complete(fields: dict) -> None:
+    """Gives a config, as JSON has it, the fields that are newer than it, with what it meant.
+
+    Raises what reading a stranger's JSON may where its groups are none.
+    """
+    before = dict(_BEFORE)
+    if "perceptual_layers" in fields.get("model", {}):
+        before["model.unit_features"] = False
+    for name, value in before.items():
+        *groups, field = name.split(".")
+        node = fields
+        for group in groups:
+            node = node.setdefault(group, {})
+        node.setdefault(field, value)
 
 
 def read_bounded(path: Path, most: int) -> bytes:

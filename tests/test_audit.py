@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
+import bigan_jax
 from bigan_jax import audit as leaks
 from bigan_jax.audit import copies
 from bigan_jax.audit.facts import TOGETHER, better_sign, fact_aurocs, telling
@@ -371,7 +373,9 @@ def test_files_and_table(tmp_path):
         "group": set_.test.group[5],
         "condition": "thing",
         "part": "test",
+        "pixels": rows["t/\udcff\x1b[2J.png"]["pixels"],
     }
+    assert len({row["pixels"] for row in rows.values()}) < len(rows)  # there are copies
     content = json.loads((tmp_path / "audit.json").read_text())
     assert content["left_out"] == {"test": 0, "calibration": 1, "train": 2}
     assert content["policy"] == "drop" and len(content["copies"]) == len(audit.copies)
@@ -429,6 +433,31 @@ def test_a_config_reaches_training_and_evaluation(tmp_path):
     assert "width" in audit.facts or not settled.test.label.any()
 
 
+def test_a_run_keeps_to_its_pictures(tmp_path, capsys):
+    """Others of the same names are refused; the same in another folder, and some more, are not."""
+
+    def folder(name, seed, count=40):
+        (tmp_path / name / "normal").mkdir(parents=True)
+        for i, picture in enumerate(scenes(count, seed)):
+            picture.save(tmp_path / name / "normal" / f"{i:03d}.png")
+        return configured(cae, "folder", SMALL | {"data.dir": str(tmp_path / name)})
+
+    def train(config):
+        return bigan_jax.train(config, tmp_path / "run")
+
+    train(folder("screws", 0))
+    assert "Note: " in capsys.readouterr().out  # that all pictures are taken as normal
+    before = (tmp_path / "run" / "evaluation.json").read_text()
+    other = folder("nuts", 1)
+    for call in train, partial(bigan_jax.evaluate, tmp_path / "run"):
+        with pytest.raises(UserError, match="holds a run on other pictures"):
+            call(config=other)
+    assert (tmp_path / "run" / "evaluation.json").read_text() == before
+    (tmp_path / "screws").rename(tmp_path / "moved")
+    (tmp_path / "nuts" / "normal" / "000.png").rename(tmp_path / "moved" / "normal" / "new.png")
+    train(configured(cae, "folder", SMALL | {"data.dir": str(tmp_path / "moved")}))
+
+
 def test_five_thousand_pictures_in_seconds():
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 256, (5000, 16, 16, 1), np.uint8)
@@ -450,7 +479,7 @@ def test_five_thousand_pictures_in_seconds():
 
 @pytest.fixture(scope="module")
 def real():
-    """The audit of each real set, at 64x64."""
+    """The audit of each real set, at 64x64, the pictures as bright as they are."""
     if not REAL.is_dir():
         pytest.skip("needs the real pictures in ../shared/data")
     audits = {}
@@ -458,6 +487,7 @@ def real():
         config = cae.get_config(name)
         with config.unlocked():
             config.data.image_size = 64
+            config.data.window = False
             config.data.dir = str(REAL / Path(common.DATASETS[name]["data.dir"]).name)
         audits[name] = load_audited(config)[1]
     return audits

@@ -139,7 +139,7 @@ def test_what_is_not_the_same_detector_gets_its_own_row(tmp_path):
     }
     notes = " ".join(found["phantom, bottle"].notes)
     assert "same run as" in notes and "drawn pictures" in notes
-    assert "a first look (64x64, a tenth of the schedule): cae (quick)" in notes
+    assert "by the modifier quick, for a first look: cae (quick)" in notes
 
 
 def test_notes_tell_what_is_not_comparable(tmp_path):

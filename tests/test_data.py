@@ -165,6 +165,37 @@ def test_a_folder_in_another_layout_is_not_taken_as_normal(tmp_path):
         load("folder", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("normal", "anomalous"),
+    [("Normal", "Anomalous"), ("ok", "nok"), ("GOOD", "bad"), ("good", "Defective/scratch")],
+)
+def test_folders_mean_what_they_are_called(normal, anomalous, tmp_path):
+    for i in range(20):
+        write(tmp_path / normal / f"{i}.png")
+    write(tmp_path / anomalous / "0.png")
+    write(tmp_path / "spare" / "0.png")
+    loaded = load("folder", tmp_path)
+    assert loaded.test.path[loaded.test.label].tolist() == [f"{anomalous}/0.png"]
+    assert sum(len(part.label) for part in loaded[:3]) == 21
+    assert [note for note in loaded.notes if note.endswith("are not used: spare")]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/normal", "test/normal", "test/anomalous"),
+        ("a/Defect", "b"),
+        ("a/good", "a/scrap", "b/good"),
+    ],
+)
+def test_mixtures_further_down_are_not_taken_as_normal(names, tmp_path):
+    for name in names:
+        for i in range(10):
+            write(tmp_path / name / f"{i}.png")
+    with pytest.raises(UserError, match="not all its pictures are normal"):
+        load("folder", tmp_path)
+
+
 def test_a_folder_with_kinds_and_masks(tmp_path):
     for i in range(20):
         write(tmp_path / "good" / f"{i}.png")

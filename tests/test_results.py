@@ -8,6 +8,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks import results
+from bigan_jax.workdir import read_config
 
 
 def test_the_page_is_what_the_runs_give():
@@ -19,8 +20,7 @@ def test_the_page_is_what_the_runs_give():
 def test_a_runs_command_gives_its_config(folder, monkeypatch):
     """As launch.py reads it, but for the folders of pictures and weights."""
     monkeypatch.chdir(results.ROOT)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config.pop("format", None)  # the workdir's
+    config = json.loads(json.dumps(read_config(folder).to_dict()))
     words = shlex.split(results.command(config))[1:]
     monkeypatch.setattr("sys.argv", words)  # where config_flags looks for the fields
     known = flags.FlagValues()

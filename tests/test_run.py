@@ -17,6 +17,7 @@ import pytest
 
 import bigan_jax
 from bigan_jax import data
+from bigan_jax.build import build
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import data_fields
@@ -203,6 +204,12 @@ def test_another_config_is_refused(finished):
         (["--config=configs/cae.py", "--config.dtype=float8"], ["'float8'", "bfloat16"]),
         (["--config=configs/cae.py", "--config.data.image_size=40"], ["40", "multiple of 16"]),
         (["--config=configs/cae.py:brain"], ["data/brain", "healthy/", "Kaggle", ":phantom"]),
+        (["--config=configs/cae.py", "--config.seed=-1"], ["config.seed=-1"]),
+        (["--config=configs/cae.py", "--config.checkpoint.every=0"], ["config.checkpoint.every=0"]),
+        (["--config=configs/cae.py", "--config.model.widths=()"], ["config.model.widths=()"]),
+        (["--config=configs/anogan.py", "--config.model.search_steps=0"], ["search_steps=0"]),
+        (["--config", BIGAN, "--config.model.pool=avg"], ["'avg'", "'average'"]),
+        (["--mode", "sweep", "--workdir=x"], ["one run", "--output=DIR"]),
         ([], ["--config=configs/improved_bigan.py:phantom"]),
         (["--mode=evaluate", "--workdir=/nonexistent"], ["/nonexistent", "no run"]),
     ],
@@ -276,6 +283,15 @@ def wait_for_rows(path, rows, process):
 def final_state(workdir):
     assert Checkpoints(workdir, read_only=True).names()[-1] == (6, 0)
     return restore(read_config(workdir), workdir, 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("ablation", "last"), [("no_perceptual", "reconstruction"), ("plain", "adversarial")]
+)
+def test_what_is_never_due_has_no_say_in_statistics(ablation, last):
+    """Those of the last objective that owns a network are scored by (batch_statistics)."""
+    objectives = build(improved_bigan.get_config(f"phantom,{ablation}"), 1, 10).detector.objectives
+    assert [name for name, o in objectives.items() if "generator" in o.networks][-1] == last
 
 
 def test_ablations_reach_the_networks():

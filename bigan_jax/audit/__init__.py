@@ -93,7 +93,7 @@ def audit(dataset: Dataset, policy: str = "stop", root: str | Path | None = None
         copies=_listed(exact, near, every, dataset),
         exact=findings.in_later_part(exact, every),
         left_out=left_out,
-        split=_split(every, left_out, dataset.conditions),
+        split=_split(every, digest, left_out, dataset.conditions),
     )
 
 
@@ -128,12 +128,14 @@ def _of_files(root, every):
     return {name: values[every.part == "test"] for name, values in known.items()}
 
 
-def _split(every, left_out, conditions):
+def _split(every, digest, left_out, conditions):
     """The rows of split.csv."""
     gone = {(part, row) for part, rows in left_out.items() for row in rows.tolist()}
     return [
-        (path, LABELS[label], group, conditions[c], LEFT_OUT if (part, row) in gone else part)
-        for part, row, path, label, group, c in zip(*(f.tolist() for f in every), strict=True)
+        (path, LABELS[label], group, conditions[c], LEFT_OUT if (part, row) in gone else part, d)
+        for part, row, path, label, group, c, d in zip(
+            *(f.tolist() for f in (*every, digest)), strict=True
+        )
     ]
 
 

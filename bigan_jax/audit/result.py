@@ -1,5 +1,6 @@
 """What an audit found, as a table for people and as JSON."""
 
+import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import TextWrapper
@@ -8,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Shaped, UInt8
 
-from bigan_jax.errors import printable
+from bigan_jax.errors import UserError, printable
 from bigan_jax.workdir import write_json, write_table
 
 PARTS = ("test", "calibration", "train")  # of two copies the one in the later part is left out
-SPLIT = ("path", "label", "group", "condition", "part")
+SPLIT = ("path", "label", "group", "condition", "part", "pixels")  # their digest
 LEFT_OUT = "left out"
 WIDTH = 100  # of lines on the terminal
 
@@ -80,6 +81,17 @@ class Audit(NamedTuple):
         write_json(workdir / "audit.json", self.as_dict())
         write_table(workdir / "split.csv", [SPLIT, *self.split])
 
+    def check(self, workdir: Path) -> None:
+        """Raises UserError where the run in the folder trained on other pictures, of which none is
+        among these. Its config would not tell: the folder of the pictures may move."""
+        theirs = _training_pixels(workdir / "split.csv")
+        ours = {pixels for *_, part, pixels in self.split if part == "train"}
+        if theirs and theirs.isdisjoint(ours):
+            raise UserError(
+                f"{workdir} holds a run on other pictures: it trained on {len(theirs)}, none of "
+                "which is among those that would train now. Give another --workdir."
+            )
+
     def as_dict(self, images: bool = False) -> dict:
         """The content of audit.json; with `images`, those that a report shows as well."""
 
@@ -119,6 +131,16 @@ class Audit(NamedTuple):
         for line in self.balance:
             name = f"{line['part']}, {line['condition']}" if several else line["part"]
             yield [name, str(line["normal"] or "-"), str(line["anomalous"] or "-")]
+
+
+def _training_pixels(path):
+    """What pixels a split.csv says trained; none where it is not there, or of an older version."""
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = csv.DictReader(file)
+            return {row["pixels"] for row in rows if row["part"] == "train"}
+    except (OSError, KeyError, csv.Error):
+        return set()
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

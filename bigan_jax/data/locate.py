@@ -44,4 +44,4 @@ def _fits(source, inside, folders):
     if source == "folder" and PurePosixPath(inside).name in ("train", "test"):
         return False  # part of MVTec's layout
     species = source == "plant" and any("___" in child for child in children)
-    return species or bool(children.intersection(NORMAL))
+    return species or any(child.lower() in NORMAL for child in children)

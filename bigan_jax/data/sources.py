@@ -14,17 +14,20 @@ from bigan_jax.data.medical import stem
 from bigan_jax.data.split import TEST, TRAIN, Record, block
 from bigan_jax.errors import UserError, unknown
 
-NORMAL = ("normal", "good", "healthy", "notumor", "no_tumor")
-ANOMALOUS = ("anomalous", "abnormal", "defect", "diseased", "tumor")
+# In small letters: Normal/ is normal/.
+NORMAL = ("normal", "good", "ok", "healthy", "notumor", "no_tumor")
+ANOMALOUS = ("anomalous", "abnormal", "anomaly", "defect", "defective", "bad", "nok", "ng")
+ANOMALOUS += ("diseased", "tumor")
 ANOMALOUS += ("glioma", "meningioma", "pituitary")  # of Kaggle's brain sets, each its own kind
 MASKS = ("masks", "mask", "ground_truth", "tumor_mask")
 LEAST_NORMAL = 10
+_MEANINGS = {"normal": NORMAL, "anomalous": ANOMALOUS, "masks": MASKS}
 
 EXPECTED = {
     "folder": """\
   dir/*.png                    normal pictures only, or
-  dir/normal/                  normal pictures (or good/, healthy/)
-  dir/anomalous/[<kind>/]      anomalous ones, optional (or abnormal/, defect/, diseased/)
+  dir/normal/                  normal pictures (or good/, ok/, healthy/)
+  dir/anomalous/[<kind>/]      anomalous ones, optional (or defect/, bad/, nok/, diseased/)
   dir/masks/[<kind>/]          their masks, optional: the same name, or <name>_mask""",
     "brain": """\
   dir/healthy/                 slices without a tumour (or notumor/)
@@ -109,19 +112,24 @@ def choose(category: str, available: Sequence[str]) -> list[str]:
 def list_two_folders(source: str, folder: Folder) -> Listing:
     """Normal pictures in one folder, anomalous ones in another; or normal ones alone."""
     notes = ()
-    folders = folder.folders()
-    normal = [f"{d}/{p}" for d in NORMAL if d in folders for p in folder.pictures(d)]
-    anomalous = [f"{d}/{p}" for d in ANOMALOUS if d in folders for p in folder.pictures(d)]
-    if not folders.intersection(NORMAL):
-        if source != "folder" or folders.intersection(ANOMALOUS):
+    folders = {meaning: _named(folder, names) for meaning, names in _MEANINGS.items()}
+    normal, anomalous = (
+        [f"{d}/{p}" for d in folders[label] for p in folder.pictures(d)]
+        for label in ("normal", "anomalous")
+    )
+    if folders["normal"]:
+        notes += _unread(folder, [name for named in folders.values() for name in named])
+    else:
+        if source != "folder" or folders["anomalous"]:
             raise misplaced(source, f"{folder.root} has no folder of normal pictures.")
         if folder.pictures("train/good"):
             raise misplaced(
                 source, f"{folder.root} is laid out like MVTec AD: the source 'mvtec' reads it."
             )
         normal = folder.pictures()
+        _refuse_mixture(source, folder, normal)
         notes += (f"{folder.root} has no folder normal/: all its pictures are taken as normal",)
-    masks = Masks(folder, [d for d in MASKS if d in folders])
+    masks = Masks(folder, folders["masks"])
     records = [Record(path, False, folder.group(path)) for path in sorted(normal)]
     for path in sorted(anomalous):
         parent, _, name = path.partition("/")
@@ -136,6 +144,30 @@ def list_two_folders(source: str, folder: Folder) -> Listing:
         records, more = with_patients(records, folder)
         notes += more
     return Listing(records, (), notes)
+
+
+def _named(folder, names):
+    return sorted(name for name in folder.folders() if name.lower() in names)
+
+
+def _unread(folder, known):
+    """A note of pictures that lie beside the folders whose names say what they hold."""
+    places = {path.partition("/")[0] if "/" in path else "." for path in folder.pictures()}
+    beside = sorted(places.difference(known))
+    named = ", ".join(beside[:5]) + ", ..." * (len(beside) > 5)
+    return (f"pictures beside {', '.join(known)} are not used: {named}",) if beside else ()
+
+
+def _refuse_mixture(source, folder, paths):
+    """Raises UserError where names further down say that not all pictures are normal."""
+    named = [{part.lower() for part in PurePosixPath(path).parts[:-1]} for path in paths]
+    normal = sum(not parts.isdisjoint(NORMAL) for parts in named)
+    if set().union(*named).intersection(ANOMALOUS) or 0 < normal < len(paths):
+        raise misplaced(
+            source,
+            f"{folder.root} has no folder normal/, but further down there are folders whose names "
+            "say that not all its pictures are normal.",
+        )
 
 
 def categories(folder: Folder) -> dict[str, str]:

@@ -13,10 +13,12 @@ from jax import lax
 
 from bigan_jax import losses, vgg16
 from bigan_jax.detector import Detector, Objective
+from bigan_jax.errors import unknown
 from bigan_jax.health import spread_logs
 from bigan_jax.layers import ConvDecoder, ConvEncoder, JointDiscriminator
 from bigan_jax.losses import discriminator_logs, standard_normal
 
+_POOLS = ("average", "flatten")
 _PAPERS_WEIGHTS = {"mse": 0.5, "mae": 0.2, "perceptual": 0.2, "ssim": 0.1}
 
 
@@ -52,8 +54,10 @@ def create(
     reconstruction_terms: weights of mse, mae, perceptual and ssim; a term of weight 0 is left out.
     adversarial_weight, reconstruction_weight: of the loss by which E and G play against D.
 
-    Raises UserError where VGG16's weights are needed and missing.
+    Raises UserError for another `pool`, and where VGG16's weights are needed and missing.
     """
+    if pool not in _POOLS:
+        raise unknown("config.model.pool", pool, _POOLS)
     networks = {
         "encoder": ConvEncoder(latent, widths, se_ratio, pool, dtype=dtype),
         "generator": ConvDecoder(
