@@ -69,7 +69,7 @@ def load_audited(config: ConfigDict) -> tuple[Dataset, Audit]:
     """The pictures, less the copies that `data.duplicates` leaves out, and what was found; what is
     to be known of them is printed."""
     dataset = data.load(**data_fields(config))
-    found = audit.audit(dataset, config.data.duplicates, config.data.dir)
+    found = audit.audit(dataset, config.data.duplicates)
     dataset = audit.settle(dataset, found)
     for note in dataset.notes:
         print(f"Note: {printable(note)}")

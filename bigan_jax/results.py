@@ -176,6 +176,7 @@ def read_run(workdir: Path) -> Run:
     for name, kind in (_NEEDED | {"pixel_controls": _PIXEL_CONTROLS}).items():
         if not kind.holds(evaluation[name]):
             raise UserError(f"evaluation.json: {name} is not {kind.words}")
+    evaluation["doubted"] = bool(content.get("threshold_note"))
     fields, wanted = _fields_and_epochs(workdir)
     done = epochs_done(workdir / "train.jsonl")
     trained = None if wanted is None or done is None else (done, wanted)

@@ -203,6 +203,11 @@ def _notes(dataset, rows):
         notes.append("phantom: drawn pictures, which say little of real ones")
     if quick := [row.label for row in rows if row.quick]:
         notes.append(f"by the modifier quick, for a first look: {_several(quick)}")
+    if doubted := [row.label for row in rows if any(r.evaluation["doubted"] for r in row.runs)]:
+        notes.append(
+            "few pictures or groups (patients, camera blocks) calibrated, so that more of new "
+            f"normal pictures may lie above the threshold than it promises: {_several(doubted)}"
+        )
     for row in rows:
         for run in row.runs:
             if run.trained and run.trained[0] < run.trained[1]:

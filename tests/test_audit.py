@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -281,7 +282,11 @@ def test_facts_of_files(tmp_path):
     Image.new("L", (80, 20)).save(tmp_path / "4.jpg", quality=30)
     Image.new("L", (80, 20)).save(tmp_path / "5.jpg", quality=90)
     names = np.array(["0.png", "1.png", "2.png", "3.png", "4.jpg", "5.jpg"])
-    known = headers(tmp_path, names)
+
+    def opened(path):
+        return (tmp_path / path).open("rb")
+
+    known = headers(opened, names)
     assert known["width"].tolist() == [40, 41, 42, 43, 80, 80]
     assert known["aspect ratio"][:2].tolist() == [2, 2.05]
     assert known["encoding"].tolist() == ["PNG L", "PNG RGB"] * 2 + ["JPEG L"] * 2
@@ -290,7 +295,21 @@ def test_facts_of_files(tmp_path):
     assert known["bits a pixel"][0] == pytest.approx(8 * sizes[0] / 800)
     *of_png, coarse, fine = known["JPEG quantisation"].tolist()
     assert of_png == [0] * 4 and coarse > fine > 0
-    assert headers(tmp_path, np.array(["0.png", "gone.png"])) == {}
+    assert headers(opened, np.array(["0.png", "gone.png"])) == {}
+
+
+def test_files_of_an_archive_tell_as_much(tmp_path):
+    """Also of one whose layout begins further down."""
+    for i, picture in enumerate([*scenes(30), *scenes(6, 1)]):
+        file = tmp_path / "set" / "inner" / ("normal" if i < 30 else "defect") / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(file)
+    shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set")
+    facts = []
+    for place in "set", "set.zip":
+        fields = SMALL | {"data.dir": str(tmp_path / place)}
+        facts.append(load_audited(configured(cae, "folder", fields))[1].facts)
+    assert facts[0] == facts[1] and "bits a pixel" in facts[0]
 
 
 def test_conditions_without_a_counterpart():

@@ -142,6 +142,23 @@ def test_what_is_not_the_same_detector_gets_its_own_row(tmp_path):
     assert "by the modifier quick, for a first look: cae (quick)" in notes
 
 
+def test_an_older_config_means_what_it_meant(tmp_path):
+    """A field that it lacks is not one in which runs agree."""
+    write_run(tmp_path / "old", config={"model.latent": 16})
+    write_run(tmp_path / "new", config={"model.latent": 16, "data.window": True}, seed=1)
+    (found,) = standings(runs_in(tmp_path))
+    labels = {row.label for row in found.rows}
+    assert labels == {"cae [data.window=false]", "cae [data.window=true]"}
+
+
+def test_a_doubted_threshold_is_told(tmp_path):
+    write_run(tmp_path / "a", model="cae", evaluation={"threshold_note": "from 3 groups only"})
+    write_run(tmp_path / "b", model="vae")
+    (found,) = standings(runs_in(tmp_path))
+    (told,) = [note for note in found.notes if "calibrated" in note]
+    assert told.endswith(": cae")
+
+
 def test_notes_tell_what_is_not_comparable(tmp_path):
     write_run(tmp_path / "a", model="cae", config={"data.split_seed": 1})
     write_run(tmp_path / "b", model="vae", config={"data.split_seed": 2}, evaluation={"n_train": 7})

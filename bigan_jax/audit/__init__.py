@@ -4,8 +4,6 @@ It may look at test labels, because all it decides by them is whether to warn. I
 leaving out a copy that would train or calibrate, goes by the pixels alone.
 """
 
-from pathlib import Path
-
 import numpy as np
 
 from bigan_jax.audit import findings
@@ -37,13 +35,12 @@ def check_policy(policy: str) -> None:
         raise unknown("config.data.duplicates", policy, POLICIES)
 
 
-def audit(dataset: Dataset, policy: str = "stop", root: str | Path | None = None) -> Audit:
+def audit(dataset: Dataset, policy: str = "stop") -> Audit:
     """Looks for copies, groups and neighbours across parts, and for facts that tell the label.
 
     dataset: the images of a part are read in blocks of rows, so they may be decoded on demand.
     policy: what `settle` will do, one of POLICIES: "stop" at exact copies across parts, "drop"
       those that train or calibrate, "drop_near" also their near copies, "keep" everything.
-    root: the folder of the files, whose headers are read; None for pictures that were drawn.
     Raises UserError for a policy that there is not.
     """
     check_policy(policy)
@@ -64,7 +61,7 @@ def audit(dataset: Dataset, policy: str = "stop", root: str | Path | None = None
     neighbours = number_neighbours(every.path.tolist())
     alike = likeness(signature, neighbours, 2 * every.condition + every.label)
 
-    trivial = looks[0].facts | _of_files(root, every)
+    trivial = looks[0].facts | _of_files(dataset.open, every)
     test = dataset.test
     aurocs = fact_aurocs(trivial, test.label, test.group, test.condition)
 
@@ -120,9 +117,9 @@ def settle(dataset: Dataset, found: Audit) -> Dataset:
     return dataset._replace(notes=notes, **parts)
 
 
-def _of_files(root, every):
+def _of_files(opened, every):
     """What the files of the test pictures tell, as numbers."""
-    known = headers(Path(root), every.path) if root else {}
+    known = headers(opened, every.path) if opened else {}
     if known:
         known["encoding"] = rarity(known["encoding"], known["encoding"][every.part == "train"])
     return {name: values[every.part == "test"] for name, values in known.items()}

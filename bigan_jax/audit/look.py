@@ -1,8 +1,9 @@
 """One pass over the pictures: what identifies each, and trivial facts that might tell its label."""
 
+import os
+from collections.abc import Callable
 from hashlib import blake2b
-from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -73,18 +74,22 @@ def _facts(image, grey):
     return facts
 
 
-def headers(root: Path, paths: Shaped[np.ndarray, "n"]) -> dict[str, Shaped[np.ndarray, "n"]]:
-    """What the files `root / path` tell before they are decoded.
+def headers(
+    opened: Callable[[str], BinaryIO], paths: Shaped[np.ndarray, "n"]
+) -> dict[str, Shaped[np.ndarray, "n"]]:
+    """What the files tell before they are decoded: `opened(path)` gives each.
 
     Width, height and aspect ratio as stored, megabytes, bits a pixel, the sum of the JPEG
     quantisation tables (0 for other formats) and `encoding`, a word such as "JPEG RGB". Empty
-    where a file is missing or cannot be read, as for pictures that were drawn.
+    where a file cannot be read.
     """
 
     def read(path):
         try:
-            size = (root / path).stat().st_size
-            with Image.open(root / path) as picture:
+            file = opened(path)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            with Image.open(file) as picture:
                 tables = getattr(picture, "quantization", {}).values()
                 encoding = f"{picture.format} {picture.mode}"
                 return *picture.size, size, sum(map(sum, tables)), encoding

@@ -95,7 +95,7 @@ def load(
     if source == "phantom":
         conditions = tuple(choose(category, phantom.DOMAINS))
         records = phantom.records(conditions, phantom_normal, phantom_anomalous)
-        notes = ()
+        notes, opened = (), None
 
         def read(part: list[Record]) -> Pictures:
             return _phantom_pictures(part, conditions, form)
@@ -117,6 +117,7 @@ def load(
         with cluster.primary_first("preparing data"):  # which they may share
             catalogue = open_catalogue(source, dir, tfds_dir, category.strip(), official_split)
         root, records, conditions, notes, _ = catalogue
+        opened = catalogue.open
 
         def read(part: list[Record]) -> Pictures:
             pictures, unread = _read_pictures(part, catalogue, form)
@@ -144,7 +145,7 @@ def load(
             raise UserError(f"No picture that can be read is left for {name}.")
     if not test.label.any():
         notes += ("the test has no anomalous pictures: only false alarms can be measured",)
-    return Dataset(train, calibration, test, conditions, notes)
+    return Dataset(train, calibration, test, conditions, notes, opened)
 
 
 def _read_pictures(

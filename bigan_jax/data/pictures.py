@@ -1,6 +1,7 @@
 """What a loaded set is: arrays of equal length, in three parts."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Shaped, UInt8
@@ -46,3 +47,4 @@ class Dataset(NamedTuple):
     test: Pictures
     conditions: tuple[str, ...]  # such as ("bottle", "pill")
     notes: tuple[str, ...]  # what a user should know of this load
+    open: Callable[[str], BinaryIO] | None = None  # the encoded picture of a path; None if drawn
