@@ -17,7 +17,8 @@ from configs import anogan, cae, common, cvae, improved_bigan
 from fuzz.mutations import SNIPPETS
 
 ROOT = Path(__file__).parents[2]
-FILES = [f"configs/{name}.py" for name in ("cae", "cvae", "improved_bigan", "bigan", "vqvae", "anogan")]
+MODELS = "cae", "cvae", "improved_bigan", "bigan", "vqvae", "anogan"
+FILES = [f"configs/{name}.py" for name in MODELS]
 
 
 def _fields(config, prefix="config"):
@@ -27,8 +28,8 @@ def _fields(config, prefix="config"):
             yield from _fields(value, f"{prefix}.{name}")
 
 
-MODELS = anogan, cae, cvae, improved_bigan
-FIELDS = sorted({f for model in MODELS for f in _fields(model.get_config())})
+WHOLE = anogan, cae, cvae, improved_bigan
+FIELDS = sorted({f for model in WHOLE for f in _fields(model.get_config())})
 _words = st.sampled_from([*common.DATASETS, "quick", "no_se", "no_residual", "plain", ""])
 _text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 _arguments = st.lists(_words | _text, max_size=4).map(",".join)
