@@ -20,6 +20,8 @@ from bigan_jax.history import read_history
 from bigan_jax.loading import load
 from bigan_jax.progress import Progress
 from bigan_jax.results import epochs_done, read_judgement, read_run, read_scores
+from bigan_jax.scorer import Scores
+from bigan_jax.scoring import Terms
 from bigan_jax.workdir import read_config
 from configs import cae, fcae
 from tests.test_hostile import little_memory
@@ -258,9 +260,11 @@ def test_names_are_printed_harmlessly_in_tables(tmp_path):
     names = np.array(["a\x1b[2J.png", "b\u202egnp.png", "<script>.png"])
     test = SimpleNamespace(path=names, label=np.array([True, False, True]), group=names)
     values = np.arange(3.0)
-    scores = SimpleNamespace(mse=values, ssim_error=values, score=values, native=None)
+    terms = Terms(dict.fromkeys(("mse", "ssim", "perceptual"), values), {})
+    scores = Scores(values, terms, error_map=None, reconstruction=None)
     outcome._write_scores(tmp_path / "scores.csv", test, scores, 1.0)
     text = (tmp_path / "scores.csv").read_text()
+    assert text.startswith("path,label,group,mse,ssim_error,perceptual,score,decision\n")
     assert text.replace("\n", "").isprintable() and "a\\x1b[2J.png,anomalous,a\\x1b[2J" in text
     prediction._list([broken.Broken(names[0], "why\x1b")], tmp_path / "unreadable.csv")
     assert (tmp_path / "unreadable.csv").read_text().replace("\n", "").isprintable()
