@@ -1,5 +1,6 @@
 """The committed results: the page is what the runs say."""
 
+import importlib
 import json
 import shlex
 
@@ -32,3 +33,18 @@ def test_a_runs_command_gives_its_config(folder, monkeypatch):
         if isinstance(config[group], dict):  # a field that is newer than the run says nothing of it
             given[group] = {name: given[group][name] for name in config[group]}
     assert {name: given[name] for name in config} == config
+
+
+def quoted(folder):
+    """A run that its config's docstring tells of: bottle by each model, all by the paper's own."""
+    name, *rest = folder.name.split("-")
+    own = rest[-3:-1] == ["quick", "no_perceptual"]
+    return own if name == "improved_bigan" else rest[0] == "mvtec"
+
+
+@pytest.mark.parametrize("folder", list(filter(quoted, results.runs())), ids=lambda run: run.name)
+def test_a_config_quotes_its_run(folder):
+    found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    low, high = found["auroc_ci"]
+    config = importlib.import_module(f"configs.{found['model']}")
+    assert f"{found['auroc']:.3f} ({low:.3f} to {high:.3f})" in config.__doc__
