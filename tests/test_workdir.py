@@ -23,7 +23,7 @@ from bigan_jax.history import read_history
 from bigan_jax.locking import alone
 from bigan_jax.results import read_run
 from bigan_jax.workdir import FORMAT, claim, read_config, write_table, write_whole
-from configs import fcae
+from configs import cae, fcae, improved_bigan
 from tests.fabricated import write_run
 from tests.test_run import ROOT, configured
 
@@ -261,3 +261,16 @@ def test_durations_are_taken_by_a_clock_that_nobody_sets():
         if "time.time()" in path.read_text() or "datetime" in path.read_text()
     }
     assert users == {"folders.py", "events.py"}
+
+
+def test_a_config_from_before_a_field_means_what_it_meant(tmp_path):
+    """VGG16's features were compared as they are, where a model has them, and pictures too."""
+    for module, expected in (improved_bigan, False), (cae, None):
+        claim(tmp_path, module.get_config("phantom"))
+        fields = json.loads((tmp_path / "config.json").read_text())
+        fields["model"].pop("unit_features", None)
+        del fields["data"]["window"]
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        older = read_config(tmp_path)
+        assert older.model.get("unit_features") is expected and older.data.window is False
+        (tmp_path / "config.json").unlink()
