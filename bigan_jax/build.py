@@ -84,14 +84,11 @@ def optimizers(
 def _unused_first(objectives, phases):
     """A network is scored by the statistics of the last objective that owns it
     (detector.batch_statistics), and one that is never due has trained nothing."""
-    used = {
-        name
-        for phase in phases
-        if phase.epochs
-        for name, turn in phase.objectives.items()
-        if turn.times
-    }
-    return dict(sorted(objectives.items(), key=lambda item: item[0] in used))
+
+    def used(item):
+        return any(schedule.updates_by_phase(phases, item[0], 1))
+
+    return dict(sorted(objectives.items(), key=used))
 
 
 def _check_sizes(fields):

@@ -62,16 +62,15 @@ def _health(workdir):
 def _write_scores(path, test, scores, threshold):
     decision = metrics.decide(scores.score, threshold)
     native = ["native"] if scores.native is not None else []
-    columns = {**scores.parts, "score": scores.score}
+    columns = scores.columns
     rows = [["path", "label", "group", *columns, "decision", *native]]
     for i, name in enumerate(test.path):
-        values = [column[i] for column in columns.values()]
         rows.append(
             [
                 printable(name),
                 "anomalous" if test.label[i] else "normal",
                 printable(test.group[i]),
-                *(f"{v:.8g}" for v in values),
+                *(f"{column[i]:.8g}" for column in columns.values()),
                 "anomalous" if decision[i] else "normal",
                 *([f"{scores.native[i]:.8g}"] if native else []),
             ]

@@ -168,7 +168,7 @@ def _read(folder, names, form) -> tuple[dict[str, bytes], dict[str, np.ndarray],
 
 def _rows(names: Sequence[str], scores: Scores, scorer: Scorer) -> list[dict[str, str]]:
     decision, percentile = scorer.decide(scores), scorer.percentile(scores)
-    columns = {**scores.parts, "score": scores.score}
+    columns = scores.columns
     rows = []
     for i, name in enumerate(names):
         row = {

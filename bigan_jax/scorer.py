@@ -41,11 +41,11 @@ class Scores(NamedTuple):
         return self.terms.value["ssim"]
 
     @property
-    def parts(self) -> dict[str, Float[np.ndarray, "n"]]:
-        """What the score is made of, by the names that scores.csv has."""
-        return {"mse": self.mse, "ssim_error": self.ssim_error} | {
-            name: value for name, value in self.terms.value.items() if name not in ("mse", "ssim")
-        }
+    def columns(self) -> dict[str, Float[np.ndarray, "n"]]:
+        """The terms and the score that they make, by the names that scores.csv has."""
+        names, value = {"ssim": "ssim_error"}, self.terms.value
+        terms = {names.get(name, name): value[name] for name in scoring.TERMS if name in value}
+        return {**terms, "score": self.score}
 
 
 class Prediction(NamedTuple):

@@ -1,6 +1,7 @@
 """What an audit found, as a table for people and as JSON."""
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import TextWrapper
@@ -10,11 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32, Shaped, UInt8
 
 from bigan_jax.errors import UserError, printable
-from bigan_jax.workdir import write_json, write_table
+from bigan_jax.workdir import read_bounded, write_json, write_table
 
 PARTS = ("test", "calibration", "train")  # of two copies the one in the later part is left out
 SPLIT = ("path", "label", "group", "condition", "part", "pixels")  # their digest
 LEFT_OUT = "left out"
+_MOST_SPLIT = 256 * 2**20  # bytes
 WIDTH = 100  # of lines on the terminal
 
 
@@ -136,10 +138,10 @@ class Audit(NamedTuple):
 def _training_pixels(path):
     """What pixels a split.csv says trained; none where it is not there, or of an older version."""
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = csv.DictReader(file)
-            return {row["pixels"] for row in rows if row["part"] == "train"}
-    except (OSError, KeyError, csv.Error):
+        text = read_bounded(path, _MOST_SPLIT).decode("utf-8", "surrogateescape")
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        return {row["pixels"] for row in rows if row["part"] == "train"}
+    except (UserError, KeyError, csv.Error):
         return set()
 
 
