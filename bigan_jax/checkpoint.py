@@ -2,7 +2,6 @@
 read passes for what was saved unless it is that to the last bit."""
 
 import hashlib
-import importlib.metadata
 import json
 import re
 import shutil
@@ -23,6 +22,7 @@ from bigan_jax.detector import State
 from bigan_jax.errors import UserError, reason
 from bigan_jax.history import MOST_BYTES, history_until
 from bigan_jax.progress import Progress, check_kinds
+from bigan_jax.versions import version
 from bigan_jax.workdir import cannot_write, refuse_links
 
 _NAME = re.compile(r"(\d+)(?:-(\d+))?")  # epochs done, steps done of the next
@@ -88,7 +88,7 @@ class Checkpoints:
         content = progress._asdict()
         history = content.pop("history").encode()
         content["history_sha256"] = _digest(history)
-        content |= {"version": _version(), "leaves": _leaves(tree)}
+        content |= {"version": version("bigan_jax"), "leaves": _leaves(tree)}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(tree),
             history=bytes_item.Save(history),
@@ -256,7 +256,3 @@ def _digest_json(content):
 
 def _digest(content):
     return hashlib.sha256(content).hexdigest()
-
-
-def _version():
-    return importlib.metadata.version("bigan_jax")

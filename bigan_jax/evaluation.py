@@ -1,7 +1,6 @@
 """Scores to threshold to metrics to files. Nothing here that decides looks at a test picture's
 label, and no picture affects another's score, decision or colours."""
 
-import importlib.metadata
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from bigan_jax.loading import formula_of, restore
 from bigan_jax.locking import alone
 from bigan_jax.outcome import Assessment
 from bigan_jax.scorer import Scorer
+from bigan_jax.versions import version
 from bigan_jax.workdir import check, claim, read_config
 
 
@@ -158,9 +158,7 @@ def assess(config: ConfigDict, dataset: Dataset, detector: Detector, state: Stat
         "colour_limits": figures.colour_limits(calibration),
         "notes": [*dataset.notes, *controls.fitting_note(dataset.train.image)],
         "warnings": list(detector.notes),
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("bigan_jax", "jax", "flax")
-        },
+        "versions": {name: version(name) for name in ("bigan_jax", "jax", "flax")},
     }
     return Assessment(evaluation, calibration, scores)
 

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import importlib.metadata
 import json
 import os
 import shutil
@@ -153,6 +154,19 @@ def test_python_does_as_the_command(finished, tmp_path):
     np.testing.assert_allclose(alone.error_map[0], scores.error_map[3], atol=1e-5)
     with pytest.raises(UserError, match=r"uint8 \(n, 32, 32, 1\)"):
         scorer.score(dataset.test.image[:, :16])
+
+
+def test_a_checkout_that_is_not_installed_trains(tmp_path, monkeypatch):
+    ask = importlib.metadata.version
+
+    def version(package):
+        if package == "bigan_jax":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return ask(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    config = configured(cae, "phantom", SMALL | {"phases.phase1.epochs": 1})
+    assert bigan_jax.train(config, tmp_path)["versions"]["bigan_jax"] == "not installed"
 
 
 def test_colour_reaches_score_and_map(tmp_path):
