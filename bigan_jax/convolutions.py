@@ -1,10 +1,11 @@
-"""4x4 convolutions of stride 2 and their adjoints, 3x3 and 1x1 ones, in the forms in which XLA:CPU
-is fast.
+"""4x4 convolutions of stride 2 and their adjoints, 3x3 and 1x1 ones, in the forms in which XLA is
+fast.
 
 The first two are each other's input gradient. Left to automatic differentiation XLA:CPU takes the
 weight gradient of a transposed convolution with a reversed window, for which it has no fast kernel:
 30 to 50 times slower than the same numbers taken as the adjoint's weight gradient, as here. Nor is
-its own weight gradient of a convolution fast on every processor: docs/cpu.md has times.
+its own weight gradient of a convolution fast on every processor: docs/cpu.md has times. On a GPU
+cuDNN's kernels are the fastest, but for pictures, whose few channels they pad: docs/gpu.md.
 """
 
 from collections.abc import Callable
@@ -24,9 +25,8 @@ def downsample(
     image: Float[Array, "b h w c"], kernel: Float[Array, "4 4 c d"]
 ) -> Float[Array, "b h/2 w/2 d"]:
     """Convolution with stride 2 and one pixel of zero padding. `h` and `w` are even."""
-    if jax.default_backend() == "cpu" and min(4 * image.shape[-1], kernel.shape[-1]) <= _FEW:
-        return _downsample_by_grid(image, kernel)
-    return _downsample_as_it_is(image, kernel)
+    few = min(4 * image.shape[-1], kernel.shape[-1]) <= _FEW if _on_cpu() else _of_picture(image)
+    return _downsample_by_grid(image, kernel) if few else _downsample_as_it_is(image, kernel)
 
 
 @jax.custom_vjp
@@ -34,12 +34,11 @@ def upsample(
     code: Float[Array, "b h w d"], kernel: Float[Array, "4 4 c d"]
 ) -> Float[Array, "b 2*h 2*w c"]:
     """The adjoint of `downsample`: flax's ConvTranspose with transpose_kernel=True, "SAME"."""
-    if jax.default_backend() == "cpu":
+    if _on_cpu() or kernel.shape[2] <= _PICTURE:
         return _upsample_by_grid(code, kernel)
-    transposed = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    return lax.conv_general_dilated(
-        code, transposed, (1, 1), [(2, 2)] * 2, lhs_dilation=(2, 2), dimension_numbers=_NHWC
-    )
+    batch, height, width, _ = code.shape
+    image = jax.ShapeDtypeStruct((batch, 2 * height, 2 * width, kernel.shape[2]), code.dtype)
+    return jax.linear_transpose(lambda x: _downsample_as_it_is(x, kernel), image)(code)[0]
 
 
 @jax.custom_vjp
@@ -47,7 +46,22 @@ def same(
     image: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
 ) -> Float[Array, "b h w d"]:
     """Convolution with stride 1 and one pixel of zero padding."""
-    return lax.conv_general_dilated(image, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=_NHWC)
+    if _on_cpu() or min(kernel.shape[2:]) > _PICTURE:
+        return lax.conv_general_dilated(
+            image, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=_NHWC
+        )
+    return _same_by_product(image, kernel)
+
+
+_PICTURE = 3  # channels, at most
+
+
+def _on_cpu():
+    return jax.default_backend() == "cpu"
+
+
+def _of_picture(x):
+    return x.shape[-1] <= _PICTURE
 
 
 def _downsample_as_it_is(image, kernel):
@@ -56,13 +70,13 @@ def _downsample_as_it_is(image, kernel):
 
 def _kernel_gradient(image, kernel, code):
     """The strided convolution's, of both."""
-    if jax.default_backend() == "cpu":
+    if _on_cpu() or _of_picture(image):
         return _kernel_gradient_by_grid(image, code)
     _, transpose = jax.vjp(partial(_downsample_as_it_is, image), kernel)
     return transpose(code)[0]
 
 
-# --- by the grid: on a CPU ------------------------------------------------------------------------
+# --- by the grid ----------------------------------------------------------------------------------
 # Of a padded image each 2x2 pixels become one of four times the channels. On that grid the
 # convolution is one of 2x2 and stride 1: a pixel of the code sees its taps, grid pixels (0, 0),
 # (0, 1), (1, 0) and (1, 1) further on.
@@ -158,15 +172,38 @@ def _upsample_backward(saved, image):
     return downsample(image, kernel), _kernel_gradient(image, kernel, code)
 
 
+# --- stride 1 -------------------------------------------------------------------------------------
+
+
+def _same_by_product(image, kernel):
+    """What has fewer channels, image or code, is copied for each tap, or summed over them."""
+    depth = kernel.shape[-1]
+    if image.shape[-1] <= depth:
+        return _around(image) @ kernel.reshape(-1, depth)
+    parts = jnp.einsum("bhwc,ijcd->bhwijd", image, kernel)
+    moved = [
+        _neighbours(_neighbours(parts[:, :, :, i, j], 1, [i]), 2, [j])
+        for i in range(3)
+        for j in range(3)
+    ]
+    return sum(part.astype(jnp.float32) for part in moved).astype(parts.dtype)
+
+
 def _same_forward(image, kernel):
     return same(image, kernel), (image, kernel)
 
 
 def _same_backward(saved, code):
-    of_image, of_kernel = jax.vjp(same.__wrapped__, *saved)[1](code)
-    if jax.default_backend() == "cpu":
-        of_kernel = _same_kernel_gradient(saved[0], code)
-    return of_image, of_kernel
+    image, kernel = saved
+    if not _on_cpu() and min(kernel.shape[2:]) > _PICTURE:
+        return jax.vjp(same.__wrapped__, image, kernel)[1](code)
+    of_kernel = _same_kernel_gradient if _on_cpu() else _few_kernel_gradient
+    return same(code, turned(kernel)), of_kernel(image, code)
+
+
+def turned(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "3 3 d c"]:
+    """The kernel of `same`'s adjoint, which is a `same` too."""
+    return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
 
 def _same_kernel_gradient(image, code):
@@ -175,6 +212,20 @@ def _same_kernel_gradient(image, code):
     channels, depth = image.shape[-1], code.shape[-1]
     taps = _product(_neighbours(image, 2, (0, 1, 2)), _neighbours(code, 1, (2, 1, 0)))
     return taps.reshape(3, channels, 3, depth).transpose(2, 0, 1, 3)
+
+
+def _few_kernel_gradient(image, code):
+    """The same, of what has few channels copied nine times."""
+    channels, depth = image.shape[-1], code.shape[-1]
+    if channels <= depth:
+        return _product(_around(image), code).reshape(3, 3, channels, depth)
+    taps = _product(image, _around(code, (2, 1, 0)))
+    return taps.reshape(channels, 3, 3, depth).transpose(1, 2, 0, 3)
+
+
+def _around(x, places=(0, 1, 2)):
+    """[b, h, w, c] -> [b, h, w, 9 * c], by rows."""
+    return _neighbours(_neighbours(x, 2, places), 1, places)
 
 
 def _neighbours(x, axis, places):
@@ -242,9 +293,9 @@ class Upsample(nn.Module):
         return image if bias is None else image + bias
 
 
-def conv3x3(features: int, dtype: jnp.dtype | None = None) -> nn.Conv:
+def conv3x3(features: int, dtype: jnp.dtype | None = None, name: str | None = None) -> nn.Conv:
     """3x3 convolution of stride 1: [b, h, w, c] -> [b, h, w, features]."""
-    return nn.Conv(features, (3, 3), dtype=dtype, conv_general_dilated=_same_for_flax)
+    return nn.Conv(features, (3, 3), dtype=dtype, name=name, conv_general_dilated=_same_for_flax)
 
 
 def conv1x1(features: int, dtype: jnp.dtype | None = None) -> nn.Conv:

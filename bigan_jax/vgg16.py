@@ -15,12 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from bigan_jax import vgg16_weights as files
 from bigan_jax.caches import user_cache
+from bigan_jax.convolutions import conv3x3
 from bigan_jax.errors import UserError, unknown
 from bigan_jax.vgg16_weights import Weights
 
@@ -57,18 +59,59 @@ class VGG16(nn.Module):
                 x = _halve(x)
             if math.prod(x.shape) == 0:
                 raise UserError(f"pictures of {image.shape[1:3]} are too small for VGG16's {conv}")
-            x = nn.relu(nn.Conv(files.WIDTHS[conv], (3, 3), dtype=self.dtype, name=conv)(x))
+            x = _relu(conv3x3(files.WIDTHS[conv], self.dtype, name=conv)(x))
             features[f"relu{block}_{i}"] = x
         return tuple(features[layer] for layer in self.layers)
 
 
+@jax.custom_vjp
+def _relu(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """nn.relu, but what its gradient keeps is its result: a GPU's convolution takes it in then, and
+    what it was before is never written."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x):
+    y = _relu(x)
+    return y, y
+
+
+def _relu_backward(y, gradient):
+    return (jnp.where(y != 0, gradient, 0),)  # XLA would make y > 0 one of x, and keep x
+
+
+@jax.custom_vjp
 def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-    """2x2 max pooling; an odd last row or column is left out. On CPUs its gradient is quicker than
-    that of `nn.max_pool`, which scatters. Equal maxima share it; there, the first takes all."""
+    """2x2 max pooling; an odd last row or column is left out. Its gradient is quicker than that of
+    `nn.max_pool`, which scatters. Equal maxima share it; there, the first takes all."""
+    cells = _cells(x)
+    rows = jnp.maximum(cells[:, :, 0], cells[:, :, 1])
+    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+
+
+def _cells(x):
+    """[b, h, w, c] -> [b, h//2, 2, w//2, 2, c]"""
     b, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
-    x = jnp.maximum(x[:, :, 0], x[:, :, 1])
-    return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
+    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+
+
+def _halve_forward(x):
+    y = _halve(x)
+    return y, (x, y)
+
+
+def _halve_backward(saved, gradient):
+    x, y = saved
+    cells = _cells(x)
+    count = sum((cells[:, :, i, :, j] == y).astype(x.dtype) for i in (0, 1) for j in (0, 1))
+    share = (gradient / count)[:, :, None, :, None]
+    b, h, w, c = x.shape
+    spread = jnp.where(cells == y[:, :, None, :, None], share, 0).reshape(b, h // 2 * 2, -1, c)
+    return (jnp.pad(spread, ((0, 0), (0, h % 2), (0, w % 2), (0, 0))),)
+
+
+_relu.defvjp(_relu_forward, _relu_backward)
+_halve.defvjp(_halve_forward, _halve_backward)
 
 
 def present(image: Float[Array, "b h w c"], convention: str) -> Float[Array, "b h w 3"]:

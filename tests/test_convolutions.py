@@ -91,12 +91,21 @@ def test_finite_differences(operation):
     check_grads(operation, args, order=2, modes=["rev"], rtol=2e-2)
 
 
-def test_both_forms_of_upsample_are_one(monkeypatch):
-    code, kernel = draw(0, (2, 5, 3, 4)), draw(1, (4, 4, 6, 4))
-    by_grid = convolutions.upsample(code, kernel)
+@pytest.mark.parametrize(("c", "d"), [(1, 8), (3, 4), (8, 1), (4, 3), (6, 5)])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_accelerators_forms_and_their_gradients_are_the_cpus(operation, c, d, monkeypatch):
+    size = 3 if operation is convolutions.same else 4
+    x = draw(0, (2, 4, 6, d if operation is convolutions.upsample else c))
+    kernel = draw(1, (size, size, c, d))
+
+    def all_of_it(x, kernel):
+        y, back = jax.vjp(operation, x, kernel)
+        return y, *back(draw(2, y.shape))
+
+    on_cpu = all_of_it(x, kernel)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    dilated = convolutions.upsample.__wrapped__(code, kernel)
-    np.testing.assert_allclose(by_grid, dilated, atol=1e-4)
+    for found, wanted in zip(all_of_it(x, kernel), on_cpu, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("module", [convolutions.Upsample(16), convolutions.Downsample(16)])

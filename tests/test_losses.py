@@ -20,7 +20,9 @@ def pair():
     return x, np.clip(x + 0.1 * rng.standard_normal(x.shape, np.float32), 0, 1)
 
 
-def test_ssim_and_its_gradient_equal_dm_pix(pair):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_ssim_and_its_gradient_equal_dm_pix(pair, backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     x, y = map(jnp.asarray, pair)
     ours, our_gradient = jax.value_and_grad(lambda y: losses.ssim_error(x, y).sum())(y)
     theirs, gradient = jax.value_and_grad(lambda y: (1 - dm_pix.ssim(x, y)).sum())(y)

@@ -111,6 +111,19 @@ def test_halving_is_max_pooling_and_so_is_its_gradient():
     np.testing.assert_array_equal(ours, theirs)
 
 
+def test_equal_maxima_share_the_gradient_of_halving():
+    x = jnp.array([[1.0, 3.0, 2.0, 2.0], [3.0, 0.0, 2.0, 2.0]])[None, :, :, None]
+    found = jax.grad(lambda x: (vgg16._halve(x) * jnp.array([6.0, 8.0])[:, None]).sum())(x)
+    np.testing.assert_array_equal(found[0, :, :, 0], [[0, 3, 2, 2], [3, 0, 2, 2]])
+
+
+def test_relu_and_its_gradient_are_flax_s():
+    x = jnp.array([-2.0, -0.0, 0.0, 1e-30, 3.0])
+    np.testing.assert_array_equal(vgg16._relu(x), nn.relu(x))
+    ours, theirs = (jax.grad(lambda x, f=f: (f(x) * x).sum())(x) for f in (vgg16._relu, nn.relu))
+    np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("fields", "shape", "message"),
     [
