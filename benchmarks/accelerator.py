@@ -1,9 +1,10 @@
-"""python -m benchmarks.accelerator [--toy] [--output=FILE.json]
+"""python -m benchmarks.accelerator [--parts=step,seeds] [--toy] [--output=FILE.json]
 
 What an accelerator makes of the project, beside what it could:
   peak      of matrix products, in the dtype of the computation
   step      the Improved BiGAN's second phase at batch 256: its floating-point operations a second
-            as a share of that peak (aim: 0.5 for the convolutions)
+            as a share of that peak, in all its time and in that of products and convolutions alone
+            (aim: 0.5 for the convolutions)
   seeds     an epoch of five seeds side by side, as a multiple of one's (aim: well under 5)
   schedule  all 150 + 500 epochs on 1,000 pictures, as a run trains them (aim: under 5 minutes); and
             the share of an epoch in which the device waits for the host (aim: under 0.02)
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import latent_search
+from benchmarks.operations import PRODUCTS, of_gpu
 from bigan_jax import detector as game
 from bigan_jax import parallel, schedule, training
 from bigan_jax.build import build, picture_shape
@@ -31,6 +33,7 @@ from bigan_jax.detector import Batch, TrainingSet
 from bigan_jax.layers import BATCH_AXIS
 from configs import common, improved_bigan
 
+PARTS = ("step", "seeds", "schedule", "search")
 _TOY = {
     "data.image_size": 32,
     "model.latent": 8,
@@ -54,8 +57,13 @@ def main(arguments: list[str] | None = None) -> dict:
     )
     parser.add_argument("--toy", action="store_true", help="a size for a CPU")
     parser.add_argument("--dtype", default="bfloat16", help="of the computation")
+    parser.add_argument("--parts", default=",".join(PARTS), help="of the above but peak; all")
+    parser.add_argument("--vgg16", default="", help="its weights; the installed package's")
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     args = parser.parse_args(arguments)
+    parts = args.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}: {', '.join(PARTS)}")
 
     figures = {
         "device": jax.devices()[0].device_kind,
@@ -64,25 +72,26 @@ def main(arguments: list[str] | None = None) -> dict:
         "toy": args.toy,
         "dtype": args.dtype,
     }
-    config = configured(args.toy, args.dtype)
+    config = configured(args.toy, args.dtype, args.vgg16)
     peak = matmul_peak(args.dtype, 256 if args.toy else 8192)
     figures["peak_flops"] = peak
     print(json.dumps(figures, indent=2), flush=True)
-    for name, measured in (
-        ("step", lambda: phase_two_step(config, 8 if args.toy else 256, peak)),
-        ("seeds", lambda: seeds_side_by_side(config, 8 if args.toy else 32)),
-        ("schedule", lambda: whole_schedule(config, args.toy)),
-        ("search", lambda: search(args.toy)),
-    ):
+    measures = {
+        "step": lambda: phase_two_step(config, 8 if args.toy else 256, peak),
+        "seeds": lambda: seeds_side_by_side(config, 8 if args.toy else 32),
+        "schedule": lambda: whole_schedule(config, args.toy),
+        "search": lambda: search(args.toy),
+    }
+    for name in parts:
         print(f"measuring: {name} ...", flush=True)
-        figures[name] = measured()
+        figures[name] = measures[name]()
         print(json.dumps({name: figures[name]}, indent=2), flush=True)
         if args.output:  # after each, so that what fails later loses nothing
             args.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
 
 
-def configured(toy, dtype):
+def configured(toy, dtype, vgg16=""):
     """The Improved BiGAN as the paper has it, on drawn pictures; or a toy of it."""
     config = improved_bigan.get_config("phantom")
     with config.unlocked():
@@ -91,7 +100,7 @@ def configured(toy, dtype):
         common.override(config, {f"phases.phase{i}.epochs": n for i, n in enumerate(epochs, 1)})
         normal = 60 if toy else 1389  # a fifth is for the test, a tenth of the rest calibrates
         common.override(config, {"data.phantom_normal": normal, "data.phantom_anomalous": 2})
-        config.checkpoint.every = 50
+        config.checkpoint.every, config.vgg16.weights = 50, vgg16
     return config
 
 
@@ -160,22 +169,41 @@ def phase_two_step(config, batch_size, peak, steps=4):
     found = {"batch_size": batch_size}
     for name, epoch in (("with_discriminator", 0), ("without", 1)):
         due = bench.due(1, epoch)
-        seconds = min(timed(lambda due=due: bench.epoch(due), 6)[1:]) / steps
-        asked, done = operations(bench, due, batch_size)
+        first, *others = timed(lambda due=due: bench.epoch(due), 6)
+        seconds = min(others) / steps
+        kinds = {kind: x / steps for kind, x in kernels(lambda due=due: bench.epoch(due)).items()}
+        flops, busy = flops_of(bench, due, batch_size), peak * jax.local_device_count()
+        products = kinds.get(PRODUCTS)
         found[name] = {
             "seconds": seconds,
             "images_per_second": batch_size / seconds,
-            "flops_asked": asked,  # of the program as it is written,
-            "flops_done": done,  # and as XLA compiled it, which computes nothing twice
-            "share_of_peak": (done or asked) / seconds / peak / jax.local_device_count(),
-            # Of library calls, which convolutions become on a GPU, `done` may know nothing.
-            "share_of_peak_asked": asked / seconds / peak / jax.local_device_count(),
+            "compile_seconds": first - min(others),
+            "flops": flops,
+            "share_of_peak": flops / seconds / busy,
+            "kernel_seconds": kinds,
+            "share_of_peak_of_products": products and flops / products / busy,
         }
     return found
 
 
-def operations(bench, due, batch_size):
-    """Floating-point operations of one step for a whole batch, as written and as compiled."""
+def kernels(call):
+    """Seconds on the first GPU by the kind of kernel (operations.KINDS); {} elsewhere."""
+    spent = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            call()
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        found = jax.profiler.ProfileData.from_file(str(file))
+    planes = [plane for plane in found.planes if plane.name == "/device:GPU:0"]
+    for row in (row for plane in planes for row in plane.lines if "Stream" in row.name):
+        for event in row.events:
+            spent[of_gpu(event.name)] += event.duration_ns / 1e9
+    return dict(spent)
+
+
+def flops_of(bench, due, batch_size):
+    """Floating-point operations of one step for a whole batch, nothing counted that is done twice:
+    of the program compiled for the processor, since those of a GPU's libraries count as none."""
     detector, frozen = bench.built.detector, dict(bench.built.detector.frozen)
 
     def step(state, frozen, batch):
@@ -184,13 +212,15 @@ def operations(bench, due, batch_size):
             state, _ = game.update(detector, optimizer, name, state, frozen, batch, turn)
         return state
 
-    images = jnp.zeros((1, batch_size, *bench.pictures.image.shape[1:]))
-    batch = Batch(images, jnp.zeros((1, batch_size), jnp.int32))
-    lowered = jax.jit(jax.vmap(step, (None, None, 0), axis_name=BATCH_AXIS)).lower(
-        bench.first, frozen, batch
-    )
-    costs = [lowered.cost_analysis(), lowered.compile().cost_analysis()]
-    return [float((cost or {}).get("flops", 0.0)) for cost in costs]
+    def arguments():
+        images = jnp.zeros((1, batch_size, *bench.pictures.image.shape[1:]))
+        batch = Batch(images, jnp.zeros((1, batch_size), jnp.int32))
+        return bench.first, frozen, batch
+
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        mapped = jax.jit(jax.vmap(step, (None, None, 0), axis_name=BATCH_AXIS))
+        compiled = mapped.lower(*jax.eval_shape(arguments)).compile()
+    return float(compiled.cost_analysis()["flops"])
 
 
 def seeds_side_by_side(config, batch_size, seeds=5, steps=4, rounds=4):

@@ -45,6 +45,15 @@ def _kind(operations):
     return COPIES if operations <= _COPIES | _NEUTRAL else REST
 
 
+def of_gpu(kernel: str) -> str:
+    """The kind of a kernel on a GPU: of cuDNN and cuBLAS, or of XLA's own, which are fusions."""
+    if re.search(r"Padding|nchwTo|nhwcTo|[Mm]em(set|cpy)|copy|transpose|pad_fusion", kernel):
+        return COPIES
+    if re.search(r"xmma|conv(?!ert)|cutlass|gemm|nvjet|cudnn|cublas", kernel):
+        return PRODUCTS
+    return REST
+
+
 def of_torch(name: str) -> str:
     """The kind of an operation of PyTorch's profiler, such as aten::convolution_backward."""
     if re.search(r"conv|mm$|mm_|matmul|linear|einsum", name):

@@ -12,13 +12,13 @@ reconstruction in inference mode and its common score; for AnoGAN the search, of
 and see the same pictures, and unless their first losses and scores agree to 1e-3 (bfloat16: 5e-2)
 nothing is timed. They take turns, each in a process of its own, and medians count.
 
-Compilation is what the first step takes beyond another one. Memory is the peak of the process's
-resident memory while it is timed (Linux; freed memory is handed back before), less what it was with
-the libraries imported; on a GPU what the library's own allocator says. Floating-point operations
-are those of the compiled programs' cost analysis; the peak they are compared with is that of a
-large matrix product in the same run, the better side's. A row that others on the machine disturbed
-(more than a tenth of a core, over its measurement) is marked. --output keeps the rows that it has
-of other measurements.
+Compilation is what the first step takes beyond another one (on an accelerator the first turn).
+Memory is the peak of the process's resident memory while it is timed (Linux; freed memory is handed
+back before), less what it was with the libraries imported; on a GPU what the library's own
+allocator says. Floating-point operations are those of the compiled programs' cost analysis; the
+peak they are compared with is that of a large matrix product in the same run, the better side's. A
+row that others on the machine disturbed (more than a tenth of a core, over its measurement) is
+marked. --output keeps the rows that it has of other measurements.
 """
 
 import argparse
@@ -46,7 +46,6 @@ MODELS = (
 )
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 QUIET = 0.1  # cores that others may use
-ON_ACCELERATOR = 50  # steps in a turn there, where another number is another program
 PRODUCT = {"cpu": 2048, "gpu": 8192}  # size of the matrix product
 
 
@@ -129,10 +128,9 @@ def assert_agreement(where, mine, theirs, tolerance):
 def alternate(phase, all_sides, first, pictures, described, how):
     """A B A B ...: each side's seconds a step, compilation and memory. pictures: in a step."""
     run = ("scores",) if phase == SCORE else ("steps", phase)
-    on_cpu = described["platform"] == "cpu"
-    count = 1 if on_cpu else ON_ACCELERATOR
+    count = described["steps_a_turn"]
     warm = {name: side(*run, count) / count for name, side in all_sides.items()}
-    if on_cpu:
+    if described["platform"] == "cpu":
         count = max(1, int(how.seconds / how.repeats / sum(warm.values())))
     for side in all_sides.values():
         side("forget_peak")
@@ -244,6 +242,7 @@ def parser():
     options.add_argument("--search-steps", type=int, default=4)
     options.add_argument("--threads", type=int, default=0, help="processor cores; 0: all")
     options.add_argument("--platform", default="", help="cpu keeps off an accelerator")
+    options.add_argument("--vgg16", default="", help="its weights; the installed package's")
     options.add_argument("--quick", action="store_true", help="64x64, batches of 8: does it run?")
     options.add_argument("--output", type=Path, help="a JSON file of rows")
     return options
@@ -273,6 +272,7 @@ def tasks(how):
             platform=how.platform,
             threads=how.threads,
             search_steps=how.search_steps,
+            changes={"vgg16.weights": how.vgg16},
         )
         for batch in how.batches
         for model in how.models

@@ -66,3 +66,23 @@ ENTRY %main (x: f32[8,8]) -> f32[8,8] {
 )
 def test_kinds_of_pytorch(name, kind):
     assert operations.of_torch(name) == kind
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("sm90_xmma_dgrad_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc__5x_cudnn", "products"),
+        ("void convolve_common_engine_float_NHWC<__nv_bfloat16, __nv_bfloat16, 128>", "products"),
+        ("nvjet_sm90_tst_64x160_64x7_1x2_h_bz_relubias_NNT", "products"),
+        ("gemm_fusion_dot_770", "products"),
+        ("void cudnn::engines_precompiled::nchwToNhwcKernel<__nv_bfloat16>", "copies"),
+        ("void nhwcAddPaddingKernel<__nv_bfloat16, __nv_bfloat16, float>", "copies"),
+        ("loop_pad_fusion_12", "copies"),
+        ("Memset 3", "copies"),
+        ("loop_select_fusion_6", "the rest"),
+        ("input_add_reduce_fusion_26", "the rest"),
+        ("loop_convert_fusion_19", "the rest"),
+    ],
+)
+def test_kinds_of_a_gpu_s_kernels(name, kind):
+    assert operations.of_gpu(name) == kind
