@@ -308,4 +308,5 @@ def _same_for_flax(image, kernel, *_, **__):
 
 
 def _product_for_flax(image, kernel, *_, **__):
-    return image @ kernel[0, 0]
+    channels, depth = kernel.shape[2:]
+    return (image.reshape(-1, channels) @ kernel[0, 0]).reshape(*image.shape[:-1], depth)
