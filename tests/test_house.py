@@ -32,6 +32,7 @@ FLOORS = [
         "schedule",
         "tables",
         "verdicts",
+        "versions",
         "workdir",
     ),
     (
