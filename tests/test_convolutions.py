@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from benchmarks.convolutions import forms
 from bigan_jax import convolutions
 
 SIZES = [(2, 1, 3, 5, 7), (1, 4, 4, 8, 1), (3, 8, 6, 2, 16), (2, 16, 16, 4, 3)]  # b, h, w, d, c
@@ -106,6 +107,16 @@ def test_an_accelerators_forms_and_their_gradients_are_the_cpus(operation, c, d,
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for found, wanted in zip(all_of_it(x, kernel), on_cpu, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_what_the_benchmark_compares_is_one():
+    results = {}
+    for name, _, function, *operands in forms(1, 8, "float32"):
+        layer, _ = name.split(" by ")
+        results.setdefault(layer, []).append(function(*operands))
+    assert len(results) == 12
+    for library, product in results.values():
+        np.testing.assert_allclose(product, library, atol=1e-3)
 
 
 @pytest.mark.parametrize("module", [convolutions.Upsample(16), convolutions.Downsample(16)])
