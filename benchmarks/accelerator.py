@@ -24,13 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import latent_search
+from benchmarks import counting, latent_search
 from benchmarks.operations import PRODUCTS, of_gpu
 from bigan_jax import detector as game
 from bigan_jax import parallel, schedule, training
 from bigan_jax.build import build, picture_shape
-from bigan_jax.detector import Batch, TrainingSet
-from bigan_jax.layers import BATCH_AXIS
+from bigan_jax.detector import TrainingSet
 from configs import common, improved_bigan
 
 PARTS = ("step", "seeds", "schedule", "search")
@@ -172,7 +171,9 @@ def phase_two_step(config, batch_size, peak, steps=4):
         first, *others = timed(lambda due=due: bench.epoch(due), 6)
         seconds = min(others) / steps
         kinds = {kind: x / steps for kind, x in kernels(lambda due=due: bench.epoch(due)).items()}
-        flops, busy = flops_of(bench, due, batch_size), peak * jax.local_device_count()
+        images = (batch_size, *bench.pictures.image.shape[1:])
+        flops = counting.of_step(*bench.built[:2], due, bench.first, images)
+        busy = peak * jax.local_device_count()
         products = kinds.get(PRODUCTS)
         found[name] = {
             "seconds": seconds,
@@ -199,28 +200,6 @@ def kernels(call):
         for event in row.events:
             spent[of_gpu(event.name)] += event.duration_ns / 1e9
     return dict(spent)
-
-
-def flops_of(bench, due, batch_size):
-    """Floating-point operations of one step for a whole batch, nothing counted that is done twice:
-    of the program compiled for the processor, since those of a GPU's libraries count as none."""
-    detector, frozen = bench.built.detector, dict(bench.built.detector.frozen)
-
-    def step(state, frozen, batch):
-        for turn, name in enumerate(due, 1):
-            optimizer = bench.built.optimizers[name]
-            state, _ = game.update(detector, optimizer, name, state, frozen, batch, turn)
-        return state
-
-    def arguments():
-        images = jnp.zeros((1, batch_size, *bench.pictures.image.shape[1:]))
-        batch = Batch(images, jnp.zeros((1, batch_size), jnp.int32))
-        return bench.first, frozen, batch
-
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        mapped = jax.jit(jax.vmap(step, (None, None, 0), axis_name=BATCH_AXIS))
-        compiled = mapped.lower(*jax.eval_shape(arguments)).compile()
-    return float(compiled.cost_analysis()["flops"])
 
 
 def seeds_side_by_side(config, batch_size, seeds=5, steps=4, rounds=4):

@@ -51,8 +51,10 @@ def measured(call: Callable, operands: list) -> float:
 def forms(batch: int, size: int, dtype: str) -> Iterator[tuple]:
     """(name, operations, function, its arrays) of each form of each layer."""
 
+    keys = iter(random.split(random.key(0), 12))
+
     def draw(*shape):
-        return random.normal(random.key(len(shape)), shape).astype(dtype)
+        return random.normal(next(keys), shape).astype(dtype)
 
     for channels, depth, side in ((1, 64, size), (64, 128, size // 2)):
         image, kernel = draw(batch, side, side, channels), draw(4, 4, channels, depth)
@@ -95,7 +97,7 @@ _STRIDED_PRODUCTS = (
 )
 _PRODUCTS = (
     lambda image, kernel, _: convolutions._same_by_product(image, kernel),
-    lambda image, _, code: convolutions._few_kernel_gradient(image, code),
+    lambda image, _, code: convolutions._picture_kernel_gradient(image, code),
     lambda _, kernel, code: convolutions._same_by_product(code, convolutions.turned(kernel)),
 )
 

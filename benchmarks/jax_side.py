@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import operations, sharing, sides
+from benchmarks import counting, operations, sharing, sides
 from bigan_jax import detector as game
 from bigan_jax import memory, parallel, schedule, scoring
 from bigan_jax.build import build, picture_shape
@@ -145,11 +145,14 @@ class JaxSide:
         return time.perf_counter() - began
 
     def flops(self, phase) -> float:
-        """Of one step's updates, by the compiled programs' own analysis; on an accelerator by that
-        of the programs as they are written, since its library's convolutions count as nothing."""
+        """Of one step's updates, or of a batch's scores."""
         if phase == sides.SCORE:
             return self._flops_of_scores()
-        return sum(_flops(self._update(name)) for name in self.due[phase])
+        if jax.default_backend() == "cpu":  # by the step's own programs, which are found
+            updates = (self._update(name).compile() for name in self.due[phase])
+            return sum(map(counting.of_compiled, updates))
+        images, state = (self.task.batch, *self.shape), parallel.first(self.state)
+        return counting.of_step(self.detector, self.optimizers, self.due[phase], state, images)
 
     def _update(self, name):
         """A step's update by one loss, as Runner maps it on a CPU: its program is found then, and
@@ -185,14 +188,14 @@ class JaxSide:
     def _flops_of_scores(self):
         arguments = self._score_arguments()
         if not self._searcher.steps:
-            return _flops(self._score.lower(*arguments))
+            return counting.flops(self._score, *arguments)
         found = self._searcher(*arguments).found
 
         def step(state, frozen, batch, found):
             net = game.inference_net(self.detector, state, frozen)
             return self.detector.search.step(net, batch, found)
 
-        return self._searcher.steps * _flops(jax.jit(step).lower(*arguments[:3], found))
+        return self._searcher.steps * counting.flops(step, *arguments[:3], found)
 
     # --- scoring ---
 
@@ -264,10 +267,3 @@ def _score(detector, state, frozen, batch, keys):
     net = game.inference_net(detector, state, frozen)
     terms = scoring.terms(batch.image, detector.reconstruct(net, batch, keys))
     return scoring.score(FORMULA, terms)
-
-
-def _flops(lowered):
-    on_cpu = jax.default_backend() == "cpu"
-    found = (lowered.compile() if on_cpu else lowered).cost_analysis()
-    found = found[0] if isinstance(found, list | tuple) else found
-    return float(found.get("flops", 0.0))

@@ -47,7 +47,8 @@ def _kind(operations):
 
 def of_gpu(kernel: str) -> str:
     """The kind of a kernel on a GPU: of cuDNN and cuBLAS, or of XLA's own, which are fusions."""
-    if re.search(r"Padding|nchwTo|nhwcTo|[Mm]em(set|cpy)|copy|transpose|pad_fusion", kernel):
+    copies = r"Padding|nchwTo|nhwcTo|[Mm]em(set|cpy)|copy|transpose|concatenate|pad_fusion"
+    if re.search(copies, kernel):
         return COPIES
     if re.search(r"xmma|conv(?!ert)|cutlass|gemm|nvjet|cudnn|cublas", kernel):
         return PRODUCTS

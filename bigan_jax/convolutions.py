@@ -25,8 +25,9 @@ def downsample(
     image: Float[Array, "b h w c"], kernel: Float[Array, "4 4 c d"]
 ) -> Float[Array, "b h/2 w/2 d"]:
     """Convolution with stride 2 and one pixel of zero padding. `h` and `w` are even."""
-    few = min(4 * image.shape[-1], kernel.shape[-1]) <= _FEW if _on_cpu() else _of_picture(image)
-    return _downsample_by_grid(image, kernel) if few else _downsample_as_it_is(image, kernel)
+    channels, depth = kernel.shape[2:]
+    by_grid = min(4 * channels, depth) <= _SLOW if _on_cpu() else _sees_picture(kernel)
+    return (_downsample_by_grid if by_grid else _downsample_as_it_is)(image, kernel)
 
 
 @jax.custom_vjp
@@ -34,7 +35,7 @@ def upsample(
     code: Float[Array, "b h w d"], kernel: Float[Array, "4 4 c d"]
 ) -> Float[Array, "b 2*h 2*w c"]:
     """The adjoint of `downsample`: flax's ConvTranspose with transpose_kernel=True, "SAME"."""
-    if _on_cpu() or kernel.shape[2] <= _PICTURE:
+    if _on_cpu() or _sees_picture(kernel):
         return _upsample_by_grid(code, kernel)
     batch, height, width, _ = code.shape
     image = jax.ShapeDtypeStruct((batch, 2 * height, 2 * width, kernel.shape[2]), code.dtype)
@@ -46,22 +47,18 @@ def same(
     image: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
 ) -> Float[Array, "b h w d"]:
     """Convolution with stride 1 and one pixel of zero padding."""
-    if _on_cpu() or min(kernel.shape[2:]) > _PICTURE:
-        return lax.conv_general_dilated(
-            image, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=_NHWC
-        )
-    return _same_by_product(image, kernel)
-
-
-_PICTURE = 3  # channels, at most
+    if not _on_cpu() and _sees_picture(kernel):
+        return _same_by_product(image, kernel)
+    return lax.conv_general_dilated(image, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=_NHWC)
 
 
 def _on_cpu():
     return jax.default_backend() == "cpu"
 
 
-def _of_picture(x):
-    return x.shape[-1] <= _PICTURE
+def _sees_picture(kernel):
+    """Whether what goes in or comes out has the channels of a picture."""
+    return min(kernel.shape[2:]) <= 3
 
 
 def _downsample_as_it_is(image, kernel):
@@ -70,7 +67,7 @@ def _downsample_as_it_is(image, kernel):
 
 def _kernel_gradient(image, kernel, code):
     """The strided convolution's, of both."""
-    if _on_cpu() or _of_picture(image):
+    if _on_cpu() or _sees_picture(kernel):
         return _kernel_gradient_by_grid(image, code)
     _, transpose = jax.vjp(partial(_downsample_as_it_is, image), kernel)
     return transpose(code)[0]
@@ -82,7 +79,7 @@ def _kernel_gradient(image, kernel, code):
 # (0, 1), (1, 0) and (1, 1) further on.
 
 _TAPS = (0, 0), (0, 1), (1, 0), (1, 1)
-_FEW = 64  # channels, of code or grid: above, XLA's own strided convolution is as fast
+_SLOW = 64  # channels, of code or grid: above, XLA's own strided convolution is as fast
 
 
 def _downsample_by_grid(image, kernel):
@@ -91,14 +88,14 @@ def _downsample_by_grid(image, kernel):
         seen = [_seen(grid, tap) for tap in _TAPS]
         return jnp.concatenate(seen, -1) @ taps.reshape(-1, kernel.shape[-1])
     parts = jnp.einsum("bhwc,ijcd->bhwijd", grid, taps)
-    return sum(_seen(parts[:, :, :, *tap], tap) for tap in _TAPS)
+    return _summed(_seen(parts[:, :, :, *tap], tap) for tap in _TAPS)
 
 
 def _upsample_by_grid(code, kernel):
     channels, taps = kernel.shape[2], _taps(kernel)
     if 4 * channels < code.shape[-1]:
         parts = jnp.einsum("bhwd,ijcd->bhwijc", code, taps)
-        grid = sum(_moved(parts[:, :, :, *tap], tap) for tap in _TAPS)
+        grid = _summed(_moved(parts[:, :, :, *tap], tap) for tap in _TAPS)
     else:
         taps = jnp.flip(taps, (0, 1)).swapaxes(2, 3)
         grid = lax.conv_general_dilated(code, taps, (1, 1), [(1, 1)] * 2, dimension_numbers=_NHWC)
@@ -144,6 +141,13 @@ def _seen(grid, tap):
     return grid[:, rows, columns]
 
 
+def _summed(parts):
+    """In float32 at least, as a convolution sums."""
+    parts = list(parts)
+    dtype = parts[0].dtype
+    return sum(x.astype(jnp.promote_types(dtype, jnp.float32)) for x in parts).astype(dtype)
+
+
 def _product(a, b):
     """Over all pixels: [..., c] and [..., d] -> [c, d]."""
     return a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])
@@ -181,12 +185,8 @@ def _same_by_product(image, kernel):
     if image.shape[-1] <= depth:
         return _around(image) @ kernel.reshape(-1, depth)
     parts = jnp.einsum("bhwc,ijcd->bhwijd", image, kernel)
-    moved = [
-        _neighbours(_neighbours(parts[:, :, :, i, j], 1, [i]), 2, [j])
-        for i in range(3)
-        for j in range(3)
-    ]
-    return sum(part.astype(jnp.float32) for part in moved).astype(parts.dtype)
+    taps = [(i, j) for i in range(3) for j in range(3)]
+    return _summed(_neighbours(_neighbours(parts[:, :, :, i, j], 1, [i]), 2, [j]) for i, j in taps)
 
 
 def _same_forward(image, kernel):
@@ -195,9 +195,9 @@ def _same_forward(image, kernel):
 
 def _same_backward(saved, code):
     image, kernel = saved
-    if not _on_cpu() and min(kernel.shape[2:]) > _PICTURE:
+    if not _on_cpu() and not _sees_picture(kernel):
         return jax.vjp(same.__wrapped__, image, kernel)[1](code)
-    of_kernel = _same_kernel_gradient if _on_cpu() else _few_kernel_gradient
+    of_kernel = _same_kernel_gradient if _on_cpu() else _picture_kernel_gradient
     return same(code, turned(kernel)), of_kernel(image, code)
 
 
@@ -214,8 +214,8 @@ def _same_kernel_gradient(image, code):
     return taps.reshape(3, channels, 3, depth).transpose(2, 0, 1, 3)
 
 
-def _few_kernel_gradient(image, code):
-    """The same, of what has few channels copied nine times."""
+def _picture_kernel_gradient(image, code):
+    """The same, with what has a picture's channels copied nine times."""
     channels, depth = image.shape[-1], code.shape[-1]
     if channels <= depth:
         return _product(_around(image), code).reshape(3, 3, channels, depth)
@@ -308,5 +308,6 @@ def _same_for_flax(image, kernel, *_, **__):
 
 
 def _product_for_flax(image, kernel, *_, **__):
+    # Over all pixels at once: JAX 0.12 sums the kernel's gradient over four axes in bfloat16.
     channels, depth = kernel.shape[2:]
     return (image.reshape(-1, channels) @ kernel[0, 0]).reshape(*image.shape[:-1], depth)

@@ -82,8 +82,8 @@ def _relu_backward(y, gradient):
 
 @jax.custom_vjp
 def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-    """2x2 max pooling; an odd last row or column is left out. Its gradient is quicker than that of
-    `nn.max_pool`, which scatters. Equal maxima share it; there, the first takes all."""
+    """2x2 max pooling; an odd last row or column is left out. On CPUs its gradient is quicker than
+    that of `nn.max_pool`, which scatters. Equal maxima share it; there, the first takes all."""
     cells = _cells(x)
     rows = jnp.maximum(cells[:, :, 0], cells[:, :, 1])
     return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
@@ -104,7 +104,8 @@ def _halve_backward(saved, gradient):
     x, y = saved
     cells = _cells(x)
     count = sum((cells[:, :, i, :, j] == y).astype(x.dtype) for i in (0, 1) for j in (0, 1))
-    share = (gradient / count)[:, :, None, :, None]
+    # At least 1: compiled, x may be had in more digits than y, and equal nothing.
+    share = (gradient / jnp.maximum(count, 1))[:, :, None, :, None]
     b, h, w, c = x.shape
     spread = jnp.where(cells == y[:, :, None, :, None], share, 0).reshape(b, h // 2 * 2, -1, c)
     return (jnp.pad(spread, ((0, 0), (0, h % 2), (0, w % 2), (0, 0))),)

@@ -108,6 +108,30 @@ def test_an_accelerators_forms_and_their_gradients_are_the_cpus(operation, c, d,
     for found, wanted in zip(all_of_it(x, kernel), on_cpu, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-4)
 
+    several = jax.jit(jax.vmap(lambda x, kernel: all_of_it(x, kernel)))  # as seeds side by side are
+    both = several(*(jnp.stack([a, a]) for a in (x, kernel)))
+    for found, wanted in zip(both, on_cpu, strict=True):
+        np.testing.assert_allclose(found[1], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_second_order_by_an_accelerators_forms(operation, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    size = 3 if operation is convolutions.same else 4
+    args = draw(0, (2, 4, 6, 2)), draw(1, (size, size, 2, 2))
+    check_grads(operation, args, order=2, modes=["rev"], rtol=2e-2)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_accelerators_forms_in_bfloat16(operation, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    size = 3 if operation is convolutions.same else 4
+    x, kernel = draw(0, (2, 6, 6, 2)), draw(1, (size, size, 2, 2))
+    x, kernel = (a.astype(jnp.bfloat16).astype(jnp.float32) for a in (x, kernel))
+    coarse = operation(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert coarse.dtype == jnp.bfloat16
+    assert_near(coarse, operation(x, kernel), jnp.bfloat16)
+
 
 def test_what_the_benchmark_compares_is_one():
     results = {}

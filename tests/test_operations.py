@@ -1,10 +1,10 @@
-"""What benchmarks/profile.py counts as what."""
+"""What the benchmarks count, and as what."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import operations
+from benchmarks import counting, operations
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,7 @@ def test_kinds_of_pytorch(name, kind):
         ("void cudnn::engines_precompiled::nchwToNhwcKernel<__nv_bfloat16>", "copies"),
         ("void nhwcAddPaddingKernel<__nv_bfloat16, __nv_bfloat16, float>", "copies"),
         ("loop_pad_fusion_12", "copies"),
+        ("input_concatenate_fusion_7", "copies"),
         ("Memset 3", "copies"),
         ("loop_select_fusion_6", "the rest"),
         ("input_add_reduce_fusion_26", "the rest"),
@@ -86,3 +87,9 @@ def test_kinds_of_pytorch(name, kind):
 )
 def test_kinds_of_a_gpu_s_kernels(name, kind):
     assert operations.of_gpu(name) == kind
+
+
+def test_operations_are_counted_once():
+    x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    assert counting.flops(lambda x: x @ x, x) == 2 * 64**3
+    assert counting.flops(lambda x: (x @ x) * jnp.exp(x @ x), x) < 2.1 * 64**3

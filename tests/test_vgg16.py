@@ -115,6 +115,20 @@ def test_equal_maxima_share_the_gradient_of_halving():
     x = jnp.array([[1.0, 3.0, 2.0, 2.0], [3.0, 0.0, 2.0, 2.0]])[None, :, :, None]
     found = jax.grad(lambda x: (vgg16._halve(x) * jnp.array([6.0, 8.0])[:, None]).sum())(x)
     np.testing.assert_array_equal(found[0, :, :, 0], [[0, 3, 2, 2], [3, 0, 2, 2]])
+    three = jnp.array([[5.0, 5.0], [1.0, 5.0]])[None, :, :, None]
+    found = jax.grad(lambda x: 9 * vgg16._halve(x).sum())(three)
+    np.testing.assert_array_equal(found[0, :, :, 0], [[3, 3], [0, 3]])
+
+
+def test_halving_loses_no_gradient_where_it_is_compiled_in_bfloat16():
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 16), jnp.bfloat16)
+
+    @jax.jit
+    def gradient(x):
+        return jax.grad(lambda x: vgg16._halve(x * 1.1).astype(jnp.float32).sum())(x)
+
+    per_cell = gradient(x).astype(jnp.float32).reshape(2, 4, 2, 4, 2, 16).sum((2, 4))
+    np.testing.assert_allclose(per_cell, 1.1, rtol=2e-2)
 
 
 def test_relu_and_its_gradient_are_flax_s():
