@@ -32,7 +32,12 @@ from bigan_jax.build import build, picture_shape
 from bigan_jax.detector import TrainingSet
 from configs import common, improved_bigan
 
-PARTS = ("step", "seeds", "schedule", "search")
+PARTS = {
+    "step": lambda config, toy, peak: phase_two_step(config, 8 if toy else 256, peak),
+    "seeds": lambda config, toy, _: seeds_side_by_side(config, 8 if toy else 32),
+    "schedule": lambda config, toy, _: whole_schedule(config, toy),
+    "search": lambda _, toy, __: search(toy),
+}
 _TOY = {
     "data.image_size": 32,
     "model.latent": 8,
@@ -61,7 +66,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     args = parser.parse_args(arguments)
     parts = args.parts.split(",")
-    if unknown := set(parts) - set(PARTS):
+    if unknown := set(parts) - PARTS.keys():
         parser.error(f"there is no part {', '.join(sorted(unknown))}: {', '.join(PARTS)}")
 
     figures = {
@@ -75,15 +80,9 @@ def main(arguments: list[str] | None = None) -> dict:
     peak = matmul_peak(args.dtype, 256 if args.toy else 8192)
     figures["peak_flops"] = peak
     print(json.dumps(figures, indent=2), flush=True)
-    measures = {
-        "step": lambda: phase_two_step(config, 8 if args.toy else 256, peak),
-        "seeds": lambda: seeds_side_by_side(config, 8 if args.toy else 32),
-        "schedule": lambda: whole_schedule(config, args.toy),
-        "search": lambda: search(args.toy),
-    }
     for name in parts:
         print(f"measuring: {name} ...", flush=True)
-        figures[name] = measures[name]()
+        figures[name] = PARTS[name](config, args.toy, peak)
         print(json.dumps({name: figures[name]}, indent=2), flush=True)
         if args.output:  # after each, so that what fails later loses nothing
             args.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -165,24 +164,24 @@ class Bench:
 def phase_two_step(config, batch_size, peak, steps=4):
     """Seconds and operations of the steps with and without the discriminator's turn."""
     bench = Bench(config, batch_size, steps)
+    images = (batch_size, *bench.pictures.image.shape[1:])
+    peak *= jax.local_device_count()
     found = {"batch_size": batch_size}
     for name, epoch in (("with_discriminator", 0), ("without", 1)):
         due = bench.due(1, epoch)
         first, *others = timed(lambda due=due: bench.epoch(due), 6)
         seconds = min(others) / steps
         kinds = {kind: x / steps for kind, x in kernels(lambda due=due: bench.epoch(due)).items()}
-        images = (batch_size, *bench.pictures.image.shape[1:])
         flops = counting.of_step(*bench.built[:2], due, bench.first, images)
-        busy = peak * jax.local_device_count()
         products = kinds.get(PRODUCTS)
         found[name] = {
             "seconds": seconds,
             "images_per_second": batch_size / seconds,
             "compile_seconds": first - min(others),
             "flops": flops,
-            "share_of_peak": flops / seconds / busy,
+            "share_of_peak": flops / seconds / peak,
             "kernel_seconds": kinds,
-            "share_of_peak_of_products": products and flops / products / busy,
+            "share_of_peak_of_products": products and flops / products / peak,
         }
     return found
 
@@ -190,12 +189,7 @@ def phase_two_step(config, batch_size, peak, steps=4):
 def kernels(call):
     """Seconds on the first GPU by the kind of kernel (operations.KINDS); {} elsewhere."""
     spent = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            call()
-        (file,) = Path(folder).rglob("*.xplane.pb")
-        found = jax.profiler.ProfileData.from_file(str(file))
-    planes = [plane for plane in found.planes if plane.name == "/device:GPU:0"]
+    planes = [plane for plane in counting.profiled(call).planes if plane.name == "/device:GPU:0"]
     for row in (row for plane in planes for row in plane.lines if "Stream" in row.name):
         for event in row.events:
             spent[of_gpu(event.name)] += event.duration_ns / 1e9

@@ -1,6 +1,8 @@
-"""Floating-point operations of a program, as XLA counts them."""
+"""What XLA counts and its profiler sees of a program: operations, and when each of them ran."""
 
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,15 @@ def of_step(
     )
     mapped = jax.vmap(step, (None, None, 0), axis_name=BATCH_AXIS)
     return flops(mapped, state, dict(detector.frozen), batch)
+
+
+def profiled(call: Callable[[], object]) -> jax.profiler.ProfileData:
+    """What JAX's profiler sees of a call, until its result is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(call())
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        return jax.profiler.ProfileData.from_file(str(file))
 
 
 def flops(function: Callable, *arguments) -> float:

@@ -108,7 +108,7 @@ def test_an_accelerators_forms_and_their_gradients_are_the_cpus(operation, c, d,
     for found, wanted in zip(all_of_it(x, kernel), on_cpu, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-4)
 
-    several = jax.jit(jax.vmap(lambda x, kernel: all_of_it(x, kernel)))  # as seeds side by side are
+    several = jax.jit(jax.vmap(all_of_it))  # as seeds side by side are
     both = several(*(jnp.stack([a, a]) for a in (x, kernel)))
     for found, wanted in zip(both, on_cpu, strict=True):
         np.testing.assert_allclose(found[1], wanted, atol=1e-4)
