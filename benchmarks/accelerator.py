@@ -222,7 +222,7 @@ def whole_schedule(config, toy):
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        training.prepared({Path(folder) / "run": config}) as (task,),
+        prepared({Path(folder) / "run": config}) as (task,),
     ):
         parallel.Runner.epoch = noted
         try:

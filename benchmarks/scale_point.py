@@ -39,7 +39,7 @@ def train(args):
     from bigan_jax.build import build, picture_shape
     from bigan_jax.data import LazyImages, read_image
     from bigan_jax.detector import TrainingSet
-    from bigan_jax.training import epoch_order
+    from bigan_jax.epochs import epoch_order
 
     config = small(args)
     shape = picture_shape(config)

@@ -50,14 +50,6 @@ class Finding(NamedTuple):
         return {**self._asdict(), "loss": str(self.loss), "message": self.sentence()}
 
 
-class Diverged(Exception):
-    """Raised out of an epoch, with its Finding."""
-
-    def __init__(self, finding: Finding):
-        super().__init__(finding.sentence())
-        self.finding = finding
-
-
 def check_policy(name: str) -> None:
     """Raises UserError for a policy that there is not."""
     if name not in POLICIES:
@@ -112,7 +104,7 @@ def _finite(state):
     }
 
 
-def diverged(
+def find(
     make_runner: Callable[..., Runner],
     start: State,
     due: tuple[str, ...],
@@ -121,21 +113,21 @@ def diverged(
     progress: Progress,
     logs: Mapping[str, Float[np.ndarray, "done"]],
     state: State,
-) -> Diverged:
+) -> Finding:
     """Takes the steps of an epoch again, update by update, until something is not finite.
 
     start: replicated, before the first of these steps; it is used up. order: theirs.
     paths: of all training pictures. progress: before these steps.
-    logs: of these steps, when they were taken first. state: after them, on one device.
+    logs: of these steps, when they were taken first. state: after them or later, on one device.
     """
     epoch, step = progress.epochs + 1, progress.step + 1
     if lost := lost_networks(parallel.first(start)):
-        return Diverged(Finding(epoch, step, "", math.nan, lost, []))
+        return Finding(epoch, step, "", math.nan, lost, [])
     for at, name, moved, seen in make_runner(scanned=False).updates(start, due, order):
         loss, lost = float(np.ravel(seen[f"{name}/loss"])[0]), lost_networks(parallel.first(moved))
         if lost or not math.isfinite(loss):
             batch = [str(paths[i]) for i in order[at]]
-            return Diverged(Finding(epoch, step + at, name, loss, lost, batch))
+            return Finding(epoch, step + at, name, loss, lost, batch)
     # Where the device does not add in the same order each time, what was seen has to do.
     losses = {name: np.isfinite(v) for name, v in logs.items() if name.endswith("/loss")}
     bad = {name: int(np.argmin(fine)) for name, fine in losses.items() if not fine.all()}
@@ -143,4 +135,4 @@ def diverged(
     at = bad.get(first, len(order) - 1)
     batch = [str(paths[i]) for i in order[at]]
     name = first.removesuffix("/loss")
-    return Diverged(Finding(epoch, step + at, name, math.nan, lost_networks(state), batch))
+    return Finding(epoch, step + at, name, math.nan, lost_networks(state), batch)

@@ -8,7 +8,8 @@ for them, and all else is the same.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 
@@ -75,7 +76,7 @@ class Runner:
         self._advance = each(partial(game.advance, detector), 0)
         self._plain_batch = mapped(each(partial(game.prepare, augmentation={}), 0, None, 0))
         self._statistics = mapped(each(partial(game.batch_statistics, detector), 0, None, 0))
-        self._programs = {}
+        self._programs, self._compiling, self._compilers = {}, {}, ThreadPoolExecutor(1)
         if not self._scanned:
             self._prepare = mapped(self._prepare)
             self._updates = {
@@ -98,8 +99,21 @@ class Runner:
         it answers True, no further step is begun.
         Returns the state and each log of the steps that were done.
         """
+        state, rows = self.begin(state, due, order, on_step)
+        return state, self.logs(rows)
+
+    def begin(
+        self,
+        state: State,
+        due: tuple[str, ...],
+        order: Int[np.ndarray, "steps *seeds batch"],
+        on_step: Callable[[int, dict], bool | None] = lambda done, logs: None,
+    ) -> tuple[State, list[dict]]:
+        """As `epoch`, without waiting for the devices: `logs` does, of what this returns."""
         if not len(order):
-            return state, {}
+            return state, []
+        if due in self._compiling:
+            self._compiling.pop(due).result()
         run = self._program(due) if self._scanned else self._one_step(due)
         rows, done = [], 0
         with closing(self._pieces(order, self._scanned)) as pieces:
@@ -111,8 +125,13 @@ class Runner:
                 done += indices.shape[1] if self._scanned else 1
                 if on_step(done, last):
                     break
+        return state, rows
+
+    def logs(self, rows: list[dict]) -> dict[str, Float[np.ndarray, "*seeds done"]]:
+        """Each log of the steps of an epoch that was begun."""
         rows = jax.device_get(rows)
-        return state, {name: self._over_steps([row[name] for row in rows]) for name in rows[0]}
+        names = rows[0] if rows else ()
+        return {name: self._over_steps([row[name] for row in rows]) for name in names}
 
     def _over_steps(self, parts):
         """[*seeds, steps] of a log, from [local, *seeds] of each step or, scanned, of several."""
@@ -191,6 +210,36 @@ class Runner:
 
             self._programs[due] = self.layout.over_devices(epoch, donate_argnums=0)
         return self._programs[due]
+
+    @property
+    def whole_epochs(self) -> bool:
+        """Whether an epoch is one program."""
+        return self._scanned and not self._streamed
+
+    def compile_ahead(
+        self,
+        state: State,
+        programs: Iterable[tuple[str, ...]],
+        order: Int[np.ndarray, "steps *seeds batch"],
+    ) -> None:
+        """Begins to compile whole epochs side by side, as each may take a minute; `begin` waits for
+        its own.
+
+        programs: what is due in their steps, in the order of need. state, order: of their shapes.
+        """
+        given = state, self.frozen, self.pictures, scatter(self.layout.share(order))
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), given
+        )
+        self._compilers = ThreadPoolExecutor(thread_name_prefix="compile")
+        for due in programs:
+            compiled = self._program(due).lower(*shapes).compile  # JAX then finds it at the call
+            self._compiling[due] = self._compilers.submit(compiled)
+
+    def stop_compiling(self) -> None:
+        """Waits for what is being compiled, and begins no more of it."""
+        self._compilers.shutdown(cancel_futures=True)
+        self._compiling.clear()
 
     def with_statistics(self, state: State, order: Int[np.ndarray, "steps *seeds batch"]) -> State:
         """The state with BatchNorm statistics averaged over the batches of `order`, pictures as

@@ -43,33 +43,54 @@ class Record:
         self._history.append(row)
         curves = row.keys() - {"epoch", "phase", "step", "health", "rollbacks"}
         self._events.add({name: row[name] for name in sorted(curves)}, row["epoch"])
-        return Progress(row["epoch"], history=self._history.text, rollbacks=progress.rollbacks)
+        return progress.at_step(0, progress.steps)._replace(
+            epochs=row["epoch"], history=self._history.text
+        )
 
     def close(self) -> None:
         self._events.close()
 
 
 class Watch:
-    """Shows each step of an epoch, and ends it where that was asked for or a loss is not finite."""
+    """Shows the steps of an epoch, and ends it where that was asked for or a loss is not finite."""
 
     def __init__(self, bar: tqdm, done: int, steps: int, asked: Asked):
         self.done, self._bar, self._steps, self._asked = done, bar, steps, asked
-        self._before = done
+        self._before = self._shown = done
 
     def __call__(self, fresh: int, logs: dict) -> bool:
-        diverged, done = False, self._before + fresh
-        look = done == self._steps or done // _LOOK > self.done // _LOOK
+        """Told of steps that were begun; whether no more are to be. logs: of the last of them."""
+        before, self.done = self.done, self._before + fresh
+        if self.done == self._steps:
+            return False  # it is the end that looks at the last one
+        look, diverged = self.done // _LOOK > before // _LOOK, False
         if look:  # reading a loss waits for the device
-            # Each objective's own loss; the terms it is made of stay in train.jsonl.
-            losses = {n: np.ravel(v) for n, v in logs.items() if n.endswith("/loss")}
-            shown = {name.removesuffix("/loss"): f"{v[0]:.3g}" for name, v in losses.items()}
-            self._bar.set_postfix(shown, refresh=False)
+            losses = _losses(logs)
             diverged = not divergence.finite_losses(losses)
-        self._bar.update(done - self.done)
-        self.done = done
+            self._show(losses)
+        else:
+            self._count()
         if look or not cluster.several():  # which would wait for each other as well
             self._asked.heeded = cluster.highest(self._asked.signum or 0)
         return diverged or self._asked.heeded > 0
+
+    def end(self, logs: dict) -> None:
+        """Told, once the epoch ends, of the logs of its steps."""
+        self._show({n: values[..., -1:] for n, values in _losses(logs).items()})
+
+    def _show(self, losses):
+        shown = {n.removesuffix("/loss"): f"{np.ravel(v)[0]:.3g}" for n, v in losses.items()}
+        self._bar.set_postfix(shown, refresh=False)
+        self._count()
+
+    def _count(self):
+        self._bar.update(self.done - self._shown)
+        self._shown = self.done
+
+
+def _losses(logs):
+    """Each objective's own loss; the terms that it is made of stay in train.jsonl."""
+    return {name: values for name, values in logs.items() if name.endswith("/loss")}
 
 
 def _row(progress: Progress, moment: Moment, batch_size: int) -> dict:

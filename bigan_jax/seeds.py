@@ -5,23 +5,20 @@ same programs: side by side their convolutions are grouped ones, which XLA:CPU r
 """
 
 import re
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
-from bigan_jax import cluster, divergence, evaluation, schedule, tables, training
+from bigan_jax import cluster, evaluation, tables, training
 from bigan_jax.comparison import compare
+from bigan_jax.epochs import Run, advance
 from bigan_jax.errors import UserError
 from bigan_jax.interrupts import Stopped, deferred
-from bigan_jax.record import Record, Watch, progress_bar
-from bigan_jax.training import Task, epoch_order
+from bigan_jax.task import Task, prepared
 from bigan_jax.workdir import default_name, write_json
 
 _FOLDER = re.compile(r"seed-?\d+")
@@ -54,7 +51,7 @@ def train(
     if side_by_side is None:
         side_by_side = jax.default_backend() != "cpu" and not cluster.several()
     failed = []
-    with training.prepared({workdir / f"seed{k}": of_seed(config, k) for k in seeds}) as tasks:
+    with prepared({workdir / f"seed{k}": of_seed(config, k) for k in seeds}) as tasks:
         if side_by_side:
             train_abreast(tasks)
         for task in tasks:
@@ -117,17 +114,6 @@ def summarise(workdir: Path, folders: Sequence[Path]) -> dict:
 # --- side by side ---------------------------------------------------------------------------------
 
 
-class _Run:
-    """One of several: how far it has come, and its checkpoints."""
-
-    def __init__(self, task: Task):
-        self.task, self.checkpoints = task, task.checkpoints()
-        self.progress, self.state = task.newest(self.checkpoints)
-
-    def close(self) -> None:
-        self.checkpoints.close()
-
-
 def train_abreast(tasks: Sequence[Task], scanned: bool | None = None) -> None:
     """Trains runs as far as they go side by side; what is left of each, `training.finish` does.
 
@@ -136,15 +122,19 @@ def train_abreast(tasks: Sequence[Task], scanned: bool | None = None) -> None:
 
     scanned: as parallel.Runner takes it. Raises Stopped, when all have been saved.
     """
-    left = {task.workdir: task for task in tasks}
+    left = list(tasks)
     while True:
         with ExitStack() as held:
-            runs = [held.enter_context(closing(_Run(task))) for task in left.values()]
-            group = _largest_group(runs)
+            asked = held.enter_context(deferred(training.NOTE))
+            group = _largest_group([held.enter_context(closing(Run(task))) for task in left])
             if len(group) < 2:
                 return
-            for workdir in _advance(group, scanned):
-                del left[workdir]
+            runner = group[0].task.runner(1.0, scanned, len(group))
+            diverged = {attempt.run.task.workdir for attempt in advance(group, runner, asked)}
+            left = [task for task in left if task.workdir not in diverged]
+        if asked.heeded:
+            place = group[0].progress.place()
+            raise Stopped(asked.heeded, f"saved after {place} of {tasks[0].epochs} epochs")
 
 
 def _largest_group(runs):
@@ -154,65 +144,3 @@ def _largest_group(runs):
         if done.epochs < run.task.epochs and not done.rollbacks:
             groups[done.epochs, done.step, done.steps].append(run)
     return max(groups.values(), key=len, default=[])
-
-
-def _advance(runs: Sequence[_Run], scanned: bool | None) -> list[Path]:
-    """Trains to the end, or until that is asked for or a run diverges: returns whose."""
-    task, start = runs[0].task, runs[0].progress
-    steps, batch_size, pictures = task.steps, task.batch_size, len(task.dataset.train.image)
-    runner = task.runner(1.0, scanned, len(runs))
-    state = runner.layout.place(jax.tree.map(lambda *x: jnp.stack(x), *(r.state for r in runs)))
-    in_order = np.arange(steps * batch_size).reshape(steps, 1, batch_size).repeat(len(runs), 1)
-    diverged = []
-    with ExitStack() as held:
-        asked = held.enter_context(deferred(training.NOTE))
-        bar = held.enter_context(closing(progress_bar(task.epochs, steps, start)))
-        records = [held.enter_context(closing(Record(r.task.workdir, r.progress))) for r in runs]
-        for epoch in range(start.epochs, task.epochs):
-            moment = schedule.moment(task.built.phases, epoch)
-            bar.set_description(f"epoch {epoch + 1}/{task.epochs} {moment.phase.name}", False)
-            for run in runs:
-                if run.progress.steps != steps:
-                    run.progress = run.progress.at_step(0, steps)
-            begun = runs[0].progress.step
-            seeds = [run.task.config.seed for run in runs]
-            orders = [epoch_order(seed, epoch, pictures, steps, batch_size) for seed in seeds]
-
-            watch = Watch(bar, begun, steps, asked)
-            began = time.perf_counter()
-            order = np.stack(orders, 1)[begun:]
-            state, logs = runner.epoch(state, schedule.due(moment), order, watch)
-            seconds = (time.perf_counter() - began) / len(runs)  # each one's share
-            for i, run in enumerate(runs):
-                its = {name: values[i] for name, values in logs.items()}
-                run.progress = run.progress.after(watch.done, its, seconds)
-                if not divergence.finite_losses(its):
-                    diverged.append(run.task.workdir)
-
-            if not diverged and not asked.signum:
-                for run, record in zip(runs, records, strict=True):
-                    run.progress = record.add(run.progress, moment, batch_size, bar)
-                if epoch + 1 < task.epochs and (epoch + 1) % task.config.checkpoint.every:
-                    continue
-                state = runner.with_statistics(state, in_order)
-            diverged += _save(runs, runner.layout.take(state), diverged)
-            if diverged or asked.signum:
-                break
-    if asked.signum:
-        place = runs[0].progress.place()
-        raise Stopped(asked.signum, f"saved after {place} of {task.epochs} epochs")
-    return diverged
-
-
-def _save(runs, states, diverged):
-    """Saves the runs that are sound, and returns whose are not, beside those known to be."""
-    found = []
-    for i, run in enumerate(runs):
-        state = jax.tree.map(lambda x, i=i: x[i], states)
-        if run.task.workdir in diverged:
-            continue
-        if divergence.lost_networks(state):
-            found.append(run.task.workdir)
-        else:
-            run.checkpoints.save(run.progress, state)
-    return found

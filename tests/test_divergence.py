@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import bigan_jax
-from bigan_jax import divergence, parallel, record, schedule, training
+from bigan_jax import divergence, parallel, record, schedule, task, training
 from bigan_jax.build import build
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.errors import UserError
@@ -145,8 +145,8 @@ def test_going_back_halves_the_rates_and_is_told(tmp_path, monkeypatch):
     half = small(**{"phases.phase1.epochs": 2})
     train(half, tmp_path / "hand", monkeypatch)
     slower = small(**{"optimizers.reconstruction.learning_rate": rate / 4})
-    monkeypatch.setattr(training, "check", lambda *_: None)
-    monkeypatch.setattr(training, "claim", lambda *_: None)
+    monkeypatch.setattr(task, "check", lambda *_: None)
+    monkeypatch.setattr(task, "claim", lambda *_: None)
     _, expected = train(slower, tmp_path / "hand", monkeypatch)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 

@@ -70,6 +70,8 @@ FLOORS = [
     ("figures", "loading", "sweeping"),
     ("outcome", "prediction"),
     ("evaluation",),
+    ("task",),
+    ("epochs",),
     ("training",),
     ("seeds",),
 ]

@@ -15,7 +15,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from benchmarks import accelerator
 from bigan_jax import detector as game
-from bigan_jax import record, training
+from bigan_jax import epochs, record, training
 from bigan_jax.detector import Batch
 from bigan_jax.layers import BATCH_AXIS
 from bigan_jax.models import cae, improved_bigan, vqvae
@@ -220,7 +220,7 @@ def test_nothing_is_compiled_after_the_first_epoch_of_a_run(tmp_path, monkeypatc
             seen.append(compilations())
             return super().add(*arguments)
 
-    monkeypatch.setattr(training, "Record", Counted)
+    monkeypatch.setattr(epochs, "Record", Counted)
     monkeypatch.setattr(training, "evaluate_run", lambda *_: {})
     fields = {
         "data.image_size": 16,

@@ -12,13 +12,14 @@ import pytest
 
 import bigan_jax
 from bigan_jax import detector as game
-from bigan_jax import interrupts, parallel, seeds, sweep_plan, training
+from bigan_jax import interrupts, parallel, seeds, sweep_plan
 from bigan_jax.detector import TrainingSet
+from bigan_jax.epochs import epoch_order
 from bigan_jax.errors import UserError
 from bigan_jax.history import read_history
 from bigan_jax.loading import restore
 from bigan_jax.models import fcae, improved_bigan
-from bigan_jax.training import epoch_order
+from bigan_jax.task import prepared
 from bigan_jax.workdir import default_name, read_config
 from configs import cae
 from tests.test_run import configured
@@ -149,8 +150,8 @@ def config(**fields):
 
 
 def runs(workdir, seeds=(0, 1), **fields):
-    """The tasks of `training.prepared`."""
-    return training.prepared({workdir / f"seed{k}": config(seed=k, **fields) for k in seeds})
+    """The tasks of `task.prepared`."""
+    return prepared({workdir / f"seed{k}": config(seed=k, **fields) for k in seeds})
 
 
 def state_of(workdir):
@@ -216,17 +217,17 @@ def test_seeds_side_by_side_score_as_alone(alone, tmp_path):
 def test_stopped_side_by_side_ends_as_if_never_stopped(tmp_path, monkeypatch):
     with runs(tmp_path / "whole") as tasks:
         seeds.train_abreast(tasks)
-    epoch, calls = parallel.Runner.epoch, []
+    begin, calls = parallel.Runner.begin, []
 
     def stop_in_the_second(self, *arguments):
         calls.append(arguments)
         if len(calls) == 2:
             signal.raise_signal(signal.SIGTERM)
-        return epoch(self, *arguments)
+        return begin(self, *arguments)
 
     with runs(tmp_path / "broken") as tasks:
-        monkeypatch.setattr(parallel.Runner, "epoch", stop_in_the_second)
-        with pytest.raises(interrupts.Stopped, match=r"saved after 1 epochs and \d of 3 steps"):
+        monkeypatch.setattr(parallel.Runner, "begin", stop_in_the_second)
+        with pytest.raises(interrupts.Stopped, match="saved after 1 epochs and 1 of 3 steps"):
             seeds.train_abreast(tasks)
     with runs(tmp_path / "broken") as tasks:
         seeds.train_abreast(tasks)

@@ -18,9 +18,9 @@ from bigan_jax import controls, data, parallel, training
 from bigan_jax import detector as game
 from bigan_jax.data import LazyImages
 from bigan_jax.detector import TrainingSet
+from bigan_jax.epochs import epoch_order
 from bigan_jax.errors import UserError
 from bigan_jax.models import fcae
-from bigan_jax.training import epoch_order
 from configs import fcae as fcae_config
 from tests.test_run import configured
 

@@ -1,0 +1,207 @@
+"""Epoch after epoch, of one run or of several side by side, for as long as they go together.
+
+Where an epoch is one program, the devices are given the next one before the host looks at what came
+of the last: while losses are read, rows written and checkpoints saved, they go on.
+"""
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from bigan_jax import cluster, divergence, parallel, schedule
+from bigan_jax.detector import State
+from bigan_jax.interrupts import Asked
+from bigan_jax.parallel import Runner
+from bigan_jax.progress import Progress
+from bigan_jax.record import Record, Watch, progress_bar
+from bigan_jax.schedule import Moment
+from bigan_jax.task import Task
+
+
+class Run:
+    """How far a run has come, and its checkpoints."""
+
+    def __init__(self, task: Task):
+        self.task, self.checkpoints = task, task.checkpoints()
+        self.go_back()
+
+    def go_back(self) -> None:
+        """To the newest sound checkpoint, or to the beginning."""
+        self.progress, self.state = self.task.newest(self.checkpoints)
+
+    def close(self) -> None:
+        """Waits for what is still being written. Raises UserError where it cannot be."""
+        self.checkpoints.close()
+
+
+class Attempt(NamedTuple):
+    """An epoch as one run went through it, or what had been left of it."""
+
+    run: Run
+    progress: Progress  # before it
+    start: State | None  # the state then, replicated; not kept where several go side by side
+    due: tuple[str, ...]
+    order: Int[np.ndarray, "steps batch"]
+    logs: Mapping[str, Float[np.ndarray, "done"]]
+
+
+def advance(runs: Sequence[Run], runner: Runner, asked: Asked) -> list[Attempt]:
+    """Trains to the end, or until that is asked for or a run diverges: the attempts that did.
+
+    All other runs are saved, and have the progress and state to go on from.
+
+    runs: equally far, and different in their seed alone. runner: for as many.
+    Raises UserError where something cannot be written.
+    """
+    task, start = runs[0].task, runs[0].progress
+    with ExitStack() as held:
+        bar = held.enter_context(closing(progress_bar(task.epochs, task.steps, start)))
+        records = {
+            run: held.enter_context(closing(Record(run.task.workdir, run.progress))) for run in runs
+        }
+        course = held.enter_context(closing(_Course(records, runner, asked, bar)))
+        begun = deque()
+        for number in range(start.epochs, task.epochs):
+            begun.append(course.begin(number))
+            if len(begun) > course.ahead:
+                course.end(begun.popleft())
+            asked.heeded = cluster.highest(asked.signum or 0)
+            if asked.heeded or course.diverged:
+                break
+        for epoch in begun:
+            course.end(epoch)
+        course.leave()
+    return list(course.diverged.values())
+
+
+def epoch_order(seed: int, epoch: int, pictures: int, steps: int, batch_size: int) -> np.ndarray:
+    """[steps, batch_size] indices of the pictures: a function of seed and epoch alone. What does
+    not fill a batch waits for another epoch's shuffle."""
+    shuffled = np.random.default_rng((seed, epoch)).permutation(pictures)
+    return shuffled[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
+
+
+class _Epoch(NamedTuple):
+    """One that the devices were given."""
+
+    moment: Moment
+    orders: list[Int[np.ndarray, "steps batch"]]  # each run's
+    start: State | None
+    rows: list[dict]  # logs, still on the devices
+    saved: State | None  # after it, where that is to be saved
+    watch: Watch
+    began: float
+
+
+class _Course:
+    """The runs' way through epochs, which begin in turn and end in turn."""
+
+    def __init__(self, records: Mapping[Run, Record], runner: Runner, asked: Asked, bar: tqdm):
+        self.records, self.runner, self.asked, self.bar = records, runner, asked, bar
+        self.runs, self.diverged = list(records), {}
+        self.task, self.several = self.runs[0].task, runner.layout.seeds > 0
+        self.ended = 0.0  # when the last epoch did
+        for run in self.runs:
+            if run.progress.steps != self.task.steps:  # of an epoch begun with other pictures
+                run.progress = run.progress.at_step(0, self.task.steps)
+        states = [run.state for run in self.runs]
+        together = jax.tree.map(lambda *x: jnp.stack(x), *states) if self.several else states[0]
+        self.state = runner.layout.place(together)
+        # Several processes have to agree after each epoch on whether they go on.
+        self.ahead = int(runner.whole_epochs and not cluster.several())
+        if self.ahead:
+            left = map(self._moment, range(self.runs[0].progress.epochs, self.task.epochs))
+            order = self._together(self._orders(0))
+            runner.compile_ahead(self.state, dict.fromkeys(map(schedule.due, left)), order)
+
+    def close(self):
+        self.runner.stop_compiling()
+
+    def begin(self, number: int) -> _Epoch:
+        """Gives the devices an epoch, or what is left of it."""
+        task, moment = self.task, self._moment(number)
+        self.bar.set_description(f"epoch {number + 1}/{task.epochs} {moment.phase.name}", False)
+        progress = self.runs[0].progress
+        done = progress.step if number == progress.epochs else 0
+        orders = [order[done:] for order in self._orders(number)]
+        start = None if self.several else parallel.copy(self.state)
+        watch = Watch(self.bar, done, task.steps, self.asked)
+        began = time.perf_counter()
+        self.state, rows = self.runner.begin(
+            self.state, schedule.due(moment), self._together(orders), watch
+        )
+        due = number + 1 == task.epochs or (number + 1) % task.config.checkpoint.every == 0
+        saved = self._with_statistics() if due and watch.done == task.steps else None
+        return _Epoch(moment, orders, start, rows, saved, watch, began)
+
+    def end(self, epoch: _Epoch) -> None:
+        """Waits for what came of it, tells it, and keeps what is sound."""
+        logs, due = self.runner.logs(epoch.rows), schedule.due(epoch.moment)
+        ended = time.perf_counter()
+        seconds = (ended - max(epoch.began, self.ended)) / len(self.runs)  # each one's share
+        self.ended = ended
+        epoch.watch.end(logs)
+        self.last = epoch
+        self.attempts = {
+            run: Attempt(run, run.progress, epoch.start, due, order, its)
+            for run, order, its in zip(self.runs, epoch.orders, self._each(logs), strict=True)
+            if run not in self.diverged
+        }
+        for run, attempt in self.attempts.items():
+            run.progress = run.progress.after(epoch.watch.done, attempt.logs, seconds)
+            if not divergence.finite_losses(attempt.logs):
+                self.diverged[run] = attempt
+            elif epoch.watch.done == self.task.steps:
+                record, batch_size = self.records[run], self.task.batch_size
+                run.progress = record.add(run.progress, epoch.moment, batch_size, self.bar)
+        if epoch.saved is not None:
+            self._save(epoch.saved)
+
+    def leave(self) -> None:
+        """Saves what the last epoch left, where that has not been done."""
+        if self.last.saved is None:
+            whole = self.last.watch.done == self.task.steps
+            self._save(self._with_statistics() if whole else self.runner.layout.take(self.state))
+
+    def _save(self, states):
+        """What the last epoch left of each run that is sound."""
+        for run, state in zip(self.runs, self._each(states), strict=True):
+            run.state = state
+            if run in self.diverged:
+                continue
+            if divergence.lost_networks(state):
+                self.diverged[run] = self.attempts[run]
+            else:
+                run.checkpoints.save(run.progress, state)
+
+    def _with_statistics(self):
+        """The state, taken from the devices, once its BatchNorm statistics are estimated anew."""
+        steps, batch_size = self.task.steps, self.task.batch_size
+        in_order = np.arange(steps * batch_size).reshape(steps, batch_size)
+        in_order = self._together([in_order] * len(self.runs))
+        self.state = self.runner.with_statistics(self.state, in_order)
+        return self.runner.layout.take(self.state)
+
+    def _moment(self, number):
+        return schedule.moment(self.task.built.phases, number)
+
+    def _orders(self, number):
+        shape = len(self.task.dataset.train.image), self.task.steps, self.task.batch_size
+        return [epoch_order(run.task.config.seed, number, *shape) for run in self.runs]
+
+    def _together(self, orders):
+        """[steps, *seeds, batch], as the runner takes them."""
+        return np.stack(orders, 1) if self.several else orders[0]
+
+    def _each(self, tree):
+        """Each run's own of logs, or of states that were taken from the devices."""
+        several = range(len(self.runs)) if self.several else [...]
+        return [jax.tree.map(lambda x, i=i: x[i], tree) for i in several]
