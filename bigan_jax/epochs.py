@@ -96,7 +96,7 @@ class _Epoch(NamedTuple):
     orders: list[Int[np.ndarray, "steps batch"]]  # each run's
     start: State | None
     rows: list[dict]  # logs, still on the devices
-    saved: State | None  # after it, where that is to be saved
+    saved: list[State] | None  # each run's after it, where that is to be saved
     watch: Watch
     began: float
 
@@ -139,7 +139,7 @@ class _Course:
             self.state, schedule.due(moment), self._together(orders), watch
         )
         due = number + 1 == task.epochs or (number + 1) % task.config.checkpoint.every == 0
-        saved = self._with_statistics() if due and watch.done == task.steps else None
+        saved = self._states(watch.done) if due and watch.done == task.steps else None
         return _Epoch(moment, orders, start, rows, saved, watch, began)
 
     def end(self, epoch: _Epoch) -> None:
@@ -168,12 +168,11 @@ class _Course:
     def leave(self) -> None:
         """Saves what the last epoch left, where that has not been done."""
         if self.last.saved is None:
-            whole = self.last.watch.done == self.task.steps
-            self._save(self._with_statistics() if whole else self.runner.layout.take(self.state))
+            self._save(self._states(self.last.watch.done))
 
     def _save(self, states):
         """What the last epoch left of each run that is sound."""
-        for run, state in zip(self.runs, self._each(states), strict=True):
+        for run, state in zip(self.runs, states, strict=True):
             run.state = state
             if run in self.diverged:
                 continue
@@ -182,13 +181,14 @@ class _Course:
             else:
                 run.checkpoints.save(run.progress, state)
 
-    def _with_statistics(self):
-        """The state, taken from the devices, once its BatchNorm statistics are estimated anew."""
+    def _states(self, done):
+        """Each run's; at an epoch's end with BatchNorm statistics of the training pictures."""
         steps, batch_size = self.task.steps, self.task.batch_size
-        in_order = np.arange(steps * batch_size).reshape(steps, batch_size)
-        in_order = self._together([in_order] * len(self.runs))
-        self.state = self.runner.with_statistics(self.state, in_order)
-        return self.runner.layout.take(self.state)
+        if done == steps:
+            in_order = np.arange(steps * batch_size).reshape(steps, batch_size)
+            in_order = self._together([in_order] * len(self.runs))
+            self.state = self.runner.with_statistics(self.state, in_order)
+        return self.runner.layout.take_each(self.state)
 
     def _moment(self, number):
         return schedule.moment(self.task.built.phases, number)
@@ -201,7 +201,8 @@ class _Course:
         """[steps, *seeds, batch], as the runner takes them."""
         return np.stack(orders, 1) if self.several else orders[0]
 
-    def _each(self, tree):
-        """Each run's own of logs, or of states that were taken from the devices."""
-        several = range(len(self.runs)) if self.several else [...]
-        return [jax.tree.map(lambda x, i=i: x[i], tree) for i in several]
+    def _each(self, logs):
+        """Each run's own."""
+        if not self.several:
+            return [logs]
+        return [{name: log[i] for name, log in logs.items()} for i in range(len(self.runs))]

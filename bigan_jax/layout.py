@@ -8,12 +8,13 @@ otherwise all have all seeds, and a part of each one's batch.
 
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int, PyTree
+from jaxtyping import Int, Num, PyTree
 
 from bigan_jax.layers import BATCH_AXIS
 
@@ -24,6 +25,9 @@ _mapped = partial(jax.pmap, axis_name=BATCH_AXIS)
 # the steps' own axis, as arrays of another one would compile each step a second time.
 _replicated = _mapped(lambda _, x: x, in_axes=(0, None))
 _copied = _mapped(lambda tree: jax.tree.map(jnp.copy, tree))
+# One program for hundreds of arrays, which one by one take as long as a short epoch.
+_unstacked = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
+_merged = jax.jit(lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree))
 
 
 def replicate(tree: PyTree) -> PyTree:
@@ -44,13 +48,18 @@ def scatter(tree: PyTree) -> PyTree:
 
 
 def first(tree: PyTree) -> PyTree:
-    """The first device's copy."""
-    return jax.tree.map(lambda x: x[0], tree)
+    """The copy on this process's first device."""
+    return _unstacked(jax.tree.map(lambda x: x.addressable_data(0), tree))
 
 
 def copy(tree: PyTree) -> PyTree:
     """The same on the same devices, in memory of its own: an epoch uses up its state's."""
     return _copied(tree)
+
+
+@partial(jax.jit, static_argnums=1)
+def _split(tree, number):
+    return [jax.tree.map(itemgetter(i), tree) for i in range(number)]
 
 
 class Layout:
@@ -88,9 +97,15 @@ class Layout:
 
     def take(self, tree: PyTree) -> PyTree:
         """What `place` put on the devices, or what was made of it there, as it was before."""
-        if not self.whole_seeds:
-            return first(tree)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+        return _merged(tree) if self.whole_seeds else first(tree)
+
+    def take_each(self, tree: PyTree) -> list[PyTree]:
+        """The same of each seed on its own; of a single one, it alone."""
+        return _split(self.take(tree), self.seeds) if self.seeds else [self.take(tree)]
+
+    def take_log(self, log: Num[np.ndarray, "local *seeds n"]) -> Num[np.ndarray, "*seeds n"]:
+        """The same of what devices logged, once it is on the host."""
+        return log.reshape(-1, log.shape[-1]) if self.whole_seeds else log[0]
 
     def share(
         self, order: Int[np.ndarray, "steps *seeds batch"]
@@ -105,4 +120,4 @@ def _with_the_whole_batch(step):
     """The step on a device that shares no batch: the axis over which steps average has length 1 and
     lies within the device's own program."""
     mapped = jax.vmap(step, in_axes=None, axis_name=BATCH_AXIS, axis_size=1)
-    return lambda *arguments: first(mapped(*arguments))
+    return lambda *arguments: jax.tree.map(lambda x: x[0], mapped(*arguments))

@@ -136,7 +136,7 @@ class Runner:
     def _over_steps(self, parts):
         """[*seeds, steps] of a log, from [local, *seeds] of each step or, scanned, of several."""
         log = np.concatenate(parts, 1) if self._scanned else np.stack(parts, 1)
-        return self.layout.take(np.moveaxis(log, 1, -1))
+        return self.layout.take_log(np.moveaxis(log, 1, -1))
 
     def updates(
         self, state: State, due: tuple[str, ...], order: Int[np.ndarray, "steps batch"]
