@@ -5,6 +5,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -36,6 +37,19 @@ def programs_go_with_their_module():
     gives one (65,530 by default), where LLVM crashes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def compilations():
+    """How many programs were compiled so far."""
+    seen = Counter()
+
+    def listen(name, _, **__):
+        seen.update([name])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield lambda: seen["/jax/core/compile/backend_compile_duration"]
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture(scope="session")

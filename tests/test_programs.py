@@ -34,20 +34,6 @@ PERCEPTUAL = partial(
     discriminator_hidden=8,
     perceptual_layers=("relu1_2",),
 )
-_COMPILED = "/jax/core/compile/backend_compile_duration"
-
-
-@pytest.fixture
-def compilations():
-    """How many programs were compiled so far."""
-    seen = Counter()
-
-    def listen(name, _, **__):
-        seen.update([name])
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield lambda: seen[_COMPILED]
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize("scanned", [False, True])

@@ -1,0 +1,98 @@
+"""Where an epoch is one program it begins before the last one is told; what is kept is the same."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from bigan_jax import epochs, parallel, training
+from bigan_jax.checkpoint import Checkpoints
+from bigan_jax.history import read_history
+from bigan_jax.parallel import Runner
+from bigan_jax.task import prepared
+from configs import improved_bigan
+from tests.test_programs import BIGAN, DUE, ORDER
+from tests.test_run import SMALL_BIGAN, configured
+from tests.test_seeds import runner, states
+
+EPOCHS = 4
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+def trained(workdir, monkeypatch, scanned, ahead=True):
+    """Each checkpoint's state, the rows, and what was done in which order, of a small run."""
+    done, init, begin, add = [], Runner.__init__, Runner.begin, epochs.Record.add
+
+    def noted(function, word):
+        def call(*arguments):
+            done.append(word)
+            return function(*arguments)
+
+        return call
+
+    fields = {"phases.phase1.epochs": 2, "phases.phase2.epochs": 2, "checkpoint.keep": EPOCHS}
+    config = configured(improved_bigan, "phantom,no_perceptual", SMALL_BIGAN | fields)
+    with monkeypatch.context() as patched:
+        patched.setattr(Runner, "__init__", lambda *a, **k: init(*a, **k | {"scanned": scanned}))
+        patched.setattr(Runner, "begin", noted(begin, "begun"))
+        patched.setattr(epochs.Record, "add", noted(add, "told"))
+        if not ahead:
+            patched.setattr(Runner, "whole_epochs", property(lambda _: False))
+        with prepared({workdir: config}) as (task,):
+            training.fit(task)
+            like = jax.eval_shape(partial(task.begin, config.seed))
+            saved = Checkpoints(workdir, EPOCHS)
+            found = {name: saved._read(name, like)[1] for name in saved.names()}
+            saved.close()
+    rows = [
+        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
+        for row in read_history(workdir)
+    ]
+    return found, rows, done
+
+
+def test_each_checkpoint_is_of_its_epoch(tmp_path, monkeypatch):
+    """Though the next epoch has used up the state's memory by the time that it is written."""
+    found, rows, done = trained(tmp_path / "ahead", monkeypatch, scanned=True)
+    expected, told, in_turn = trained(tmp_path / "turn", monkeypatch, scanned=True, ahead=False)
+    assert in_turn == ["begun", "told"] * EPOCHS
+    assert done == ["begun", *["begun", "told"] * (EPOCHS - 1), "told"]
+    assert list(found) == [(epoch, 0) for epoch in range(1, EPOCHS + 1)]
+    assert rows == told and len(rows) == EPOCHS
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_where_steps_are_programs_an_epoch_is_told_at_its_end(tmp_path, monkeypatch):
+    """Of long epochs the row would come late, and there is nothing to gain."""
+    _, _, done = trained(tmp_path, monkeypatch, scanned=False)
+    assert done == ["begun", "told"] * EPOCHS
+
+
+def test_programs_compiled_ahead_are_those_that_run(compilations):
+    run, optimizer = runner(BIGAN, optax.adam(1e-3), scanned=True), optax.adam(1e-3)
+    (state,) = (run.layout.place(state) for state in states(BIGAN, optimizer, [0]))
+    run.compile_ahead(state, [DUE, DUE[2:]], ORDER)
+    run.stop_compiling()
+    before = compilations()
+    for due in (DUE, DUE[2:]):
+        state, rows = run.begin(state, due, ORDER)
+        assert np.isfinite(run.logs(rows)["reconstruction/loss"]).all()
+    assert compilations() == before
+
+
+def test_a_program_that_is_still_being_compiled_is_waited_for(compilations):
+    run = runner(BIGAN, optax.adam(1e-3), scanned=True)
+    state = run.layout.place(*states(BIGAN, optax.adam(1e-3), [0]))
+    before = compilations()
+    run.compile_ahead(state, [DUE], ORDER)
+    state, _ = run.begin(state, DUE, ORDER)
+    jax.block_until_ready(parallel.first(state))
+    run.stop_compiling()
+    assert compilations() - before <= 3  # the epoch, and what takes its state from the device
