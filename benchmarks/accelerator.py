@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ import numpy as np
 from benchmarks import counting, latent_search
 from benchmarks.operations import PRODUCTS, of_gpu
 from bigan_jax import detector as game
-from bigan_jax import parallel, schedule, training
+from bigan_jax import epochs, parallel, schedule, training
 from bigan_jax.build import build, picture_shape
 from bigan_jax.detector import TrainingSet
 from bigan_jax.task import prepared
@@ -214,31 +215,33 @@ def seeds_side_by_side(config, batch_size, seeds=5, steps=4, rounds=4):
 def whole_schedule(config, toy):
     """Seconds of a training from its first step to its last, compilation and all else between them
     included, and of its commonest epoch."""
-    begins, begin, kinds = [], parallel.Runner.begin, []
+    ends, kinds, add, train = [], [], epochs.Record.add, epochs.advance
 
-    def noted(self, state, due, *rest):
-        begins.append(time.perf_counter())
-        kinds.append(due)
-        return begin(self, state, due, *rest)
+    def advance(*arguments):
+        ends.append(time.perf_counter())
+        return train(*arguments)
+
+    def noted(self, progress, moment, *rest):
+        ends.append(time.perf_counter())
+        kinds.append(schedule.due(moment))
+        return add(self, progress, moment, *rest)
 
     with (
         tempfile.TemporaryDirectory() as folder,
         prepared({Path(folder) / "run": config}) as (task,),
+        patch.object(epochs.Record, "add", noted),
+        patch.object(training, "advance", advance),
     ):
-        parallel.Runner.begin = noted
-        try:
-            state = training.fit(task)
-            ended = time.perf_counter()
-        finally:
-            parallel.Runner.begin = begin
+        state = training.fit(task)
+        ended = time.perf_counter()
         ((due, _),) = Counter(kinds).most_common(1)
-        cycle = np.diff(begins)[[kind == due for kind in kinds[:-1]]]
+        spent = np.diff(ends)[[kind == due for kind in kinds]]
         busy = device_seconds(task, state, due, 3 if toy else 20)
-    wall = float(np.mean(cycle[1:]))  # the first was compiled; checkpoints count
+    wall = float(np.mean(spent[1:]))  # the first was compiled; checkpoints count
     return {
         "pictures": len(task.dataset.train.image),
-        "epochs": len(begins),
-        "seconds": ended - begins[0],
+        "epochs": len(kinds),
+        "seconds": ended - ends[0],
         "epoch_seconds": wall,
         "epoch_device_seconds": busy,
         "host_idle_share": max(0.0, 1 - busy / wall),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from bigan_jax import parallel
 from bigan_jax.detector import State
@@ -89,11 +89,14 @@ def finite_losses(logs: Mapping[str, Sequence[float]]) -> bool:
 
 def lost_networks(state: State) -> list[str]:
     """The networks with a parameter or statistic that is not finite, of one device's state."""
-    return [name for name, finite in jax.device_get(_finite(state)).items() if not finite]
+    return [name for name, finite in jax.device_get(finite_networks(state)).items() if not finite]
 
 
 @jax.jit
-def _finite(state):
+def finite_networks(state: State) -> dict[str, Bool[Array, ""]]:
+    """Whether all parameters and statistics are finite, by network, of one device's state; it is
+    not waited for."""
+
     def all_finite(*trees):
         leaves = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.inexact)]
         return jnp.all(jnp.array([jnp.isfinite(x).all() for x in leaves]))

@@ -1,7 +1,7 @@
 """Epoch after epoch, of one run or of several side by side, for as long as they go together.
 
-Where an epoch is one program, the devices are given the next one before the host looks at what came
-of the last: while losses are read, rows written and checkpoints saved, they go on.
+Where an epoch is one program and a short one, the devices are given the next before the host looks
+at what came of the last: while losses are read, rows written and checkpoints saved, they go on.
 """
 
 import time
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from bigan_jax import cluster, divergence, parallel, schedule
@@ -25,16 +25,18 @@ from bigan_jax.record import Record, Watch, progress_bar
 from bigan_jax.schedule import Moment
 from bigan_jax.task import Task
 
+_LONG = 1.0  # seconds of an epoch beside which the host's work is little
+
 
 class Run:
     """How far a run has come, and its checkpoints."""
 
     def __init__(self, task: Task):
         self.task, self.checkpoints = task, task.checkpoints()
-        self.go_back()
+        self.restore()
 
-    def go_back(self) -> None:
-        """To the newest sound checkpoint, or to the beginning."""
+    def restore(self) -> None:
+        """Goes to the newest sound checkpoint, or to the beginning."""
         self.progress, self.state = self.task.newest(self.checkpoints)
 
     def close(self) -> None:
@@ -68,14 +70,17 @@ def advance(runs: Sequence[Run], runner: Runner, asked: Asked) -> list[Attempt]:
             run: held.enter_context(closing(Record(run.task.workdir, run.progress))) for run in runs
         }
         course = held.enter_context(closing(_Course(records, runner, asked, bar)))
+        course.prepare()
         begun = deque()
         for number in range(start.epochs, task.epochs):
-            begun.append(course.begin(number))
-            if len(begun) > course.ahead:
+            if begun and not course.may_run_ahead(number):
                 course.end(begun.popleft())
             asked.heeded = cluster.highest(asked.signum or 0)
             if asked.heeded or course.diverged:
                 break
+            begun.append(course.begin(number))
+            if len(begun) > 1:
+                course.end(begun.popleft())
         for epoch in begun:
             course.end(epoch)
         course.leave()
@@ -96,9 +101,17 @@ class _Epoch(NamedTuple):
     orders: list[Int[np.ndarray, "steps batch"]]  # each run's
     start: State | None
     rows: list[dict]  # logs, still on the devices
-    saved: list[State] | None  # each run's after it, where that is to be saved
+    due: bool  # whether what it leaves is to be saved,
+    states: list["_State"] | None  # which is taken at once where the next may begin before its end
     watch: Watch
     began: float
+
+
+class _State(NamedTuple):
+    """A run's, on one device."""
+
+    state: State
+    finite: dict[str, Bool[Array, ""]]  # by network, still on the device
 
 
 class _Course:
@@ -108,7 +121,9 @@ class _Course:
         self.records, self.runner, self.asked, self.bar = records, runner, asked, bar
         self.runs, self.diverged = list(records), {}
         self.task, self.several = self.runs[0].task, runner.layout.seeds > 0
-        self.ended = 0.0  # when the last epoch did
+        self.attempts: dict[Run, Attempt] = {}  # at the epoch that ended last;
+        self.ended, self.seconds = 0.0, 0.0  # when that was, what it took,
+        self.unsaved: int | None = None  # and its steps, while what it left is not saved
         for run in self.runs:
             if run.progress.steps != self.task.steps:  # of an epoch begun with other pictures
                 run.progress = run.progress.at_step(0, self.task.steps)
@@ -116,17 +131,27 @@ class _Course:
         together = jax.tree.map(lambda *x: jnp.stack(x), *states) if self.several else states[0]
         self.state = runner.layout.place(together)
         # Several processes have to agree after each epoch on whether they go on.
-        self.ahead = int(runner.whole_epochs and not cluster.several())
+        self.ahead = runner.whole_epochs and not cluster.several()
+
+    def prepare(self) -> None:
+        """Begins to compile all programs that are to come, where they are whole epochs."""
         if self.ahead:
             left = map(self._moment, range(self.runs[0].progress.epochs, self.task.epochs))
             order = self._together(self._orders(0))
-            runner.compile_ahead(self.state, dict.fromkeys(map(schedule.due, left)), order)
+            self.runner.compile_ahead(self.state, dict.fromkeys(map(schedule.due, left)), order)
 
-    def close(self):
+    def close(self) -> None:
         self.runner.stop_compiling()
+
+    def may_run_ahead(self, number: int) -> bool:
+        """Whether an epoch may begin before the one before has ended, which shall not wait for a
+        compilation; and is not worth it where the host's work is little beside the devices'."""
+        due = schedule.due(self._moment(number))
+        return self.ahead and self.seconds < _LONG and self.runner.is_compiled(due)
 
     def begin(self, number: int) -> _Epoch:
         """Gives the devices an epoch, or what is left of it."""
+        self.attempts = {}  # which would hold states that nobody will ask for
         task, moment = self.task, self._moment(number)
         self.bar.set_description(f"epoch {number + 1}/{task.epochs} {moment.phase.name}", False)
         progress = self.runs[0].progress
@@ -139,56 +164,60 @@ class _Course:
             self.state, schedule.due(moment), self._together(orders), watch
         )
         due = number + 1 == task.epochs or (number + 1) % task.config.checkpoint.every == 0
-        saved = self._states(watch.done) if due and watch.done == task.steps else None
-        return _Epoch(moment, orders, start, rows, saved, watch, began)
+        due = due and watch.done == task.steps
+        states = self._states(watch.done) if due and self.ahead else None
+        return _Epoch(moment, orders, start, rows, due, states, watch, began)
 
     def end(self, epoch: _Epoch) -> None:
         """Waits for what came of it, tells it, and keeps what is sound."""
         logs, due = self.runner.logs(epoch.rows), schedule.due(epoch.moment)
         ended = time.perf_counter()
-        seconds = (ended - max(epoch.began, self.ended)) / len(self.runs)  # each one's share
-        self.ended = ended
+        self.seconds, self.ended = ended - max(epoch.began, self.ended), ended
         epoch.watch.end(logs)
-        self.last = epoch
+        self.unsaved = epoch.watch.done
         self.attempts = {
             run: Attempt(run, run.progress, epoch.start, due, order, its)
             for run, order, its in zip(self.runs, epoch.orders, self._each(logs), strict=True)
             if run not in self.diverged
         }
         for run, attempt in self.attempts.items():
-            run.progress = run.progress.after(epoch.watch.done, attempt.logs, seconds)
+            share = self.seconds / len(self.runs)
+            run.progress = run.progress.after(epoch.watch.done, attempt.logs, share)
             if not divergence.finite_losses(attempt.logs):
                 self.diverged[run] = attempt
             elif epoch.watch.done == self.task.steps:
                 record, batch_size = self.records[run], self.task.batch_size
                 run.progress = record.add(run.progress, epoch.moment, batch_size, self.bar)
-        if epoch.saved is not None:
-            self._save(epoch.saved)
+        if epoch.due and len(self.diverged) < len(self.runs):
+            self._save(epoch.states or self._states(epoch.watch.done))
 
     def leave(self) -> None:
-        """Saves what the last epoch left, where that has not been done."""
-        if self.last.saved is None:
-            self._save(self._states(self.last.watch.done))
+        """Saves what the last epoch left, where that was not due."""
+        if self.unsaved is not None:
+            self._save(self._states(self.unsaved))
 
     def _save(self, states):
-        """What the last epoch left of each run that is sound."""
-        for run, state in zip(self.runs, states, strict=True):
+        """Hands each run what the last epoch left of it, and saves those that are sound."""
+        self.unsaved = None
+        for run, (state, finite) in zip(self.runs, states, strict=True):
             run.state = state
             if run in self.diverged:
                 continue
-            if divergence.lost_networks(state):
+            if not all(jax.device_get(finite).values()):
                 self.diverged[run] = self.attempts[run]
             else:
                 run.checkpoints.save(run.progress, state)
 
     def _states(self, done):
-        """Each run's; at an epoch's end with BatchNorm statistics of the training pictures."""
+        """Each run's, taken from the devices; at the end of an epoch, and unless all have diverged,
+        once BatchNorm's statistics there are those of the training pictures."""
         steps, batch_size = self.task.steps, self.task.batch_size
-        if done == steps:
+        if done == steps and len(self.diverged) < len(self.runs):
             in_order = np.arange(steps * batch_size).reshape(steps, batch_size)
             in_order = self._together([in_order] * len(self.runs))
             self.state = self.runner.with_statistics(self.state, in_order)
-        return self.runner.layout.take_each(self.state)
+        states = self.runner.layout.take_each(self.state)
+        return [_State(state, divergence.finite_networks(state)) for state in states]
 
     def _moment(self, number):
         return schedule.moment(self.task.built.phases, number)

@@ -76,7 +76,7 @@ class Runner:
         self._advance = each(partial(game.advance, detector), 0)
         self._plain_batch = mapped(each(partial(game.prepare, augmentation={}), 0, None, 0))
         self._statistics = mapped(each(partial(game.batch_statistics, detector), 0, None, 0))
-        self._programs, self._compiling, self._compilers = {}, {}, ThreadPoolExecutor(1)
+        self._programs, self._compiling, self._compilers = {}, {}, None
         if not self._scanned:
             self._prepare = mapped(self._prepare)
             self._updates = {
@@ -233,12 +233,19 @@ class Runner:
         )
         self._compilers = ThreadPoolExecutor(thread_name_prefix="compile")
         for due in programs:
-            compiled = self._program(due).lower(*shapes).compile  # JAX then finds it at the call
-            self._compiling[due] = self._compilers.submit(compiled)
+            # JAX keeps it with the program, and finds it at the call.
+            compile_it = self._program(due).lower(*shapes).compile
+            self._compiling[due] = self._compilers.submit(compile_it)
+
+    def is_compiled(self, due: tuple[str, ...]) -> bool:
+        """Whether `begin` would not wait for its program's compilation, nor fail with it."""
+        compiling = self._compiling.get(due)
+        return compiling is None or (compiling.done() and compiling.exception() is None)
 
     def stop_compiling(self) -> None:
         """Waits for what is being compiled, and begins no more of it."""
-        self._compilers.shutdown(cancel_futures=True)
+        if self._compilers:
+            self._compilers.shutdown(cancel_futures=True)
         self._compiling.clear()
 
     def with_statistics(self, state: State, order: Int[np.ndarray, "steps *seeds batch"]) -> State:

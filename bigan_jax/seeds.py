@@ -126,15 +126,18 @@ def train_abreast(tasks: Sequence[Task], scanned: bool | None = None) -> None:
     while True:
         with ExitStack() as held:
             asked = held.enter_context(deferred(training.NOTE))
-            group = _largest_group([held.enter_context(closing(Run(task))) for task in left])
-            if len(group) < 2:
-                return
-            runner = group[0].task.runner(1.0, scanned, len(group))
-            diverged = {attempt.run.task.workdir for attempt in advance(group, runner, asked)}
-            left = [task for task in left if task.workdir not in diverged]
-        if asked.heeded:
-            place = group[0].progress.place()
-            raise Stopped(asked.heeded, f"saved after {place} of {tasks[0].epochs} epochs")
+            runs = [held.enter_context(closing(Run(task))) for task in left]
+            group = _largest_group(runs)
+            if len(group) > 1:
+                runner = group[0].task.runner(1.0, scanned, len(group))
+                diverged = {attempt.run for attempt in advance(group, runner, asked)}
+                runs = [run for run in runs if run not in diverged]
+                left = [run.task for run in runs]
+        if signum := asked.heeded or asked.signum:
+            places = ", ".join(sorted({run.progress.place() for run in runs}))
+            raise Stopped(signum, f"saved after {places or 'none'} of {tasks[0].epochs} epochs")
+        if len(group) < 2:
+            return
 
 
 def _largest_group(runs):

@@ -14,7 +14,7 @@ from bigan_jax.interrupts import Stopped, deferred
 from bigan_jax.task import Task, prepared
 from bigan_jax.workdir import default_name, write_json
 
-NOTE = "this step is finished and saved; Ctrl-C again ends at once"  # when it is asked to stop
+NOTE = "what was begun is finished and saved; Ctrl-C again ends at once"  # when it is asked to stop
 
 
 def train(config: ConfigDict, workdir: str | Path | None = None) -> dict:
@@ -77,6 +77,6 @@ def _go_back(attempt, make_runner):
         run.state,
     )  # fmt: skip
     write_json(task.workdir / "nan.json", finding.as_dict())
-    run.go_back()
+    run.restore()
     policy = task.config.on_nan
     run.progress = divergence.go_back(finding, progress.rollbacks, policy, run.progress)

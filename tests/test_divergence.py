@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import optax
 import pytest
 
 import bigan_jax
-from bigan_jax import divergence, parallel, record, schedule, task, training
+from bigan_jax import divergence, epochs, parallel, record, schedule, task, training
 from bigan_jax.build import build
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.errors import UserError
@@ -51,6 +52,20 @@ def breaks(monkeypatch, at, above=0.0, value=np.nan):
     monkeypatch.setattr(schedule, "optimizer", optimizer)
 
 
+def by_programs(monkeypatch, scanned=True):
+    """Epochs are programs, as on an accelerator, and each begins before the last one is told."""
+    runner = parallel.Runner.__init__
+
+    def init(self, *args, **options):
+        if options["scanned"] is None:  # the default of this kind of device
+            options["scanned"] = scanned
+        runner(self, *args, **options)
+
+    monkeypatch.setattr(parallel.Runner, "__init__", init)
+    monkeypatch.setattr(parallel.Runner, "is_compiled", lambda *_: True)
+    monkeypatch.setattr(epochs, "_LONG", math.inf)
+
+
 def train(config, workdir, monkeypatch):
     """The rows and the final state; evaluation has a test of its own."""
     states = []
@@ -59,9 +74,11 @@ def train(config, workdir, monkeypatch):
     return read_history(workdir), states[0]
 
 
-def test_a_run_stops_before_the_bad_state_is_saved(tmp_path, monkeypatch):
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_run_stops_before_the_bad_state_is_saved(tmp_path, monkeypatch, scanned):
     """The last update of the second epoch: all its losses are finite, and its weights are not."""
     config = small()
+    by_programs(monkeypatch, scanned)
     breaks(monkeypatch, at=2 * STEPS)
     with pytest.raises(UserError) as told:
         train(config, tmp_path, monkeypatch)
@@ -115,14 +132,7 @@ def test_the_first_to_go_wrong_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("scanned", [False, True])
 def test_it_is_found_on_a_device_that_scans(tmp_path, monkeypatch, scanned):
-    runner = parallel.Runner.__init__
-
-    def init(self, *args, **options):
-        if options["scanned"] is None:  # the default of this kind of device
-            options["scanned"] = scanned
-        runner(self, *args, **options)
-
-    monkeypatch.setattr(parallel.Runner, "__init__", init)
+    by_programs(monkeypatch, scanned)
     breaks(monkeypatch, at=1)
     with pytest.raises(UserError, match="epoch 1, step 1"):
         train(small(), tmp_path, monkeypatch)

@@ -1,5 +1,7 @@
 """Where an epoch is one program it begins before the last one is told; what is kept is the same."""
 
+import math
+import threading
 from functools import partial
 
 import jax
@@ -43,8 +45,8 @@ def trained(workdir, monkeypatch, scanned, ahead=True):
         patched.setattr(Runner, "__init__", lambda *a, **k: init(*a, **k | {"scanned": scanned}))
         patched.setattr(Runner, "begin", noted(begin, "begun"))
         patched.setattr(epochs.Record, "add", noted(add, "told"))
-        if not ahead:
-            patched.setattr(Runner, "whole_epochs", property(lambda _: False))
+        patched.setattr(epochs, "_LONG", math.inf if ahead else 0)
+        patched.setattr(Runner, "is_compiled", lambda *_: True)
         with prepared({workdir: config}) as (task,):
             training.fit(task)
             like = jax.eval_shape(partial(task.begin, config.seed))
@@ -85,6 +87,30 @@ def test_programs_compiled_ahead_are_those_that_run(compilations):
         state, rows = run.begin(state, due, ORDER)
         assert np.isfinite(run.logs(rows)["reconstruction/loss"]).all()
     assert compilations() == before
+
+
+def test_no_epoch_is_told_late_for_a_compilation(monkeypatch):
+    """One that fails included: it is for the epoch that needs it to say so."""
+    run, go_on = runner(BIGAN, optax.adam(1e-3), scanned=True), threading.Event()
+    state = run.layout.place(*states(BIGAN, optax.adam(1e-3), [0]))
+
+    class Program:
+        def lower(self, *_):
+            return self
+
+        def compile(self):
+            go_on.wait(60)
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(run, "_program", lambda _: Program())
+    run.compile_ahead(state, [DUE], ORDER)
+    assert not run.is_compiled(DUE) and run.is_compiled(DUE[2:])
+    go_on.set()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.begin(state, DUE, ORDER)
+    run.compile_ahead(state, [DUE], ORDER)
+    run.stop_compiling()
+    assert run.is_compiled(DUE)  # nothing is being compiled any more
 
 
 def test_a_program_that_is_still_being_compiled_is_waited_for(compilations):

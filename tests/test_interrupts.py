@@ -1,4 +1,4 @@
-"""Asked to stop: the step is finished, the state saved, the way to go on told; twice, at once."""
+"""Asked to stop: what was begun is ended and saved, the way to go on told; twice, at once."""
 
 import os
 import re

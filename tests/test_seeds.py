@@ -22,6 +22,7 @@ from bigan_jax.models import fcae, improved_bigan
 from bigan_jax.task import prepared
 from bigan_jax.workdir import default_name, read_config
 from configs import cae
+from tests.test_divergence import by_programs
 from tests.test_run import configured
 
 SHAPE = (16, 16, 1)
@@ -214,31 +215,39 @@ def test_seeds_side_by_side_score_as_alone(alone, tmp_path):
         )
 
 
-def test_stopped_side_by_side_ends_as_if_never_stopped(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("scanned", "at", "place"),
+    [(False, 2, "1 epochs and 1 of 3 steps"), (True, 2, "2 epochs"), (True, 3, "3 epochs")],
+)
+def test_stopped_side_by_side_ends_as_if_never_stopped(tmp_path, monkeypatch, scanned, at, place):
+    """Within an epoch; where it is a program, once it is done; and in the last of all."""
     with runs(tmp_path / "whole") as tasks:
-        seeds.train_abreast(tasks)
+        seeds.train_abreast(tasks, scanned)
     begin, calls = parallel.Runner.begin, []
 
-    def stop_in_the_second(self, *arguments):
+    def stop(self, *arguments):
         calls.append(arguments)
-        if len(calls) == 2:
+        if len(calls) == at:
             signal.raise_signal(signal.SIGTERM)
         return begin(self, *arguments)
 
     with runs(tmp_path / "broken") as tasks:
-        monkeypatch.setattr(parallel.Runner, "begin", stop_in_the_second)
-        with pytest.raises(interrupts.Stopped, match="saved after 1 epochs and 1 of 3 steps"):
-            seeds.train_abreast(tasks)
+        monkeypatch.setattr(parallel.Runner, "begin", stop)
+        with pytest.raises(interrupts.Stopped, match=f"saved after {place} of 3 epochs"):
+            seeds.train_abreast(tasks, scanned)
     with runs(tmp_path / "broken") as tasks:
-        seeds.train_abreast(tasks)
+        seeds.train_abreast(tasks, scanned)
     for seed in ("seed0", "seed1"):
         whole, broken = tmp_path / "whole" / seed, tmp_path / "broken" / seed
         jax.tree.map(np.testing.assert_array_equal, state_of(whole), state_of(broken))
         assert without_times(whole) == without_times(broken)
 
 
-def test_a_seed_that_diverges_leaves_the_others_alone(alone, tmp_path, monkeypatch):
-    """Side by side; afterwards it is told as it would be alone."""
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_seed_that_diverges_leaves_the_others_alone(alone, tmp_path, monkeypatch, scanned):
+    """Side by side, also when the next epoch has begun by the time that it is seen; afterwards it
+    is told as it would be alone."""
+    by_programs(monkeypatch, scanned)
     begin = game.init
 
     def with_one_bad(detector, optimizers, seed, shape):
