@@ -42,7 +42,7 @@ class Sample(NamedTuple):
 def train(epochs: int, workdir: Path, turn: Callable[[Sample], None]) -> None:
     """Trains so many epochs. turn: called with a sample of each block, halfway between two saves.
     Each save is waited for, so that none goes on in the background then."""
-    from bigan_jax import record, training
+    from bigan_jax import record, task, training
     from bigan_jax.checkpoint import Checkpoints
     from bigan_jax.history import History
     from configs import fcae
@@ -80,7 +80,7 @@ def train(epochs: int, workdir: Path, turn: Callable[[Sample], None]) -> None:
 
     with (
         patch.object(record, "History", Watched),
-        patch.object(training, "Checkpoints", Waited),
+        patch.object(task, "Checkpoints", Waited),
         patch.object(training, "evaluate_run", lambda *_: {}),
     ):
         training.train(config, workdir)

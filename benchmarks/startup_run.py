@@ -25,11 +25,11 @@ def train(config, workdir):
 
     mark()
     jax.monitoring.register_event_listener(lambda name, **_: events.update([name]))
-    epoch = parallel.Runner.epoch
+    begin = parallel.Runner.begin
 
     def watched(self, state, due, order, _):
         mark()
-        return epoch(self, state, due, order, report)
+        return begin(self, state, due, order, report)
 
     def report(_, logs):
         jax.block_until_ready(logs)
@@ -39,7 +39,7 @@ def train(config, workdir):
             file.write(" ".join([*marks, str(compiled)]))
         os._exit(0)
 
-    parallel.Runner.epoch = watched
+    parallel.Runner.begin = watched
     seeds.train(config, workdir)
 
 

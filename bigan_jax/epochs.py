@@ -101,14 +101,14 @@ class _Epoch(NamedTuple):
     orders: list[Int[np.ndarray, "steps batch"]]  # each run's
     start: State | None
     rows: list[dict]  # logs, still on the devices
-    due: bool  # whether what it leaves is to be saved,
-    states: list["_State"] | None  # which is taken at once where the next may begin before its end
+    to_save: bool  # whether what it leaves is,
+    left: list["_Left"] | None  # which is taken at once where the next may begin before its end
     watch: Watch
     began: float
 
 
-class _State(NamedTuple):
-    """A run's, on one device."""
+class _Left(NamedTuple):
+    """What an epoch left of a run, on one device."""
 
     state: State
     finite: dict[str, Bool[Array, ""]]  # by network, still on the device
@@ -164,9 +164,9 @@ class _Course:
             self.state, schedule.due(moment), self._together(orders), watch
         )
         due = number + 1 == task.epochs or (number + 1) % task.config.checkpoint.every == 0
-        due = due and watch.done == task.steps
-        states = self._states(watch.done) if due and self.ahead else None
-        return _Epoch(moment, orders, start, rows, due, states, watch, began)
+        to_save = due and watch.done == task.steps
+        left = self._take(watch.done) if to_save and self.ahead else None
+        return _Epoch(moment, orders, start, rows, to_save, left, watch, began)
 
     def end(self, epoch: _Epoch) -> None:
         """Waits for what came of it, tells it, and keeps what is sound."""
@@ -188,18 +188,18 @@ class _Course:
             elif epoch.watch.done == self.task.steps:
                 record, batch_size = self.records[run], self.task.batch_size
                 run.progress = record.add(run.progress, epoch.moment, batch_size, self.bar)
-        if epoch.due and len(self.diverged) < len(self.runs):
-            self._save(epoch.states or self._states(epoch.watch.done))
+        if epoch.to_save and len(self.diverged) < len(self.runs):
+            self._save(epoch.left or self._take(epoch.watch.done))
 
     def leave(self) -> None:
         """Saves what the last epoch left, where that was not due."""
         if self.unsaved is not None:
-            self._save(self._states(self.unsaved))
+            self._save(self._take(self.unsaved))
 
-    def _save(self, states):
+    def _save(self, left):
         """Hands each run what the last epoch left of it, and saves those that are sound."""
         self.unsaved = None
-        for run, (state, finite) in zip(self.runs, states, strict=True):
+        for run, (state, finite) in zip(self.runs, left, strict=True):
             run.state = state
             if run in self.diverged:
                 continue
@@ -208,16 +208,16 @@ class _Course:
             else:
                 run.checkpoints.save(run.progress, state)
 
-    def _states(self, done):
-        """Each run's, taken from the devices; at the end of an epoch, and unless all have diverged,
-        once BatchNorm's statistics there are those of the training pictures."""
+    def _take(self, done):
+        """What was left of each run, after so many steps of an epoch; after its last, and unless
+        all have diverged, with BatchNorm's statistics those of the training pictures."""
         steps, batch_size = self.task.steps, self.task.batch_size
         if done == steps and len(self.diverged) < len(self.runs):
             in_order = np.arange(steps * batch_size).reshape(steps, batch_size)
             in_order = self._together([in_order] * len(self.runs))
             self.state = self.runner.with_statistics(self.state, in_order)
         states = self.runner.layout.take_each(self.state)
-        return [_State(state, divergence.finite_networks(state)) for state in states]
+        return [_Left(state, divergence.finite_networks(state)) for state in states]
 
     def _moment(self, number):
         return schedule.moment(self.task.built.phases, number)
