@@ -52,8 +52,9 @@ def breaks(monkeypatch, at, above=0.0, value=np.nan):
     monkeypatch.setattr(schedule, "optimizer", optimizer)
 
 
-def by_programs(monkeypatch, scanned=True):
-    """Epochs are programs, as on an accelerator, and each begins before the last one is told."""
+def by_programs(monkeypatch, scanned):
+    """Epochs are programs, as on an accelerator, and each begins before the last one is told; or
+    steps are."""
     runner = parallel.Runner.__init__
 
     def init(self, *args, **options):

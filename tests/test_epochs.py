@@ -1,6 +1,5 @@
 """Where an epoch is one program it begins before the last one is told; what is kept is the same."""
 
-import math
 import threading
 from functools import partial
 
@@ -15,6 +14,7 @@ from bigan_jax.history import read_history
 from bigan_jax.parallel import Runner
 from bigan_jax.task import prepared
 from configs import improved_bigan
+from tests.test_divergence import by_programs
 from tests.test_programs import BIGAN, DUE, ORDER
 from tests.test_run import SMALL_BIGAN, configured
 from tests.test_seeds import runner, states
@@ -30,7 +30,7 @@ def one_device(monkeypatch):
 
 def trained(workdir, monkeypatch, scanned, ahead=True):
     """Each checkpoint's state, the rows, and what was done in which order, of a small run."""
-    done, init, begin, add = [], Runner.__init__, Runner.begin, epochs.Record.add
+    done, begin, add = [], Runner.begin, epochs.Record.add
 
     def noted(function, word):
         def call(*arguments):
@@ -42,11 +42,11 @@ def trained(workdir, monkeypatch, scanned, ahead=True):
     fields = {"phases.phase1.epochs": 2, "phases.phase2.epochs": 2, "checkpoint.keep": EPOCHS}
     config = configured(improved_bigan, "phantom,no_perceptual", SMALL_BIGAN | fields)
     with monkeypatch.context() as patched:
-        patched.setattr(Runner, "__init__", lambda *a, **k: init(*a, **k | {"scanned": scanned}))
+        by_programs(patched, scanned)
         patched.setattr(Runner, "begin", noted(begin, "begun"))
         patched.setattr(epochs.Record, "add", noted(add, "told"))
-        patched.setattr(epochs, "_LONG", math.inf if ahead else 0)
-        patched.setattr(Runner, "is_compiled", lambda *_: True)
+        if not ahead:
+            patched.setattr(epochs, "_LONG", 0)
         with prepared({workdir: config}) as (task,):
             training.fit(task)
             like = jax.eval_shape(partial(task.begin, config.seed))

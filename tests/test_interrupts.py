@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 import bigan_jax
-from bigan_jax import interrupts, parallel, record, training
+from bigan_jax import interrupts, record, training
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.history import read_history
 from configs import cae, improved_bigan
+from tests.test_divergence import by_programs
 from tests.test_run import ROOT, SMALL, SMALL_BIGAN, command, configured, environment, flags
 
 EPOCHS = 20_000
@@ -114,12 +115,7 @@ def test_stopped_within_epochs_it_ends_as_if_never_stopped(tmp_path, monkeypatch
     Where an epoch is one program it is finished first, and so is one that was begun behind it."""
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    runner = parallel.Runner.__init__
-
-    def init(self, *args, **options):
-        runner(self, *args, **options | {"scanned": scanned})
-
-    monkeypatch.setattr(parallel.Runner, "__init__", init)
+    by_programs(monkeypatch, scanned)
     states = []
     monkeypatch.setattr(training, "evaluate_run", lambda *args: states.append(args[-2]))
     fields = {"batch_size": 8, "checkpoint.every": 2}  # 5 steps an epoch, 6 epochs
