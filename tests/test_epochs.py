@@ -1,6 +1,7 @@
 """Where an epoch is one program it begins before the last one is told; what is kept is the same."""
 
 import threading
+from concurrent.futures import wait
 from functools import partial
 
 import jax
@@ -81,7 +82,7 @@ def test_programs_compiled_ahead_are_those_that_run(compilations):
     run, optimizer = runner(BIGAN, optax.adam(1e-3), scanned=True), optax.adam(1e-3)
     (state,) = (run.layout.place(state) for state in states(BIGAN, optimizer, [0]))
     run.compile_ahead(state, [DUE, DUE[2:]], ORDER)
-    run.stop_compiling()
+    wait(run._compiling.values())
     before = compilations()
     for due in (DUE, DUE[2:]):
         state, rows = run.begin(state, due, ORDER)
