@@ -100,6 +100,7 @@ def assess(config: ConfigDict, dataset: Dataset, detector: Detector, state: Stat
         picture_shape(config),
         config.batch_size,
         vgg16_weights=config.vgg16.weights,
+        unit_features=config.score.unit_features,
     )
     calibration = scorer.score(normals.image, normals.condition, progress="calibration")
     spread = scoring.spread(calibration.terms)

@@ -42,6 +42,7 @@ def load(workdir: str | Path) -> Scorer:
             picture_shape(config),
             threshold=judged.threshold,
             vgg16_weights=config.vgg16.weights,
+            unit_features=config.score.unit_features,
             calibration=judged.calibration,
             conditions=told if config.model.get("conditional") and len(told) > 1 else (),
             window=config.data.window,

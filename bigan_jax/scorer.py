@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
 from bigan_jax import detector as game
-from bigan_jax import metrics, scoring, vgg16
+from bigan_jax import losses, metrics, scoring, vgg16
 from bigan_jax.data.decode import Form
 from bigan_jax.data.given import Given, prepare
 from bigan_jax.detector import Batch, Detector, State
@@ -69,6 +69,7 @@ class Scorer:
         batch_size: int = 32,
         threshold: float | None = None,
         vgg16_weights: str = "",
+        unit_features: bool = True,
         calibration: Float[np.ndarray, "c"] | None = None,
         conditions: Sequence[str] = (),
         window: bool = False,
@@ -80,7 +81,7 @@ class Scorer:
         window: whether new pictures are stretched, as in `data.load`.
 
         vgg16_weights: as in vgg16.load, which is only called where the formula has a perceptual
-        term.
+        term. unit_features: whether that term's features are scaled (losses.unit_features) first.
         """
         self.formula, self.shape, self.threshold = formula, shape, threshold
         self.form = Form(*shape[1:], window)
@@ -91,7 +92,8 @@ class Scorer:
         self._vgg16, features = None, None
         if "perceptual" in formula.weights:
             loaded = vgg16.load(vgg16_weights)
-            self._vgg16, features = {"params": loaded.params}, VGG16(convention=loaded.convention)
+            self._vgg16 = {"params": loaded.params}
+            features = partial(_features, VGG16(convention=loaded.convention), unit_features)
         self._reconstruct = jax.jit(partial(_reconstruct, detector))
         self._judge = jax.jit(partial(_judge, features, formula.reduction))
 
@@ -251,5 +253,10 @@ def _judge(features, reduction, vgg16_variables, weights, image, reconstruction)
 def _terms(features, variables, image, reconstruction):
     if features is None:
         return scoring.terms(image, reconstruction)
-    seen = [features.apply(variables, picture) for picture in (image, reconstruction)]
+    seen = [features(variables, picture) for picture in (image, reconstruction)]
     return scoring.terms(image, reconstruction, seen)
+
+
+def _features(network, unit, variables, picture):
+    found = network.apply(variables, picture)
+    return losses.unit_features(found) if unit else found

@@ -121,6 +121,8 @@ def complete(fields: dict) -> None:
     before = dict(_BEFORE)
     if "perceptual_layers" in fields.get("model", {}):
         before["model.unit_features"] = False
+    # Of a score without the term neither is meant.
+    before["score.unit_features"] = not fields.get("score", {}).get("perceptual")
     for name, value in before.items():
         *groups, field = name.split(".")
         node = fields

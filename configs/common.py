@@ -72,6 +72,7 @@ def defaults() -> ConfigDict:
     config.score.mse = 0.7
     config.score.ssim = 0.3
     config.score.perceptual = 0.0  # VGG16's features; above 0 it costs far more than the rest
+    config.score.unit_features = True  # scale them to one strength before they are compared
     config.score.standardise = False  # divide each term by its spread on the calibration normals
     config.score.reduction = "mean"  # or, of the combined map, "max", "top1" (its highest 1 %)
 

@@ -290,13 +290,17 @@ def test_scoring_needs_no_vgg16_though_training_did(monkeypatch, tmp_path):
         bigan_jax.load(tmp_path)
 
 
-def test_a_perceptual_score_is_vgg16_s(small):
+@pytest.mark.parametrize("unit", [True, False])
+def test_a_perceptual_score_is_vgg16_s(unit, small):
     config, dataset, detector, state = small
-    scorer = Scorer(detector, state, Formula({"perceptual": 1.0}), picture_shape(config))
+    formula = Formula({"perceptual": 1.0})
+    scorer = Scorer(detector, state, formula, picture_shape(config), unit_features=unit)
     image = dataset.test.image[:2].astype(np.float32) / 255
     loaded = vgg16.load()
     network = vgg16.VGG16(convention=loaded.convention)
     features, others = (network.apply({"params": loaded.params}, x) for x in (image, 1 - image))
+    if unit:
+        features, others = losses.unit_features(features), losses.unit_features(others)
     expected = losses.perceptual(features, others)
     np.testing.assert_allclose(scorer.rate(image, 1 - image), expected, rtol=1e-4)
     scores = scorer.score(dataset.test.image[:2])

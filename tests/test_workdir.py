@@ -265,12 +265,14 @@ def test_durations_are_taken_by_a_clock_that_nobody_sets():
 
 def test_a_config_from_before_a_field_means_what_it_meant(tmp_path):
     """VGG16's features were compared as they are, where a model has them, and pictures too."""
-    for module, expected in (improved_bigan, False), (cae, None):
+    for module, expected, perceptual in (improved_bigan, False, 0.0), (cae, None, 0.3):
         claim(tmp_path, module.get_config("phantom"))
         fields = json.loads((tmp_path / "config.json").read_text())
         fields["model"].pop("unit_features", None)
-        del fields["data"]["window"]
+        del fields["data"]["window"], fields["score"]["unit_features"]
+        fields["score"]["perceptual"] = perceptual
         (tmp_path / "config.json").write_text(json.dumps(fields))
         older = read_config(tmp_path)
         assert older.model.get("unit_features") is expected and older.data.window is False
+        assert older.score.unit_features is not bool(perceptual)  # without the term it says nothing
         (tmp_path / "config.json").unlink()
