@@ -106,7 +106,22 @@ def test_no_group_is_on_two_sides_and_anomalies_are_test_only(pictures, seed):
     assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
     assert not any(r.label for part in (TRAIN, CALIBRATION) for r in parts[part])
     left_out = len(records) - sum(map(len, parts.values()))
-    assert left_out == sum(int(note.split()[0]) for note in notes)
+    assert left_out == sum(int(note.split()[0]) for note in notes if note.endswith("left out"))
+    train, calibration, test = (sum(not r.label for r in part) for part in parts.values())
+    shares = (test / (train + calibration + test), 0.2), (calibration / (train + calibration), 0.1)
+    uneven = sum(not asked / 2 <= share <= 2 * asked for share, asked in shares)
+    assert uneven == sum("chance deals" in note for note in notes)
+
+
+def test_a_part_far_from_what_was_asked_is_told_with_the_remedy():
+    """Of ten patients one has 310 of the 400 pictures: no test, whoever is in it, is near 80."""
+    records = [Record(str(i), False, f"patient {min(i // 10, 9)}") for i in range(400)]
+    for seed in range(10):
+        parts, notes = split(records, seed, 0.2, 0.1)
+        if len(parts[TEST]) in range(40, 161):
+            continue
+        assert notes[0].startswith(f"{len(parts[TEST])} of 400 normal pictures test, where 20 %")
+        assert "config.data.split_seed" in notes[0]
 
 
 def test_too_few_groups_and_wrong_fractions_are_explained():

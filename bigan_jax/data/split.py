@@ -110,4 +110,21 @@ def split(
                 f"No normal picture is left for {part}: too few groups, or a fraction too small. "
                 "Add pictures or choose another split_seed."
             )
-    return parts, tuple(f"{count} {what} left out" for what, count in left_out.items())
+    notes = [f"{count} {what} left out" for what, count in left_out.items()]
+    fractions = {TEST: test_fraction if test_wanted else 0, CALIBRATION: calibration_fraction}
+    return parts, (*notes, *_uneven(parts, fractions))
+
+
+def _uneven(parts, fractions):
+    """Notes on parts that got less than half or more than twice the share that was asked for."""
+    count = {part: sum(not r.label for r in chosen) for part, chosen in parts.items()}
+    whole = {TEST: sum(count.values()), CALIBRATION: count[TRAIN] + count[CALIBRATION]}
+    notes = []
+    for part, verb in (TEST, "test"), (CALIBRATION, "calibrate"):
+        asked, has, all_normals = fractions[part], count[part], whole[part]
+        if asked and not asked / 2 <= has / all_normals <= 2 * asked:
+            notes.append(
+                f"{has} of {all_normals} normal pictures {verb}, where {100 * asked:g} % were "
+                "asked for: chance deals out their groups; another config.data.split_seed may help"
+            )
+    return notes
