@@ -14,6 +14,10 @@ _INTERVAL_NOTE = (
     "resampled alike by group, seeds averaged. It speaks of other test pictures, not of other "
     "seeds. Where it holds 0, the difference may be chance."
 )
+_SPLITS_NOTE = (
+    "Where runs have each their own split: the mean of the differences on each, and their standard "
+    "deviation."
+)
 _FIT_NOTE = (
     "Fits: the share of anomalous test pictures at which the paper's accuracy, precision and F1 "
     "follow from its recall and specificity, within rounding. †: the "
@@ -77,12 +81,19 @@ def _differences(found):
     best = next(row.label for row in found.rows if row.figures["auroc"])
     columns = [("", "model"), ("", "AUROC"), ("", "interval")]
     rows = [[label, *_explained(value)] for label, value in found.differences.items()]
-    yield Table(f"Differences to {best} on {found.title}", columns, rows, [_INTERVAL_NOTE])
+    notes = [_INTERVAL_NOTE, *_splits_note(found.differences.values())]
+    yield Table(f"Differences to {best} on {found.title}", columns, rows, notes)
+
+
+def _splits_note(values):
+    return [_SPLITS_NOTE] * any(isinstance(v, Difference) and v.std is not None for v in values)
 
 
 def _explained(value: Difference | str):
     if isinstance(value, str):
         return None, value
+    if value.interval is None:
+        return value, "over several splits"
     low, high = value.interval
     return value, "may be chance" if low <= 0 <= high else "excludes 0"
 
@@ -95,7 +106,11 @@ def _ablations(found):
         columns += [("", _heading(name).replace("_auroc", " AUROC")) for name in others]
         start = by_label[full]
         rows = [[full, len(start.runs), *(start.figures[name] for name in ("auroc", *others))]]
-        notes = [f"The first row is {full} itself, the others less it. {_INTERVAL_NOTE}"]
+        values = [value for (of, _), value in found.ablations.items() if of == full]
+        notes = [
+            f"The first row is {full} itself, the others less it. {_INTERVAL_NOTE}",
+            *_splits_note(values),
+        ]
         for (of, label), value in found.ablations.items():
             if of == full:
                 row = by_label[label]
@@ -188,7 +203,8 @@ def csv_rows(found: Sequence[Standings]) -> Iterator[list]:
             who = [row.model, "+".join(row.ablations), str(row.quick).lower(), row.variant]
             figures = ["", "", len(row.runs), "", "", value]
             if isinstance(value, Difference):
-                figures = [value.value, "", len(row.runs), *value.interval, ""]
+                ends = value.interval or ("", "")
+                figures = [value.value, value.std or "", len(row.runs), *ends, ""]
             yield [source, *where, *who, "", "auroc", *figures]
         if paper := paper_table(each.dataset, each.category):
             for model, figures in paper.rows.items():

@@ -1,6 +1,7 @@
 """Paired differences between runs: the same test pictures, resampled alike for both."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,14 +17,15 @@ from bigan_jax.tables import Difference
 
 
 class Sample(NamedTuple):
-    """A run's AUROC under resampled test pictures, and a mark that equal tests share."""
+    """A run's AUROC under resampled test pictures, and a mark that equal tests share. None where a
+    class comes from fewer than two groups: there is nothing to resample."""
 
     test: str
-    auroc: Float[np.ndarray, "draws"]
+    auroc: Float[np.ndarray, "draws"] | None
 
 
 def samples(runs: Sequence[Run]) -> dict[Path, Sample | str]:
-    """By workdir, the bootstrapped AUROCs of each run, or in words why there are none.
+    """By workdir, the bootstrapped AUROCs of each run, or in words why it cannot be paired.
 
     The draws depend on the pictures' labels and groups alone, so that runs on the same test are
     resampled alike: their differences are paired.
@@ -35,13 +37,10 @@ def samples(runs: Sequence[Run]) -> dict[Path, Sample | str]:
         except UserError as error:
             found[run.workdir] = str(error)
             continue
-        drawn = intervals.resampled(scores.label, scores.group)
-        if drawn is None:
-            found[run.workdir] = "a class comes from fewer than two groups: nothing to resample"
-            continue
         test = repr([column.tolist() for column in (scores.path, scores.label, scores.group)])
         mark = hashlib.sha256(test.encode("utf-8", "surrogatepass")).hexdigest()
-        auroc = intervals.ranking(scores.score, scores.label, *drawn)["auroc"]
+        drawn = intervals.resampled(scores.label, scores.group)
+        auroc = drawn and intervals.ranking(scores.score, scores.label, *drawn)["auroc"]
         found[run.workdir] = Sample(mark, auroc)
     return found
 
@@ -52,22 +51,37 @@ def difference(
     """Mean AUROC of some runs less that of others, with the paired bootstrap's 95 % interval.
 
     Seeds are averaged within each draw, so the interval is that of the test pictures alone. Where
-    the runs were not tested on the same pictures, a sentence that says so.
+    runs have each their own split, the differences on each test are averaged, and their standard
+    deviation takes the interval's place: tests of several splits share pictures.
+    Where it cannot be had, or the others were tested on other pictures, a sentence that says so.
     """
     for run in (*runs, *others):
         if isinstance(reason := samples[run.workdir], str):
             return f"{run.workdir}: {reason}"
-    if len({samples[run.workdir].test for run in (*runs, *others)}) > 1:
+    ours, theirs = _by_test(runs, samples), _by_test(others, samples)
+    if ours.keys() != theirs.keys():
         return "not tested on the same pictures"
-    drawn, value = (
-        ours - theirs
-        for ours, theirs in zip(_means(runs, samples), _means(others, samples), strict=True)
-    )
+    values = [_auroc(ours[test]) - _auroc(theirs[test]) for test in ours]
+    if len(values) > 1:
+        return Difference(float(np.mean(values)), None, float(np.std(values, ddof=1)))
+    if samples[runs[0].workdir].auroc is None:
+        return "a class comes from fewer than two groups: nothing to resample"
+    drawn = _drawn(runs, samples) - _drawn(others, samples)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return Difference(float(value), (float(low), float(high)))
+    return Difference(float(values[0]), (float(low), float(high)))
 
 
-def _means(runs, samples):
-    """Over seeds: each draw's AUROC, and the AUROC of the evaluations."""
-    drawn = np.mean([samples[run.workdir].auroc for run in runs], axis=0)
-    return drawn, np.mean([run.evaluation["auroc"] for run in runs])
+def _by_test(runs, samples):
+    found = defaultdict(list)
+    for run in runs:
+        found[samples[run.workdir].test].append(run)
+    return found
+
+
+def _auroc(runs):
+    return np.mean([run.evaluation["auroc"] for run in runs])
+
+
+def _drawn(runs, samples):
+    """Each draw's AUROC, over seeds."""
+    return np.mean([samples[run.workdir].auroc for run in runs], axis=0)

@@ -221,8 +221,7 @@ def _notes(dataset, rows):
         f for f in fields if f.startswith("data.") and not f.endswith(("dir", "stream"))
     ):
         notes += _differing(field, rows, lambda run, field=field: run.fields.get(field))
-    if len({len(row.runs) for row in rows}) > 1:
-        notes += _differing("number of seeds", rows, lambda run: None, lambda row: len(row.runs))
+    notes += _differing("number of seeds", rows)
     if missing := [row.label for row in rows if not row.figures["auroc"]]:
         notes.append(f"no AUROC, since the test lacks a class: {_several(missing)}")
     strongest = {
@@ -243,20 +242,19 @@ def _known(controls):
 
 
 def _differing(
-    name: str,
-    rows: Iterable[Row],
-    of_run: Callable[[Run], str | None],
-    of_row: Callable[[Row], object] | None = None,
+    name: str, rows: Iterable[Row], of_run: Callable[[Run], str | None] | None = None
 ) -> list[str]:
-    """A note that a value is not the same in all rows, and where it is what; else none."""
+    """A note that a value is not the same in all runs, and where it is what; else none. By default
+    of the number of runs."""
     found = defaultdict(list)
     for row in rows:
-        values = {of_row(row)} if of_row else {of_run(run) for run in row.runs}
-        for value in values - {None}:
-            found[value].append(row.label)
-    if len(found) < 2:
+        values = map(of_run, row.runs) if of_run else [str(len(row.runs))]
+        # All of a row together: its runs may have each their own split.
+        if known := tuple(dict.fromkeys(value for value in values if value is not None)):
+            found[known].append(row.label)
+    if len(set().union(*found)) < 2:
         return []
-    parts = [f"{_shortened(str(value))} ({_several(labels)})" for value, labels in found.items()]
+    parts = [f"{_shortened(', '.join(v))} ({_several(labels)})" for v, labels in found.items()]
     return [f"{name} differs: " + "; ".join(sorted(parts))]
 
 

@@ -11,11 +11,12 @@ from sklearn.metrics import roc_auc_score
 
 from bigan_jax import pairing
 from bigan_jax.comparison import compare
-from bigan_jax.comparison_tables import tables_of
+from bigan_jax.comparison_tables import csv_rows, tables_of
 from bigan_jax.errors import UserError
 from bigan_jax.paper_tables import METRICS
 from bigan_jax.results import read_run
 from bigan_jax.standings import standings
+from bigan_jax.tables import Difference
 from tests.fabricated import pictures, write_run
 
 
@@ -167,12 +168,28 @@ def test_notes_tell_what_is_not_comparable(tmp_path):
     write_run(tmp_path / "e", model="bigan", evaluation={"accuracy": 0.99})
     (found,) = standings(runs_in(tmp_path))
     notes = "\n".join(found.notes)
-    assert "n_train differs: 7 (vae); 80 (" in notes
+    assert "n_train differs: 7, 80 (vae); 80 (" in notes
     assert "data.split_seed differs: 1 (cae); 2 (vae)" in notes
     assert "number of seeds differs: 1 (" in notes and "2 (vae)" in notes
     assert "incomplete: trained 2 of 9 epochs" in notes
     assert "bigan cannot be true" in notes and "at this test set's prevalence" in notes
     assert notes.count("cannot be true") == 1
+
+
+def test_runs_of_a_row_with_each_their_own_split_are_told_together(tmp_path):
+    for model in ("cae", "vae"):
+        for seed in range(2):
+            fields, sizes = {"data.split_seed": seed}, {"n_train": 80 + seed}
+            write_run(
+                tmp_path / f"{model}{seed}", model=model, seed=seed, config=fields, evaluation=sizes
+            )
+    (found,) = standings(runs_in(tmp_path))
+    told = [note for note in found.notes if "differs" in note]
+    labels = ", ".join(row.label for row in found.rows)
+    assert told == [
+        f"n_train differs: 80, 81 ({labels})",
+        f"data.split_seed differs: 0, 1 ({labels})",
+    ]
 
 
 # Paired differences
@@ -212,7 +229,7 @@ def test_paired_bootstrap_is_that_of_a_loop(tmp_path):
     assert unpaired[1] - unpaired[0] > 1.5 * width  # so the first assertion tells pairing
     aurocs = [roc_auc_score(label, score) for score in scores]
     assert found.value == pytest.approx(np.mean(aurocs[:2]) - np.mean(aurocs[2:]))
-    assert pairing.difference(runs[:1], runs[:1], samples) == (0.0, (0.0, 0.0))
+    assert pairing.difference(runs[:1], runs[:1], samples) == Difference(0.0, (0.0, 0.0))
 
 
 def test_pairs_need_the_same_pictures_in_any_order(tmp_path):
@@ -229,7 +246,40 @@ def test_pairs_need_the_same_pictures_in_any_order(tmp_path):
     assert found.differences["vae"].value < 0
     assert found.differences["fcae"] == "not tested on the same pictures"
     assert found.differences["bigan"] == "not tested on the same pictures"
-    assert "fewer than two groups" in found.differences["cvae"]
+    assert found.differences["cvae"] == "not tested on the same pictures"
+    few = [row.runs for row in found.rows if row.model == "cvae"] * 2
+    assert "fewer than two groups" in pairing.difference(*few, pairing.samples(few[0]))
+
+
+def test_over_splits_each_is_paired_with_its_own(tmp_path):
+    """The second split is harder for both, which says nothing of either; one has a group too few
+    for a bootstrap."""
+    tests = pictures(), pictures(8, 30, per_group=8, prefix="q")
+    strengths = {"cae": (3.0, 1.5), "vae": (2.0, 0.5), "fcae": (0.1,), "cvae": (1.0, 0.8)}
+    for model, values in strengths.items():
+        for seed, strength in enumerate(values):
+            fields = {"data.split_seed": seed}
+            test = tests[seed if model != "cvae" else 0]
+            write_run(
+                tmp_path / f"{model}{seed}",
+                model=model, seed=seed, test=test, strength=strength, config=fields,
+            )  # fmt: skip
+    (found,) = standings(runs_in(tmp_path))
+    aurocs = {row.label: [run.evaluation["auroc"] for run in row.runs] for row in found.rows}
+    best = next(iter(aurocs))
+    assert best == "cae"
+    apart = np.subtract(aurocs["vae"], aurocs["cae"])
+    value = found.differences["vae"]
+    assert value.interval is None
+    assert (value.value, value.std) == pytest.approx((apart.mean(), apart.std(ddof=1)))
+    assert (
+        found.differences["fcae"] == found.differences["cvae"] == "not tested on the same pictures"
+    )
+    (table,) = [t for t in tables_of(found) if t.title.startswith("Differences")]
+    assert ["vae", value, "over several splits"] in table.rows
+    lines = list(csv_rows([found]))
+    (line,) = [row for row in lines if row[0] == "difference" and row[3] == "vae"]
+    assert line[9:] == [value.value, value.std, 2, "", "", ""]
 
 
 def test_ablations_stand_against_their_full_model(tmp_path):

@@ -170,6 +170,7 @@ def test_one_class_alone_has_a_row_and_no_dot(tmp_path):
         (tables.spread([None]), "–"),
         (tables.Difference(-0.0004), "0.000"),
         (tables.Difference(0.1, (-0.05, 0.25)), "+0.100 (−0.050 to +0.250)"),
+        (tables.Difference(-0.1, None, 0.02), "−0.100 ± 0.020"),
     ],
 )
 def test_cells(cell, words):
