@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from bigan_jax import data
-from bigan_jax.data.sources import choose, with_camera
+from bigan_jax.data.folders import open_folder
+from bigan_jax.data.grouping import with_camera, with_groups
+from bigan_jax.data.sources import choose
 from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, Record, sides, split, uniform
 from bigan_jax.errors import UserError
 
@@ -229,25 +232,48 @@ def test_a_folder_with_kinds_and_masks(tmp_path):
     assert any(note.startswith("2 anomalous pictures have no mask") for note in loaded.notes)
 
 
-def test_brain_patients_stay_together(tmp_path):
+@pytest.mark.parametrize(
+    ("source", "column"), [("brain", "patient"), ("folder", "group"), ("folder", "patient")]
+)
+def test_groups_of_a_table_stay_together(source, column, tmp_path):
     rows = []
     for i in range(60):
         folder = "tumor" if i % 3 == 0 else "healthy"
         write(tmp_path / folder / f"{i:02d}.png")
-        rows.append({"file": f"{folder}/{i:02d}.png", "patient": f"p{i % 12}"})
+        rows.append({"file": f"{folder}/{i:02d}.png", column: f"p{i % 12}"})
     write_mask(tmp_path / "tumor_mask" / "00.png")
     with (tmp_path / "metadata.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, ["file", "patient"])
+        table = csv.DictWriter(file, ["file", column])
         table.writeheader()
         table.writerows(rows[:-1])
-    loaded = load("brain", tmp_path)
+    loaded = load(source, tmp_path)
     train, calibration, test = (set(p.group) for p in loaded[:3])
     assert not (train & calibration or train & test or calibration & test)
     assert "p1" in train | calibration | test
-    assert any(note.startswith("1 pictures have no patient") for note in loaded.notes)
+    assert any(note.startswith(f"1 pictures have no {column}") for note in loaded.notes)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_may_name_a_volume_and_be_of_any_spreadsheet(separator, tmp_path):
+    rows = ["file", "group"], ["normal/a.nii.gz", "Zoe"], ["normal\\b.png", "Zoe"], ["c.png", ""]
+    text = "\r\n".join(map(separator.join, rows))
+    (tmp_path / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    names = "normal/a.nii.gz#007", "normal/b.png", "c.png", "d.nii.gz#001"
+    records = [Record(name, False, name.partition("#")[0]) for name in names]
+    grouped, notes = with_groups(records, open_folder(epath.Path(tmp_path)), "folder")
+    assert [r.group for r in grouped] == ["Zoe", "Zoe", "c.png", "d.nii.gz"]
+    assert len(notes) == 1 and notes[0].startswith("1 pictures have no group")
+
+
+def test_a_table_that_names_no_groups(tmp_path):
+    """Of patients it is a mistake; beside somebody's own pictures it may be of anything."""
+    for i in range(24):
+        write(tmp_path / "healthy" / f"{i:02d}.png")
     (tmp_path / "metadata.csv").write_text("file,subject\n")
-    with pytest.raises(UserError, match="no column patient"):
+    with pytest.raises(UserError, match="no columns file and patient, or file and group"):
         load("brain", tmp_path)
+    told = "metadata.csv has no columns file and group, or file and patient: it is not used"
+    assert told in load("folder", tmp_path).notes
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from bigan_jax.audit.look import unit
-from bigan_jax.data.sources import with_camera
+from bigan_jax.data.grouping import with_camera
 from bigan_jax.data.split import Record
 
 # Measured at 128x128: JPEG at quality 50, half and a third of the size, a contrast of 85 % lie

@@ -108,8 +108,9 @@ def neighbours_across(pairs: Pairs, alike: float | None, every: Every) -> Findin
     return Finding(
         check,
         found,
-        "They may show one thing twice, once in training and once in the test: split by patient "
-        "(the source brain with metadata.csv) or by blocks of numbers (the source plant).",
+        "They may show one thing twice, once in training and once in the test: name what belongs "
+        "together in metadata.csv (the sources folder and brain, docs/data.md), or split by blocks "
+        "of camera numbers (the source plant).",
     )
 
 

@@ -1,17 +1,14 @@
 """The layouts of real sets: from the names in a folder to a list of records, nothing decoded."""
 
-import csv
-import io
-import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from bigan_jax.data.broken import Broken
 from bigan_jax.data.decode import SUFFIXES
 from bigan_jax.data.folders import METADATA, Folder
+from bigan_jax.data.grouping import GROUPED, with_camera, with_groups
 from bigan_jax.data.medical import stem
-from bigan_jax.data.split import TEST, TRAIN, Record, block
+from bigan_jax.data.split import TEST, TRAIN, Record
 from bigan_jax.errors import UserError, unknown
 
 # In small letters: Normal/ is normal/.
@@ -28,7 +25,8 @@ EXPECTED = {
   dir/*.png                    normal pictures only, or
   dir/normal/                  normal pictures (or good/, ok/, healthy/)
   dir/anomalous/[<kind>/]      anomalous ones, optional (or defect/, bad/, nok/, diseased/)
-  dir/masks/[<kind>/]          their masks, optional: the same name, or <name>_mask""",
+  dir/masks/[<kind>/]          their masks, optional: the same name, or <name>_mask
+  dir/metadata.csv             optional; columns file and group: views of one part, one patient""",
     "brain": """\
   dir/healthy/                 slices without a tumour (or notumor/)
   dir/tumor/                   slices with one (or glioma/, meningioma/, pituitary/)
@@ -140,8 +138,8 @@ def list_two_folders(source: str, folder: Folder) -> Listing:
     notes += masks.notes()
     if source == "plant":
         records = [with_camera(r) for r in records]
-    if METADATA in folder.files and source == "brain":
-        records, more = with_patients(records, folder)
+    if METADATA in folder.files and source in GROUPED:
+        records, more = with_groups(records, folder, source)
         notes += more
     return Listing(records, (), notes)
 
@@ -230,45 +228,6 @@ def list_species(folder: Folder) -> Listing:
                 path = f"{inside}/{file}"
                 records.append(with_camera(Record(path, label, path, condition, kind)))
     return Listing(records, tuple(names), left_out=tuple(n for n in states if n not in names))
-
-
-# What published copies add to a name: the uuid before it, an augmentation after it.
-_BEFORE, _AFTER = re.compile(r"^.*___"), re.compile(r"_(new)?\d*deg\w*$|_flip\w*$", re.IGNORECASE)
-_NUMBER = re.compile(r"^(.*?)(\d+)(\.\d+)?\D*$")
-
-
-def with_camera(record: Record) -> Record:
-    """Group a plant's picture with its block of camera numbers, where its name has a number.
-
-    The number is the last in the name (`JR_HL_5807`, `<uuid>___JR_HL 5807`); numbers of one
-    folder that follow the same words are one sequence.
-    """
-    path = PurePosixPath(record.path)
-    name = _AFTER.sub("", _BEFORE.sub("", path.stem))
-    if not (match := _NUMBER.match(name)):
-        return record
-    sequence = f"{path.parent.as_posix()}/{match[1].replace(' ', '_').rstrip('_')}"
-    number = int(match[2])
-    return record._replace(group=block(sequence, number), camera=(sequence, number))
-
-
-def with_patients(records: list[Record], folder: Folder) -> tuple[list[Record], tuple[str, ...]]:
-    """Group the records by the columns `file`, a path, and `patient` of metadata.csv."""
-    (table,) = folder.read([METADATA], False)
-    if isinstance(table, Broken):
-        raise UserError(f"{folder.root}/{METADATA} cannot be read: {table.reason}")
-    text = table.decode("utf-8-sig", "replace")
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    if missing := {"file", "patient"} - set(rows.fieldnames or ()):
-        names = " and no column ".join(sorted(missing))
-        raise UserError(f"{folder.root}/{METADATA} has no column {names}.")
-    patient = {
-        (row["file"] or "").replace("\\", "/"): (row["patient"] or "").strip() for row in rows
-    }
-    grouped = [r._replace(group=patient.get(r.path) or r.group) for r in records]
-    alone = sum(not patient.get(r.path) for r in records)
-    note = f"{alone} pictures have no patient in {METADATA}: each is taken as a group of its own"
-    return grouped, (note,) if alone else ()
 
 
 class Masks:
