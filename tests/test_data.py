@@ -253,6 +253,18 @@ def test_groups_of_a_table_stay_together(source, column, tmp_path):
     assert any(note.startswith(f"1 pictures have no {column}") for note in loaded.notes)
 
 
+@pytest.mark.parametrize("inside", ["set", "set/kaggle_3m"])
+def test_a_table_lies_where_the_layout_begins(inside, tmp_path):
+    for i in range(60):
+        write(tmp_path / inside / "healthy" / f"{i:02d}.png")
+    table = "\n".join(["file,patient", *(f"healthy/{i:02d}.png,p{i % 6}" for i in range(60))])
+    (tmp_path / inside / "metadata.csv").write_text(table)
+    train, calibration, test = (set(p.group) for p in load("brain", tmp_path)[:3])
+    assert train | calibration | test == {f"p{i}" for i in range(6)}
+    (tmp_path / inside / "metadata.csv").write_text(table.replace("p5", "p4"))
+    assert {*load("brain", tmp_path).train.group} <= {f"p{i}" for i in range(5)}
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_a_table_may_name_a_volume_and_be_of_any_spreadsheet(separator, tmp_path):
     rows = ["file", "group"], ["normal/a.nii.gz", "Zoe"], ["normal\\b.png", "Zoe"], ["c.png", ""]

@@ -39,7 +39,7 @@ class Folder(NamedTuple):
         """The pictures below the folder `inside`, relative to it, sorted."""
         start = f"{inside}/" if inside else ""
         found = (file[len(start) :] for file in self.files if file.startswith(start))
-        return sorted(file for file in found if file != METADATA)
+        return sorted(file for file in found if not _is_table(file))
 
     def folders(self, inside: str = "") -> set[str]:
         """The names of the folders directly in `inside` that have pictures at any depth."""
@@ -97,6 +97,10 @@ def tfds_home(tfds_dir: str | os.PathLike) -> epath.Path:
     return as_path(tfds_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
+def _is_table(name):
+    return PurePosixPath(name).name == METADATA
+
+
 def local_home(home: epath.Path) -> Path:
     """A folder of this machine for what `home` holds: `home`, or a cache where it is a bucket."""
     if not is_remote(home):
@@ -113,9 +117,9 @@ def open_folder(root: epath.Path) -> Folder:
         return Folder(root, _list_bucket(os.fspath(root)), _reads_bucket(root))
     here = Path(root)
     names = list_pictures(here) if here.is_dir() else []
-    if (here / METADATA).is_file():
-        names.append(METADATA)
-    return some_files(root, names)
+    # As far down as a layout may begin (`locate`).
+    tables = (path for down in ("", "*/", "*/*/") for path in here.glob(down + METADATA))
+    return some_files(root, [*names, *(path.relative_to(here).as_posix() for path in tables)])
 
 
 def some_files(root: epath.Path, names: Sequence[str]) -> Folder:
@@ -174,7 +178,7 @@ def _list_bucket(root: str) -> dict[str, Stamp]:
     for path, info in sorted(found.items()):
         name = path[len(top) :].lstrip("/")
         hidden = any(p.startswith(".") or p == "__MACOSX" for p in PurePosixPath(name).parts)
-        if not hidden and (name == METADATA or name.lower().endswith(tuple(SUFFIXES))):
+        if not hidden and (_is_table(name) or name.lower().endswith(tuple(SUFFIXES))):
             files[name] = _bucket_stamp(info)
     return files
 
