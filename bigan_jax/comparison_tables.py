@@ -15,8 +15,8 @@ _INTERVAL_NOTE = (
     "seeds. Where it holds 0, the difference may be chance."
 )
 _SPLITS_NOTE = (
-    "Where runs have each their own split: the mean of the differences on each, and their standard "
-    "deviation."
+    "Over several splits: the mean of the differences on each, and their standard deviation; tests "
+    "of several splits share pictures, so that it is no interval."
 )
 _FIT_NOTE = (
     "Fits: the share of anomalous test pictures at which the paper's accuracy, precision and F1 "
@@ -81,19 +81,21 @@ def _differences(found):
     best = next(row.label for row in found.rows if row.figures["auroc"])
     columns = [("", "model"), ("", "AUROC"), ("", "interval")]
     rows = [[label, *_explained(value)] for label, value in found.differences.items()]
-    notes = [_INTERVAL_NOTE, *_splits_note(found.differences.values())]
+    notes = _difference_notes(found.differences.values())
     yield Table(f"Differences to {best} on {found.title}", columns, rows, notes)
 
 
-def _splits_note(values):
-    return [_SPLITS_NOTE] * any(isinstance(v, Difference) and v.std is not None for v in values)
+def _difference_notes(values):
+    """What the differences mean, of the kinds that there are."""
+    over_splits = {isinstance(v, Difference) and v.std is not None for v in values}
+    return [_INTERVAL_NOTE] * (False in over_splits) + [_SPLITS_NOTE] * (True in over_splits)
 
 
 def _explained(value: Difference | str):
     if isinstance(value, str):
         return None, value
     if value.interval is None:
-        return value, "over several splits"
+        return value, f"over {value.splits} splits"
     low, high = value.interval
     return value, "may be chance" if low <= 0 <= high else "excludes 0"
 
@@ -108,8 +110,9 @@ def _ablations(found):
         rows = [[full, len(start.runs), *(start.figures[name] for name in ("auroc", *others))]]
         values = [value for (of, _), value in found.ablations.items() if of == full]
         notes = [
-            f"The first row is {full} itself, the others less it. {_INTERVAL_NOTE}",
-            *_splits_note(values),
+            " ".join(
+                [f"The first row is {full} itself, the others less it.", *_difference_notes(values)]
+            )
         ]
         for (of, label), value in found.ablations.items():
             if of == full:
@@ -204,7 +207,8 @@ def csv_rows(found: Sequence[Standings]) -> Iterator[list]:
             figures = ["", "", len(row.runs), "", "", value]
             if isinstance(value, Difference):
                 ends = value.interval or ("", "")
-                figures = [value.value, value.std or "", len(row.runs), *ends, ""]
+                count = value.splits if value.std is not None else len(row.runs)
+                figures = [value.value, value.std, count, *ends, ""]
             yield [source, *where, *who, "", "auroc", *figures]
         if paper := paper_table(each.dataset, each.category):
             for model, figures in paper.rows.items():

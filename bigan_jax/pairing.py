@@ -61,9 +61,11 @@ def difference(
     ours, theirs = _by_test(runs, samples), _by_test(others, samples)
     if ours.keys() != theirs.keys():
         return "not tested on the same pictures"
+    if any(run.evaluation["auroc"] is None for run in (*runs, *others)):
+        return "a test lacks a class"
     values = [_auroc(ours[test]) - _auroc(theirs[test]) for test in ours]
     if len(values) > 1:
-        return Difference(float(np.mean(values)), None, float(np.std(values, ddof=1)))
+        return Difference(float(np.mean(values)), None, float(np.std(values, ddof=1)), len(values))
     if samples[runs[0].workdir].auroc is None:
         return "a class comes from fewer than two groups: nothing to resample"
     drawn = _drawn(runs, samples) - _drawn(others, samples)

@@ -250,7 +250,7 @@ def _differing(
     for row in rows:
         values = map(of_run, row.runs) if of_run else [str(len(row.runs))]
         # All of a row together: its runs may have each their own split.
-        if known := tuple(dict.fromkeys(value for value in values if value is not None)):
+        if known := tuple(sorted({value for value in values if value is not None})):
             found[known].append(row.label)
     if len(set().union(*found)) < 2:
         return []

@@ -25,11 +25,12 @@ class Spread(NamedTuple):
 
 class Difference(NamedTuple):
     """A figure less another's, with its 95 % interval where that could be had; or the mean over
-    several test sets, with the standard deviation over them."""
+    so many splits, with the standard deviation over them."""
 
     value: float
     interval: tuple[float, float] | None = None
     std: float | None = None
+    splits: int = 1
 
 
 Cell = str | float | Spread | Difference | None
@@ -67,12 +68,12 @@ def text(cell: Cell) -> str:
             return f"{mean:.3f}"
         case Spread(mean, std, _):
             return f"{mean:.3f} ± {std:.3f}"
+        case Difference(value, (low, high)):
+            return f"{_signed(value)} ({_signed(low)} to {_signed(high)})"
         case Difference(value, None, None):
             return _signed(value)
         case Difference(value, None, std):
             return f"{_signed(value)} ± {std:.3f}"
-        case Difference(value, (low, high)):
-            return f"{_signed(value)} ({_signed(low)} to {_signed(high)})"
         case int():
             return str(cell)
         case _:

@@ -166,6 +166,24 @@ def test_a_run_keeps_to_its_pictures(tmp_path, capsys):
     train(configured(cae, "folder", SMALL | {"data.dir": str(tmp_path / "moved")}))
 
 
+def test_a_run_does_not_test_on_what_it_trained_on(tmp_path):
+    """A table of groups that comes later moves pictures from training to the test."""
+    folder = tmp_path / "screws"
+    (folder / "normal").mkdir(parents=True)
+    for i, picture in enumerate(scenes(40, 0)):
+        picture.save(folder / "normal" / f"{i:03d}.png")
+    config = configured(cae, "folder", SMALL | {"data.dir": str(folder)})
+    bigan_jax.train(config, tmp_path / "run")
+    before = (tmp_path / "run" / "evaluation.json").read_text()
+    rows = [f"normal/{i:03d}.png,part {i // 4}" for i in range(40)]
+    (folder / "metadata.csv").write_text("\n".join(["file,group", *rows]))
+    for call in bigan_jax.train, bigan_jax.evaluate:
+        arguments = (config, tmp_path / "run") if call is bigan_jax.train else (tmp_path / "run",)
+        with pytest.raises(UserError, match=r"trained on \d+ of the pictures .*--workdir"):
+            call(*arguments)
+    assert (tmp_path / "run" / "evaluation.json").read_text() == before
+
+
 def test_files_of_an_archive_tell_as_much(tmp_path):
     """Also of one whose layout begins further down."""
     for i, picture in enumerate([*scenes(30), *scenes(6, 1)]):

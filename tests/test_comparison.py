@@ -272,14 +272,25 @@ def test_over_splits_each_is_paired_with_its_own(tmp_path):
     value = found.differences["vae"]
     assert value.interval is None
     assert (value.value, value.std) == pytest.approx((apart.mean(), apart.std(ddof=1)))
+    assert value.splits == 2
     assert (
         found.differences["fcae"] == found.differences["cvae"] == "not tested on the same pictures"
     )
     (table,) = [t for t in tables_of(found) if t.title.startswith("Differences")]
-    assert ["vae", value, "over several splits"] in table.rows
+    assert ["vae", value, "over 2 splits"] in table.rows
     lines = list(csv_rows([found]))
     (line,) = [row for row in lines if row[0] == "difference" and row[3] == "vae"]
     assert line[9:] == [value.value, value.std, 2, "", "", ""]
+
+
+def test_a_split_without_a_class_is_said(tmp_path):
+    lacking = pictures(40, 0, prefix="q")
+    for model in ("cae", "vae"):
+        for seed in range(2):
+            fields, test = {"data.split_seed": seed}, lacking if seed else None
+            write_run(tmp_path / f"{model}{seed}", model=model, seed=seed, test=test, config=fields)
+    (found,) = standings(runs_in(tmp_path))
+    assert list(found.differences.values()) == ["a test lacks a class"]
 
 
 def test_ablations_stand_against_their_full_model(tmp_path):

@@ -117,7 +117,7 @@ def test_no_group_is_on_two_sides_and_anomalies_are_test_only(pictures, seed):
 
 
 def test_a_part_far_from_what_was_asked_is_told_with_the_remedy():
-    """Of ten patients one has 310 of the 400 pictures: no test, whoever is in it, is near 80."""
+    """Of ten patients one has 310 of the 400 pictures, and a test wants 80."""
     records = [Record(str(i), False, f"patient {min(i // 10, 9)}") for i in range(400)]
     for seed in range(10):
         parts, notes = split(records, seed, 0.2, 0.1)
@@ -250,42 +250,81 @@ def test_groups_of_a_table_stay_together(source, column, tmp_path):
     train, calibration, test = (set(p.group) for p in loaded[:3])
     assert not (train & calibration or train & test or calibration & test)
     assert "p1" in train | calibration | test
-    assert any(note.startswith(f"1 pictures have no {column}") for note in loaded.notes)
+    assert any(note.startswith("1 pictures have no group") for note in loaded.notes)
 
 
-@pytest.mark.parametrize("inside", ["set", "set/kaggle_3m"])
-def test_a_table_lies_where_the_layout_begins(inside, tmp_path):
+@pytest.mark.parametrize("inside", ["set", "set/kaggle_3m", "a/b/c"])
+@pytest.mark.parametrize("beside", ["", "healthy/"])
+def test_a_table_lies_where_the_layout_begins_or_below(inside, beside, tmp_path):
     for i in range(60):
         write(tmp_path / inside / "healthy" / f"{i:02d}.png")
-    table = "\n".join(["file,patient", *(f"healthy/{i:02d}.png,p{i % 6}" for i in range(60))])
-    (tmp_path / inside / "metadata.csv").write_text(table)
+    path = "healthy/".removeprefix(beside)
+    table = "\n".join(["file,patient", *(f"{path}{i:02d}.png,p{i % 6}" for i in range(60))])
+    (tmp_path / inside / beside / "metadata.csv").write_text(table)
     train, calibration, test = (set(p.group) for p in load("brain", tmp_path)[:3])
     assert train | calibration | test == {f"p{i}" for i in range(6)}
-    (tmp_path / inside / "metadata.csv").write_text(table.replace("p5", "p4"))
+    (tmp_path / inside / beside / "metadata.csv").write_text(table.replace("p5", "p4"))
     assert {*load("brain", tmp_path).train.group} <= {f"p{i}" for i in range(5)}
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_a_table_may_name_a_volume_and_be_of_any_spreadsheet(separator, tmp_path):
-    rows = ["file", "group"], ["normal/a.nii.gz", "Zoe"], ["normal\\b.png", "Zoe"], ["c.png", ""]
-    text = "\r\n".join(map(separator.join, rows))
-    (tmp_path / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    names = "normal/a.nii.gz#007", "normal/b.png", "c.png", "d.nii.gz#001"
-    records = [Record(name, False, name.partition("#")[0]) for name in names]
-    grouped, notes = with_groups(records, open_folder(epath.Path(tmp_path)), "folder")
-    assert [r.group for r in grouped] == ["Zoe", "Zoe", "c.png", "d.nii.gz"]
-    assert len(notes) == 1 and notes[0].startswith("1 pictures have no group")
-
-
-def test_a_table_that_names_no_groups(tmp_path):
-    """Of patients it is a mistake; beside somebody's own pictures it may be of anything."""
+def test_a_table_above_the_layout_is_told(tmp_path):
     for i in range(24):
-        write(tmp_path / "healthy" / f"{i:02d}.png")
-    (tmp_path / "metadata.csv").write_text("file,subject\n")
-    with pytest.raises(UserError, match="no columns file and patient, or file and group"):
-        load("brain", tmp_path)
-    told = "metadata.csv has no columns file and group, or file and patient: it is not used"
-    assert told in load("folder", tmp_path).notes
+        write(tmp_path / "set" / "normal" / f"{i:02d}.png")
+        write(tmp_path / "set" / "anomalous" / f"{i:02d}.png")
+    (tmp_path / "metadata.csv").write_text("file,group\nset/normal/00.png,a\n")
+    assert "metadata.csv is not used: it has to lie in set" in load("folder", tmp_path).notes
+
+
+def grouped(folder, table, names=("normal/a.png", "normal/b.png", "c.png"), source="folder"):
+    """Each picture's group by a table, and the notes."""
+    (folder / "metadata.csv").write_bytes(table if isinstance(table, bytes) else table.encode())
+    write(folder / "some.png")  # tables are looked for above pictures
+    records = [Record(name, False, name.partition("#")[0]) for name in names]
+    found, notes = with_groups(records, open_folder(epath.Path(folder)), source)
+    return [r.group for r in found], notes
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize(
+    "header", [("file", "group"), ("File ", "Patient"), ("File", '"a;,;b"', "GROUP")]
+)
+def test_a_table_of_any_spreadsheet(separator, header, tmp_path):
+    fill = ["x"] * (len(header) - 2)
+    rows = header, [".\\normal\\a.png", *fill, "Zoe"], ["normal/b.png", *fill, "Zoe"], ["c.png"]
+    text = "\r\n".join(map(separator.join, rows))
+    groups, notes = grouped(tmp_path, b"\xef\xbb\xbf" + text.encode())
+    assert groups == ["Zoe", "Zoe", "c.png"]
+    assert notes == ("1 pictures have no group in metadata.csv: each is taken as its own",)
+
+
+def test_a_table_may_name_volumes_and_leaves_known_groups_whole(tmp_path):
+    names = "a.nii.gz#000", "a.nii.gz#001", "b.nii.gz#000", "b.nii.gz#001", "c.nii.gz#000"
+    table = "file,group\na.nii.gz,Zoe\nb.nii.gz#001,Zoe\nnot/there.png,Max\n"
+    groups, notes = grouped(tmp_path, table, names)
+    assert groups == ["Zoe"] * 4 + ["c.nii.gz"] and notes == ()
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["", "\n", "file,subject\n", "file_name,text\na.png,b\n", b"\xff\xfe\0", '"' + "x" * 200_000],
+)
+def test_a_table_that_names_no_groups(table, tmp_path):
+    """Of patients it is a mistake; beside somebody's own pictures it may be of anything."""
+    groups, (note,) = grouped(tmp_path, table)
+    assert groups == ["normal/a.png", "normal/b.png", "c.png"]
+    assert "metadata.csv" in note and note.endswith(", and is not used")
+    with pytest.raises(UserError, match=r"metadata\.csv (cannot be read|has no columns file and)"):
+        grouped(tmp_path, table, source="brain")
+
+
+def test_a_table_that_contradicts_itself_or_names_nothing(tmp_path):
+    twice = "file,group\nc.png,Zoe\nc.png,\nc.png,Max\n"
+    with pytest.raises(UserError, match=r"c\.png is of Zoe and of Max"):
+        grouped(tmp_path, twice)
+    elsewhere = "file,group\na.png,Zoe\nb.png,Zoe\n"
+    with pytest.raises(UserError, match=r"names no picture: it has a\.png, .* as normal/a\.png"):
+        grouped(tmp_path, elsewhere)
+    assert grouped(tmp_path, twice.replace("Max", "Zoe"))[0][-1] == "Zoe"
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from fuzz.targets import TARGETS
 from tests.test_run import ROOT
 
 INPUTS = {"pictures": 300, "archives": 300, "medical": 200, "settings": 150, "results": 100}
-INPUTS |= {"weights": 300, "checkpoints": 40}
+INPUTS |= {"weights": 300, "checkpoints": 40, "tables": 300}
 
 
 @pytest.mark.parametrize("target", TARGETS)

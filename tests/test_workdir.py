@@ -274,5 +274,5 @@ def test_a_config_from_before_a_field_means_what_it_meant(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(fields))
         older = read_config(tmp_path)
         assert older.model.get("unit_features") is expected and older.data.window is False
-        assert older.score.unit_features is not bool(perceptual)  # without the term it says nothing
+        assert older.score.unit_features is (not perceptual)  # without the term it says nothing
         (tmp_path / "config.json").unlink()

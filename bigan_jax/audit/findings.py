@@ -109,8 +109,8 @@ def neighbours_across(pairs: Pairs, alike: float | None, every: Every) -> Findin
         check,
         found,
         "They may show one thing twice, once in training and once in the test: name what belongs "
-        "together in metadata.csv (the sources folder and brain, docs/data.md), or split by blocks "
-        "of camera numbers (the source plant).",
+        "together in metadata.csv and train in a new --workdir (the sources folder and brain), or "
+        "split by blocks of camera numbers (the source plant).",
     )
 
 

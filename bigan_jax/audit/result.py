@@ -85,13 +85,25 @@ class Audit(NamedTuple):
 
     def check(self, workdir: Path) -> None:
         """Raises UserError where the run in the folder trained on other pictures, of which none is
-        among these. Its config would not tell: the folder of the pictures may move."""
-        theirs = _training_pixels(workdir / "split.csv")
+        among these, or on some that would test it now. Its config would not tell: the folder of the
+        pictures may move, and a table may tell what belongs together."""
+        theirs = _trained(workdir / "split.csv")
         ours = {pixels for *_, part, pixels in self.split if part == "train"}
-        if theirs and theirs.isdisjoint(ours):
+        if theirs and ours.isdisjoint(pixels for _, pixels in theirs):
             raise UserError(
                 f"{workdir} holds a run on other pictures: it trained on {len(theirs)}, none of "
                 "which is among those that would train now. Give another --workdir."
+            )
+        known = [
+            path
+            for path, *_, part, pixels in self.split
+            if part in ("calibration", "test") and (path, pixels) in theirs
+        ]
+        if known:
+            raise UserError(
+                f"{workdir} holds a run on another split: it trained on {len(known)} of the "
+                f"pictures that would calibrate or test it now, such as {printable(known[0])}. "
+                "Give another --workdir."
             )
 
     def as_dict(self, images: bool = False) -> dict:
@@ -135,12 +147,13 @@ class Audit(NamedTuple):
             yield [name, str(line["normal"] or "-"), str(line["anomalous"] or "-")]
 
 
-def _training_pixels(path):
-    """What pixels a split.csv says trained; none where it is not there, or of an older version."""
+def _trained(path):
+    """The path and pixels of what a split.csv says trained; nothing where there is none, or one of
+    an older version."""
     try:
         text = read_bounded(path, _MOST_SPLIT).decode("utf-8", "surrogateescape")
         rows = csv.DictReader(io.StringIO(text, newline=""))
-        return {row["pixels"] for row in rows if row["part"] == "train"}
+        return {(row["path"], row["pixels"]) for row in rows if row["part"] == "train"}
     except (UserError, KeyError, csv.Error):
         return set()
 

@@ -19,6 +19,7 @@ from bigan_jax.data.folders import (
     open_folder,
     tfds_home,
 )
+from bigan_jax.data.grouping import GROUPED
 from bigan_jax.data.locate import locate
 from bigan_jax.data.prepared import Prepared
 from bigan_jax.data.sources import LEAST_NORMAL, choose, list_source, misplaced
@@ -104,7 +105,10 @@ def _look(source, given, home) -> tuple[Folder | None, tuple[str, ...]]:
     note = f"the layout begins in the folder {inside}"
     if others:
         note += f"; {', '.join(others)} beside it left out"
-    return folder.enter(inside), (note,)
+    found = folder.enter(inside)
+    above = sorted({*folder.tables()} - {f"{inside}/{table}" for table in found.tables()})
+    notes = (f"{table} is not used: it has to lie in {inside}" for table in above)
+    return found, (note, *(notes if source in GROUPED else ()))
 
 
 def _prepared(source, home, given, folder, name, listing) -> Prepared:

@@ -29,7 +29,7 @@ Contents = Callable[[Sequence[str], bool], list[bytes | Broken]]
 
 
 class Folder(NamedTuple):
-    """A data folder as the names in it: pictures, a table; read only when they are wanted."""
+    """A data folder as the names in it: pictures, tables; read only when they are wanted."""
 
     root: epath.Path
     files: dict[str, Stamp]  # by relative path with forward slashes
@@ -40,6 +40,10 @@ class Folder(NamedTuple):
         start = f"{inside}/" if inside else ""
         found = (file[len(start) :] for file in self.files if file.startswith(start))
         return sorted(file for file in found if not _is_table(file))
+
+    def tables(self) -> list[str]:
+        """The files named metadata.csv, sorted."""
+        return sorted(filter(_is_table, self.files))
 
     def folders(self, inside: str = "") -> set[str]:
         """The names of the folders directly in `inside` that have pictures at any depth."""
@@ -98,7 +102,7 @@ def tfds_home(tfds_dir: str | os.PathLike) -> epath.Path:
 
 
 def _is_table(name):
-    return PurePosixPath(name).name == METADATA
+    return name.rpartition("/")[2] == METADATA
 
 
 def local_home(home: epath.Path) -> Path:
@@ -109,7 +113,8 @@ def local_home(home: epath.Path) -> Path:
 
 
 def open_folder(root: epath.Path) -> Folder:
-    """The pictures (`list_pictures`) and the table of a folder; no files where there is none.
+    """The pictures (`list_pictures`) and, in the folders above them, the tables of a folder; no
+    files where there is none.
 
     Raises UserError for a bucket that cannot be listed.
     """
@@ -117,9 +122,10 @@ def open_folder(root: epath.Path) -> Folder:
         return Folder(root, _list_bucket(os.fspath(root)), _reads_bucket(root))
     here = Path(root)
     names = list_pictures(here) if here.is_dir() else []
-    # As far down as a layout may begin (`locate`).
-    tables = (path for down in ("", "*/", "*/*/") for path in here.glob(down + METADATA))
-    return some_files(root, [*names, *(path.relative_to(here).as_posix() for path in tables)])
+    holding = {PurePosixPath(folder) for folder in {name.rpartition("/")[0] for name in names}}
+    above = {folder for path in holding for folder in (path, *path.parents)}
+    tables = [(f / METADATA).as_posix() for f in above if (here / f / METADATA).is_file()]
+    return some_files(root, [*names, *tables])
 
 
 def some_files(root: epath.Path, names: Sequence[str]) -> Folder:

@@ -10,10 +10,10 @@ from bigan_jax.data.broken import Broken
 from bigan_jax.data.folders import METADATA, Folder
 from bigan_jax.data.medical import split_slice
 from bigan_jax.data.split import Record, block
-from bigan_jax.errors import UserError
+from bigan_jax.errors import UserError, printable
 
-# What metadata.csv may call their column, by the sources that read it.
-GROUPED = {"brain": ("patient", "group"), "folder": ("group", "patient")}
+GROUPED = ("brain", "folder")  # the sources that read metadata.csv
+_COLUMNS = ("group", "patient")
 
 # What published copies add to a name: the uuid before it, an augmentation after it.
 _BEFORE, _AFTER = re.compile(r"^.*___"), re.compile(r"_(new)?\d*deg\w*$|_flip\w*$", re.IGNORECASE)
@@ -38,32 +38,77 @@ def with_camera(record: Record) -> Record:
 def with_groups(
     records: list[Record], folder: Folder, source: str
 ) -> tuple[list[Record], tuple[str, ...]]:
-    """Group the records by two columns of metadata.csv: `file`, a path, and `group` or `patient`.
+    """Group the records by what tables named metadata.csv say; notes on what they do not say.
 
-    A table without them is an error of the source brain, whose pictures have patients; beside
-    somebody's own pictures it may be of anything, and a note says that it is not used.
+    A table has the columns `file`, a path from where it lies, and `group` or `patient`. What it
+    does not name keeps the group that it has. What is no such table is an error of the source
+    brain, whose pictures have patients; somebody's own may lie beside any, and a note says so.
+    Raises UserError for a picture in two groups, and a table that names no picture.
     """
-    (table,) = folder.read([METADATA], False)
-    if isinstance(table, Broken):
-        raise UserError(f"{folder.root}/{METADATA} cannot be read: {table.reason}")
-    text = table.decode("utf-8-sig", "replace")
-    separator = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets write what they like
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-    there = rows.fieldnames or ()
-    column = next((name for name in GROUPED[source] if name in there and "file" in there), None)
-    if not column:
-        wanted = ", or ".join(f"file and {name}" for name in GROUPED[source])
-        lacks = f"{METADATA} has no columns {wanted}"
-        if source == "folder":
-            return records, (f"{lacks}: it is not used",)
-        raise UserError(f"{folder.root}/{lacks}.")
-    named = {(row["file"] or "").replace("\\", "/"): (row[column] or "").strip() for row in rows}
+    named, used, notes = {}, False, []
+    for table in folder.tables():
+        try:
+            rows = _read(folder, table)
+        except UserError as error:
+            if source == "brain":
+                raise
+            notes.append(f"{error}, and is not used")
+            continue
+        used = True
+        for path, group in rows:
+            if named.setdefault(path, group) != group:
+                told = " and of ".join(map(_named, (named[path], group)))
+                raise UserError(
+                    f"{folder.root / table}: {_named(path)} is of {told}. A picture has one group."
+                )
+        groups = dict(rows)
+        if groups and not any(_told(groups, r.path) for r in records):
+            raise UserError(
+                f"{folder.root / table} names no picture: it has {_named(rows[0][0])}, and they "
+                f"are called as {_named(records[0].path)}. A path begins where the table lies."
+            )
+    if not used:
+        return records, tuple(notes)
+    # Slices of a volume and files of a patient stay together, though only some are named.
+    whole = {r.group: group for r in records if (group := _told(named, r.path))}
+    grouped = [
+        r._replace(group=_told(named, r.path) or whole.get(r.group, r.group)) for r in records
+    ]
+    if alone := sum(r.group == r.path and r.group not in whole for r in records):
+        notes.append(f"{alone} pictures have no group in {METADATA}: each is taken as its own")
+    return grouped, tuple(notes)
 
-    def group(record: Record) -> str:
-        volume, _ = split_slice(record.path)
-        return named.get(record.path) or named.get(volume) or record.group
 
-    grouped = [r._replace(group=group(r)) for r in records]
-    alone = sum(r.group == r.path for r in grouped)
-    note = f"{alone} pictures have no {column} in {METADATA}: each is taken as a group of its own"
-    return grouped, (note,) if alone else ()
+def _told(named, path):
+    volume, _ = split_slice(path)
+    return named.get(path) or named.get(volume)
+
+
+def _read(folder: Folder, table: str) -> list[tuple[str, str]]:
+    """Files, by their path in `folder`, and the group of each. Raises UserError where it cannot be
+    had."""
+    (content,) = folder.read([table], False)
+    if isinstance(content, Broken):
+        raise UserError(f"{folder.root / table} cannot be read ({content.reason})")
+    text, here = content.decode("utf-8-sig", "replace"), table.removesuffix(METADATA)
+    try:
+        for separator in ",;\t":  # spreadsheets write what their country does
+            lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+            header = [name.strip().lower() for name in lines[0]] if lines else []
+            columns = [header.index(name) for name in ("file", *_COLUMNS) if name in header]
+            if "file" in header and columns[1:]:
+                cells = ([*line, *[""] * len(header)] for line in lines[1:])
+                named = ((line[columns[0]].strip(), line[columns[1]].strip()) for line in cells)
+                return [(here + _plain(file), group) for file, group in named if group]
+    except csv.Error as error:
+        raise UserError(f"{folder.root / table} cannot be read ({error})") from error
+    wanted = " or ".join(f"file and {name}" for name in _COLUMNS)
+    raise UserError(f"{folder.root / table} has no columns {wanted}")
+
+
+def _named(text, most=200):
+    return printable(text if len(text) <= most else f"{text[:most]}...")
+
+
+def _plain(path):
+    return path.replace("\\", "/").removeprefix("./")

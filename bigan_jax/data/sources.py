@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from bigan_jax.data.decode import SUFFIXES
-from bigan_jax.data.folders import METADATA, Folder
+from bigan_jax.data.folders import Folder
 from bigan_jax.data.grouping import GROUPED, with_camera, with_groups
 from bigan_jax.data.medical import stem
 from bigan_jax.data.split import TEST, TRAIN, Record
@@ -138,7 +138,7 @@ def list_two_folders(source: str, folder: Folder) -> Listing:
     notes += masks.notes()
     if source == "plant":
         records = [with_camera(r) for r in records]
-    if METADATA in folder.files and source in GROUPED:
+    if source in GROUPED:
         records, more = with_groups(records, folder, source)
         notes += more
     return Listing(records, (), notes)

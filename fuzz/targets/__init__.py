@@ -6,4 +6,13 @@ files into the folder, has the package read them, and yields what the package sa
 did not take. A UserError says it as well; whatever else is raised is a finding.
 """
 
-TARGETS = ("pictures", "archives", "medical", "settings", "results", "weights", "checkpoints")
+TARGETS = (
+    "pictures",
+    "archives",
+    "medical",
+    "settings",
+    "results",
+    "weights",
+    "checkpoints",
+    "tables",
+)
