@@ -5,9 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
+from benchmarks import splits
 from bigan_jax import controls
+from bigan_jax.data import load
 from bigan_jax.errors import UserError
+from bigan_jax.evaluation import data_fields
+from configs import fcae
+from tests.test_run import configured
 
 BOTTLE = Path(__file__).parents[2] / "shared/data/mvtec_ad/bottle"
 
@@ -152,3 +158,21 @@ def test_bottle_gives_the_known_figures():
         },
         abs=0.005,
     )
+
+
+def test_each_split_has_its_own_row():
+    """By the mean intensity, which is quickly had without the table."""
+    fields = {"data.image_size": 32, "data.phantom_normal": 60, "data.phantom_anomalous": 20}
+    config = configured(fcae, "phantom", fields)
+    found = splits.table(config, 2)
+    column = [name for _, name in found.columns].index("mean_intensity")
+    values = []
+    for split, row in enumerate(found.rows[:2]):
+        pictures = load(**data_fields(config) | {"split_seed": split})
+        assert row[:3] == [str(split), len(pictures.train.label), len(pictures.calibration.label)]
+        means = pictures.test.image.mean((1, 2, 3))
+        value = roc_auc_score(pictures.test.label, means)
+        values.append(max(value, 1 - value))
+        assert row[column] == pytest.approx(values[-1])
+    assert values[0] != values[1]
+    assert found.rows[2][column].mean == pytest.approx(np.mean(values))
