@@ -50,6 +50,8 @@ def plan(
     kept = {k: v for k, v in overrides.items() if k != "seed" and not k.startswith("sweep.")}
     if config.sweep.seeds < 1 or config.sweep.parallel < 1:
         raise UserError("config.sweep.seeds and config.sweep.parallel must be at least 1")
+    if config.sweep.splits and "data.split_seed" in kept:
+        raise UserError("config.sweep.splits gives each seed its data.split_seed: leave one out")
     if config.seeds != 1:
         raise UserError("config.seeds is one run's: a sweep has config.sweep.seeds")
     variants = {name: _variants(config, models[name]) for name in names}
@@ -63,6 +65,8 @@ def plan(
     for seed in range(config.seed, config.seed + config.sweep.seeds):
         for dataset in datasets:
             fields = kept | {"seed": seed}
+            if config.sweep.splits:
+                fields["data.split_seed"] = seed
             if dataset in folders:
                 fields["data.dir"] = folders[dataset]
             for name in names:

@@ -95,6 +95,7 @@ def defaults() -> ConfigDict:
     config.sweep.dirs = ""  # DATASET=DIR,...: data folders that are not the default ones
     config.sweep.ablations = ""  # beside the full model, where it has them; "all", no_se+no_ssim
     config.sweep.seeds = 1  # from config.seed on
+    config.sweep.splits = False  # each seed with a split of its own: data.split_seed is the seed
     config.sweep.parallel = 1  # runs at a time on one machine
     config.sweep.ray = ""  # "auto", "local" or the address of a Ray cluster
     return config

@@ -107,6 +107,14 @@ def test_everything_is_planned_seed_by_seed(tmp_path):
     assert not [a for run in runs for a in run.arguments if "sweep" in a]
 
 
+def test_each_seed_may_have_its_own_split(tmp_path):
+    fields = {"sweep.seeds": 3, "sweep.models": "cae,fcae"}
+    for splits, expected in (False, [0] * 6), (True, [0, 0, 1, 1, 2, 2]):
+        runs = plan(*configured(cae, CAE, **fields, **{"sweep.splits": splits}), tmp_path)
+        assert [run.config.data.split_seed for run in runs] == expected
+        assert [run.config.seed for run in runs] == [0, 0, 1, 1, 2, 2]
+
+
 def test_ablations_are_run_where_there_are_any(tmp_path):
     fields = {"sweep.models": "improved_bigan,cae", "sweep.ablations": "no_se,no_ssim+no_residual"}
     runs = plan(*configured(improved_bigan, BIGAN, **fields), tmp_path)
@@ -133,6 +141,7 @@ def test_ablations_are_run_where_there_are_any(tmp_path):
         ({"sweep.dirs": "mvtec"}, ["DATASET=DIR"]),
         ({"sweep.dirs": "mvtec=x"}, ["'mvtec'", "phantom"]),
         ({"sweep.seeds": 0}, ["at least 1"]),
+        ({"sweep.splits": True, "data.split_seed": 1}, ["sweep.splits", "leave one out"]),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(tmp_path, fields, words):
