@@ -95,7 +95,7 @@ def perceptual_scores() -> Table:
         ]
         for path in sorted(RESULTS.glob(f"*/{_RESCORED}"))
     }
-    return _of_ways("Beyond the paper: a perceptual term (VGG16, relu3_3), the top 1 %", tables)
+    return _of_ways("Beyond the paper: a perceptual term (VGG16's relu3_3, scaled), the top 1 %", tables)
 
 
 def _of_ways(title, tables):
@@ -128,8 +128,10 @@ def _listed():
         rows = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
         minutes = sum(json.loads(row)["seconds"] for row in rows) / 60
         versions = ", ".join(f"{name} {v}" for name, v in sorted(evaluation["versions"].items()))
-        low, high = evaluation["auroc_ci"]
-        result = f"AUROC {evaluation['auroc']:.3f} (95 % interval {low:.3f} to {high:.3f})"
+        interval = "no interval, as a class comes from fewer than two groups"
+        if evaluation["auroc_ci"]:
+            interval = "95 % interval {:.3f} to {:.3f}".format(*evaluation["auroc_ci"])
+        result = f"AUROC {evaluation['auroc']:.3f} ({interval})"
         trained = f"{len(rows)} epochs in {minutes:.1f} min"
         yield f"- `results/{folder.name}`: {result}; {trained}; {versions}"
         yield f"  `{command(config)}`"

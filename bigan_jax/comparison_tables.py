@@ -7,7 +7,7 @@ from bigan_jax.standings import FIGURES, Row, Standings, apart
 from bigan_jax.tables import Difference, Spread, Table
 
 _HEADINGS = {"auroc": "AUROC", "f1": "F1"}
-_SEED_NOTE = "mean ± standard deviation over seeds"
+_SEED_NOTE = "mean ± standard deviation over seeds, with their splits where these differ"
 _SCORE_NOTE = "all figures are of the common score, save those of the native score"
 _INTERVAL_NOTE = (
     "In brackets the 95 % interval of a paired bootstrap: both are tested on the same pictures, "
@@ -87,7 +87,7 @@ def _differences(found):
 
 def _difference_notes(values):
     """What the differences mean, of the kinds that there are."""
-    over_splits = {isinstance(v, Difference) and v.std is not None for v in values}
+    over_splits = {v.std is not None for v in values if isinstance(v, Difference)}
     return [_INTERVAL_NOTE] * (False in over_splits) + [_SPLITS_NOTE] * (True in over_splits)
 
 

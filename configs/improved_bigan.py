@@ -16,7 +16,7 @@ At 64x64 with half the widths, without the perceptual loss and with short schedu
     mvtec (bottle), B 16, E 60 + 10, 3 min: 0.979 (0.948 to 0.998); Mahalanobis 0.994;
         seeds 1 and 2: 0.982 (0.952 to 0.999), 0.974 (0.937 to 0.995)
     plant (blocks), B 32, E 40 + 4, 6 min: 0.767 (0.592 to 0.887); corner pixels 0.737;
-        seeds 1 and 2: 0.756 (0.576 to 0.880), 0.754 (0.575 to 0.883)
+        seed and split 1: 0.952; PCA-64 0.945; 2: 0.860 (0.691 to 0.950); PCA-64 0.850
     plant in colour (--config.data.channels=3), the same, 6 min: 0.794 (0.632 to 0.902);
         Mahalanobis 0.885
     brain (patients), B 32, E 40 + 4, 5 min: 0.532 (0.441 to 0.628); Mahalanobis 0.589
