@@ -95,7 +95,9 @@ def perceptual_scores() -> Table:
         ]
         for path in sorted(RESULTS.glob(f"*/{_RESCORED}"))
     }
-    return _of_ways("Beyond the paper: a perceptual term (VGG16's relu3_3, scaled), the top 1 %", tables)
+    return _of_ways(
+        "Beyond the paper: a perceptual term (VGG16's relu3_3, scaled), the top 1 %", tables
+    )
 
 
 def _of_ways(title, tables):

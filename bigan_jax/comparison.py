@@ -35,7 +35,7 @@ class Dot(NamedTuple):
     label: str
     mean: float
     at: float
-    interval: tuple[float, float] | None  # bootstrap, ends averaged over seeds
+    interval: tuple[float, float] | None  # bootstrap, ends averaged over seeds that all have one
     seeds: list[float]
 
 
@@ -121,10 +121,8 @@ def _plot(found: Standings) -> Plot:
     known = [row for row in found.rows if row.figures["auroc"]]
     seeds = [[run.evaluation["auroc"] for run in row.runs] for row in known]
     seeds = [[value for value in values if value is not None] for values in seeds]
-    ends = [
-        [run.evaluation["auroc_ci"] for run in row.runs if run.evaluation["auroc_ci"]]
-        for row in known
-    ]
+    ends = [[run.evaluation["auroc_ci"] for run in row.runs] for row in known]
+    ends = [intervals if all(intervals) else [] for intervals in ends]
     lowest = min([0.5, *chain(*seeds), *(low for low, _ in chain(*ends))])
     start = math.floor(lowest * 10) / 10
 

@@ -250,8 +250,10 @@ def _differing(
     for row in rows:
         values = map(of_run, row.runs) if of_run else [str(len(row.runs))]
         # All of a row together: its runs may have each their own split.
-        if known := tuple(sorted({value for value in values if value is not None})):
-            found[known].append(row.label)
+        known = {value for value in values if value is not None}
+        if known:
+            numbers_in_order = sorted(known, key=lambda value: (len(value), value))
+            found[tuple(numbers_in_order)].append(row.label)
     if len(set().union(*found)) < 2:
         return []
     parts = [f"{_shortened(', '.join(v))} ({_several(labels)})" for v, labels in found.items()]

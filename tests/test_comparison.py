@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from bigan_jax import pairing
-from bigan_jax.comparison import compare
+from bigan_jax.comparison import _plot, compare
 from bigan_jax.comparison_tables import csv_rows, tables_of
 from bigan_jax.errors import UserError
 from bigan_jax.paper_tables import METRICS
@@ -281,6 +281,18 @@ def test_over_splits_each_is_paired_with_its_own(tmp_path):
     lines = list(csv_rows([found]))
     (line,) = [row for row in lines if row[0] == "difference" and row[3] == "vae"]
     assert line[9:] == [value.value, value.std, 2, "", "", ""]
+
+
+def test_the_plot_has_an_interval_where_all_runs_have_one(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / f"a{seed}", model="cae", seed=seed)
+        less = {"auroc_ci": None} if seed else {}
+        write_run(tmp_path / f"b{seed}", model="vae", seed=seed, evaluation=less)
+    (section,) = [_plot(found) for found in standings(runs_in(tmp_path))]
+    assert {dot.label: dot.interval is not None for dot in section.dots} == {
+        "cae": True,
+        "vae": False,
+    }
 
 
 def test_a_split_without_a_class_is_said(tmp_path):
