@@ -18,7 +18,7 @@ At 64x64 with half the widths, without the perceptual loss and with short schedu
     plant (blocks), B 32, E 40 + 4, 6 min: 0.767 (0.592 to 0.887); corner pixels 0.737;
         seed and split 1: 0.952; PCA-64 0.945; 2: 0.860 (0.691 to 0.950); PCA-64 0.850
     plant in colour (--config.data.channels=3), the same, 6 min: 0.794 (0.632 to 0.902);
-        Mahalanobis 0.885
+        Mahalanobis 0.885; seed and split 1: 0.951; 0.967; 2: 0.885 (0.732 to 0.964); 0.919
     brain (patients), B 32, E 40 + 4, 5 min: 0.532 (0.441 to 0.628); Mahalanobis 0.589
     brain_mixed, B 32, E 40 + 4, 6 min: 0.778 (0.727 to 0.828); nearest neighbour 0.856
 
