@@ -13,7 +13,7 @@ from tqdm import tqdm
 from bigan_jax import intervals
 from bigan_jax.errors import UserError
 from bigan_jax.results import Run, read_scores
-from bigan_jax.tables import Difference
+from bigan_jax.tables import Difference, spread
 
 
 class Sample(NamedTuple):
@@ -63,14 +63,14 @@ def difference(
         return "not tested on the same pictures"
     if any(run.evaluation["auroc"] is None for run in (*runs, *others)):
         return "a test lacks a class"
-    values = [_auroc(ours[test]) - _auroc(theirs[test]) for test in ours]
-    if len(values) > 1:
-        return Difference(float(np.mean(values)), None, float(np.std(values, ddof=1)), len(values))
+    over = spread(_auroc(ours[test]) - _auroc(theirs[test]) for test in ours)
+    if over.n > 1:
+        return Difference(over.mean, None, over.std, over.n)
     if samples[runs[0].workdir].auroc is None:
         return "a class comes from fewer than two groups: nothing to resample"
     drawn = _drawn(runs, samples) - _drawn(others, samples)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return Difference(float(values[0]), (float(low), float(high)))
+    return Difference(over.mean, (float(low), float(high)))
 
 
 def _by_test(runs, samples):

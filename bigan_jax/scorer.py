@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
 from bigan_jax import detector as game
-from bigan_jax import losses, metrics, scoring, vgg16
+from bigan_jax import metrics, scoring, vgg16
 from bigan_jax.data.decode import Form
 from bigan_jax.data.given import Given, prepare
 from bigan_jax.detector import Batch, Detector, State
@@ -93,7 +93,7 @@ class Scorer:
         if "perceptual" in formula.weights:
             loaded = vgg16.load(vgg16_weights)
             self._vgg16 = {"params": loaded.params}
-            features = partial(_features, VGG16(convention=loaded.convention), unit_features)
+            features = VGG16(convention=loaded.convention, unit_features=unit_features)
         self._reconstruct = jax.jit(partial(_reconstruct, detector))
         self._judge = jax.jit(partial(_judge, features, formula.reduction))
 
@@ -253,10 +253,5 @@ def _judge(features, reduction, vgg16_variables, weights, image, reconstruction)
 def _terms(features, variables, image, reconstruction):
     if features is None:
         return scoring.terms(image, reconstruction)
-    seen = [features(variables, picture) for picture in (image, reconstruction)]
+    seen = [features.apply(variables, picture) for picture in (image, reconstruction)]
     return scoring.terms(image, reconstruction, seen)
-
-
-def _features(network, unit, variables, picture):
-    found = network.apply(variables, picture)
-    return losses.unit_features(found) if unit else found

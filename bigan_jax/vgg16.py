@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bigan_jax import losses
 from bigan_jax import vgg16_weights as files
 from bigan_jax.caches import user_cache
 from bigan_jax.convolutions import conv3x3
@@ -40,12 +41,14 @@ class VGG16(nn.Module):
     layers: tuple[str, ...] = ("relu3_3",)
     convention: str = "torchvision"
     dtype: jnp.dtype | None = None
+    unit_features: bool = False
 
     @nn.compact
     def __call__(
         self, image: Float[Array, "b h w c"], train: bool = False
     ) -> tuple[Float[Array, "b _h _w _c"], ...]:
-        """Features of `image`, in [0, 1], grey (c = 1) or RGB, in the order of `layers`.
+        """Features of `image`, in [0, 1], grey (c = 1) or RGB, in the order of `layers`, with
+        `unit_features` scaled (losses.unit_features).
 
         `train` changes nothing. UserError for unknown layers or conventions, other channel
         counts, and pictures so small that a pool would leave nothing.
@@ -61,7 +64,8 @@ class VGG16(nn.Module):
                 raise UserError(f"pictures of {image.shape[1:3]} are too small for VGG16's {conv}")
             x = _relu(conv3x3(files.WIDTHS[conv], self.dtype, name=conv)(x))
             features[f"relu{block}_{i}"] = x
-        return tuple(features[layer] for layer in self.layers)
+        found = tuple(features[layer] for layer in self.layers)
+        return tuple(losses.unit_features(found)) if self.unit_features else found
 
 
 @jax.custom_vjp

@@ -76,10 +76,10 @@ def create(
     frozen = {}
     weights = {name: weight for name, weight in reconstruction_terms.items() if weight}
     if "perceptual" in weights and vgg16_weights is None:
-        networks["vgg16"] = vgg16.VGG16(perceptual_layers, dtype=dtype)
+        networks["vgg16"] = vgg16.VGG16(perceptual_layers, dtype=dtype, unit_features=unit_features)
     elif "perceptual" in weights:
         loaded = vgg16.load(vgg16_weights, perceptual_layers)
-        networks["vgg16"] = vgg16.VGG16(perceptual_layers, loaded.convention, dtype=dtype)
+        networks["vgg16"] = vgg16.VGG16(perceptual_layers, loaded.convention, dtype, unit_features)
         frozen["vgg16"] = {"params": loaded.params}
 
     def reconstruct(net, batch, keys):
@@ -95,8 +95,6 @@ def create(
             terms["ssim"] = losses.ssim_error(x, y).mean()
         if "perceptual" in weights:
             target, found = lax.stop_gradient(net("vgg16", x)), net("vgg16", y)
-            if unit_features:
-                target, found = losses.unit_features(target), losses.unit_features(found)
             terms["perceptual"] = losses.perceptual(target, found).mean()
         return losses.weighted_sum(weights, terms)
 
