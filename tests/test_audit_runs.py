@@ -141,22 +141,24 @@ def test_a_config_reaches_training_and_evaluation(tmp_path):
     assert "width" in audit.facts or not settled.test.label.any()
 
 
+def folder(path, seed, count=40):
+    """The config of a run on drawn pictures, which it writes to a folder."""
+    (path / "normal").mkdir(parents=True)
+    for i, picture in enumerate(scenes(count, seed)):
+        picture.save(path / "normal" / f"{i:03d}.png")
+    return configured(cae, "folder", SMALL | {"data.dir": str(path)})
+
+
 def test_a_run_keeps_to_its_pictures(tmp_path, capsys):
     """Others of the same names are refused; the same in another folder, and some more, are not."""
-
-    def folder(name, seed, count=40):
-        (tmp_path / name / "normal").mkdir(parents=True)
-        for i, picture in enumerate(scenes(count, seed)):
-            picture.save(tmp_path / name / "normal" / f"{i:03d}.png")
-        return configured(cae, "folder", SMALL | {"data.dir": str(tmp_path / name)})
 
     def train(config):
         return bigan_jax.train(config, tmp_path / "run")
 
-    train(folder("screws", 0))
+    train(folder(tmp_path / "screws", 0))
     assert "Note: " in capsys.readouterr().out  # that all pictures are taken as normal
     before = (tmp_path / "run" / "evaluation.json").read_text()
-    other = folder("nuts", 1)
+    other = folder(tmp_path / "nuts", 1)
     for call in train, partial(bigan_jax.evaluate, tmp_path / "run"):
         with pytest.raises(UserError, match="holds a run on other pictures"):
             call(config=other)
@@ -168,15 +170,11 @@ def test_a_run_keeps_to_its_pictures(tmp_path, capsys):
 
 def test_a_run_does_not_test_on_what_it_trained_on(tmp_path):
     """A table of groups that comes later moves pictures from training to the test."""
-    folder = tmp_path / "screws"
-    (folder / "normal").mkdir(parents=True)
-    for i, picture in enumerate(scenes(40, 0)):
-        picture.save(folder / "normal" / f"{i:03d}.png")
-    config = configured(cae, "folder", SMALL | {"data.dir": str(folder)})
+    config = folder(tmp_path / "screws", 0)
     bigan_jax.train(config, tmp_path / "run")
     before = (tmp_path / "run" / "evaluation.json").read_text()
     rows = [f"normal/{i:03d}.png,part {i // 4}" for i in range(40)]
-    (folder / "metadata.csv").write_text("\n".join(["file,group", *rows]))
+    (tmp_path / "screws" / "metadata.csv").write_text("\n".join(["file,group", *rows]))
     for call in bigan_jax.train, bigan_jax.evaluate:
         arguments = (config, tmp_path / "run") if call is bigan_jax.train else (tmp_path / "run",)
         with pytest.raises(UserError, match=r"trained on \d+ of the pictures .*--workdir"):
