@@ -9,6 +9,10 @@ from bigan_jax.tables import Difference, Spread, Table
 _HEADINGS = {"auroc": "AUROC", "f1": "F1"}
 _SEED_NOTE = "mean ± standard deviation over seeds, with their splits where these differ"
 _SCORE_NOTE = "all figures are of the common score, save those of the native score"
+_CALIBRATION_NOTE = (
+    "mean score of the calibration pictures, normal ones that trained nothing: lower is better "
+    "reconstructed; to choose by it needs no labels, but what copies anything has a low one as well"
+)
 _INTERVAL_NOTE = (
     "In brackets the 95 % interval of a paired bootstrap: both are tested on the same pictures, "
     "resampled alike by group, seeds averaged. It speaks of other test pictures, not of other "
@@ -42,15 +46,16 @@ def _heading(metric):
 def _results(found):
     columns = [("", "model"), ("", "seeds"), ("AUROC", "score")]
     columns += [("AUROC", "native score"), ("AUROC", "strongest control")]
+    columns += [("calibration", "mean score")]
     columns += [("at the threshold", _heading(name)) for name in METRICS[1:]]
-    shown = ("auroc", "native", "control", *METRICS[1:])
+    shown = ("auroc", "native", "control", "calibration_score", *METRICS[1:])
     rows = [
         [_marked(row), len(row.runs), *(_shown(name, row.figures[name]) for name in shown)]
         for row in found.rows
     ]
-    return Table(
-        f"Results on {found.title}", columns, rows, [_SEED_NOTE, _SCORE_NOTE, *found.notes]
-    )
+    notes = [_SEED_NOTE, _SCORE_NOTE]
+    notes += [_CALIBRATION_NOTE] * any(row.figures["calibration_score"] for row in found.rows)
+    return Table(f"Results on {found.title}", columns, rows, [*notes, *found.notes])
 
 
 def _localisation(found):

@@ -111,6 +111,18 @@ def _is_pixel(value):
     )
 
 
+def _are_pixels(value):
+    return value is None or (
+        isinstance(value, dict)
+        and len(value) <= 100
+        and all(_is_name(key) and _is_pixel(pixel) for key, pixel in value.items())
+    )
+
+
+def _are_numbers(value):
+    return value is None or (isinstance(value, list) and value and all(map(_is_number, value)))
+
+
 _NAME = Kind("a printable name of at most 100 characters", lambda v: _is_name(v) and bool(v))
 _COUNT = Kind("a whole number from 0", lambda v: type(v) is int and 0 <= v < 2**53)
 _SHARE = Kind("a number from 0 to 1, or null", _is_share)
@@ -130,25 +142,18 @@ _NEEDED = {
     "pixel": Kind('null or {"auroc", "average_precision", "aupro"}', _is_pixel),
     "controls": Kind("AUROCs by name", _are_shares),
 }
-_PIXEL_CONTROLS = Kind(
-    "pixel metrics by name",
-    lambda v: (
-        isinstance(v, dict)
-        and len(v) <= 100
-        and all(_is_name(key) and _is_pixel(pixel) for key, pixel in v.items())
-    ),
-)
-
+_SCORES = Kind("a list of numbers", _are_numbers)
+_SINCE = {  # an older version's lacks them
+    "pixel_controls": Kind("pixel metrics by name", _are_pixels),
+    "calibration_scores": _SCORES,
+}
 
 _JUDGING = {
     "threshold": Kind("a number", _is_number),
     "conditions": Kind(
         "a list of names", lambda v: isinstance(v, list) and all(isinstance(c, str) for c in v)
     ),
-    "calibration_scores": Kind(
-        "a list of numbers",
-        lambda v: v is None or (isinstance(v, list) and v and all(map(_is_number, v))),
-    ),
+    "calibration_scores": _SCORES,
     "combined": Kind("a number", lambda v: v is None or _is_number(v)),
     "spread": Kind(
         "numbers by name",
@@ -172,8 +177,8 @@ def read_run(workdir: Path) -> Run:
             "--mode=evaluate"
         )
     evaluation = {name: content[name] for name in _NEEDED}
-    evaluation["pixel_controls"] = content.get("pixel_controls") or {}
-    for name, kind in (_NEEDED | {"pixel_controls": _PIXEL_CONTROLS}).items():
+    evaluation |= {name: content.get(name) for name in _SINCE}
+    for name, kind in (_NEEDED | _SINCE).items():
         if not kind.holds(evaluation[name]):
             raise UserError(f"evaluation.json: {name} is not {kind.words}")
     evaluation["doubted"] = bool(content.get("threshold_note"))

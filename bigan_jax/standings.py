@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 from bigan_jax import pairing
@@ -20,7 +21,7 @@ _LONGEST_VARIANT = 60
 
 FIGURES = (
     *METRICS,
-    *("average_precision", "native", "control"),
+    *("average_precision", "native", "control", "calibration_score"),
     *("pixel_auroc", "pixel_average_precision", "aupro", "pixel_control"),
 )
 
@@ -69,11 +70,13 @@ def figures(evaluation: Mapping) -> dict[str, float | None]:
     """The numbers of an evaluation that tables show, flat."""
     controls = [v for v in evaluation["controls"].values() if v is not None]
     pixel = evaluation["pixel"] or {}
-    raw = [(p or {}).get("auroc") for p in evaluation["pixel_controls"].values()]
+    raw = [(p or {}).get("auroc") for p in (evaluation["pixel_controls"] or {}).values()]
+    normals = evaluation["calibration_scores"]
     return {
         **{name: evaluation[name] for name in (*METRICS, "average_precision")},
         "native": (evaluation["native"] or {}).get("auroc"),
         "control": max(controls, default=None),
+        "calibration_score": normals and fmean(normals),
         "pixel_auroc": pixel.get("auroc"),
         "pixel_average_precision": pixel.get("average_precision"),
         "aupro": pixel.get("aupro"),

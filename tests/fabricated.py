@@ -49,6 +49,7 @@ def write_run(
         **metrics.image_metrics(score, label, threshold),
         "threshold": threshold,
         "threshold_rule": "conformal, at most 5 % false alarms",
+        "calibration_scores": [0.5, 0.75],
         "native": native and {"name": model, "auroc": native},
         "pixel": {"auroc": 0.9, "average_precision": 0.4, "aupro": 0.8},
         "pixel_controls": {"raw_intensity": {"auroc": 0.7, "average_precision": 0.2}},

@@ -51,6 +51,7 @@ def broken_files():
     yield "controls is not", replaced(controls={"pca": [1]})
     yield "pixel is not", replaced(pixel={"auroc": 7})
     yield "pixel_controls is not", replaced(pixel_controls=[3])
+    yield "calibration_scores is not", replaced(calibration_scores=[0.1, "x"])
     yield "larger than 16 MiB", lambda content: good(content) + " " * 2**24
 
 
@@ -117,6 +118,7 @@ def test_seeds_are_averaged(tmp_path):
         values = [content[name] for content in contents]
         assert row.figures[name] == pytest.approx((np.mean(values), np.std(values, ddof=1), 4))
     assert row.figures["control"].mean == found.control == 0.95
+    assert row.figures["calibration_score"].mean == 0.625
     assert row.figures["native"].mean == 0.5 and row.figures["pixel_control"].mean == 0.7
     assert row.wrong == [] and found.differences == {}
 
