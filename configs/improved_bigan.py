@@ -88,7 +88,7 @@ def get_config(arg=None):
     config.optimizers = {
         "discriminator": common.optimizer(2e-4, b1=0.5),
         "adversarial": common.optimizer(2e-4, b1=0.5),
-        "reconstruction": common.optimizer(1e-3, rate="one_cycle"),
+        "reconstruction": common.optimizer(2e-3, rate="one_cycle"),
     }
     config.phases = {
         "phase1": common.phase(150, reconstruction=(1, 1)),
