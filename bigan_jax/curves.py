@@ -27,8 +27,8 @@ def training_curves(history: Sequence[dict]) -> Figure:
     panels = _panels(history)
     across = min(PANELS_ACROSS, max(len(panels), 1))
     down = -(-len(panels) // across) or 1
-    size = (3.4 * across if across > 1 else 6.4, 2.6 * down + 0.3)
-    figure, frames = new_figure(down * across, size, across, above=0.5)
+    size = (4.3 * across if across > 1 else 6.4, 2.6 * down + 0.3)
+    figure, frames = new_figure(down * across, size, across, above=0.5, legend=0.9)
     for axes, (panel, keys) in zip(frames, panels.items(), strict=False):
         for number, key in enumerate(keys):
             points = [(row["epoch"], row[key]) for row in history if key in row]
@@ -48,7 +48,8 @@ def training_curves(history: Sequence[dict]) -> Figure:
             axes.yaxis.set_major_formatter("{x:g}")
         _mark_epochs(axes, history)
         axes.set_title(printable(panel), fontsize=9)
-        axes.legend(frameon=False, fontsize=7)
+        # Beside the panel: within it there is hardly a place that no line crosses.
+        axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1.05))
     for axes in frames[len(panels) :]:
         axes.axis("off")
     if panels:

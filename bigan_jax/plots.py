@@ -151,18 +151,24 @@ def _bins(values):
 
 
 def new_figure(
-    count: int, size: tuple[float, float], across: int = 1, above: float = 0.15
+    count: int,
+    size: tuple[float, float],
+    across: int = 1,
+    above: float = 0.15,
+    legend: float = 0.0,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` axes; `above` is left free over them, all in inches.
+    """A figure of `count` axes; `above` is left free over them, `legend` to the right of each, all
+    in inches.
 
     Room for ticks and titles is set aside: Matplotlib's own layout draws all texts three times.
     """
     width, height = size
     down = -(-count // across)
     beside, below, between = 0.7, 0.52, 0.75
-    wide = (width - 0.15 - across * beside) / across
+    wide = (width - 0.15 - across * (beside + legend)) / across
     high = (height - above - below - (down - 1) * between) / down
-    room = {"left": beside / width, "right": 1 - 0.15 / width, "wspace": beside / wide}
+    room = {"left": beside / width, "right": 1 - (0.15 + legend) / width}
+    room |= {"wspace": (beside + legend) / wide}
     room |= {"bottom": below / height, "top": 1 - above / height, "hspace": between / high}
     figure = Figure(figsize=size, facecolor="white")
     frames = list(figure.subplots(down, across, squeeze=False, gridspec_kw=room).flat)
