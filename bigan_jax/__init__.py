@@ -2,7 +2,7 @@
 
     import bigan_jax
     bigan_jax.train(config, workdir)             # what `python launch.py` does
-    bigan_jax.load(workdir).score(images)        # uint8 [n, h, w, c] -> float [n]
+    bigan_jax.load(workdir).score(images).score  # uint8 [n, h, w, c] -> float [n]
     bigan_jax.predict(workdir, "new/", "found")  # scores.csv, error maps, overlays
     bigan_jax.compare("runs/*", "comparison")    # tables over models, datasets and seeds
 

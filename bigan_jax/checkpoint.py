@@ -155,7 +155,8 @@ class Checkpoints:
         if promised > max(_FREE, _MOST_RATIO * held):
             raise UserError(
                 f"{self.workdir}: its config.json describes networks of {promised / 2**30:,.0f} "
-                f"GiB, its checkpoints have {held / 2**30:.2g}: they do not belong together"
+                f"GiB, its checkpoints have {held / 2**30:.2g}: they do not belong together. "
+                "Put back the config.json that the run wrote."
             )
 
     def _path(self, name):

@@ -68,9 +68,9 @@ def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> 
     if not runs:
         reasons = [f"  {name}: {reason}" for name, reason in left_out]
         reasons += [f"  {name}: not finished" for name in unfinished]
-        raise UserError(
-            f"no finished run in {', '.join(map(str, patterns))}\n" + "\n".join(reasons)
-        )
+        where = ", ".join(map(str, patterns))
+        deeper = "Seeds of one command lie one deeper: --workdirs='runs/*/*'"
+        raise UserError("\n".join([f"no finished run in {where}", *reasons, deeper]))
     output = Path(output)
     comparison = Comparison(standings(runs), left_out, unfinished, output)
     sections = [Section(s, tables_of(s), _plot(s)) for s in comparison.standings]

@@ -61,7 +61,10 @@ def _told_of(workdir: Path) -> Iterator[None]:
         raise
     except Exception as error:
         kind, words = type(error).__name__, reason(error, 300)
-        raise UserError(f"nothing can be made of {workdir}/config.json: {kind}: {words}") from error
+        raise UserError(
+            f"nothing can be made of {workdir}/config.json ({kind}: {words}). Put back the one "
+            "that the run wrote."
+        ) from error
 
 
 def formula_of(score: ConfigDict) -> Formula:

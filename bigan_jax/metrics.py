@@ -54,7 +54,9 @@ def conformal_threshold(
       ValueError: a score that is not finite.
     """
     if not 0 < rate < 1:
-        raise UserError(f"the false-alarm rate must lie strictly between 0 and 1, not {rate}.")
+        raise UserError(
+            f"threshold.false_alarm_rate must lie strictly between 0 and 1, not {rate}."
+        )
     calibration = np.sort(finite(calibration, "calibration score"))
     n = len(calibration)
     if n == 0:
@@ -86,7 +88,7 @@ def conformal_threshold(
 def manual_threshold(value: float) -> Threshold:
     """A number that the user chose. Raises UserError if it is not finite."""
     if not math.isfinite(value):
-        raise UserError(f"a manual threshold must be a finite number, not {value}.")
+        raise UserError(f"threshold.value must be a finite number, not {value}.")
     return Threshold(float(value), "manual")
 
 

@@ -42,7 +42,10 @@ def fit_batches(batch_size: int, pictures: int) -> tuple[int, int]:
             f"take a multiple of {devices}"
         )
     if pictures < devices:
-        raise UserError(f"{pictures} training pictures are too few for {devices} devices")
+        raise UserError(
+            f"{pictures} training pictures are too few for {devices} devices: use fewer, such as "
+            "by CUDA_VISIBLE_DEVICES=0 or --num_processes=1"
+        )
     batch_size = min(batch_size, pictures // devices * devices)
     return pictures // batch_size, batch_size
 

@@ -63,7 +63,8 @@ def on_ray(
             ray.init(address=address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"config.sweep.ray={address}: no cluster answers there ({error})"
+            f"config.sweep.ray={address}: no cluster answers there ({error}): start one by "
+            "`ray start --head`, or use this machine alone by config.sweep.ray=local"
         ) from error
     pending = {}
     try:

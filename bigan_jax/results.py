@@ -220,7 +220,10 @@ def read_judgement(workdir: Path) -> Judgement:
             if not kind.holds(found[name]):
                 raise UserError(f"evaluation.json: {name} is not {kind.words}")
     except UserError as error:
-        raise UserError(f"{workdir} holds no finished run: {error}") from error
+        raise UserError(
+            f"{workdir} holds no finished run: {error}. --mode=evaluate writes it anew once it is "
+            "trained; several seeds of one command are in its folders seed<k>"
+        ) from error
     normals = found["calibration_scores"]
     return Judgement(
         found["threshold"],

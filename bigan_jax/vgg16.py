@@ -61,7 +61,10 @@ class VGG16(nn.Module):
             if i == "1" and block != "1":
                 x = _halve(x)
             if math.prod(x.shape) == 0:
-                raise UserError(f"pictures of {image.shape[1:3]} are too small for VGG16's {conv}")
+                raise UserError(
+                    f"pictures of {image.shape[1:3]} are too small for VGG16's {conv}: take larger "
+                    "ones (data.image_size) or shallower layers (model.perceptual_layers)"
+                )
             x = _relu(conv3x3(files.WIDTHS[conv], self.dtype, name=conv)(x))
             features[f"relu{block}_{i}"] = x
         found = tuple(features[layer] for layer in self.layers)

@@ -165,7 +165,7 @@ def check_format(number: object, what: object) -> None:
     if type(number) is not int or not 0 < number <= FORMAT:
         raise UserError(
             f"{what} was written by a newer version of bigan_jax (format {number!r:.20}, this one "
-            f"knows 1 to {FORMAT}): pip install --upgrade bigan_jax, or give another --workdir"
+            f"knows 1 to {FORMAT}): update bigan_jax, or give another --workdir"
         )
 
 

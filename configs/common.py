@@ -155,6 +155,11 @@ def check_arguments(arguments: Sequence[str]) -> None:
     """
     named = dict(a.lstrip("-").partition("=")[::2] for a in arguments if a.startswith("-"))
     if not named.get("config"):
+        if fields := [name for name in named if name.startswith("config.")]:
+            raise UserError(
+                f"--{fields[0]} is a field of a config: say which as well, such as "
+                "--config=configs/cae.py:mvtec"
+            )
         return
     file, _, arg = named["config"].partition(":")
     if not Path(file).is_file():

@@ -1,6 +1,6 @@
 r"""python launch.py --config=configs/fcae.py:phantom
 
-The paper's FC-Autoencoder. Neither the paper nor a reference gives a schedule: 100 epochs, as CAE.
+The paper's FC-Autoencoder. Neither the paper nor a reference gives a schedule: 100 epochs, as VAE.
 
 Measured at 64x64 on two CPU cores, seed 0: image AUROC by the common score, its 95 % interval,
 PCA on the same split.

@@ -1,6 +1,6 @@
 r"""python launch.py --config=configs/vqvae.py:phantom
 
-The VQ-VAE of sonnet's example. It trained for 10,000 steps on CIFAR-10; here 100 epochs, as CAE.
+The VQ-VAE of sonnet's example. It trained for 10,000 steps on CIFAR-10; here 100 epochs, as VAE.
 
 Measured at 64x64 on two CPU cores, seed 0: image AUROC by the common score, its 95 % interval,
 PCA on the same split.

@@ -225,6 +225,7 @@ def test_another_config_is_refused(finished):
         (["--config", BIGAN, "--config.model.pool=avg"], ["'avg'", "'average'"]),
         (["--mode", "sweep", "--workdir=x"], ["one run", "--output=DIR"]),
         ([], ["--config=configs/improved_bigan.py:phantom"]),
+        (["--mode=evaluate", "--config.seed=1"], ["--config.seed", "--config=configs/"]),
         (["--mode=evaluate", "--workdir=/nonexistent"], ["/nonexistent", "no run"]),
     ],
 )

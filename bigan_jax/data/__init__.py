@@ -142,7 +142,10 @@ def load(
     notes += left_out + broken_note(broken) + slice_notes(asked, [*kept, *(b.path for b in broken)])
     for name, part in (TRAIN, train), (CALIBRATION, calibration), (TEST, test):
         if parts[name] and not len(part.label):
-            raise UserError(f"No picture that can be read is left for {name}.")
+            raise UserError(
+                f"No picture that can be read is left for {name}: mend the files, or "
+                "let others be in it by another data.split_seed."
+            )
     if not test.label.any():
         notes += ("the test has no anomalous pictures: only false alarms can be measured",)
     return Dataset(train, calibration, test, conditions, notes, opened)

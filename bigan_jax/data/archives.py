@@ -151,7 +151,8 @@ def _safe(name, archive) -> str | None:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:/", path.as_posix()):
         raise UserError(
-            f"{archive} holds {name[:300]!r}, which would lie outside its folder: refused."
+            f"{archive} holds {name[:300]!r}, which would lie outside its folder: refused. "
+            "Unpack it yourself, if you trust it, and give the folder."
         )
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return None if hidden or not path.parts else path.as_posix()

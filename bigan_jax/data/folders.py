@@ -82,8 +82,15 @@ def as_path(given: str | os.PathLike) -> epath.Path:
     try:
         path.exists()
     except Exception as error:  # a login, a network, a package such as gcsfs or s3fs
-        raise UserError(f"{given} cannot be reached: {error or type(error).__name__}") from error
+        raise _unreachable(given, error) from error
     return path
+
+
+def _unreachable(path, error) -> UserError:
+    return UserError(
+        f"{path} cannot be reached: {error or type(error).__name__}. Buckets want a login and a "
+        "package: gcsfs (gs://), s3fs (s3://), adlfs (az://) or huggingface_hub (hf://)."
+    )
 
 
 def is_remote(path: epath.Path) -> bool:
@@ -179,7 +186,7 @@ def _list_bucket(root: str) -> dict[str, Stamp]:
     except FileNotFoundError:
         return {}
     except Exception as error:  # a login, a network, a package such as gcsfs or s3fs
-        raise UserError(f"{root} cannot be listed: {error or type(error).__name__}") from error
+        raise _unreachable(root, error) from error
     files = {}
     for path, info in sorted(found.items()):
         name = path[len(top) :].lstrip("/")

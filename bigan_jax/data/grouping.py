@@ -103,7 +103,7 @@ def _read(folder: Folder, table: str) -> list[tuple[str, str]]:
     except csv.Error as error:
         raise UserError(f"{folder.root / table} cannot be read ({error})") from error
     wanted = " or ".join(f"file and {name}" for name in _COLUMNS)
-    raise UserError(f"{folder.root / table} has no columns {wanted}")
+    raise UserError(f"{folder.root / table} has no columns {wanted}: give it both, or remove it")
 
 
 def _named(text, most=200):

@@ -58,7 +58,8 @@ def sides(
     if len(order) < 1 + tests + calibrates:
         raise UserError(
             f"The normal pictures belong to {len(order)} group(s) only, and a group (a patient, a "
-            f"camera block) is never divided: {1 + tests + calibrates} parts need as many groups."
+            f"camera block) is never divided: {1 + tests + calibrates} parts need as many groups. "
+            "Add pictures of other groups, or mend metadata.csv where it names too much as one."
         )
 
     def count(limit: float, start: int, least: int, spare: int) -> int:

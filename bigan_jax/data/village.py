@@ -52,7 +52,10 @@ def open_village(folder: epath.Path) -> Folder:
             path = f"{info.features['label'].int2str(example['label'])}/{name}"
             files[path], raw_of[path] = (len(example["image"]), 0), raw
     except Exception as error:  # TFDS's, protobuf's, those of files
-        raise UserError(f"{folder} cannot be read: {error or type(error).__name__}") from error
+        raise UserError(
+            f"{folder} cannot be read: {error or type(error).__name__}. Prepare it with TFDS "
+            "again, or give a folder of pictures."
+        ) from error
 
     def read(names: Sequence[str], masks: bool) -> list[bytes | Broken]:
         raws = (raw_of[name]() for name in names)
