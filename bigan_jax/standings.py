@@ -16,7 +16,7 @@ _NOT_THE_DETECTOR = (
     *("seed", "data.dir", "data.tfds_dir", "data.stream", "data.split_seed"),
     *("checkpoint.", "vgg16.", "sweep."),
 )
-_SIZES = ("n_train", "n_calibration", "n_normal", "n_anomalous", "threshold_rule")
+_SIZES = ("n_train", "n_calibration", "n_normal", "n_anomalous")
 _LONGEST_VARIANT = 60
 
 FIGURES = (
@@ -180,12 +180,16 @@ def _without_copies(runs, notes):
     first = {}
     for run in sorted(runs, key=lambda run: (run.evaluation["seed"], str(run.workdir))):
         key = run.evaluation["seed"], run.fields.get("data.split_seed")
-        if key in first:
-            notes.append(
-                f"{run.workdir} is the same run as {first[key].workdir} (seed {key[0]}): only the "
-                "latter counts"
+        kept = first.setdefault(key, run)
+        if kept is run:
+            continue
+        said = f"is the same run as {kept.workdir} (seed {key[0]})"
+        if any(run.evaluation[name] != kept.evaluation[name] for name in _SIZES):
+            said = (
+                f"has other pictures than {kept.workdir} under one name (config.data.name gives "
+                "each set its own)"
             )
-        first.setdefault(key, run)
+        notes.append(f"{run.workdir} {said}: only the latter counts")
     return list(first.values())
 
 
@@ -217,7 +221,7 @@ def _notes(dataset, rows):
                 done, wanted = run.trained
                 notes.append(f"{run.workdir} is incomplete: trained {done} of {wanted} epochs")
         notes += [f"{row.label} cannot be true: {reason}" for reason in row.wrong]
-    for name in _SIZES:
+    for name in (*_SIZES, "threshold_rule"):
         notes += _differing(name, rows, lambda run, name=name: str(run.evaluation[name]))
     fields = {field for row in rows for run in row.runs for field in run.fields}
     for field in sorted(

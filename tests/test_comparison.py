@@ -145,6 +145,17 @@ def test_what_is_not_the_same_detector_gets_its_own_row(tmp_path):
     assert "by the modifier quick, for a first look: cae (quick)" in notes
 
 
+def test_two_folders_under_one_name_are_told_apart(tmp_path):
+    """They are not seeds of one detector, and neither is a copy of the other."""
+    write_run(tmp_path / "nuts", dataset="folder", category="")
+    screws = pictures(normal=60)
+    write_run(tmp_path / "screws", dataset="folder", category="", test=screws)
+    (found,) = standings(runs_in(tmp_path))
+    assert len(found.rows[0].runs) == 1
+    (note,) = (note for note in found.notes if "screws" in note)
+    assert "other pictures than" in note and "data.name" in note
+
+
 def test_an_older_config_means_what_it_meant(tmp_path):
     """A field that it lacks is not one in which runs agree."""
     write_run(tmp_path / "old", config={"model.latent": 16})
