@@ -252,7 +252,7 @@ def test_another_score_needs_no_training(small, finished, assessed, capsys):
         ({"score.reduction": "median"}, "'median'.*top1"),
         ({"score.mse": 0.0, "score.ssim": 0.0}, "weight 0"),
         ({"threshold.rule": "best"}, "'best'.*manual"),
-        ({"threshold.false_alarm_rate": 5.0}, "false-alarm rate"),
+        ({"threshold.false_alarm_rate": 5.0}, "false_alarm_rate"),
         ({"data.calibration_fraction": 0.0}, "calibration_fraction=0.0.*above 0"),
     ],
 )

@@ -208,7 +208,7 @@ def test_a_workdir_of_a_version_to_come_is_left_alone(tmp_path):
             lambda: bigan_jax.load(tmp_path / "run"),
             lambda: read_run(tmp_path / "run"),
         ):
-            with pytest.raises(UserError, match=r"newer version of bigan_jax .*--upgrade"):
+            with pytest.raises(UserError, match=r"newer version of bigan_jax .*update"):
                 use()
         assert path.read_bytes() == before
 
