@@ -262,6 +262,7 @@ class Runner:
                 batch = self._plain_batch(state, pictures, indices)
                 seen = self._statistics(state, self.frozen, batch)
                 total = seen if total is None else jax.tree.map(jnp.add, total, seen)
-                if self._streamed:
-                    jax.block_until_ready(total)
+                # One at a time: streamed pictures would pile up, and of programs that average over
+                # simulated devices several may hold all threads of a CPU, each waiting for more.
+                jax.block_until_ready(total)
         return game.with_statistics(state, jax.tree.map(lambda x: x / len(order), total))
