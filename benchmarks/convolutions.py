@@ -1,105 +1,161 @@
-"""python -m benchmarks.convolutions [--batch=256] [--size=128] [--dtype=bfloat16]
+"""python -m benchmarks.convolutions [--dtype=float32 --batch=32 --strided 32-64-64 --torch]
 
-Each convolution that a picture goes through, as the library of the accelerator has it and as a
-matrix product (bigan_jax/convolutions.py): milliseconds, and operations a second as a share of a
-large matrix product's in the same run. Layers are those of the Improved BiGAN and of VGG16: first
-and last ones, which see pictures of one or three channels, and a strided one of 64 beside them.
+Convolutions and their gradients as XLA's library has them and as matrix products
+(bigan_jax/convolutions.py): milliseconds, the least of some turns, and operations a second as a
+share of a large matrix product's in the same run. A layer is CHANNELS-DEPTH-SIDE: the picture that
+goes in, and the depth of what comes out. Unless told otherwise they are those of the Improved BiGAN
+and VGG16 that see pictures of one or three channels, and a strided one of 64 beside them.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax import lax, random
 
 from benchmarks.accelerator import matmul_peak, timed
 from bigan_jax import convolutions
+from bigan_jax.memory import keep_freed
 
-REPEATS = 10  # calls that are timed together
+REPEATS, TURNS = 10, 5  # calls that are timed together; and how often, the forms one by one
+_STRIDED, _SAME = ("1-64-128", "64-128-64"), ("3-64-128", "32-1-128")
 
 
-def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
-    """Prints a row for each form, and returns them: name, seconds, operations."""
+class Form(NamedTuple):
+    """One way to compute a layer or a gradient of it."""
+
+    what: str  # the same of all forms that have one result
+    way: str
+    operations: int
+    call: Callable  # without arguments
+
+
+def main(arguments: list[str] | None = None) -> list[tuple[Form, float]]:
+    """Prints a row for each form, and returns them with their seconds."""
+    args = _parser().parse_args(arguments)
+    keep_freed()  # as launch.py does; PyTorch gains by it too
+    peak = matmul_peak(args.dtype, 2048 if jax.default_backend() == "cpu" else 8192)
+    print(f"{jax.devices()[0].device_kind}, {args.dtype}: {peak / 1e12:.3g} TFLOP/s")
+    rows = []
+    for layer in forms(args.batch, args.dtype, args.strided, args.same, args.torch):
+        turns = [[_seconds(form) for form in layer] for _ in range(1 + TURNS)]
+        for form, seconds in zip(layer, np.min(turns[1:], 0), strict=True):
+            rows.append((form, seconds))
+            share = form.operations / seconds / peak
+            name = f"{form.what} by {form.way}"
+            print(f"{name:52}{1e3 * seconds:9.3f} ms {share:6.1%}", flush=True)
+    return rows
+
+
+def _parser():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--size", type=int, default=128, help="pixels a side")
     parser.add_argument("--dtype", default="bfloat16")
-    args = parser.parse_args(arguments)
-    peak = matmul_peak(args.dtype, 256 if jax.default_backend() == "cpu" else 8192)
-    print(f"{jax.devices()[0].device_kind}, {args.dtype}: {peak / 1e12:.3g} TFLOP/s")
-    rows = []
-    for name, operations, call, *operands in forms(args.batch, args.size, args.dtype):
-        seconds = measured(call, operands)
-        rows.append((name, seconds, operations))
-        share = 100 * operations / seconds / peak
-        print(f"{name:44}{1e3 * seconds:9.3f} ms {share:5.1f} %", flush=True)
-    return rows
+    parser.add_argument("--strided", nargs="*", default=_STRIDED, help="4x4 of stride 2")
+    parser.add_argument("--same", nargs="*", default=_SAME, help="3x3 of stride 1")
+    parser.add_argument("--torch", action="store_true", help="PyTorch's beside them, on a CPU")
+    return parser
 
 
-def measured(call: Callable, operands: list) -> float:
-    """Seconds of one call, the least of three turns."""
-    call = jax.jit(call)
-
-    def turn():
-        return [call(*operands) for _ in range(REPEATS)]
-
-    return min(timed(turn, 4)[1:]) / REPEATS
+def _seconds(form):
+    return sum(timed(lambda: [form.call() for _ in range(REPEATS)], 1)) / REPEATS
 
 
-def forms(batch: int, size: int, dtype: str) -> Iterator[tuple]:
-    """(name, operations, function, its arrays) of each form of each layer."""
+def forms(
+    batch: int, dtype: str, strided=_STRIDED, same=_SAME, torch: bool = False
+) -> Iterator[list[Form]]:
+    """Those of each layer."""
+    for size, stride, layer in [(4, 2, x) for x in strided] + [(3, 1, x) for x in same]:
+        channels, depth, side = map(int, layer.split("-"))
+        shapes = (
+            (batch, side, side, channels),
+            (size, size, channels, depth),
+            (batch, side // stride, side // stride, depth),
+        )
+        keys = random.split(random.key(0), 3)
+        operands = [random.normal(k, s).astype(dtype) for k, s in zip(keys, shapes, strict=True)]
+        ways = {"library": _library(stride), **(_STRIDED_PRODUCTS if stride == 2 else _PRODUCTS)}
+        name = f"{size}x{size}, {channels} to {depth}, {side}x{side}"
+        operations = 2 * size**2 * channels * operands[2].size
+        found = [
+            Form(f"{name}{part}", way, operations, partial(jax.jit(function), *operands))
+            for way, functions in ways.items()
+            for part, function in functions.items()
+        ]
+        if torch:
+            calls = _torch(stride, *operands)
+            found += [Form(f"{name}{p}", "PyTorch", operations, call) for p, call in calls.items()]
+        yield sorted(found, key=lambda form: form.what)
 
-    keys = iter(random.split(random.key(0), 12))
 
-    def draw(*shape):
-        return random.normal(next(keys), shape).astype(dtype)
-
-    for channels, depth, side in ((1, 64, size), (64, 128, size // 2)):
-        image, kernel = draw(batch, side, side, channels), draw(4, 4, channels, depth)
-        code = draw(batch, side // 2, side // 2, depth)
-        operations = 2 * 16 * channels * code.size
-        for way, by in (("library", _by_library(2)), ("product", _STRIDED_PRODUCTS)):
-            for part, function in zip(("", ", kernel's", ", image's"), by, strict=True):
-                name = f"4x4, {channels} to {depth}{part} by {way}"
-                yield name, operations, function, image, kernel, code
-    for channels, depth in ((3, 64), (32, 1)):
-        image, kernel = draw(batch, size, size, channels), draw(3, 3, channels, depth)
-        code = draw(batch, size, size, depth)
-        operations = 2 * 9 * channels * code.size
-        for way, by in (("library", _by_library(1)), ("product", _PRODUCTS)):
-            for part, function in zip(("", ", kernel's", ", image's"), by, strict=True):
-                name = f"3x3, {channels} to {depth}{part} by {way}"
-                yield name, operations, function, image, kernel, code
-
-
-def _by_library(stride):
+def _library(stride):
     def convolve(image, kernel):
-        layout = ("NHWC", "HWIO", "NHWC")
         return lax.conv_general_dilated(
-            image, kernel, (stride, stride), [(1, 1)] * 2, dimension_numbers=layout
+            image,
+            kernel,
+            (stride, stride),
+            [(1, 1)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    def of_kernel(image, kernel, code):
-        return jax.vjp(lambda k: convolve(image, k), kernel)[1](code)[0]
+    return {
+        "": lambda image, kernel, _: convolve(image, kernel),
+        ", kernel's": lambda image, kernel, code: jax.vjp(partial(convolve, image), kernel)[1](
+            code
+        )[0],
+        ", image's": lambda image, kernel, code: jax.vjp(lambda x: convolve(x, kernel), image)[1](
+            code
+        )[0],
+    }
 
-    def of_image(image, kernel, code):
-        return jax.vjp(lambda x: convolve(x, kernel), image)[1](code)[0]
 
-    return lambda image, kernel, _: convolve(image, kernel), of_kernel, of_image
+_STRIDED_PRODUCTS = {
+    "product": {
+        "": lambda image, kernel, _: convolutions._downsample_by_grid(image, kernel),
+        ", kernel's": lambda image, _, code: convolutions._kernel_gradient_by_grid(image, code),
+        ", image's": lambda _, kernel, code: convolutions._upsample_by_grid(code, kernel),
+    }
+}
+_PRODUCTS = {
+    "product": {
+        "": lambda image, kernel, _: convolutions._same_by_product(image, kernel),
+        ", kernel's": lambda image, _, code: convolutions._picture_kernel_gradient(image, code),
+        ", image's": lambda _, kernel, code: convolutions._same_by_product(
+            code, convolutions.turned(kernel)
+        ),
+    },
+    "product of rows and columns": {
+        ", kernel's": lambda image, _, code: convolutions._same_kernel_gradient(image, code)
+    },
+}
 
 
-_STRIDED_PRODUCTS = (
-    lambda image, kernel, _: convolutions._downsample_by_grid(image, kernel),
-    lambda image, _, code: convolutions._kernel_gradient_by_grid(image, code),
-    lambda _, kernel, code: convolutions._upsample_by_grid(code, kernel),
-)
-_PRODUCTS = (
-    lambda image, kernel, _: convolutions._same_by_product(image, kernel),
-    lambda image, _, code: convolutions._picture_kernel_gradient(image, code),
-    lambda _, kernel, code: convolutions._same_by_product(code, convolutions.turned(kernel)),
-)
+def _torch(stride, image, kernel, code):
+    """PyTorch's, channels last."""
+    import torch
+
+    def tensor(array, *order):
+        given = torch.from_numpy(np.array(array).transpose(order))
+        return given.contiguous(memory_format=torch.channels_last)
+
+    image, code = tensor(image, 0, 3, 1, 2), tensor(code, 0, 3, 1, 2)
+    kernel = tensor(kernel, 3, 2, 0, 1)
+    how = [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1
+
+    def gradient(of):
+        mask = [of == "image", of == "kernel", False]
+        return torch.ops.aten.convolution_backward(code, image, kernel, None, *how, mask)
+
+    return {
+        "": lambda: torch.nn.functional.conv2d(image, kernel, None, stride, 1).permute(0, 2, 3, 1),
+        ", kernel's": lambda: gradient("kernel")[1].permute(2, 3, 1, 0),
+        ", image's": lambda: gradient("image")[0].permute(0, 2, 3, 1),
+    }
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The fast convolutions against Flax's and against finite differences."""
 
+import itertools
+from importlib.util import find_spec
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -135,12 +138,12 @@ def test_an_accelerators_forms_in_bfloat16(operation, monkeypatch):
 
 def test_what_the_benchmark_compares_is_one():
     results = {}
-    for name, _, function, *operands in forms(1, 8, "float32"):
-        layer, _ = name.split(" by ")
-        results.setdefault(layer, []).append(function(*operands))
+    for form in itertools.chain(*forms(1, "float32", torch=bool(find_spec("torch")))):
+        results.setdefault(form.what, []).append(form.call())
     assert len(results) == 12
-    for library, product in results.values():
-        np.testing.assert_allclose(product, library, atol=1e-3)
+    for first, *others in results.values():
+        for other in others:
+            assert_near(other, first, jnp.float32)
 
 
 @pytest.mark.parametrize("module", [convolutions.Upsample(16), convolutions.Downsample(16)])
