@@ -211,11 +211,10 @@ class _Course:
     def _take(self, done):
         """What was left of each run, after so many steps of an epoch; after its last, and unless
         all have diverged, with BatchNorm's statistics those of the training pictures."""
-        steps, batch_size = self.task.steps, self.task.batch_size
-        if done == steps and len(self.diverged) < len(self.runs):
-            in_order = np.arange(steps * batch_size).reshape(steps, batch_size)
-            in_order = self._together([in_order] * len(self.runs))
-            self.state = self.runner.with_statistics(self.state, in_order)
+        if done == self.task.steps and len(self.diverged) < len(self.runs):
+            # Shuffled as in training: as they lie, a batch would hold pictures of one kind alone.
+            order = self._together(self._orders(0))
+            self.state = self.runner.with_statistics(self.state, order)
         states = self.runner.layout.take_each(self.state)
         return [_Left(state, divergence.finite_networks(state)) for state in states]
 

@@ -18,6 +18,7 @@ from bigan_jax.comparison import compare
 from bigan_jax.epochs import Run, advance
 from bigan_jax.errors import UserError
 from bigan_jax.interrupts import Stopped, deferred
+from bigan_jax.standings import apart
 from bigan_jax.task import Task, prepared
 from bigan_jax.workdir import default_name, write_json
 
@@ -97,9 +98,15 @@ def of_seed(config: ConfigDict, seed: int) -> ConfigDict:
 
 def summarise(workdir: Path, folders: Sequence[Path]) -> dict:
     """Mean and spread over the runs that are finished, as a comparison has them; also written to
-    summary.json."""
+    summary.json. Raises UserError where they differ in more than their seed."""
     ((standings,), *_) = compare(folders, workdir)
-    (row,) = standings.rows
+    row, *others = standings.rows
+    if others:
+        raise UserError(
+            f"the seeds in {workdir} differ in {', '.join(apart(row, others[0]))}, so that they "
+            f"have no common mean: {workdir / 'comparison.md'} has them one by one. Where a field "
+            f"tells how to score, --mode=evaluate --workdir={workdir} with one value of it helps"
+        )
     figures = {name: figure and figure._asdict() for name, figure in row.figures.items()}
     seeds = [run.evaluation["seed"] for run in row.runs]
     summary = {"model": row.label, "dataset": standings.title, "seeds": seeds, "figures": figures}

@@ -63,13 +63,14 @@ def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
     configs: by workdir. Raises as `training.train` does.
     """
     configs = {cluster.folder(workdir): config for workdir, config in configs.items()}
+    for config in configs.values():
+        check_fields(config)
+        divergence.check_policy(config.on_nan)
     with ExitStack() as held:
         for workdir in configs:
             held.enter_context(alone(workdir))
         for workdir, config in configs.items():
             check(workdir, config)
-        check_fields(config)
-        divergence.check_policy(config.on_nan)
         dataset, found = load_audited(config)
         _compare_notes(config, dataset)
         print(found.table())

@@ -164,7 +164,10 @@ def check_arguments(arguments: Sequence[str]) -> None:
     file, _, arg = named["config"].partition(":")
     if not Path(file).is_file():
         raise unknown("config file", file, _config_files())
-    config = runpy.run_path(file)["get_config"](arg or None)
+    get_config = runpy.run_path(file).get("get_config")
+    if get_config is None:
+        raise unknown("config file", file, _config_files())
+    config = get_config(arg or None)
     for name in named:
         _check_field(config, name.split("."))
 

@@ -14,10 +14,10 @@ from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.history import read_history
 from bigan_jax.parallel import Runner
 from bigan_jax.task import prepared
-from configs import improved_bigan
+from configs import cae, improved_bigan
 from tests.test_divergence import by_programs
 from tests.test_programs import BIGAN, DUE, ORDER
-from tests.test_run import SMALL_BIGAN, configured
+from tests.test_run import SMALL, SMALL_BIGAN, configured
 from tests.test_seeds import runner, states
 
 EPOCHS = 4
@@ -59,6 +59,25 @@ def trained(workdir, monkeypatch, scanned, ahead=True):
         for row in read_history(workdir)
     ]
     return found, rows, done
+
+
+def test_statistics_are_of_batches_that_mix_all_kinds(tmp_path, monkeypatch):
+    """Pictures lie sorted by kind, and a batch of one kind lacks the variance between kinds."""
+    orders, with_statistics = [], Runner.with_statistics
+
+    def noted(self, state, order):
+        orders.append(order)
+        return with_statistics(self, state, order)
+
+    monkeypatch.setattr(Runner, "with_statistics", noted)
+    fields = SMALL | {"data.category": "head,leaf", "phases.phase1.epochs": 2}
+    with prepared({tmp_path: configured(cae, "phantom", fields)}) as (task,):
+        training.fit(task)
+        kinds = task.dataset.train.condition
+    assert (np.diff(kinds) >= 0).all() and len(set(kinds)) == 2
+    first, second = orders
+    np.testing.assert_array_equal(first, second)
+    assert all(len(set(kinds[batch])) == 2 for batch in first)
 
 
 def test_each_checkpoint_is_of_its_epoch(tmp_path, monkeypatch):

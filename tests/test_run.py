@@ -20,6 +20,7 @@ import bigan_jax
 from bigan_jax import data
 from bigan_jax.build import build
 from bigan_jax.checkpoint import Checkpoints
+from bigan_jax.epochs import epoch_order
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import data_fields
 from bigan_jax.loading import restore
@@ -107,12 +108,13 @@ def test_the_command_leaves_what_it_promises(finished):
 
 
 def test_what_scores_has_the_statistics_of_the_training_pictures(finished):
-    """The first BatchNorm's, from its convolution over every whole batch of training pictures."""
+    """The first BatchNorm's, from its convolution over the batches of the first epoch."""
     workdir, _ = finished
     config = read_config(workdir)
     state, _ = restore(config, workdir, 1)
     images = data.load(**data_fields(config)).train.image
-    images = images[: len(images) // config.batch_size * config.batch_size] / np.float32(255)
+    shape = len(images), len(images) // config.batch_size, config.batch_size
+    images = images[epoch_order(config.seed, 0, *shape).ravel()] / np.float32(255)
     kernel = state.params["encoder"]["EncoderStage_0"]["Downsample_0"]["kernel"]
     maps = jax.lax.conv_general_dilated(
         images, kernel, (2, 2), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -219,6 +221,8 @@ def test_another_config_is_refused(finished):
         (["--config=configs/cae.py", "--config.data.image_size=40"], ["40", "multiple of 16"]),
         (["--config=configs/cae.py:brain"], ["data/brain", "healthy/", "Kaggle", ":phantom"]),
         (["--config=configs/cae.py", "--config.seed=-1"], ["config.seed=-1"]),
+        (["--config=configs/cae.py", "--config.seed=-1", "--config.seeds=2"], ["config.seed=-1"]),
+        (["--config=configs/common.py"], ["'configs/common.py'", "configs/cae.py"]),
         (["--config=configs/cae.py", "--config.checkpoint.every=0"], ["config.checkpoint.every=0"]),
         (["--config=configs/cae.py", "--config.model.widths=()"], ["config.model.widths=()"]),
         (["--config=configs/anogan.py", "--config.model.search_steps=0"], ["search_steps=0"]),

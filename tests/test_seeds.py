@@ -22,6 +22,7 @@ from bigan_jax.models import fcae, improved_bigan
 from bigan_jax.task import prepared
 from bigan_jax.workdir import default_name, read_config
 from configs import cae
+from tests.fabricated import write_run
 from tests.test_divergence import by_programs
 from tests.test_run import configured
 
@@ -273,3 +274,13 @@ def test_mistakes_about_seeds_are_told(alone, tmp_path):
     with pytest.raises(UserError, match=r"config\.sweep\.seeds"):
         sweep_plan.plan(config(seeds=2), "configs/cae.py:phantom", {}, tmp_path)
     assert default_name(config(seed=3, seeds=2)).name == "cae-phantom-bottle-seeds3-4"
+
+
+def test_seeds_that_differ_in_more_have_no_summary(tmp_path):
+    folders = [tmp_path / f"seed{seed}" for seed in (0, 1)]
+    for seed, folder in enumerate(folders):
+        reduction = ("mean", "top1")[seed]
+        write_run(folder, seed=seed, config={"score.reduction": reduction})
+    with pytest.raises(UserError, match=r"score\.reduction"):
+        seeds.summarise(tmp_path, folders)
+    assert (tmp_path / "comparison.md").exists() and not (tmp_path / "summary.json").exists()
