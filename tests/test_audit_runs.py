@@ -182,6 +182,15 @@ def test_a_run_does_not_test_on_what_it_trained_on(tmp_path):
     assert (tmp_path / "run" / "evaluation.json").read_text() == before
 
 
+def test_new_names_do_not_hide_what_trained(tmp_path):
+    """The split goes by names: where a folder's layout changes, it deals every picture anew."""
+    config = folder(tmp_path / "screws", 0)
+    bigan_jax.train(config, tmp_path / "run")
+    (tmp_path / "screws" / "normal").rename(tmp_path / "screws" / "good")
+    with pytest.raises(UserError, match=r"trained on \d+ of the pictures .*--workdir"):
+        bigan_jax.evaluate(tmp_path / "run")
+
+
 def test_files_of_an_archive_tell_as_much(tmp_path):
     """Also of one whose layout begins further down."""
     for i, picture in enumerate([*scenes(30), *scenes(6, 1)]):

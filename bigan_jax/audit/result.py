@@ -86,10 +86,11 @@ class Audit(NamedTuple):
     def check(self, workdir: Path) -> None:
         """Raises UserError where the run in the folder trained on other pictures, of which none is
         among these, or on some that would test it now. Its config would not tell: the folder of the
-        pictures may move, and a table may tell what belongs together."""
+        pictures may move, and with their names the split; a table may tell what belongs together.
+        Copies of what trains now are the audit's to tell."""
         theirs = _trained(workdir / "split.csv")
         ours = {pixels for *_, part, pixels in self.split if part == "train"}
-        if theirs and ours.isdisjoint(pixels for _, pixels in theirs):
+        if theirs and ours.isdisjoint(theirs):
             raise UserError(
                 f"{workdir} holds a run on other pictures: it trained on {len(theirs)}, none of "
                 "which is among those that would train now. Give another --workdir."
@@ -97,7 +98,7 @@ class Audit(NamedTuple):
         known = [
             path
             for path, *_, part, pixels in self.split
-            if part in ("calibration", "test") and (path, pixels) in theirs
+            if part in ("calibration", "test") and pixels in theirs - ours
         ]
         if known:
             raise UserError(
@@ -148,12 +149,12 @@ class Audit(NamedTuple):
 
 
 def _trained(path):
-    """The path and pixels of what a split.csv says trained; nothing where there is none, or one of
-    an older version."""
+    """The pixels of what a split.csv says trained; nothing where there is none, or one of an older
+    version."""
     try:
         text = read_bounded(path, _MOST_SPLIT).decode("utf-8", "surrogateescape")
         rows = csv.DictReader(io.StringIO(text, newline=""))
-        return {(row["path"], row["pixels"]) for row in rows if row["part"] == "train"}
+        return {row["pixels"] for row in rows if row["part"] == "train"}
     except (UserError, KeyError, csv.Error):
         return set()
 
