@@ -162,9 +162,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
             )
         return
     file, _, arg = named["config"].partition(":")
-    if not Path(file).is_file():
-        raise unknown("config file", file, _config_files())
-    get_config = runpy.run_path(file).get("get_config")
+    get_config = runpy.run_path(file).get("get_config") if Path(file).is_file() else None
     if get_config is None:
         raise unknown("config file", file, _config_files())
     config = get_config(arg or None)

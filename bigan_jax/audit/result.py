@@ -95,10 +95,11 @@ class Audit(NamedTuple):
                 f"{workdir} holds a run on other pictures: it trained on {len(theirs)}, none of "
                 "which is among those that would train now. Give another --workdir."
             )
+        left = theirs - ours
         known = [
             path
             for path, *_, part, pixels in self.split
-            if part in ("calibration", "test") and pixels in theirs - ours
+            if part in ("calibration", "test") and pixels in left
         ]
         if known:
             raise UserError(
