@@ -220,8 +220,17 @@ def seeds_side_by_side(config, batch_size, seeds=5, steps=4, rounds=4):
 
 
 def whole_schedule(config, toy):
+    """`watched`, of a training on drawn pictures that is not kept."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        prepared({Path(folder) / "run": config}) as (task,),
+    ):
+        return watched(task, 3 if toy else 20)
+
+
+def watched(task, epochs):
     """Seconds of a training from its first step to its last, compilation and all else between them
-    included, and of its commonest epoch."""
+    included, and of its commonest epoch, alone as well, among so many given at once."""
     ends, kinds, add, train = [], [], Record.add, training.advance
 
     def advance(*arguments):
@@ -233,17 +242,12 @@ def whole_schedule(config, toy):
         kinds.append(schedule.due(moment))
         return add(self, progress, moment, *rest)
 
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        prepared({Path(folder) / "run": config}) as (task,),
-        patch.object(Record, "add", noted),
-        patch.object(training, "advance", advance),
-    ):
+    with patch.object(Record, "add", noted), patch.object(training, "advance", advance):
         state = training.fit(task)
         ended = time.perf_counter()
-        ((due, _),) = Counter(kinds).most_common(1)
-        spent = np.diff(ends)[[kind == due for kind in kinds]]
-        busy = device_seconds(task, state, due, 3 if toy else 20)
+    ((due, _),) = Counter(kinds).most_common(1)
+    spent = np.diff(ends)[[kind == due for kind in kinds]]
+    busy = device_seconds(task, state, due, epochs)
     wall = float(np.mean(spent[1:]))  # the first was compiled; checkpoints count
     return {
         "pictures": len(task.dataset.train.image),

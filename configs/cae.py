@@ -19,6 +19,6 @@ def get_config(arg=None):
     config.batch_size = 16  # target sets are small: twice the steps for the same work
     config.model = {"latent": 128, "widths": (32, 64, 128, 256)}
     config.model_name = "cae"
-    config.optimizers = {"reconstruction": common.optimizer(1e-3, rate="one_cycle")}
+    config.optimizers = {"reconstruction": common.optimizer(2e-3, rate="one_cycle")}
     config.phases = {"phase1": common.phase(120, reconstruction=(1, 1))}
     return common.finish(config, arg)
