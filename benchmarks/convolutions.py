@@ -130,7 +130,7 @@ _PRODUCTS = {
         ),
     },
     "product of rows and columns": {
-        ", kernel's": lambda image, _, code: convolutions._same_kernel_gradient(image, code)
+        ", kernel's": lambda image, _, code: convolutions._same_kernel_gradient_by_rows(image, code)
     },
 }
 

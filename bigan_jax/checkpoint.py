@@ -30,6 +30,8 @@ _NAME = re.compile(r"(\d+)(?:-(\d+))?")  # epochs done, steps done of the next
 _MOST_RATIO = 100
 _FREE = 2**30  # bytes not held against the ratio
 _FOR_EVER = 10**9  # seconds
+# One for all runs that go side by side: Orbax mixes up what begins at the same time.
+_saver = ThreadPoolExecutor(1, "checkpoint")
 _UNFINISHED = (".orbax-checkpoint-tmp", ".deleting")
 
 
@@ -69,6 +71,7 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(
             handler, async_options=patient, multiprocessing_options=own
         )
+        self._begun = None
 
     def names(self) -> list[tuple[int, int]]:
         """(epochs, steps of the next) of each checkpoint that is there, in order."""
@@ -76,14 +79,19 @@ class Checkpoints:
         return sorted((int(m[1]), int(m[2] or 0)) for m in found if m)
 
     def save(self, progress: Progress, state: State) -> None:
-        """Starts writing; training may go on at once, and may reuse the state's memory. Of several
-        processes, which all have the same state, only process 0 writes it.
+        """Starts writing; training may go on at once, but not use the state's memory for another
+        before `wait`. Of several processes, which all have the same state, only process 0 writes.
 
-        Raises UserError where this checkpoint, or the one before, cannot be written.
+        Raises UserError where the checkpoint before this cannot be written; `wait` does of this.
         """
         name = progress.epochs, progress.step
         if name in self.names() or not cluster.is_primary():
             return
+        self.wait()
+        self._begun = _saver.submit(self._save, name, progress, state)
+
+    def _save(self, name, progress, state):
+        """What keeps an accelerator's host for a second: fetches the state and hashes it."""
         tree = jax.device_get(state._asdict())
         content = progress._asdict()
         history = content.pop("history").encode()
@@ -94,9 +102,7 @@ class Checkpoints:
             history=bytes_item.Save(history),
             progress=ocp.args.JsonSave({"content": content, "sha256": _digest_json(content)}),
         )
-        self.wait()
-        with self._writable():
-            self._orbax.save(self._path(name), args=args)
+        self._orbax.save(self._path(name), args=args)
 
     def wait(self) -> None:
         """Waits for what is still being written, then deletes what need not stay.
@@ -104,6 +110,9 @@ class Checkpoints:
         Raises UserError where it cannot be written.
         """
         with self._writable():
+            begun, self._begun = self._begun, None
+            if begun:
+                begun.result()
             self._orbax.wait_until_finished()
             names = self.names()
             whole = [name for name in names if not name[1]]

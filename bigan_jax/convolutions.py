@@ -1,10 +1,11 @@
 """4x4 convolutions of stride 2 and their adjoints, 3x3 and 1x1 ones, in the forms in which XLA is
 fast.
 
-The first two are each other's input gradient. Left to automatic differentiation XLA:CPU takes the
-weight gradient of a transposed convolution with a reversed window, for which it has no fast kernel:
-30 to 50 times slower than the same numbers taken as the adjoint's weight gradient, as here. Nor is
-its own weight gradient of a convolution fast on every processor: docs/cpu.md has times. On a GPU
+A convolution, its adjoint and its kernel's gradient are each other's derivatives: what of three
+things is given two makes the third. Left to automatic differentiation XLA:CPU takes the weight
+gradient of a transposed convolution with a reversed window, for which it has no fast kernel: 30 to
+50 times slower than the same numbers taken as the adjoint's weight gradient, as here. Nor is its
+own weight gradient of a convolution fast on every processor: docs/cpu.md has times. On a GPU
 cuDNN's kernels are the fastest, but for pictures, whose few channels they pad: docs/gpu.md.
 """
 
@@ -15,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -35,11 +37,15 @@ def upsample(
     code: Float[Array, "b h w d"], kernel: Float[Array, "4 4 c d"]
 ) -> Float[Array, "b 2*h 2*w c"]:
     """The adjoint of `downsample`: flax's ConvTranspose with transpose_kernel=True, "SAME"."""
-    if _on_cpu() or _sees_picture(kernel):
-        return _upsample_by_grid(code, kernel)
-    batch, height, width, _ = code.shape
-    image = jax.ShapeDtypeStruct((batch, 2 * height, 2 * width, kernel.shape[2]), code.dtype)
-    return jax.linear_transpose(lambda x: _downsample_as_it_is(x, kernel), image)(code)[0]
+    by_grid = _on_cpu() or _sees_picture(kernel)
+    return (_upsample_by_grid if by_grid else _upsample_as_it_is)(code, kernel)
+
+
+@jax.custom_vjp
+def _kernel_gradient(image, code):
+    """[b, h, w, c] and [b, h/2, w/2, d] -> [4, 4, c, d]: of `downsample`, and of `upsample`."""
+    by_grid = _on_cpu() or _few(image, code)
+    return (_kernel_gradient_by_grid if by_grid else _kernel_gradient_as_it_is)(image, code)
 
 
 @jax.custom_vjp
@@ -47,9 +53,46 @@ def same(
     image: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
 ) -> Float[Array, "b h w d"]:
     """Convolution with stride 1 and one pixel of zero padding."""
-    if not _on_cpu() and _sees_picture(kernel):
-        return _same_by_product(image, kernel)
-    return lax.conv_general_dilated(image, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=_NHWC)
+    if _on_cpu() or not _sees_picture(kernel):
+        return _same_as_it_is(image, kernel)
+    return _same_by_product(image, kernel)
+
+
+@jax.custom_vjp
+def _same_adjoint(code, kernel):
+    """[b, h, w, d] and [3, 3, c, d] -> [b, h, w, c]"""
+    if _on_cpu() or _sees_picture(kernel):
+        return same(code, turned(kernel))
+    return _same_adjoint_as_it_is(code, kernel)
+
+
+@jax.custom_vjp
+def _same_kernel_gradient(image, code):
+    """[b, h, w, c] and [b, h, w, d] -> [3, 3, c, d]"""
+    if _on_cpu():
+        return _same_kernel_gradient_by_rows(image, code)
+    few = _few(image, code)
+    return (_picture_kernel_gradient if few else _same_kernel_gradient_as_it_is)(image, code)
+
+
+def _derive(forward, adjoint, kernel_gradient):
+    """Makes each of the three the derivative of the others."""
+    forward.defvjp(
+        lambda x, kernel: (forward(x, kernel), (x, kernel)),
+        lambda saved, code: (adjoint(code, saved[1]), kernel_gradient(saved[0], code)),
+    )
+    adjoint.defvjp(
+        lambda code, kernel: (adjoint(code, kernel), (code, kernel)),
+        lambda saved, x: (forward(x, saved[1]), kernel_gradient(x, saved[0])),
+    )
+    kernel_gradient.defvjp(
+        lambda x, code: (kernel_gradient(x, code), (x, code)),
+        lambda saved, kernel: (adjoint(saved[1], kernel), forward(saved[0], kernel)),
+    )
+
+
+_derive(downsample, upsample, _kernel_gradient)
+_derive(same, _same_adjoint, _same_kernel_gradient)
 
 
 def _on_cpu():
@@ -61,16 +104,58 @@ def _sees_picture(kernel):
     return min(kernel.shape[2:]) <= 3
 
 
-def _downsample_as_it_is(image, kernel):
+def _few(image, code):
+    return min(image.shape[-1], code.shape[-1]) <= 3
+
+
+# --- as XLA has them ------------------------------------------------------------------------------
+
+
+def _seed_by_seed(convolve):
+    """Of several seeds side by side, each with a kernel of its own, one after the other. As one it
+    would be a grouped convolution: five seeds took 6.8 times as long as one on an H200."""
+    alone = custom_vmap(convolve)
+
+    @alone.def_vmap
+    def abreast(seeds, mapped, *arguments):
+        if seeds > 1 and not all(mapped):  # as VGG16's: one convolution of all their pictures
+            return jax.vmap(convolve, [0 if x else None for x in mapped])(*arguments), True
+        each = [
+            alone(*(x[seed] if m else x for x, m in zip(arguments, mapped, strict=True)))
+            for seed in range(seeds)
+        ]
+        return jnp.stack(each), True
+
+    return alone
+
+
+def _strided(image, kernel):
     return lax.conv_general_dilated(image, kernel, (2, 2), [(1, 1)] * 2, dimension_numbers=_NHWC)
 
 
-def _kernel_gradient(image, kernel, code):
-    """The strided convolution's, of both."""
-    if _on_cpu() or _sees_picture(kernel):
-        return _kernel_gradient_by_grid(image, code)
-    _, transpose = jax.vjp(partial(_downsample_as_it_is, image), kernel)
-    return transpose(code)[0]
+def _unstrided(image, kernel):
+    return lax.conv_general_dilated(image, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=_NHWC)
+
+
+def _adjoint(convolve, code, kernel, stride):
+    batch, height, width, _ = code.shape
+    shape = batch, stride * height, stride * width, kernel.shape[2]
+    image = jax.ShapeDtypeStruct(shape, code.dtype)
+    return jax.linear_transpose(lambda x: convolve(x, kernel), image)(code)[0]
+
+
+def _gradient(convolve, image, code, size):
+    shape = size, size, image.shape[-1], code.shape[-1]
+    kernel = jax.ShapeDtypeStruct(shape, code.dtype)
+    return jax.linear_transpose(lambda x: convolve(image, x), kernel)(code)[0]
+
+
+_downsample_as_it_is = _seed_by_seed(_strided)
+_upsample_as_it_is = _seed_by_seed(partial(_adjoint, _strided, stride=2))
+_kernel_gradient_as_it_is = _seed_by_seed(partial(_gradient, _strided, size=4))
+_same_as_it_is = _seed_by_seed(_unstrided)
+_same_adjoint_as_it_is = _seed_by_seed(partial(_adjoint, _unstrided, stride=1))
+_same_kernel_gradient_as_it_is = _seed_by_seed(partial(_gradient, _unstrided, size=3))
 
 
 # --- by the grid ----------------------------------------------------------------------------------
@@ -158,24 +243,6 @@ def _moved(code, tap):
     return jnp.pad(code, ((0, 0), *((n, 1 - n) for n in tap), (0, 0)))
 
 
-def _downsample_forward(image, kernel):
-    return downsample(image, kernel), (image, kernel)
-
-
-def _downsample_backward(saved, code):
-    image, kernel = saved
-    return upsample(code, kernel), _kernel_gradient(image, kernel, code)
-
-
-def _upsample_forward(code, kernel):
-    return upsample(code, kernel), (code, kernel)
-
-
-def _upsample_backward(saved, image):
-    code, kernel = saved
-    return downsample(image, kernel), _kernel_gradient(image, kernel, code)
-
-
 # --- stride 1 -------------------------------------------------------------------------------------
 
 
@@ -189,24 +256,12 @@ def _same_by_product(image, kernel):
     return _summed(_neighbours(_neighbours(parts[:, :, :, i, j], 1, [i]), 2, [j]) for i, j in taps)
 
 
-def _same_forward(image, kernel):
-    return same(image, kernel), (image, kernel)
-
-
-def _same_backward(saved, code):
-    image, kernel = saved
-    if not _on_cpu() and not _sees_picture(kernel):
-        return jax.vjp(same.__wrapped__, image, kernel)[1](code)
-    of_kernel = _same_kernel_gradient if _on_cpu() else _picture_kernel_gradient
-    return same(code, turned(kernel)), of_kernel(image, code)
-
-
 def turned(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "3 3 d c"]:
     """The kernel of `same`'s adjoint, which is a `same` too."""
     return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
 
-def _same_kernel_gradient(image, code):
+def _same_kernel_gradient_by_rows(image, code):
     """One matrix product: of the image, moved for each column of the kernel, and the code, moved
     for each row. Either alone would be copied nine times."""
     channels, depth = image.shape[-1], code.shape[-1]
@@ -234,11 +289,6 @@ def _neighbours(x, axis, places):
     size = x.shape[axis]
     moved = [lax.slice_in_dim(padded, n, n + size, axis=axis) for n in places]
     return jnp.concatenate(moved, -1)
-
-
-downsample.defvjp(_downsample_forward, _downsample_backward)
-upsample.defvjp(_upsample_forward, _upsample_backward)
-same.defvjp(_same_forward, _same_backward)
 
 
 Initializer = Callable[..., Array]

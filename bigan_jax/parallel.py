@@ -27,6 +27,7 @@ from bigan_jax.layout import Layout, copy, first, replicate, scatter
 
 __all__ = ["Runner", "copy", "first", "fit_batches", "replicate"]
 
+_STATISTICS = ("statistics",)  # their program's name, among those of what is due in a step
 _CHUNK = 16 * 2**20  # bytes of pictures that one scanned program is given where they are streamed
 
 
@@ -77,8 +78,9 @@ class Runner:
             for name in detector.objectives
         }
         self._advance = each(partial(game.advance, detector), 0)
-        self._plain_batch = mapped(each(partial(game.prepare, augmentation={}), 0, None, 0))
-        self._statistics = mapped(each(partial(game.batch_statistics, detector), 0, None, 0))
+        self._plain_batch = each(partial(game.prepare, augmentation={}), 0, None, 0)
+        self._batch_statistics = each(partial(game.batch_statistics, detector), 0, None, 0)
+        self._statistics = mapped(self._summed_statistics if self._scanned else self._statistics_of)
         self._programs, self._compiling, self._compilers = {}, {}, None
         if not self._scanned:
             self._prepare = mapped(self._prepare)
@@ -115,8 +117,7 @@ class Runner:
         """As `epoch`, without waiting for the devices: `logs` does, of what this returns."""
         if not len(order):
             return state, []
-        if due in self._compiling:
-            self._compiling.pop(due).result()
+        self._await(due)
         run = self._program(due) if self._scanned else self._one_step(due)
         rows, done = [], 0
         with closing(self._pieces(order, self._scanned)) as pieces:
@@ -229,16 +230,24 @@ class Runner:
         its own.
 
         programs: what is due in their steps, in the order of need. state, order: of their shapes.
+        The one for statistics comes last, where there are any.
         """
         given = state, self.frozen, self.pictures, scatter(self.layout.share(order))
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), given
         )
         self._compilers = ThreadPoolExecutor(thread_name_prefix="compile")
-        for due in programs:
+        named = {due: self._program(due) for due in programs}
+        if _has_statistics(state):
+            named[_STATISTICS] = self._statistics
+        for name, program in named.items():
             # JAX keeps it with the program, and finds it at the call.
-            compile_it = self._program(due).lower(*shapes).compile
-            self._compiling[due] = self._compilers.submit(compile_it)
+            compile_it = program.lower(*shapes).compile
+            self._compiling[name] = self._compilers.submit(compile_it)
+
+    def _await(self, name):
+        if name in self._compiling:
+            self._compiling.pop(name).result()
 
     def is_compiled(self, due: tuple[str, ...]) -> bool:
         """Whether `begin` would not wait for its program's compilation, nor fail with it."""
@@ -254,15 +263,29 @@ class Runner:
     def with_statistics(self, state: State, order: Int[np.ndarray, "steps *seeds batch"]) -> State:
         """The state with BatchNorm statistics averaged over the batches of `order`, pictures as
         they are, without augmentation."""
-        if not any("batch_stats" in c for c in state.collections.values()):
+        if not _has_statistics(state):
             return state
+        self._await(_STATISTICS)
         total = None
-        with closing(self._pieces(order, scanned=False)) as pieces:
+        with closing(self._pieces(order, self._scanned)) as pieces:
             for pictures, indices in pieces:
-                batch = self._plain_batch(state, pictures, indices)
-                seen = self._statistics(state, self.frozen, batch)
+                seen = self._statistics(state, self.frozen, pictures, indices)
                 total = seen if total is None else jax.tree.map(jnp.add, total, seen)
                 # One at a time: streamed pictures would pile up, and of programs that average over
                 # simulated devices several may hold all threads of a CPU, each waiting for more.
-                jax.block_until_ready(total)
+                if not self.whole_epochs:
+                    jax.block_until_ready(total)
         return game.with_statistics(state, jax.tree.map(lambda x: x / len(order), total))
+
+    def _statistics_of(self, state, frozen, pictures, indices):
+        return self._batch_statistics(state, frozen, self._plain_batch(state, pictures, indices))
+
+    def _summed_statistics(self, state, frozen, pictures, order):
+        _, seen = lax.scan(
+            lambda _, i: (None, self._statistics_of(state, frozen, pictures, i)), None, order
+        )
+        return jax.tree.map(lambda x: x.sum(0), seen)
+
+
+def _has_statistics(state):
+    return any("batch_stats" in c for c in state.collections.values())

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -68,6 +69,18 @@ def test_what_is_saved_comes_back(states, tmp_path):
     assert found == progress and equal(jax.device_get(state), states[1])
     assert checkpoints.restore(states[0], whole=True) is None  # it is within an epoch
     assert [p.name for p in checkpoints.folder.iterdir()] == ["4-2"]
+
+
+def test_a_training_does_not_wait_for_its_state_to_leave_the_device(states, tmp_path, monkeypatch):
+    may_leave, fetch = threading.Event(), jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: may_leave.wait(60) and fetch(tree))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(Progress(1), states[1])
+    assert checkpoints.names() == []
+    may_leave.set()
+    checkpoints.close()
+    assert checkpoints.names() == [(1, 0)]
+    assert equal(fetch(Checkpoints(tmp_path, read_only=True).restore(states[0])[1]), states[1])
 
 
 def damages(path):

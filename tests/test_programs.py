@@ -157,6 +157,27 @@ def test_the_perceptual_target_has_no_gradient():
     assert [made[k.size] for k in kernels] == [0, 0]
 
 
+def test_seeds_side_by_side_make_no_grouped_convolution(monkeypatch):
+    """For which cuDNN is slow: each seed's is its own, but VGG16's, whose kernel all share."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    devices(monkeypatch, 1)
+    detector = PERCEPTUAL(widths=(8, 16), discriminator_widths=(8, 16))
+    run = runner(detector, optax.adam(1e-3), scanned=True, seeds=3)
+    state = jax.tree.map(lambda *x: jnp.stack(x), *states(detector, optax.adam(1e-3), range(3)))
+    shares = run.layout.share(np.arange(24).reshape(2, 3, 4))
+    made = jax.make_jaxpr(run._program(DUE))(
+        run.layout.place(state), run.frozen, run.pictures, shares
+    )
+    groups, batches = Counter(), Counter()
+    for equation in walk(made.jaxpr):
+        if equation.primitive.name == "conv_general_dilated":
+            groups[equation.params["feature_group_count"]] += 1
+            groups[equation.params["batch_group_count"]] += 1
+            batches[equation.invars[0].aval.shape[0]] += 1
+    assert set(groups) == {1}
+    assert batches[12] > 0, batches  # VGG16 sees the pictures of all three at once
+
+
 @pytest.mark.parametrize("scanned", [False, True])
 def test_a_state_s_memory_is_used_again(scanned):
     """Donation: the state that went in is gone, and JAX found a use for all of it."""
