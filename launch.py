@@ -7,6 +7,7 @@ python launch.py --mode=compare --workdirs='runs/*' --output=DIR
 python launch.py --mode=sweep --config.sweep.models=all --config.sweep.seeds=5 --output=DIR
 """
 
+import os
 import shlex
 import sys
 
@@ -112,6 +113,12 @@ def main(arguments):
     if _MODE.value == "sweep" and _WORKDIR.value is not None:
         raise UserError("--workdir is for one run: say where a sweep's runs go by --output=DIR")
 
+    if _MODE.value in ("train", "evaluate") and _OUTPUT.value is not None:
+        raise UserError(f"--output is not for {_MODE.value}: say where a run is by --workdir=DIR")
+    if _MODE.value == "compare" and _WORKDIR.value is not None:
+        raise UserError("say what to compare by --workdirs='runs/*', not by --workdir")
+    workdir, output, given = map(_place, (_WORKDIR.value, _OUTPUT.value, _INPUT.value))
+
     interrupts.catch(_TIME_LIMIT.value)
     keep_programs(_COMPILATION_CACHE.value)
     keep_freed()
@@ -121,24 +128,29 @@ def main(arguments):
         from bigan_jax.joining import joined
 
         train = bigan_jax.train  # imports, which may hold up the signs of life, come before them
-        given = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-        with joined(*given, _PEER_TIMEOUT.value):
-            train(_CONFIG.value, _WORKDIR.value)
+        process = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        with joined(*process, _PEER_TIMEOUT.value):
+            train(_CONFIG.value, workdir)
     elif _MODE.value == "predict":
-        what = _WORKDIR.value, _INPUT.value, _OUTPUT.value, _CONDITION.value
-        found = bigan_jax.predict(*what, maps=_MAPS.value)
+        found = bigan_jax.predict(workdir, given, output, _CONDITION.value, maps=_MAPS.value)
         return 2 if found.unreadable else 0
     elif _MODE.value == "compare":
-        found = bigan_jax.compare(_WORKDIRS.value, _OUTPUT.value or "comparison")
+        found = bigan_jax.compare(_WORKDIRS.value, output or "comparison")
         return 2 if found.left_out else 0
     elif _MODE.value == "sweep":
         flag = flags.FLAGS["config"]
         file = config_flags.get_config_filename(flag)
         overrides = config_flags.get_override_values(flag)
-        found = bigan_jax.sweep(_CONFIG.value, file, overrides, _OUTPUT.value or "runs")
+        command = sys.executable, sys.argv[0], "--num_processes=1"
+        found = bigan_jax.sweep(_CONFIG.value, file, overrides, output or "runs", command)
         return 2 if found.failures or not found.comparison or found.comparison.left_out else 0
     else:
-        bigan_jax.evaluate(_WORKDIR.value, _CONFIG.value)
+        bigan_jax.evaluate(workdir, _CONFIG.value)
+
+
+def _place(path):
+    """A path of the command line, where shells leave a ~ after "=" as it is."""
+    return path and os.path.expanduser(path)
 
 
 if __name__ == "__main__":
@@ -146,6 +158,10 @@ if __name__ == "__main__":
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
         sys.exit(f"error: {shown(error)}")
+    except OSError as error:  # a folder that one may not enter, a name too long for the disk
+        if error.filename is None:
+            raise
+        sys.exit(f"error: {shown(f'{error.filename}: {error.strerror}')}")
     except KeyboardInterrupt as stopped:
         again = f"go on with: {shlex.join(['python', *sys.argv])}"
         told = "--output holds what was finished" if "--mode=predict" in sys.argv else again

@@ -60,6 +60,7 @@ def build(config: ConfigDict, conditions: int, steps_per_epoch: int, frozen: boo
         **fields,
     )
     phases = schedule.parse(config.phases.to_dict(), detector.objectives)
+    _check_updates(phases, detector.objectives)
     detector = detector._replace(objectives=_unused_first(detector.objectives, phases))
     return Build(detector, optimizers(config, detector, phases, steps_per_epoch), phases)
 
@@ -79,6 +80,14 @@ def optimizers(
         updates = schedule.updates_by_phase(phases, name, steps_per_epoch)
         made[name] = schedule.optimizer(updates, **fields)
     return made
+
+
+def _check_updates(phases, objectives):
+    if not any(sum(schedule.updates_by_phase(phases, name, 1)) for name in objectives):
+        raise UserError(
+            "nothing would train: no objective of config.phases has epochs in which it acts. Give "
+            "a phase more epochs, or an ablation less"
+        )
 
 
 def _unused_first(objectives, phases):

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
+from jaxtyping import PyTree
 
 from bigan_jax import bytes_item, cluster
 from bigan_jax.abandoned import unheard
@@ -231,6 +232,11 @@ class Checkpoints:
             yield
         except Exception as error:  # TensorStore's are no OSErrors
             raise cannot_write(self.folder, error) from error
+
+
+def digest(tree: PyTree) -> str:
+    """SHA-256 of a tree of arrays, as hexadecimal: of names, shapes, dtypes and values."""
+    return _digest_json(_leaves(jax.device_get(tree)))
 
 
 def _abstract(state):

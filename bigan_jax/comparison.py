@@ -2,6 +2,7 @@
 
 import glob
 import math
+import os
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -91,7 +92,7 @@ def _folders(patterns):
     """Every folder that the patterns name and that holds a run, or should."""
     found = {}
     for pattern in patterns:
-        folder = Path(pattern).expanduser()
+        folder = Path(os.path.expanduser(pattern))
         named = [folder] if folder.is_dir() else glob.glob(str(folder), recursive=True)
         if not named:
             raise UserError(f"--workdirs={pattern}: there is no such folder")

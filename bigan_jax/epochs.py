@@ -32,8 +32,11 @@ class Run:
     """How far a run has come, and its checkpoints."""
 
     def __init__(self, task: Task):
-        self.task, self.checkpoints = task, task.checkpoints()
-        self.restore()
+        self.task = task
+        with ExitStack() as held:
+            self.checkpoints = held.enter_context(closing(task.checkpoints()))
+            self.restore()
+            held.pop_all()
 
     def restore(self) -> None:
         """Goes to the newest sound checkpoint, or to the beginning."""
@@ -64,6 +67,8 @@ def advance(runs: Sequence[Run], runner: Runner, asked: Asked) -> list[Attempt]:
     Raises UserError where something cannot be written.
     """
     task, start = runs[0].task, runs[0].progress
+    for run in runs:
+        run.task.begin_to_train()
     with ExitStack() as held:
         bar = held.enter_context(closing(progress_bar(task.epochs, task.steps, start)))
         records = {

@@ -24,7 +24,8 @@ from bigan_jax.workdir import check, claim, read_config
 def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
     """Scores the test pictures anew from the workdir's newest checkpoint, and writes the results.
 
-    config: that of the workdir by default; another may differ in score and threshold only.
+    config: that of the workdir by default; another may differ in what has no part in training
+      only, such as score, threshold, and where the pictures lie.
     Returns what evaluation.json holds. Raises UserError where there is no run.
     """
     workdir = Path(workdir)
@@ -49,6 +50,9 @@ def check_fields(config: ConfigDict) -> None:
             f"config.data.calibration_fraction={config.data.calibration_fraction}: the threshold "
             "and the colours of error maps come from calibration pictures, so it must be above 0."
         )
+    for field, name in ("name", config.name), ("data.name", config.data.name):
+        if set(name) & set("/\\"):
+            raise UserError(f"config.{field}={name}: it names folders, and may not hold a slash")
     if config.seed < 0:
         raise UserError(f"config.seed={config.seed}: a seed is a whole number from 0 on")
     if config.checkpoint.every < 1:
@@ -71,9 +75,23 @@ def load_audited(config: ConfigDict) -> tuple[Dataset, Audit]:
     dataset = data.load(**data_fields(config))
     found = audit.audit(dataset, config.data.duplicates)
     dataset = audit.settle(dataset, found)
+    _check_parts(dataset)
     for note in dataset.notes:
         print(f"Note: {printable(note)}")
     return dataset, found
+
+
+def _check_parts(dataset):
+    """Each part has what is asked of it."""
+    if len(dataset.train.label) < 2:
+        raise UserError(
+            f"{len(dataset.train.label)} pictures would train: at least 2 are needed. Lower "
+            "--config.data.test_fraction or --config.data.calibration_fraction, or add pictures"
+        )
+    if not len(dataset.test.label):
+        raise UserError(
+            "no picture would be tested: raise --config.data.test_fraction, or add anomalous ones"
+        )
 
 
 def evaluate_run(
@@ -86,6 +104,7 @@ def evaluate_run(
 ) -> dict:
     """Evaluates a trained state and writes all files of its evaluation (`outcome.write`)."""
     assessment = assess(config, dataset, detector, state)
+    assessment.evaluation["n_train"] = found.number_trained(workdir)
     outcome.write(workdir, config, dataset.test, found, assessment)
     return assessment.evaluation
 

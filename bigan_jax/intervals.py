@@ -64,17 +64,18 @@ def resampled(
     with anomalous ones only, with both), so that every draw holds both classes. Scores have no
     part in it: detectors tested on the same pictures are resampled alike.
 
-    None with one class, and where a class comes from a single group: there is then nothing to
+    None with one class, and where no stratum of a class has two groups: there is then nothing to
     vary, and an interval would only look certain.
     """
     names, member = np.unique(np.asarray(group), return_inverse=True)
     positive = np.bincount(member, label, len(names)) > 0
     negative = np.bincount(member, ~label, len(names)) > 0
-    if min(positive.sum(), negative.sum()) < 2:
+    alone, both = (positive & ~negative, negative & ~positive), positive & negative
+    if any(max(stratum.sum(), both.sum()) < 2 for stratum in alone):
         return None
     rng = np.random.default_rng(seed)
     times = np.zeros((draws, len(names)), np.int64)
-    for stratum in (positive & ~negative, negative & ~positive, positive & negative):
+    for stratum in (*alone, both):
         if size := int(stratum.sum()):
             for row in times:
                 row[stratum] = np.bincount(rng.integers(size, size=size), minlength=size)

@@ -1,7 +1,7 @@
 """From a workdir to the detector that was trained there."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import jax
@@ -83,9 +83,8 @@ def restore(config: ConfigDict, workdir: Path, conditions: int) -> tuple[State, 
         like = jax.eval_shape(
             lambda: game.init(built.detector, built.optimizers, config.seed, picture_shape(config))
         )
-    checkpoints = Checkpoints(workdir, read_only=True)
-    found = checkpoints.restore(like, whole=True)
-    checkpoints.close()
+    with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        found = checkpoints.restore(like, whole=True)
     if found is None:
         raise UserError(f"{workdir} holds no checkpoint yet: train it first")
     return found[1], built.detector

@@ -148,7 +148,16 @@ class Scorer:
                 whole[start : start + size] = np.asarray(some)[: len(images) - start]
             bar.update()
         bar.close()
+        self._check_finite(scores.score)
         return scores
+
+    def _check_finite(self, score):
+        """NaN would be called normal: it reaches no threshold."""
+        if broken := int((~np.isfinite(score)).sum()):
+            raise UserError(
+                f"{broken} of {len(score)} pictures have no finite score: their reconstructions "
+                "are NaN or infinite. Train it anew, in float32 or at a lower learning rate"
+            )
 
     def decide(self, scores: Scores) -> Bool[np.ndarray, "n"]:
         """True where a picture is anomalous: its score reaches the threshold of the evaluation."""

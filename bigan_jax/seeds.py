@@ -75,7 +75,8 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
     """Scores the test pictures anew from the workdir's newest checkpoint, and writes the results;
     where it holds the folders of several seeds, for each of them.
 
-    config: that of the workdir by default; another may differ in score and threshold only.
+    config: that of the workdir by default; another may differ in what has no part in training
+      only, such as score, threshold, and where the pictures lie.
     Returns what evaluation.json holds, or summary.json. Raises UserError where there is no run.
     """
     workdir = Path(workdir)

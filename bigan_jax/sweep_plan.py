@@ -40,7 +40,7 @@ def plan(
     Raises UserError for a model, dataset, ablation or field that there is not.
     """
     path, _, argument = file.partition(":")
-    own, *modifiers = (argument or config.data.name).split(",")
+    own, *modifiers = (argument or "phantom").split(",")
     there = {p.stem: p for p in Path(path).parent.glob("*.py")}
     there = {name: there[name] for name in [*MODELS, *sorted(there)] if name in there}
     models = {k: v for k, v in there.items() if k not in ("__init__", "common")}

@@ -14,14 +14,17 @@ from bigan_jax import cluster, divergence, parallel, schedule
 from bigan_jax import detector as game
 from bigan_jax.audit import Audit
 from bigan_jax.build import Build, build, optimizers, picture_shape
-from bigan_jax.checkpoint import Checkpoints
+from bigan_jax.checkpoint import Checkpoints, digest
 from bigan_jax.data import Dataset
 from bigan_jax.detector import State, TrainingSet
+from bigan_jax.errors import UserError
 from bigan_jax.evaluation import check_fields, load_audited
 from bigan_jax.locking import alone
 from bigan_jax.parallel import Runner
 from bigan_jax.progress import Progress
-from bigan_jax.workdir import check, claim
+from bigan_jax.workdir import check, claim, read_bounded, write_whole
+
+FROZEN = "vgg16.sha256"  # the digest of weights that a loss looks through, and nothing trains
 
 
 class Task(NamedTuple):
@@ -46,6 +49,14 @@ class Task(NamedTuple):
         kept = self.config.checkpoint
         return Checkpoints(self.workdir, kept.keep, kept.keep_every)
 
+    def begin_to_train(self) -> None:
+        """Keeps what trains from here on, and by which frozen weights; an evaluation of what was
+        trained before goes."""
+        self.found.write_split(self.workdir)
+        if self.built.detector.frozen:
+            write_whole(self.workdir / FROZEN, digest(self.built.detector.frozen))
+        (self.workdir / "evaluation.json").unlink(missing_ok=True)
+
     def newest(self, checkpoints: Checkpoints) -> tuple[Progress, State]:
         """Where the newest sound checkpoint was, or the beginning; of several processes, as process
         0 has it."""
@@ -63,14 +74,15 @@ def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
     configs: by workdir. Raises as `training.train` does.
     """
     configs = {cluster.folder(workdir): config for workdir, config in configs.items()}
-    for config in configs.values():
-        check_fields(config)
-        divergence.check_policy(config.on_nan)
+    for each in configs.values():
+        check_fields(each)
+        divergence.check_policy(each.on_nan)
+    config = next(iter(configs.values()))  # in all that is shared as good as any
     with ExitStack() as held:
         for workdir in configs:
             held.enter_context(alone(workdir))
-        for workdir, config in configs.items():
-            check(workdir, config)
+        for workdir, own in configs.items():
+            check(workdir, own)
         dataset, found = load_audited(config)
         _compare_notes(config, dataset)
         print(found.table())
@@ -78,15 +90,27 @@ def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
         built = build(config, len(dataset.conditions), steps)
         for workdir in configs:
             found.check(workdir)
-        for workdir, config in configs.items():
-            claim(workdir, config)
+            _check_frozen(workdir, built.detector)
+        for workdir, own in configs.items():
+            claim(workdir, own)
             found.write(workdir)
 
         # Compiled, so that the initial values do not depend on how operations are fused elsewhere.
         begin = jax.jit(partial(_begin, built, picture_shape(config)))
         runner = cache(partial(_runner, config, built, dataset.train, steps))
         shared = built, dataset, found, steps, batch_size, begin, runner
-        yield [Task(config, *shared, workdir) for workdir, config in configs.items()]
+        yield [Task(own, *shared, workdir) for workdir, own in configs.items()]
+
+
+def _check_frozen(workdir, detector):
+    """No field tells which weights a file holds, or another version of a package."""
+    if not (workdir / FROZEN).exists():
+        return
+    if read_bounded(workdir / FROZEN, 1000) != digest(detector.frozen).encode():
+        raise UserError(
+            f"{workdir} holds a run that trained by other VGG16 weights: give those again by "
+            "--config.vgg16.weights=FILE, or another --workdir"
+        )
 
 
 def _compare_notes(config, dataset):

@@ -23,7 +23,7 @@ _FREE = (
     "data.tfds_dir",
     "data.stream",
     "on_nan",
-    "vgg16.",
+    "vgg16.",  # where the weights are; whether they are the same, task.FROZEN tells
 )
 
 # What a config means that was written before these fields were there.
@@ -218,6 +218,6 @@ def cannot_write(path: Path, error: Exception) -> UserError:
     """The error for a full disk, a folder that is read-only, a quota."""
     return UserError(
         f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): make room or "
-        "give another --workdir. Nothing that was done is lost: the same command goes on from the "
-        "last checkpoint."
+        "name another folder. Nothing that was done is lost: the same command goes on where this "
+        "one stopped."
     )

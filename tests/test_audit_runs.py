@@ -66,6 +66,7 @@ def test_files_and_table(tmp_path):
     set_.test.path[5] = "t/\udcff\x1b[2J.png"  # no UTF-8, and a terminal's order
     audit = leaks.audit(set_, "drop")
     audit.write(tmp_path)
+    audit.write_split(tmp_path)
     rows = {
         row["path"]: row
         for row in csv.DictReader(
@@ -141,6 +142,19 @@ def test_a_config_reaches_training_and_evaluation(tmp_path):
     assert "width" in audit.facts or not settled.test.label.any()
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"data.test_fraction": 0.0}, "no picture would be tested.*test_fraction"),
+        ({"data.calibration_fraction": 0.97}, "1 pictures would train.*calibration_fraction"),
+    ],
+)
+def test_parts_that_lack_what_is_asked_of_them(fields, words, tmp_path):
+    folder(tmp_path, 0)
+    with pytest.raises(UserError, match=words):
+        load_audited(configured(cae, "folder", SMALL | {"data.dir": str(tmp_path)} | fields))
+
+
 def folder(path, seed, count=40):
     """The config of a run on drawn pictures, which it writes to a folder."""
     (path / "normal").mkdir(parents=True)
@@ -180,6 +194,31 @@ def test_a_run_does_not_test_on_what_it_trained_on(tmp_path):
         with pytest.raises(UserError, match=r"trained on \d+ of the pictures .*--workdir"):
             call(*arguments)
     assert (tmp_path / "run" / "evaluation.json").read_text() == before
+
+
+def test_an_evaluation_leaves_what_trained_as_it_was(tmp_path):
+    """Whatever lies in the folder by then."""
+    config = folder(tmp_path / "screws", 0)
+    first = bigan_jax.train(config, tmp_path / "run")
+    split = (tmp_path / "run" / "split.csv").read_text()
+    for row in csv.DictReader(split.splitlines()):
+        if row["part"] == "train" and row["path"] < "normal/010.png":
+            (tmp_path / "screws" / row["path"]).unlink()
+    for call in partial(bigan_jax.train, config), bigan_jax.evaluate:
+        assert call(tmp_path / "run")["n_train"] == first["n_train"]
+        assert (tmp_path / "run" / "split.csv").read_text() == split
+
+
+def test_what_trained_is_not_forgotten_where_a_training_goes_on_without_it(tmp_path):
+    set_ = plain(scenes(10), scenes(4, 1))
+    leaks.audit(set_).write_split(tmp_path)
+    fewer = set_._replace(train=set_.train.take(np.arange(3, len(set_.train.path))))
+    leaks.audit(fewer).write_split(tmp_path)
+    assert leaks.audit(fewer).number_trained(tmp_path) == len(set_.train.path)
+    leaks.audit(set_).check(tmp_path)
+    tested = fewer._replace(test=set_.train.take(np.arange(3)))
+    with pytest.raises(UserError, match="trained on 3 of the pictures"):
+        leaks.audit(tested).check(tmp_path)
 
 
 def test_new_names_do_not_hide_what_trained(tmp_path):

@@ -1,5 +1,6 @@
 """What every detector keeps, whatever it is: one suite over all files in configs/."""
 
+import importlib
 import re
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from bigan_jax import parallel
 from bigan_jax.build import build
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.detector import Batch, TrainingSet
+from bigan_jax.errors import UserError
 from bigan_jax.progress import Progress
 from bigan_jax.scorer import Scorer
 from bigan_jax.scoring import Formula
@@ -244,3 +246,17 @@ def test_parameter_count_is_as_stated(name):
     stated = re.search(r"([\d,]+) parameters at 128x128x1", model.__doc__)
     assert stated, f"{model.__name__} does not state its parameters ({count:,})"
     assert int(stated[1].replace(",", "")) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "fields"),
+    [
+        ("cae", "phantom", {"phases.phase1.epochs": 0}),
+        ("improved_bigan", "phantom,plain,no_adversarial", {}),
+    ],
+)
+def test_a_schedule_that_trains_nothing_is_refused(name, argument, fields):
+    config = importlib.import_module(f"configs.{name}").get_config(argument)
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match="nothing would train"):
+        build(config, 1, steps_per_epoch=1)

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from bigan_jax import epochs, parallel, training
+from bigan_jax import epochs, parallel, training, vgg16
 from bigan_jax.checkpoint import Checkpoints
+from bigan_jax.errors import UserError
 from bigan_jax.history import read_history
 from bigan_jax.parallel import Runner
 from bigan_jax.task import prepared
@@ -78,6 +79,38 @@ def test_statistics_are_of_batches_that_mix_all_kinds(tmp_path, monkeypatch):
     first, second = orders
     np.testing.assert_array_equal(first, second)
     assert all(len(set(kinds[batch])) == 2 for batch in first)
+
+
+def test_an_evaluation_goes_once_training_goes_on(tmp_path):
+    """It would pass for one of what was trained last."""
+    fields = SMALL | {"phases.phase1.epochs": 1}
+    with prepared({tmp_path: configured(cae, "phantom", fields)}) as (task,):
+        (tmp_path / "evaluation.json").write_text("{}")
+        training.fit(task)
+        assert not (tmp_path / "evaluation.json").exists()
+        (tmp_path / "evaluation.json").write_text("{}")
+        training.fit(task)  # which has ended
+        assert (tmp_path / "evaluation.json").exists()
+
+
+def test_other_weights_of_a_loss_are_another_training(tmp_path, monkeypatch):
+    """Which no field tells: a file's content may change, or the package that carries them."""
+    fields = SMALL_BIGAN | {"model.perceptual_layers": ("relu1_1",)}
+    config, read = configured(improved_bigan, "phantom", fields), vgg16.load
+    for _ in range(2):
+        with prepared({tmp_path: config}) as (task,):
+            task.begin_to_train()
+
+    def others(*arguments):
+        found = read(*arguments)
+        return found._replace(params=jax.tree.map(lambda x: x / 2, found.params))
+
+    monkeypatch.setattr(vgg16, "load", others)
+    with (
+        pytest.raises(UserError, match=r"other VGG16 weights.*vgg16\.weights"),
+        prepared({tmp_path: config}),
+    ):
+        pass
 
 
 def test_each_checkpoint_is_of_its_epoch(tmp_path, monkeypatch):

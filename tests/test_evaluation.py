@@ -254,6 +254,7 @@ def test_another_score_needs_no_training(small, finished, assessed, capsys):
         ({"threshold.rule": "best"}, "'best'.*manual"),
         ({"threshold.false_alarm_rate": 5.0}, "false_alarm_rate"),
         ({"data.calibration_fraction": 0.0}, "calibration_fraction=0.0.*above 0"),
+        ({"data.name": "mine/bottles"}, "data.name=mine/bottles.*slash"),
     ],
 )
 def test_what_could_not_be_evaluated_is_not_trained(fields, words, tmp_path):
@@ -262,6 +263,13 @@ def test_what_could_not_be_evaluated_is_not_trained(fields, words, tmp_path):
     with pytest.raises(UserError, match=words):
         bigan_jax.train(configured(cae, **SMALL, **fields), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_has_no_finite_score_is_not_called_normal(small):
+    config, dataset, detector, state = small
+    broken = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+    with pytest.raises(UserError, match=r"pictures have no finite score"):
+        assess(config, dataset, detector, broken)
 
 
 def test_scoring_needs_no_vgg16_though_training_did(monkeypatch, tmp_path):

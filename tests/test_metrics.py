@@ -236,7 +236,8 @@ def test_interval_draws_equal_scikit_learn_on_repeated_pictures(data, groups, se
     found = intervals.bootstrap(score, label, group, 0.6, draws=1, seed=seed)
     positive = np.array([label[group == g].any() for g in np.unique(group)])
     negative = np.array([(~label[group == g]).any() for g in np.unique(group)])
-    if min(positive.sum(), negative.sum()) < 2:
+    strata = np.bincount(positive + 2 * negative, minlength=4)  # none, alone, alone, both
+    if strata[3] < 2 and strata[1:3].min() < 2:
         assert found is None
         return
     rng = np.random.default_rng(seed)
@@ -297,4 +298,7 @@ def test_interval_edge_cases_and_speed():
     assert interval(score, label, group) == (low, high)
     assert interval(score, label & False, group) is None
     assert interval(score, label, label.astype(str)) is None
+    # A group of each kind alone, and one of both: no draw differs from another.
+    three = np.where(np.arange(1000) < 500, "both", np.where(label, "a", "n"))
+    assert interval(score, label, three) is None
     assert interval(label * 1.0, label, group) == (1.0, 1.0)

@@ -12,10 +12,12 @@ import fsspec
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from bigan_jax import data
+from bigan_jax.data import prepared
 from bigan_jax.errors import UserError
 
 
@@ -424,3 +426,13 @@ def test_a_user_without_a_name_prepares_as_well(tmp_path, load, monkeypatch):
     folder = draw_mvtec(tmp_path / "mvtec", ["bottle"])
     archive = shutil.make_archive(str(tmp_path / "bottle"), "zip", folder)
     assert same(load("mvtec", folder), load("mvtec", archive))
+
+
+def test_each_name_has_a_folder_of_its_own(tmp_path):
+    """Also where it is made of letters that a file system may not have."""
+    home, folder = epath.Path(tmp_path), epath.Path(tmp_path / "set")
+    names = ["", "data", "a b", "a_b", "a/b", "瓶", "缶", "x" * 70, "x" * 71, "bottle,pill"]
+    places = {prepared.place("mvtec", home, name, folder).parent.name for name in names}
+    assert len(places) == len(names) - 1  # "" is called data
+    assert all(place.isascii() and len(place) < 120 for place in places)
+    assert prepared.place("mvtec", home, "pill", folder).parent.name.startswith("pill-")

@@ -228,6 +228,8 @@ def test_another_config_is_refused(finished):
         (["--config=configs/anogan.py", "--config.model.search_steps=0"], ["search_steps=0"]),
         (["--config", BIGAN, "--config.model.pool=avg"], ["'avg'", "'average'"]),
         (["--mode", "sweep", "--workdir=x"], ["one run", "--output=DIR"]),
+        (["--config=configs/cae.py", "--output=x"], ["--output", "--workdir=DIR"]),
+        (["--config=configs/cae.py", f"--workdir=x{'y' * 300}"], ["xyyy", "too long"]),
         ([], ["--config=configs/improved_bigan.py:phantom"]),
         (["--mode=evaluate", "--config.seed=1"], ["--config.seed", "--config=configs/"]),
         (["--mode=evaluate", "--workdir=/nonexistent"], ["/nonexistent", "no run"]),

@@ -76,20 +76,31 @@ class Audit(NamedTuple):
         ]
 
     def write(self, workdir: Path) -> None:
-        """Writes audit.json and split.csv: where each file went.
-
-        Raises UserError where they cannot be written.
-        """
+        """Writes audit.json. Raises UserError where it cannot be written."""
         write_json(workdir / "audit.json", self.as_dict())
-        write_table(workdir / "split.csv", [SPLIT, *self.split])
+
+    def write_split(self, workdir: Path) -> None:
+        """Writes split.csv: where each file goes in a training that begins, or goes on; and what
+        trained before and is here no more, so that it never tests.
+
+        Raises UserError where it cannot be written.
+        """
+        ours = self._training()
+        gone = [row for row in _trained(workdir / "split.csv") if row[-1] not in ours]
+        write_table(workdir / "split.csv", [SPLIT, *self.split, *gone])
+
+    def number_trained(self, workdir: Path) -> int:
+        """How many pictures trained the run in the folder; where its split.csv does not tell, how
+        many would now."""
+        return len(_trained(workdir / "split.csv")) or len(self._training())
 
     def check(self, workdir: Path) -> None:
         """Raises UserError where the run in the folder trained on other pictures, of which none is
         among these, or on some that would test it now. Its config would not tell: the folder of the
         pictures may move, and with their names the split; a table may tell what belongs together.
         Copies of what trains now are the audit's to tell."""
-        theirs = _trained(workdir / "split.csv")
-        ours = {pixels for *_, part, pixels in self.split if part == "train"}
+        theirs = {row[-1] for row in _trained(workdir / "split.csv")}
+        ours = self._training()
         if theirs and ours.isdisjoint(theirs):
             raise UserError(
                 f"{workdir} holds a run on other pictures: it trained on {len(theirs)}, none of "
@@ -107,6 +118,9 @@ class Audit(NamedTuple):
                 f"pictures that would calibrate or test it now, such as {printable(known[0])}. "
                 "Give another --workdir."
             )
+
+    def _training(self) -> set[str]:
+        return {pixels for *_, part, pixels in self.split if part == "train"}
 
     def as_dict(self, images: bool = False) -> dict:
         """The content of audit.json; with `images`, those that a report shows as well."""
@@ -150,14 +164,14 @@ class Audit(NamedTuple):
 
 
 def _trained(path):
-    """The pixels of what a split.csv says trained; nothing where there is none, or one of an older
-    version."""
+    """The rows of what a split.csv says trained; none where there is no such file, or one of an
+    older version."""
     try:
         text = read_bounded(path, _MOST_SPLIT).decode("utf-8", "surrogateescape")
         rows = csv.DictReader(io.StringIO(text, newline=""))
-        return {row["pixels"] for row in rows if row["part"] == "train"}
+        return [tuple(row[name] for name in SPLIT) for row in rows if row["part"] == "train"]
     except (UserError, KeyError, csv.Error):
-        return set()
+        return []
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

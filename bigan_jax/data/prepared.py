@@ -117,8 +117,11 @@ def fingerprint(listing: Listing, stamps: list[Stamp]) -> str:
 
 
 def place(source: str, home: epath.Path, name: str, data: epath.Path) -> epath.Path:
-    """The folder of a set that is prepared from the folder `data`. name: of the set, for people."""
+    """The folder of a set that is prepared from the folder `data`. name: of the set, for people;
+    another name is another folder, also where file systems have no letters for it."""
     plain = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("._")[:60] or "data"
+    if plain != (name or "data"):
+        plain += f"-{blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=4).hexdigest()}"
     return home / BUILDERS[source].name / f"{plain}-{identity(data)}" / VERSION
 
 
