@@ -83,7 +83,8 @@ class Checkpoints:
         """Starts writing; training may go on at once, but not use the state's memory for another
         before `wait`. Of several processes, which all have the same state, only process 0 writes.
 
-        Raises UserError where the checkpoint before this cannot be written; `wait` does of this.
+        Raises UserError where the checkpoint before this cannot be written; `look` and `wait` do of
+        this.
         """
         name = progress.epochs, progress.step
         if name in self.names() or not cluster.is_primary():
@@ -104,6 +105,11 @@ class Checkpoints:
             progress=ocp.args.JsonSave({"content": content, "sha256": _digest_json(content)}),
         )
         self._orbax.save(self._path(name), args=args)
+
+    def look(self) -> None:
+        """Raises UserError where it is known by now that what was begun cannot be written."""
+        if self._begun and self._begun.done() and self._begun.exception():
+            self.wait()
 
     def wait(self) -> None:
         """Waits for what is still being written, then deletes what need not stay.

@@ -183,7 +183,7 @@ def _upsample_by_grid(code, kernel):
         grid = _summed(_moved(parts[:, :, :, *tap], tap) for tap in _TAPS)
     else:
         taps = jnp.flip(taps, (0, 1)).swapaxes(2, 3)
-        grid = lax.conv_general_dilated(code, taps, (1, 1), [(1, 1)] * 2, dimension_numbers=_NHWC)
+        grid = _same_as_it_is(code, taps)
     batch, height, width, _ = grid.shape
     image = grid.reshape(batch, height, width, 2, 2, channels).swapaxes(2, 3)
     return image.reshape(batch, 2 * height, 2 * width, channels)[:, 1:-1, 1:-1]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from bigan_jax import cluster, divergence, parallel, schedule
 from bigan_jax.detector import State
 from bigan_jax.interrupts import Asked
-from bigan_jax.parallel import Runner
+from bigan_jax.parallel import STATISTICS, Runner
 from bigan_jax.progress import Progress
 from bigan_jax.record import Record, Watch, progress_bar
 from bigan_jax.schedule import Moment
@@ -151,8 +151,9 @@ class _Course:
     def may_run_ahead(self, number: int) -> bool:
         """Whether an epoch may begin before the one before has ended, which shall not wait for a
         compilation; and is not worth it where the host's work is little beside the devices'."""
-        due = schedule.due(self._moment(number))
-        return self.ahead and self.seconds < _LONG and self.runner.is_compiled(due)
+        needed = [schedule.due(self._moment(number)), *[STATISTICS] * self._is_saved(number)]
+        compiled = all(map(self.runner.is_compiled, needed))
+        return self.ahead and self.seconds < _LONG and compiled
 
     def begin(self, number: int) -> _Epoch:
         """Gives the devices an epoch, or what is left of it."""
@@ -168,8 +169,7 @@ class _Course:
         self.state, rows = self.runner.begin(
             self.state, schedule.due(moment), self._together(orders), watch
         )
-        due = number + 1 == task.epochs or (number + 1) % task.config.checkpoint.every == 0
-        to_save = due and watch.done == task.steps
+        to_save = self._is_saved(number) and watch.done == task.steps
         left = self._take(watch.done) if to_save and self.ahead else None
         return _Epoch(moment, orders, start, rows, to_save, left, watch, began)
 
@@ -186,6 +186,7 @@ class _Course:
             if run not in self.diverged
         }
         for run, attempt in self.attempts.items():
+            run.checkpoints.look()
             share = self.seconds / len(self.runs)
             run.progress = run.progress.after(epoch.watch.done, attempt.logs, share)
             if not divergence.finite_losses(attempt.logs):
@@ -222,6 +223,10 @@ class _Course:
             self.state = self.runner.with_statistics(self.state, order)
         states = self.runner.layout.take_each(self.state)
         return [_Left(state, divergence.finite_networks(state)) for state in states]
+
+    def _is_saved(self, number):
+        done = number + 1
+        return done == self.task.epochs or done % self.task.config.checkpoint.every == 0
 
     def _moment(self, number):
         return schedule.moment(self.task.built.phases, number)

@@ -36,10 +36,10 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
     with alone(workdir):
         dataset, found = load_audited(config)
         found.check(workdir)
-        state, detector = restore(config, workdir, len(dataset.conditions))
+        state, detector, epochs = restore(config, workdir, len(dataset.conditions))
         claim(workdir, config)
         found.write(workdir)
-        return evaluate_run(config, dataset, found, detector, state, workdir)
+        return evaluate_run(config, dataset, found, detector, state, epochs, workdir)
 
 
 def check_fields(config: ConfigDict) -> None:
@@ -100,10 +100,13 @@ def evaluate_run(
     found: Audit,
     detector: Detector,
     state: State,
+    epochs: int,
     workdir: Path,
 ) -> dict:
-    """Evaluates a trained state and writes all files of its evaluation (`outcome.write`)."""
+    """Evaluates a state that was trained for so many epochs, and writes all files of its evaluation
+    (`outcome.write`)."""
     assessment = assess(config, dataset, detector, state)
+    assessment.evaluation["epochs"] = epochs
     assessment.evaluation["n_train"] = found.number_trained(workdir)
     outcome.write(workdir, config, dataset.test, found, assessment)
     return assessment.evaluation

@@ -28,7 +28,7 @@ def load(workdir: str | Path) -> Scorer:
     config = read_config(workdir)
     judged = read_judgement(workdir)
     told = judged.conditions
-    state, detector = restore(config, workdir, len(told))
+    state, detector, _ = restore(config, workdir, len(told))
     if judged.steps not in (None, int(state.step)):
         raise UserError(
             f"{workdir}: its evaluation.json was made after {judged.steps} steps, and its "
@@ -75,9 +75,9 @@ def formula_of(score: ConfigDict) -> Formula:
     return scoring.formula({name: score[name] for name in scoring.TERMS}, score.reduction)
 
 
-def restore(config: ConfigDict, workdir: Path, conditions: int) -> tuple[State, Detector]:
-    """The newest checkpoint of a run, and its detector, without networks that only train others:
-    a perceptual loss's VGG16 is not asked for again."""
+def restore(config: ConfigDict, workdir: Path, conditions: int) -> tuple[State, Detector, int]:
+    """The newest checkpoint of a run, its detector, and after how many epochs that was. Without
+    networks that only train others: a perceptual loss's VGG16 is not asked for again."""
     with _told_of(workdir):
         built = build(config, conditions, steps_per_epoch=1, frozen=False)
         like = jax.eval_shape(
@@ -87,4 +87,5 @@ def restore(config: ConfigDict, workdir: Path, conditions: int) -> tuple[State, 
         found = checkpoints.restore(like, whole=True)
     if found is None:
         raise UserError(f"{workdir} holds no checkpoint yet: train it first")
-    return found[1], built.detector
+    progress, state = found
+    return state, built.detector, progress.epochs

@@ -25,9 +25,9 @@ from bigan_jax.detector import Detector, State, TrainingSet
 from bigan_jax.errors import UserError
 from bigan_jax.layout import Layout, copy, first, replicate, scatter
 
-__all__ = ["Runner", "copy", "first", "fit_batches", "replicate"]
+__all__ = ["STATISTICS", "Runner", "copy", "first", "fit_batches", "replicate"]
 
-_STATISTICS = ("statistics",)  # their program's name, among those of what is due in a step
+STATISTICS = ("statistics",)  # their program's name, among those of what is due in a step
 _CHUNK = 16 * 2**20  # bytes of pictures that one scanned program is given where they are streamed
 
 
@@ -239,7 +239,7 @@ class Runner:
         self._compilers = ThreadPoolExecutor(thread_name_prefix="compile")
         named = {due: self._program(due) for due in programs}
         if _has_statistics(state):
-            named[_STATISTICS] = self._statistics
+            named[STATISTICS] = self._statistics
         for name, program in named.items():
             # JAX keeps it with the program, and finds it at the call.
             compile_it = program.lower(*shapes).compile
@@ -249,9 +249,10 @@ class Runner:
         if name in self._compiling:
             self._compiling.pop(name).result()
 
-    def is_compiled(self, due: tuple[str, ...]) -> bool:
-        """Whether `begin` would not wait for its program's compilation, nor fail with it."""
-        compiling = self._compiling.get(due)
+    def is_compiled(self, name: tuple[str, ...]) -> bool:
+        """Whether `begin` would not wait for the program of what is due, nor fail with it; or
+        `with_statistics` for STATISTICS."""
+        compiling = self._compiling.get(name)
         return compiling is None or (compiling.done() and compiling.exception() is None)
 
     def stop_compiling(self) -> None:
@@ -265,7 +266,7 @@ class Runner:
         they are, without augmentation."""
         if not _has_statistics(state):
             return state
-        self._await(_STATISTICS)
+        self._await(STATISTICS)
         total = None
         with closing(self._pieces(order, self._scanned)) as pieces:
             for pictures, indices in pieces:

@@ -183,7 +183,9 @@ def read_run(workdir: Path) -> Run:
             raise UserError(f"evaluation.json: {name} is not {kind.words}")
     evaluation["doubted"] = bool(content.get("threshold_note"))
     fields, wanted = _fields_and_epochs(workdir)
-    done = epochs_done(workdir / "train.jsonl", content.get("steps"))
+    done = content.get("epochs")
+    if not _COUNT.holds(done):
+        done = epochs_done(workdir / "train.jsonl")
     trained = None if wanted is None or done is None else (done, wanted)
     return Run(workdir, evaluation, fields, trained)
 
@@ -321,21 +323,11 @@ def _is_table(value):
     return isinstance(value, dict) and all(isinstance(row, dict) for row in value.values())
 
 
-def epochs_done(path: Path, steps: int | None = None) -> int | None:
-    """The last epoch that a train.jsonl tells of, or that which so many steps had ended; None where
-    there is none."""
+def epochs_done(path: Path) -> int | None:
+    """The last epoch that a train.jsonl tells of; None where there is none."""
     try:
-        rows = map(json.loads, reversed(_text(path, _MOST_SCORES).splitlines()))
-        told = (row for row in rows if steps is None or row.get("step", steps) == steps)
-        epoch = next(told)["epoch"]
-    except (
-        UserError,
-        StopIteration,
-        LookupError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        RecursionError,
-    ):
+        lines = _text(path, _MOST_SCORES).splitlines()
+        epoch = json.loads(lines[-1])["epoch"]
+    except (UserError, IndexError, KeyError, TypeError, ValueError, RecursionError):
         return None
     return epoch if _COUNT.holds(epoch) else None

@@ -113,7 +113,8 @@ class Scorer:
         images: uint8 of the trained size and channels.
         condition: index of each picture's known kind; the first kind by default.
         progress: the name of a progress bar; none by default.
-        Raises UserError when the pictures are of another size or type.
+        Raises UserError when the pictures are of another size or type, and where one's score is not
+        finite: there the detector is broken, not the picture.
         """
         if not len(images) or images.shape[1:] != self.shape or images.dtype != np.uint8:
             raise UserError(

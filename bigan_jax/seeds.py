@@ -1,7 +1,7 @@
 """Several seeds by one command: each a run as it would be alone, in a folder of its own.
 
-On an accelerator they train side by side, through one program. On a CPU they take turns at the
-same programs: side by side their convolutions are grouped ones, which XLA:CPU runs far slower.
+On an accelerator they train side by side, through one program. On a CPU, which one alone keeps
+busy, they take turns at the same programs.
 """
 
 import re

@@ -22,7 +22,7 @@ from bigan_jax.evaluation import check_fields, load_audited
 from bigan_jax.locking import alone
 from bigan_jax.parallel import Runner
 from bigan_jax.progress import Progress
-from bigan_jax.workdir import check, claim, read_bounded, write_whole
+from bigan_jax.workdir import check, claim, write_whole
 
 FROZEN = "vgg16.sha256"  # the digest of weights that a loss looks through, and nothing trains
 
@@ -88,9 +88,11 @@ def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
         print(found.table())
         steps, batch_size = parallel.fit_batches(config.batch_size, len(dataset.train.image))
         built = build(config, len(dataset.conditions), steps)
+        weights = built.detector.frozen and digest(built.detector.frozen)
+        cluster.check_same("VGG16 weights", weights or "none")
         for workdir in configs:
             found.check(workdir)
-            _check_frozen(workdir, built.detector)
+            _check_frozen(workdir, weights)
         for workdir, own in configs.items():
             claim(workdir, own)
             found.write(workdir)
@@ -102,11 +104,13 @@ def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
         yield [Task(own, *shared, workdir) for workdir, own in configs.items()]
 
 
-def _check_frozen(workdir, detector):
+def _check_frozen(workdir, weights):
     """No field tells which weights a file holds, or another version of a package."""
-    if not (workdir / FROZEN).exists():
+    if not weights or not (workdir / FROZEN).is_file():
         return
-    if read_bounded(workdir / FROZEN, 1000) != digest(detector.frozen).encode():
+    with (workdir / FROZEN).open("rb") as file:
+        theirs = file.read(1000)
+    if theirs != weights.encode():
         raise UserError(
             f"{workdir} holds a run that trained by other VGG16 weights: give those again by "
             "--config.vgg16.weights=FILE, or another --workdir"

@@ -38,9 +38,8 @@ def finish(task: Task) -> dict:
     with cluster.primary_first(f"evaluation of {task.workdir.name}"):
         if not cluster.is_primary():
             return {}
-        return evaluate_run(
-            task.config, task.dataset, task.found, task.built.detector, state, task.workdir
-        )
+        what = task.config, task.dataset, task.found, task.built.detector
+        return evaluate_run(*what, state, task.epochs, task.workdir)
 
 
 def fit(task: Task) -> State:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from bigan_jax.errors import UserError
+from bigan_jax.errors import UserError, reason
 
 FORMAT = 2  # of a workdir; a change that an older version would misread adds one
 
@@ -216,8 +216,8 @@ def write_table(path: Path, rows: Iterable[Sequence]) -> None:
 
 def cannot_write(path: Path, error: Exception) -> UserError:
     """The error for a full disk, a folder that is read-only, a quota."""
+    why = getattr(error, "strerror", None) or reason(error, 300)
     return UserError(
-        f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): make room or "
-        "name another folder. Nothing that was done is lost: the same command goes on where this "
-        "one stopped."
+        f"{path} cannot be written ({why}): make room or name another folder, and give the same "
+        "command again. A run goes on from its last checkpoint."
     )

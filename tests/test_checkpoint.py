@@ -1,5 +1,6 @@
 """Checkpoints: whole, true to the last bit or not used, the right ones kept, small, and movable."""
 
+import errno
 import gc
 import hashlib
 import json
@@ -9,6 +10,7 @@ import shutil
 import sys
 import threading
 from collections import Counter
+from concurrent import futures
 from itertools import islice
 from pathlib import Path
 
@@ -81,6 +83,25 @@ def test_a_training_does_not_wait_for_its_state_to_leave_the_device(states, tmp_
     checkpoints.close()
     assert checkpoints.names() == [(1, 0)]
     assert equal(fetch(Checkpoints(tmp_path, read_only=True).restore(states[0])[1]), states[1])
+
+
+def test_what_cannot_be_written_is_told_of_at_the_next_look(states, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoints = saved(tmp_path, states[:1])
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "save", fail)
+    checkpoints.look()
+    checkpoints.save(Progress(2), states[1])
+    futures.wait([checkpoints._begun])
+    with pytest.raises(UserError, match=r"cannot be written \(No space.*last checkpoint"):
+        checkpoints.look()
+    checkpoints.look()  # it was told
+    checkpoints.save(Progress(3), states[2])
+    with pytest.raises(UserError, match="cannot be written"):
+        checkpoints.close()
+    assert checkpoints.names() == [(1, 0)]
 
 
 def damages(path):

@@ -121,7 +121,7 @@ def assert_same(ours, theirs):
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 1), np.uint8)
     states, scores = [], []
     for workdir in (ours, theirs):
-        state, detector = restore(config, workdir, 1)
+        state, detector, _ = restore(config, workdir, 1)
         scorer = Scorer(detector, state, Formula({"mse": 0.7, "ssim": 0.3}), (16, 16, 1))
         scores.append(scorer.score(image).score)
         # The decoder's first BatchNorm subtracts the code's bias again: the gradient of that is

@@ -135,7 +135,9 @@ def test_programs_compiled_ahead_are_those_that_run(compilations):
     (state,) = (run.layout.place(state) for state in states(BIGAN, optimizer, [0]))
     run.compile_ahead(state, [DUE, DUE[2:]], ORDER)
     wait(run._compiling.values())
+    assert run.is_compiled(parallel.STATISTICS)
     before = compilations()
+    run._statistics(state, run.frozen, run.pictures, parallel.scatter(run.layout.share(ORDER)))
     for due in (DUE, DUE[2:]):
         state, rows = run.begin(state, due, ORDER)
         assert np.isfinite(run.logs(rows)["reconstruction/loss"]).all()

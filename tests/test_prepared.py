@@ -436,3 +436,15 @@ def test_each_name_has_a_folder_of_its_own(tmp_path):
     assert len(places) == len(names) - 1  # "" is called data
     assert all(place.isascii() and len(place) < 120 for place in places)
     assert prepared.place("mvtec", home, "pill", folder).parent.name.startswith("pill-")
+
+
+def test_a_set_that_an_older_version_named_otherwise_is_taken_once(load, tmp_path):
+    folder = tmp_path / "my pictures"
+    for i in range(30):
+        draw(folder / "normal" / f"{i}.png")
+    first = load("folder", folder)
+    (place,) = (tmp_path / "tfds" / "image_folder").glob("my_pictures-*")
+    shutil.copytree(place, place.with_name(f"my_pictures-{place.name.rpartition('-')[2]}"))
+    folder.rename(tmp_path / "away")
+    again = load("folder", folder)
+    assert [len(p.path) for p in again[:3]] == [len(p.path) for p in first[:3]]

@@ -111,7 +111,7 @@ def test_what_scores_has_the_statistics_of_the_training_pictures(finished):
     """The first BatchNorm's, from its convolution over the batches of the first epoch."""
     workdir, _ = finished
     config = read_config(workdir)
-    state, _ = restore(config, workdir, 1)
+    state, *_ = restore(config, workdir, 1)
     images = data.load(**data_fields(config)).train.image
     shape = len(images), len(images) // config.batch_size, config.batch_size
     images = images[epoch_order(config.seed, 0, *shape).ravel()] / np.float32(255)

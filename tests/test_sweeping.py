@@ -197,13 +197,11 @@ def test_what_counts_as_finished(tmp_path, runner):
     assert not is_finished(other)
     (elsewhere,) = plan(*configured(cae, CAE, **{"seed": 6, "data.dir": "x"}), tmp_path)
     assert is_finished(elsewhere)
-    wanted = run.epochs
-    rows = [f'{{"epoch": {n}, "step": {5 * n}}}\n' for n in range(1, wanted + 1)]
-    (run.workdir / "train.jsonl").write_text("".join(rows))
     evaluation = json.loads((run.workdir / "evaluation.json").read_text())
-    for epochs in wanted, 1:  # an evaluation of an epoch before the last is none of the run's end
-        (run.workdir / "evaluation.json").write_text(json.dumps(evaluation | {"steps": 5 * epochs}))
-        assert is_finished(run) == (epochs == wanted)
+    for epochs in run.epochs, 1:  # an evaluation of an epoch before the last is none of the end
+        content = json.dumps(evaluation | {"epochs": epochs})
+        (run.workdir / "evaluation.json").write_text(content)
+        assert is_finished(run) == (epochs == run.epochs)
     (run.workdir / "evaluation.json").write_text(json.dumps(evaluation))
     (run.workdir / "train.jsonl").write_text('{"epoch": 3}\n')
     assert not is_finished(run)

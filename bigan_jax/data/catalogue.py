@@ -82,7 +82,7 @@ def open_catalogue(
     elif folder and folder.pictures():
         listings = list_source(source, folder, category)
         sets = [_prepared(source, home, given, folder, *item) for item in listings.items()]
-    elif sets := [s for p in prepared.find(source, home, given) if (s := prepared.reopen(p))]:
+    elif sets := prepared.reopen_all(source, home, given):
         notes = (f"{given} is not there or empty: what was prepared from it in {home} is used",)
     elif source == "plant" and (found := village.find(home)):
         sets = [_from_village(found, home)]

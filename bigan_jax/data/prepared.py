@@ -125,6 +125,13 @@ def place(source: str, home: epath.Path, name: str, data: epath.Path) -> epath.P
     return home / BUILDERS[source].name / f"{plain}-{identity(data)}" / VERSION
 
 
+def reopen_all(source: str, home: epath.Path, data: epath.Path) -> list[Prepared]:
+    """The sets that were prepared from the folder `data`, each once: older versions had other
+    folders for some names."""
+    found = [s for folder in find(source, home, data) if (s := reopen(folder))]
+    return list({s.fingerprint: s for s in found}.values())
+
+
 def find(source: str, home: epath.Path, data: epath.Path) -> list[epath.Path]:
     """The folders of the sets that were prepared from the folder `data`, sorted."""
     found = (home / BUILDERS[source].name).glob(f"*-{identity(data)}")
