@@ -138,10 +138,12 @@ def main(arguments):
         found = bigan_jax.compare(_WORKDIRS.value, output or "comparison")
         return 2 if found.left_out else 0
     elif _MODE.value == "sweep":
+        from bigan_jax.sweeping import command_of
+
         flag = flags.FLAGS["config"]
         file = config_flags.get_config_filename(flag)
         overrides = config_flags.get_override_values(flag)
-        command = sys.executable, sys.argv[0], "--num_processes=1"
+        command = command_of(sys.argv[0])
         found = bigan_jax.sweep(_CONFIG.value, file, overrides, output or "runs", command)
         return 2 if found.failures or not found.comparison or found.comparison.left_out else 0
     else:

@@ -129,33 +129,30 @@ def _seed_by_seed(convolve):
     return alone
 
 
-def _strided(image, kernel):
-    return lax.conv_general_dilated(image, kernel, (2, 2), [(1, 1)] * 2, dimension_numbers=_NHWC)
+def _convolution(image, kernel, stride):
+    strides, padding = (stride, stride), [(1, 1)] * 2
+    return lax.conv_general_dilated(image, kernel, strides, padding, dimension_numbers=_NHWC)
 
 
-def _unstrided(image, kernel):
-    return lax.conv_general_dilated(image, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=_NHWC)
-
-
-def _adjoint(convolve, code, kernel, stride):
+def _adjoint(code, kernel, stride):
     batch, height, width, _ = code.shape
     shape = batch, stride * height, stride * width, kernel.shape[2]
     image = jax.ShapeDtypeStruct(shape, code.dtype)
-    return jax.linear_transpose(lambda x: convolve(x, kernel), image)(code)[0]
+    return jax.linear_transpose(lambda x: _convolution(x, kernel, stride), image)(code)[0]
 
 
-def _gradient(convolve, image, code, size):
+def _gradient(image, code, stride, size):
     shape = size, size, image.shape[-1], code.shape[-1]
     kernel = jax.ShapeDtypeStruct(shape, code.dtype)
-    return jax.linear_transpose(lambda x: convolve(image, x), kernel)(code)[0]
+    return jax.linear_transpose(lambda x: _convolution(image, x, stride), kernel)(code)[0]
 
 
-_downsample_as_it_is = _seed_by_seed(_strided)
-_upsample_as_it_is = _seed_by_seed(partial(_adjoint, _strided, stride=2))
-_kernel_gradient_as_it_is = _seed_by_seed(partial(_gradient, _strided, size=4))
-_same_as_it_is = _seed_by_seed(_unstrided)
-_same_adjoint_as_it_is = _seed_by_seed(partial(_adjoint, _unstrided, stride=1))
-_same_kernel_gradient_as_it_is = _seed_by_seed(partial(_gradient, _unstrided, size=3))
+_downsample_as_it_is = _seed_by_seed(partial(_convolution, stride=2))
+_upsample_as_it_is = _seed_by_seed(partial(_adjoint, stride=2))
+_kernel_gradient_as_it_is = _seed_by_seed(partial(_gradient, stride=2, size=4))
+_same_as_it_is = _seed_by_seed(partial(_convolution, stride=1))
+_same_adjoint_as_it_is = _seed_by_seed(partial(_adjoint, stride=1))
+_same_kernel_gradient_as_it_is = _seed_by_seed(partial(_gradient, stride=1, size=3))
 
 
 # --- by the grid ----------------------------------------------------------------------------------
@@ -290,6 +287,8 @@ def _neighbours(x, axis, places):
     moved = [lax.slice_in_dim(padded, n, n + size, axis=axis) for n in places]
     return jnp.concatenate(moved, -1)
 
+
+# --- as layers ------------------------------------------------------------------------------------
 
 Initializer = Callable[..., Array]
 

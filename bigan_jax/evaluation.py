@@ -106,8 +106,8 @@ def evaluate_run(
     """Evaluates a state that was trained for so many epochs, and writes all files of its evaluation
     (`outcome.write`)."""
     assessment = assess(config, dataset, detector, state)
-    assessment.evaluation["epochs"] = epochs
-    assessment.evaluation["n_train"] = found.number_trained(workdir)
+    trained = {"epochs": epochs, "n_train": found.number_trained(workdir)}
+    assessment.evaluation.update(trained)
     outcome.write(workdir, config, dataset.test, found, assessment)
     return assessment.evaluation
 
@@ -147,7 +147,6 @@ def assess(config: ConfigDict, dataset: Dataset, detector: Detector, state: Stat
         "quick": config.quick,
         "seed": config.seed,
         "steps": int(state.step),
-        "n_train": len(dataset.train.label),
         "n_calibration": len(normals.label),
         "n_calibration_groups": groups,
         "n_normal": int((~test.label).sum()),

@@ -20,8 +20,12 @@ from bigan_jax.comparison import Comparison, compare
 from bigan_jax.results import epochs_done
 from bigan_jax.sweep_plan import Planned, is_finished, plan
 
-COMMAND = (sys.executable, "launch.py", "--num_processes=1")
 _SHOWN_LINES = 8
+
+
+def command_of(program: str = "launch.py") -> tuple[str, ...]:
+    """What starts a run by launch.py, wherever that lies."""
+    return sys.executable, program, "--num_processes=1"
 
 
 class Sweep(NamedTuple):
@@ -36,7 +40,7 @@ def sweep(
     file: str,
     overrides: Mapping[str, object],
     output: str | Path,
-    command: Sequence[str] = COMMAND,
+    command: Sequence[str] = command_of(),
 ) -> Sweep:
     """Runs what is missing of a sweep, then compares all that is finished.
 

@@ -34,6 +34,7 @@ class Task(NamedTuple):
     built: Build
     dataset: Dataset
     found: Audit
+    weights: str  # the digest of those that a loss looks through; "" where there are none
     steps: int  # in every epoch,
     batch_size: int  # of so many pictures each
     begin: Callable[[int], State]  # from a seed
@@ -53,8 +54,8 @@ class Task(NamedTuple):
         """Keeps what trains from here on, and by which frozen weights; an evaluation of what was
         trained before goes."""
         self.found.write_split(self.workdir)
-        if self.built.detector.frozen:
-            write_whole(self.workdir / FROZEN, digest(self.built.detector.frozen))
+        if self.weights:
+            write_whole(self.workdir / FROZEN, self.weights)
         (self.workdir / "evaluation.json").unlink(missing_ok=True)
 
     def newest(self, checkpoints: Checkpoints) -> tuple[Progress, State]:
@@ -88,8 +89,8 @@ def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
         print(found.table())
         steps, batch_size = parallel.fit_batches(config.batch_size, len(dataset.train.image))
         built = build(config, len(dataset.conditions), steps)
-        weights = built.detector.frozen and digest(built.detector.frozen)
-        cluster.check_same("VGG16 weights", weights or "none")
+        weights = digest(built.detector.frozen) if built.detector.frozen else ""
+        cluster.check_same("VGG16 weights", weights)
         for workdir in configs:
             found.check(workdir)
             _check_frozen(workdir, weights)
@@ -100,7 +101,7 @@ def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
         # Compiled, so that the initial values do not depend on how operations are fused elsewhere.
         begin = jax.jit(partial(_begin, built, picture_shape(config)))
         runner = cache(partial(_runner, config, built, dataset.train, steps))
-        shared = built, dataset, found, steps, batch_size, begin, runner
+        shared = built, dataset, found, weights, steps, batch_size, begin, runner
         yield [Task(own, *shared, workdir) for workdir, own in configs.items()]
 
 

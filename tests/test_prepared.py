@@ -205,6 +205,18 @@ data.load("folder", dir=sys.argv[1], tfds_dir=sys.argv[2], category="", image_si
 """
 
 
+def test_a_set_that_an_older_version_named_otherwise_is_taken_once(load, tmp_path):
+    folder = tmp_path / "my pictures"
+    for i in range(30):
+        draw(folder / "normal" / f"{i}.png")
+    first = load("folder", folder)
+    (place,) = (tmp_path / "tfds" / "image_folder").glob("my_pictures-*")
+    shutil.copytree(place, place.with_name(f"my_pictures-{place.name.rpartition('-')[2]}"))
+    folder.rename(tmp_path / "away")
+    again = load("folder", folder)
+    assert [len(p.path) for p in again[:3]] == [len(p.path) for p in first[:3]]
+
+
 def test_a_kill_in_the_middle_leaves_what_was_there(tmp_path, load):
     for i in range(70):
         draw(tmp_path / "mine" / f"{i}.png")
@@ -268,6 +280,16 @@ def test_names_of_any_script_and_names_that_are_not_utf8(tmp_path, load):
     str(error.value).encode()
     rest = load("folder", tmp_path / "mine", skip_broken=True)
     assert len(by_path(rest)) == 12
+
+
+def test_each_name_has_a_folder_of_its_own(tmp_path):
+    """Also where it is made of letters that a file system may not have."""
+    home, folder = epath.Path(tmp_path), epath.Path(tmp_path / "set")
+    names = ["", "data", "a b", "a_b", "a/b", "瓶", "缶", "x" * 70, "x" * 71, "bottle,pill"]
+    places = {prepared.place("mvtec", home, name, folder).parent.name for name in names}
+    assert len(places) == len(names) - 1  # "" is called data
+    assert all(place.isascii() and len(place) < 120 for place in places)
+    assert prepared.place("mvtec", home, "pill", folder).parent.name.startswith("pill-")
 
 
 def test_broken_files_are_told_as_if_nothing_lay_between(tmp_path, load):
@@ -426,25 +448,3 @@ def test_a_user_without_a_name_prepares_as_well(tmp_path, load, monkeypatch):
     folder = draw_mvtec(tmp_path / "mvtec", ["bottle"])
     archive = shutil.make_archive(str(tmp_path / "bottle"), "zip", folder)
     assert same(load("mvtec", folder), load("mvtec", archive))
-
-
-def test_each_name_has_a_folder_of_its_own(tmp_path):
-    """Also where it is made of letters that a file system may not have."""
-    home, folder = epath.Path(tmp_path), epath.Path(tmp_path / "set")
-    names = ["", "data", "a b", "a_b", "a/b", "瓶", "缶", "x" * 70, "x" * 71, "bottle,pill"]
-    places = {prepared.place("mvtec", home, name, folder).parent.name for name in names}
-    assert len(places) == len(names) - 1  # "" is called data
-    assert all(place.isascii() and len(place) < 120 for place in places)
-    assert prepared.place("mvtec", home, "pill", folder).parent.name.startswith("pill-")
-
-
-def test_a_set_that_an_older_version_named_otherwise_is_taken_once(load, tmp_path):
-    folder = tmp_path / "my pictures"
-    for i in range(30):
-        draw(folder / "normal" / f"{i}.png")
-    first = load("folder", folder)
-    (place,) = (tmp_path / "tfds" / "image_folder").glob("my_pictures-*")
-    shutil.copytree(place, place.with_name(f"my_pictures-{place.name.rpartition('-')[2]}"))
-    folder.rename(tmp_path / "away")
-    again = load("folder", folder)
-    assert [len(p.path) for p in again[:3]] == [len(p.path) for p in first[:3]]

@@ -128,14 +128,9 @@ def place(source: str, home: epath.Path, name: str, data: epath.Path) -> epath.P
 def reopen_all(source: str, home: epath.Path, data: epath.Path) -> list[Prepared]:
     """The sets that were prepared from the folder `data`, each once: older versions had other
     folders for some names."""
-    found = [s for folder in find(source, home, data) if (s := reopen(folder))]
+    folders = sorted((home / BUILDERS[source].name).glob(f"*-{identity(data)}"))
+    found = [s for folder in folders if (s := reopen(folder / VERSION))]
     return list({s.fingerprint: s for s in found}.values())
-
-
-def find(source: str, home: epath.Path, data: epath.Path) -> list[epath.Path]:
-    """The folders of the sets that were prepared from the folder `data`, sorted."""
-    found = (home / BUILDERS[source].name).glob(f"*-{identity(data)}")
-    return sorted(config / VERSION for config in found if (config / VERSION / INDEX).exists())
 
 
 def reopen(folder: epath.Path) -> Prepared | None:
