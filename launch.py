@@ -102,7 +102,7 @@ def main(arguments):
         raise UserError("say what to train: --config=configs/improved_bigan.py:phantom")
     if _MODE.value == "evaluate" and _WORKDIR.value is None:
         raise UserError("say what to evaluate: --workdir=DIR")
-    if _MODE.value == "predict" and None in (_WORKDIR.value, _INPUT.value, _OUTPUT.value):
+    if _MODE.value == "predict" and not (_WORKDIR.value and _INPUT.value and _OUTPUT.value):
         raise UserError("say what goes where: --workdir=DIR --input=PICTURES --output=DIR")
     if _MODE.value == "predict" and _CONFIG.value is not None:
         raise UserError("leave --config out: predict goes by the config of the --workdir")
@@ -112,7 +112,6 @@ def main(arguments):
         raise UserError(f"say what to sweep: --config={_SWEEP_DEFAULT}")
     if _MODE.value == "sweep" and _WORKDIR.value is not None:
         raise UserError("--workdir is for one run: say where a sweep's runs go by --output=DIR")
-
     if _MODE.value in ("train", "evaluate") and _OUTPUT.value is not None:
         raise UserError(f"--output is not for {_MODE.value}: say where a run is by --workdir=DIR")
     if _MODE.value == "compare" and _WORKDIR.value is not None:

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ from bigan_jax.detector import Detector
 from bigan_jax.errors import UserError, unknown
 from bigan_jax.losses import SSIM_WINDOW
 
-_COUNTS = ("latent", "hidden", "search_steps", "restarts")
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -50,7 +50,7 @@ def build(config: ConfigDict, conditions: int, steps_per_epoch: int, frozen: boo
             f"SSIM's window of {SSIM_WINDOW} pixels"
         )
     fields = config.model.to_dict()
-    _check_sizes(fields)
+    _check_numbers("model", fields)
     if "perceptual_layers" in fields:
         fields["vgg16_weights"] = config.vgg16.weights if frozen else None
     detector = importlib.import_module(f"bigan_jax.models.{config.model_name}").create(
@@ -76,6 +76,7 @@ def optimizers(
     made = {}
     for name in detector.objectives:
         fields = config.optimizers[name].to_dict()
+        _check_numbers(f"optimizers.{name}", fields)
         fields["learning_rate"] *= scale
         updates = schedule.updates_by_phase(phases, name, steps_per_epoch)
         made[name] = schedule.optimizer(updates, **fields)
@@ -100,13 +101,38 @@ def _unused_first(objectives, phases):
     return dict(sorted(objectives.items(), key=used))
 
 
-def _check_sizes(fields):
-    """Flax would say what is wrong with a width only when it makes the layer, and not which."""
+class _Range(NamedTuple):
+    """What a number has to be, in words and as a test."""
+
+    words: str
+    holds: Callable[[object], bool]
+
+
+_COUNT = _Range("whole numbers from 1 on", lambda n: type(n) is int and n > 0)
+_ABOVE = _Range("a number above 0", lambda n: 0 < n < float("inf"))
+_DECAY = _Range("a number from 0 on and below 1", lambda n: 0 <= n < 1)
+_WEIGHT = _Range("a number from 0 on", lambda n: 0 <= n < float("inf"))
+_RANGES = {
+    **dict.fromkeys(("codes", "discriminator_hidden", "discriminator_widths", "hidden"), _COUNT),
+    **dict.fromkeys(("latent", "residual_width", "restarts", "search_steps"), _COUNT),
+    **dict.fromkeys(("width", "widths"), _COUNT),
+    **dict.fromkeys(("data_variance", "epsilon", "learning_rate", "search_rate"), _ABOVE),
+    **dict.fromkeys(("averaging", "b1", "b2", "decay"), _DECAY),
+    **dict.fromkeys(("discriminator_dropout", "search_b1"), _DECAY),
+    "feature_weight": _Range("a number from 0 to 1", lambda n: 0 <= n <= 1),
+}
+
+
+def _check_numbers(where, fields):
+    """Flax and Optax would say what is wrong with a number only when they make something of it, not
+    of which field it is, or train by it."""
     for name, value in fields.items():
-        counts = name.endswith("widths") or name in _COUNTS
+        words, holds = _RANGES.get(name, _WEIGHT)
+        if isinstance(value, dict):
+            _check_numbers(f"{where}.{name}", value)
+            continue
         numbers = value if isinstance(value, tuple | list) else (value,)
-        if counts and not (numbers and all(type(n) is int and n > 0 for n in numbers)):
-            raise UserError(f"config.model.{name}={value!r:.200}: whole numbers from 1 on")
-        for number in numbers:
-            if isinstance(number, int | float) and not 0 <= number < float("inf"):
-                raise UserError(f"config.model.{name}={value!r:.200}: a number from 0 on")
+        known = [n for n in numbers if isinstance(n, int | float)]
+        counts = words == _COUNT.words and (not numbers or known != list(numbers))
+        if counts or not all(map(holds, known)):
+            raise UserError(f"config.{where}.{name}={value!r:.200}: {words}")

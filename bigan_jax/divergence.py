@@ -34,8 +34,9 @@ class Finding(NamedTuple):
     def sentence(self) -> str:
         """The finding in words."""
         where = f"Training diverged in epoch {self.epoch}, step {self.step}"
-        if not self.objective:
-            return f"{where}: {', '.join(self.networks)} had values that are not finite."
+        if not self.objective:  # by the last update before
+            lost = ", ".join(self.networks)
+            return f"Training diverged before epoch {self.epoch}: {lost} are not finite."
         named = ", ".join(map(printable, self.pictures[:_NAMED]))
         others = len(self.pictures) - _NAMED
         more = f" and {others} more" if others > 0 else ""
@@ -63,10 +64,11 @@ def go_back(finding: Finding, rollbacks: Sequence[Mapping], policy: str, to: Pro
     """
     told = f"{finding.sentence()} nan.json has them all. What was saved after {to.place()} stays"
     if policy == "stop":
+        whose = f"config.optimizers.{finding.objective}.learning_rate"
         raise UserError(
-            f"{told}. Start in another --workdir with a lower config.optimizers."
-            f"{finding.objective or '<objective>'}.learning_rate, or go on from there with "
-            "--config.on_nan=rollback, which halves the learning rates."
+            f"{told}. Start in another --workdir with a lower "
+            f"{whose if finding.objective else 'learning rate (config.optimizers)'}, or go on from "
+            "there with --config.on_nan=rollback, which halves the learning rates."
         )
     if len(rollbacks) >= MOST_ROLLBACKS:
         raise UserError(

@@ -1,12 +1,23 @@
 """Scores to threshold to metrics to files. Nothing here that decides looks at a test picture's
-label, and no picture affects another's score, decision or colours."""
+label, and no picture affects another's score, rounding aside, nor its decision or colours."""
 
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigan_jax import audit, controls, data, figures, metrics, outcome, pixels, scoring
+from bigan_jax import (
+    audit,
+    controls,
+    data,
+    figures,
+    metrics,
+    outcome,
+    pixels,
+    results,
+    scoring,
+    vgg16,
+)
 from bigan_jax.audit import Audit
 from bigan_jax.build import picture_shape
 from bigan_jax.data import Dataset
@@ -37,24 +48,26 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
         dataset, found = load_audited(config)
         found.check(workdir)
         state, detector, epochs = restore(config, workdir, len(dataset.conditions))
-        claim(workdir, config)
-        found.write(workdir)
         return evaluate_run(config, dataset, found, detector, state, epochs, workdir)
 
 
 def check_fields(config: ConfigDict) -> None:
     """Raises UserError for fields that could not be evaluated: before a training, not after it."""
-    formula_of(config.score)
+    if "perceptual" in formula_of(config.score).weights:
+        vgg16.load(config.vgg16.weights)
     if not config.data.calibration_fraction > 0:
         raise UserError(
             f"config.data.calibration_fraction={config.data.calibration_fraction}: the threshold "
             "and the colours of error maps come from calibration pictures, so it must be above 0."
         )
     for field, name in ("name", config.name), ("data.name", config.data.name):
-        if set(name) & set("/\\"):
-            raise UserError(f"config.{field}={name}: it names folders, and may not hold a slash")
-    if config.seed < 0:
-        raise UserError(f"config.seed={config.seed}: a seed is a whole number from 0 on")
+        if not results.is_name(name) or set(name) & set("/\\"):
+            raise UserError(
+                f"config.{field}={name!r:.200}: it names rows and folders, so that it must be "
+                "printable, without a slash, and of 1 to 100 characters"
+            )
+    if not 0 <= config.seed < 2**31:
+        raise UserError(f"config.seed={config.seed}: a seed is a whole number from 0 to 2**31 - 1")
     if config.checkpoint.every < 1:
         raise UserError(
             f"config.checkpoint.every={config.checkpoint.every}: it counts epochs, from 1 on"
@@ -75,13 +88,13 @@ def load_audited(config: ConfigDict) -> tuple[Dataset, Audit]:
     dataset = data.load(**data_fields(config))
     found = audit.audit(dataset, config.data.duplicates)
     dataset = audit.settle(dataset, found)
-    _check_parts(dataset)
+    _check_parts(dataset, config)
     for note in dataset.notes:
         print(f"Note: {printable(note)}")
     return dataset, found
 
 
-def _check_parts(dataset):
+def _check_parts(dataset, config):
     """Each part has what is asked of it."""
     if len(dataset.train.label) < 2:
         raise UserError(
@@ -91,6 +104,11 @@ def _check_parts(dataset):
     if not len(dataset.test.label):
         raise UserError(
             "no picture would be tested: raise --config.data.test_fraction, or add anomalous ones"
+        )
+    if config.score.standardise and len(dataset.calibration.label) < 2:
+        raise UserError(
+            "--config.score.standardise divides by the spread over the calibration pictures, and "
+            "there is one: raise --config.data.calibration_fraction"
         )
 
 
@@ -106,6 +124,8 @@ def evaluate_run(
     """Evaluates a state that was trained for so many epochs, and writes all files of its evaluation
     (`outcome.write`)."""
     assessment = assess(config, dataset, detector, state)
+    claim(workdir, config)  # only now: what cannot be had leaves an earlier evaluation as it is
+    found.write(workdir)
     trained = {"epochs": epochs, "n_train": found.number_trained(workdir)}
     assessment.evaluation.update(trained)
     outcome.write(workdir, config, dataset.test, found, assessment)

@@ -137,8 +137,8 @@ def _predict(
                         contents, list(images), scores.error_map, limit, output, scorer.form.window
                     )
                 left_out = {b.path for b in broken}
-                every = zip(images, _rows(list(images), scores, scorer), strict=True)
-                rows = [row for name, row in every if name not in left_out]
+                judged = zip(images, _rows(list(images), scores, scorer), strict=True)
+                rows = [row for name, row in judged if name not in left_out]
                 if rows and not scored:
                     table.writerow(rows[0])
                 table.writerows(row.values() for row in rows)

@@ -62,8 +62,9 @@ class Kind(NamedTuple):
     holds: Callable[[object], bool]
 
 
-def _is_name(value, most=100):
-    return isinstance(value, str) and len(value) <= most and value.isprintable()
+def is_name(value: object, most: int = 100) -> bool:
+    """Whether it can name a detector or a set of pictures: printable, and not too long."""
+    return isinstance(value, str) and 0 < len(value) <= most and value.isprintable()
 
 
 def _is_number(value):
@@ -85,21 +86,21 @@ def _is_interval(value):
 
 
 def _are_names(value):
-    return isinstance(value, list) and len(value) <= 20 and all(map(_is_name, value))
+    return isinstance(value, list) and len(value) <= 20 and all(map(is_name, value))
 
 
 def _are_shares(value):
     return (
         isinstance(value, dict)
         and len(value) <= 100
-        and all(_is_name(key) and _is_share(share) for key, share in value.items())
+        and all(is_name(key) and _is_share(share) for key, share in value.items())
     )
 
 
 def _is_native(value):
     return value is None or (
         isinstance(value, dict)
-        and _is_name(value.get("name", ""))
+        and is_name(value.get("name", "native"))
         and _is_share(value.get("auroc"))
     )
 
@@ -115,7 +116,7 @@ def _are_pixels(value):
     return value is None or (
         isinstance(value, dict)
         and len(value) <= 100
-        and all(_is_name(key) and _is_pixel(pixel) for key, pixel in value.items())
+        and all(is_name(key) and _is_pixel(pixel) for key, pixel in value.items())
     )
 
 
@@ -123,13 +124,15 @@ def _are_numbers(value):
     return value is None or (isinstance(value, list) and value and all(map(_is_number, value)))
 
 
-_NAME = Kind("a printable name of at most 100 characters", lambda v: _is_name(v) and bool(v))
+_NAME = Kind("a printable name of 1 to 100 characters", is_name)
 _COUNT = Kind("a whole number from 0", lambda v: type(v) is int and 0 <= v < 2**53)
 _SHARE = Kind("a number from 0 to 1, or null", _is_share)
 _NEEDED = {
     "model": _NAME,
     "dataset": _NAME,
-    "category": Kind("a printable name of at most 1000 characters", lambda v: _is_name(v, 1000)),
+    "category": Kind(
+        "a printable name of at most 1000 characters", lambda v: v == "" or is_name(v, 1000)
+    ),
     "ablations": Kind("a list of names", _are_names),
     "quick": Kind("true or false", lambda v: isinstance(v, bool)),
     "seed": Kind("a whole number", lambda v: type(v) is int and abs(v) < 2**53),
@@ -304,7 +307,7 @@ def flat_fields(config: dict) -> dict[str, str]:
     while nodes:
         prefix, node = nodes.pop()
         for name, value in node.items():
-            if not _is_name(name) or len(fields) + len(nodes) >= _MOST_FIELDS:
+            if not is_name(name) or len(fields) + len(nodes) >= _MOST_FIELDS:
                 raise UserError("config.json is not what a run writes")
             if isinstance(value, dict) and value:
                 nodes.append((f"{prefix}{name}.", value))

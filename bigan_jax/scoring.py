@@ -119,10 +119,8 @@ def combined_map(formula: Formula, terms: Terms) -> Float[Array, "b h w"]:
 
 
 def reduce(maps: Float[Array, "b h w"], reduction: str) -> Float[Array, "b"]:
-    """The "mean", the "max" or the mean of the highest hundredth of pixels ("top1") of each map."""
+    """The "max", or the mean of the highest hundredth of pixels ("top1"), of each map."""
     flat = maps.reshape(len(maps), -1)
-    if reduction == "mean":
-        return flat.mean(1)
     if reduction == "max":
         return flat.max(1)
     count = math.ceil(flat.shape[1] / 100)

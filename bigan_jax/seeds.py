@@ -6,8 +6,8 @@ busy, they take turns at the same programs.
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import jax
@@ -51,24 +51,14 @@ def train(
     seeds = range(config.seed, config.seed + config.seeds)
     if side_by_side is None:
         side_by_side = jax.default_backend() != "cpu" and not cluster.several()
-    failed = []
+    failed = {}
     with prepared({workdir / f"seed{k}": of_seed(config, k) for k in seeds}) as tasks:
         if side_by_side:
             train_abreast(tasks)
         for task in tasks:
-            try:
+            with _noted(failed, task.workdir):
                 training.finish(task)
-            except UserError as error:  # the other seeds are none the worse for it
-                if cluster.several():  # which cannot know what became of each other's
-                    raise
-                print(f"Warning: {task.workdir}: {error}")
-                failed.append(f"{task.workdir}: {error}")
-    if not cluster.is_primary():
-        return {}
-    summary = summarise(workdir, [t.workdir for t in tasks]) if len(failed) < len(tasks) else {}
-    if failed:
-        raise UserError(f"{len(failed)} of {len(tasks)} seeds failed\n" + "\n".join(failed))
-    return summary
+    return _summary(workdir, [t.workdir for t in tasks], failed) if cluster.is_primary() else {}
 
 
 def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
@@ -77,16 +67,40 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
 
     config: that of the workdir by default; another may differ in what has no part in training
       only, such as score, threshold, and where the pictures lie.
-    Returns what evaluation.json holds, or summary.json. Raises UserError where there is no run.
+    Returns what evaluation.json holds, or summary.json. Raises UserError where there is no run; of
+    several seeds, once the others are evaluated.
     """
     workdir = Path(workdir)
     folders = sorted(p for p in workdir.glob("seed*/") if _FOLDER.fullmatch(p.name))
     if not folders or (workdir / "config.json").exists():
         return evaluation.evaluate(workdir, config)
+    failed = {}
     for folder in folders:
         seed = int(folder.name.removeprefix("seed"))
-        evaluation.evaluate(folder, config and of_seed(config, seed))
-    return summarise(workdir, folders)
+        with _noted(failed, folder):
+            evaluation.evaluate(folder, config and of_seed(config, seed))
+    return _summary(workdir, folders, failed)
+
+
+@contextmanager
+def _noted(failed: dict[Path, UserError], folder: Path) -> Iterator[None]:
+    """Keeps a seed's error for later: the other seeds are none the worse for it."""
+    try:
+        yield
+    except UserError as error:
+        if cluster.several():  # which cannot know what became of each other's
+            raise
+        print(f"Warning: {folder}: {error}")
+        failed[folder] = error
+
+
+def _summary(workdir, folders, failed):
+    sound = [folder for folder in folders if folder not in failed]
+    summary = summarise(workdir, sound) if sound else {}
+    if failed:
+        lines = [f"{folder}: {error}" for folder, error in failed.items()]
+        raise UserError(f"{len(failed)} of {len(folders)} seeds failed\n" + "\n".join(lines))
+    return summary
 
 
 def of_seed(config: ConfigDict, seed: int) -> ConfigDict:
@@ -100,7 +114,13 @@ def of_seed(config: ConfigDict, seed: int) -> ConfigDict:
 def summarise(workdir: Path, folders: Sequence[Path]) -> dict:
     """Mean and spread over the runs that are finished, as a comparison has them; also written to
     summary.json. Raises UserError where they differ in more than their seed."""
-    ((standings,), *_) = compare(folders, workdir)
+    standings, *elsewhere = compare(folders, workdir).standings
+    if elsewhere:
+        titles = "; ".join(s.title for s in (standings, *elsewhere))
+        raise UserError(
+            f"the seeds in {workdir} are of different pictures ({titles}): put each set's into a "
+            "folder of its own"
+        )
     row, *others = standings.rows
     if others:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Made up for tests of what reads them: workdirs as finished runs leave them, a tiled TIFF."""
+"""For several tests: a data set as a whole, workdirs as finished runs leave them, a tiled TIFF."""
 
 import csv
 import json
@@ -8,6 +8,22 @@ import zlib
 import numpy as np
 
 from bigan_jax import metrics
+from bigan_jax.data import Pictures
+from bigan_jax.data.broken import unreadable
+from bigan_jax.data.decode import read_all, read_image
+
+
+def decoded(root, paths, size):
+    """The grey pictures, or the one error that names every file that cannot be read."""
+    images, unread = read_all(lambda x, _: read_image(x, size, 1), root, paths, "pictures")
+    if unread:
+        raise unreadable(unread, root, len(paths), "pictures")
+    return np.stack(images)
+
+
+def everything(dataset):
+    """The pictures of all three parts, as one."""
+    return Pictures(*map(np.concatenate, zip(*dataset[:3], strict=True)))
 
 
 def pictures(normal=40, anomalous=30, per_group=2, prefix="p"):

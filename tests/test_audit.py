@@ -2,6 +2,7 @@
 
 import io
 import time
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -161,10 +162,24 @@ def test_pairs_are_those_of_a_loop_over_all(monkeypatch):
         assert (np.diff(distance) >= 0).all()
 
 
+def test_every_copy_counts_however_often_a_picture_is_there():
+    digest = np.array(list("aaabcdaaeacb"))
+    part = np.array(["test"] * 7 + ["calibration"] * 2 + ["train"] * 3)
+    pairs = copies.exact_copies(digest, part)
+    found = set(zip(*pairs[:2], strict=True))
+    for i, j in combinations(range(len(digest)), 2):  # all but few among equals in one part
+        if digest[i] == digest[j] and part[i] != part[j] and i < 7:
+            assert any(i in pair and part[pair[1]] == part[j] for pair in found), (i, j)
+        if digest[i] == digest[j]:
+            assert any(i in pair for pair in found) and any(j in pair for pair in found)
+    assert all(digest[i] == digest[j] and i < j for i, j in found)
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_pictures_have_no_pairs(count):
     assert len(copies.near_copies(np.ones((count, 4)) / 2).first) <= 1
-    assert len(copies.exact_copies(np.array(["a"] * count, str)).first) == max(0, count - 1)
+    pairs = copies.exact_copies(np.array(["a"] * count, str), np.array(["test"] * count, str))
+    assert len(pairs.first) == max(0, count - 1)
 
 
 def test_blank_pictures_are_copies_only_of_their_like():
@@ -267,6 +282,17 @@ def test_facts_alone_and_together():
     assert fact_aurocs(random, of_group, group.astype(str), one)[TOGETHER] < 0.8
     few = label[:8]
     assert not telling({"lucky": better_sign(np.array([9, 1, 2, 8, 3, 4, 7, 5.0]), few)}, few)
+
+
+def test_conditions_that_mean_nothing_are_no_leak():
+    """In many small ones chance alone puts more of one class here and there."""
+    rng, told, alarms = np.random.default_rng(0), [], 0
+    for _ in range(20):
+        label, own = rng.random(100) < 0.5, np.arange(100).astype(str)
+        aurocs = fact_aurocs({"a": rng.normal(size=100)}, label, own, rng.integers(0, 15, 100))
+        told.append((aurocs["condition"], aurocs[TOGETHER]))
+        alarms += bool(telling(aurocs, label))
+    assert np.abs(np.mean(told, axis=0) - 0.5).max() < 0.05 and not alarms
 
 
 def test_facts_of_files(tmp_path):

@@ -260,3 +260,36 @@ def test_a_schedule_that_trains_nothing_is_refused(name, argument, fields):
     config.update_from_flattened_dict(fields)
     with pytest.raises(UserError, match="nothing would train"):
         build(config, 1, steps_per_epoch=1)
+
+
+TERMS = "model.reconstruction_terms"
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "words"),
+    [
+        ("bigan", {"model.discriminator_dropout": 1.0}, "below 1"),
+        ("bigan", {"model.averaging": 2.0}, "below 1"),
+        ("bigan", {"model.discriminator_hidden": 0}, "from 1 on"),
+        ("vqvae", {"model.decay": 1.0}, "below 1"),
+        ("vqvae", {"model.codes": 0}, "from 1 on"),
+        ("vqvae", {"model.residual_width": 0}, "from 1 on"),
+        ("vqvae", {"model.data_variance": 0.0}, "above 0"),
+        ("ganomaly", {"model.width": 0}, "from 1 on"),
+        ("anogan", {"model.feature_weight": 3.0}, "from 0 to 1"),
+        ("cae", {"optimizers.reconstruction.learning_rate": -1e-3}, "above 0"),
+        ("cae", {"optimizers.reconstruction.b1": 1.0}, "below 1"),
+        ("improved_bigan", {f"{TERMS}.mse": -1.0}, "from 0 on"),
+        (
+            "improved_bigan",
+            {f"{TERMS}.{term}": 0.0 for term in ("mse", "mae", "perceptual", "ssim")},
+            "raise one of mae, mse",
+        ),
+    ],
+)
+def test_a_number_that_cannot_be_names_its_field(name, fields, words):
+    config = importlib.import_module(f"configs.{name}").get_config("phantom")
+    config.update_from_flattened_dict(fields)
+    field = TERMS if len(fields) > 1 else next(iter(fields))
+    with pytest.raises(UserError, match=rf"config\.{field}.*{words}"):
+        build(config, 1, steps_per_epoch=1)

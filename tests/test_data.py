@@ -14,6 +14,7 @@ from bigan_jax.data.grouping import with_camera
 from bigan_jax.data.sources import choose
 from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, Record, sides, split, uniform
 from bigan_jax.errors import UserError
+from tests.fabricated import everything
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
@@ -33,10 +34,6 @@ def write_mask(path):
     mask = np.zeros((20, 20), np.uint8)
     mask[:10] = 255
     Image.fromarray(mask).save(path)
-
-
-def everything(dataset):
-    return data.concatenate(list(dataset[:3]))
 
 
 # --- the split ---
@@ -215,6 +212,32 @@ def test_a_folder_with_kinds_and_masks(tmp_path):
     assert any(note.startswith("2 anomalous pictures have no mask") for note in loaded.notes)
 
 
+def test_no_picture_gets_the_mask_of_another(tmp_path):
+    """Two folders of tumours count their files alike."""
+    for i in range(20):
+        write(tmp_path / "healthy" / f"{i}.png")
+    for name in "glioma", "meningioma":
+        write(tmp_path / name / "0.png")
+    write_mask(tmp_path / "tumor_mask" / "0.png")
+    loaded = load("brain", tmp_path)
+    assert not loaded.test.has_mask[loaded.test.label].any()
+    assert any("1 masks fit more than one picture" in note for note in loaded.notes)
+    write_mask(tmp_path / "tumor_mask" / "glioma" / "0.png")
+    loaded = load("brain", tmp_path)
+    test = loaded.test.take(loaded.test.label)
+    assert test.path[test.has_mask].tolist() == ["glioma/0.png"]  # the other's is still anyone's
+    write_mask(tmp_path / "tumor_mask" / "meningioma" / "0.png")
+    assert load("brain", tmp_path).test.has_mask.all()
+
+
+def test_a_category_that_the_source_does_not_know_is_refused(tmp_path):
+    for i in range(20):
+        write(tmp_path / "healthy" / f"{i}.png")
+    for source in "brain", "folder", "plant":
+        with pytest.raises(UserError, match=f"category=glioma: .*{source!r} reads it"):
+            load(source, tmp_path, category="glioma")
+
+
 @pytest.fixture
 def mvtec(tmp_path):
     for category, n in ("bottle", 20), ("pill", 12):
@@ -297,6 +320,8 @@ def test_mistakes_name_the_thing_and_the_remedy(mvtec):
         load("phantom", None, channels=2)
     with pytest.raises(UserError, match="image_size is 0"):
         load("phantom", None, image_size=0)
+    with pytest.raises(UserError, match="phantom_anomalous are counts"):
+        load("phantom", None, phantom_anomalous=-5)
     with pytest.raises(UserError, match="Only 4 normal pictures"):
         load("folder", mvtec / "bottle" / "test")
 

@@ -21,10 +21,10 @@ from bigan_jax.data.decode import (
     read_all,
     read_as_shown,
     read_image,
-    read_images,
     read_mask,
 )
 from bigan_jax.errors import UserError
+from tests.fabricated import decoded
 
 # --- modes ---
 
@@ -243,14 +243,14 @@ def test_everything_refused_is_named_with_its_reason(tmp_path):
         assert expected in reasons[name] and str(tmp_path) not in reasons[name], name
     assert sum(result is not None for result in results) == 2
     with pytest.raises(UserError, match=f"{len(REFUSED)} of {len(results)} pictures") as error:
-        read_images(tmp_path, list_pictures(tmp_path), 8, 1)
+        decoded(tmp_path, list_pictures(tmp_path), 8)
     assert all(f"  {name}: {reason}" in str(error.value) for name, reason in reasons.items())
 
 
 def test_every_broken_file_is_named_however_many_there_are(tmp_path):
     many = [f"missing{i}.png" for i in range(45)]
     with pytest.raises(UserError, match="and 25 more") as error:
-        read_images(tmp_path, many, 16, 1)
+        decoded(tmp_path, many, 16)
     assert all(name in str(error.value) for name in many)
     assert "skip_broken=true" in str(error.value) and "no such file" in str(error.value)
 
@@ -261,7 +261,7 @@ def test_a_huge_picture_is_refused_by_its_header(tmp_path):
         pytest.warns(Image.DecompressionBombWarning),
         pytest.raises(UserError, match=r"huge\.png: 20000x5001 is more than 100 megapixels"),
     ):
-        read_images(tmp_path, ["huge.png"], 16, 1)
+        decoded(tmp_path, ["huge.png"], 16)
 
 
 def test_a_file_without_permission_is_named(tmp_path):
@@ -274,7 +274,7 @@ def test_a_file_without_permission_is_named(tmp_path):
     if os.access(tmp_path / "a.png", os.R_OK):
         pytest.skip("this user may read everything")
     with pytest.raises(UserError, match=r"a\.png: no permission"):
-        read_images(tmp_path, list_pictures(tmp_path), 8, 1)
+        decoded(tmp_path, list_pictures(tmp_path), 8)
 
 
 def test_links_stay_inside_the_folder(tmp_path):
@@ -306,7 +306,7 @@ def test_links_stay_inside_the_folder(tmp_path):
     }
     # The folder itself may be a link.
     (tmp_path / "link").symlink_to(root)
-    assert len(read_images(tmp_path / "link", ["sub/a.png", "inside.png"], 8, 1)) == 2
+    assert len(decoded(tmp_path / "link", ["sub/a.png", "inside.png"], 8)) == 2
 
 
 def test_a_name_that_is_not_utf8_is_told_in_utf8(tmp_path):
@@ -315,7 +315,7 @@ def test_a_name_that_is_not_utf8_is_told_in_utf8(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     with pytest.raises(UserError, match="is not UTF-8: rename it") as error:
-        read_images(tmp_path, list_pictures(tmp_path), 8, 1)
+        decoded(tmp_path, list_pictures(tmp_path), 8)
     assert r"caf\udce9.png" in str(error.value).encode().decode()
 
 
@@ -363,8 +363,8 @@ def test_broken_files_are_left_out_and_counted_on_request(some_broken):
     (note,) = [note for note in loaded.notes if note.startswith("6 files left out")]
     assert all(f"{name}.png" in note for name in BROKEN)
     assert "1 masks belong to no anomalous picture, such as masks/99.png" in loaded.notes
-    everything = data.concatenate(list(loaded[:3]))
-    assert len(everything.path) == 27 + 4 and not {f"{n}.png" for n in BROKEN} & {*everything.path}
+    everything = [path for part in loaded[:3] for path in part.path]
+    assert len(everything) == 27 + 4 and not {f"{n}.png" for n in BROKEN} & {*everything}
     for name in BROKEN:
         (some_broken / f"{name}.png").unlink()
     # Where the others go does not depend on what is broken.
@@ -377,5 +377,5 @@ def test_broken_files_are_left_out_and_counted_on_request(some_broken):
 def test_a_broken_file_s_name_cannot_move_the_cursor(tmp_path):
     (tmp_path / "a\x1b[2Jb.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"a\\x1b\[2Jb\.png") as error:
-        read_images(tmp_path, ["a\x1b[2Jb.png"], 16, 1)
+        decoded(tmp_path, ["a\x1b[2Jb.png"], 16)
     assert "\x1b" not in str(error.value)

@@ -15,7 +15,7 @@ from bigan_jax import detector as game
 from bigan_jax.build import build, picture_shape
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation import assess, check_fields, data_fields
+from bigan_jax.evaluation import assess, data_fields
 from bigan_jax.progress import Progress
 from bigan_jax.scorer import Scorer
 from bigan_jax.scoring import Formula
@@ -254,15 +254,36 @@ def test_another_score_needs_no_training(small, finished, assessed, capsys):
         ({"threshold.rule": "best"}, "'best'.*manual"),
         ({"threshold.false_alarm_rate": 5.0}, "false_alarm_rate"),
         ({"data.calibration_fraction": 0.0}, "calibration_fraction=0.0.*above 0"),
-        ({"data.name": "mine/bottles"}, "data.name=mine/bottles.*slash"),
+        ({"data.name": "mine/bottles"}, "data.name='mine/bottles'.*slash"),
+        ({"name": ""}, "config.name=''.*1 to 100 characters"),
+        ({"data.name": "a\nb"}, r"data.name='a\\nb'.*printable"),
+        ({"seed": 2**31}, r"seed=2147483648.*2\*\*31 - 1"),
+        ({"score.perceptual": 0.1, "vgg16.weights": "/no/vgg.pth"}, "no VGG16 weights at /no/vgg"),
+        (
+            {"score.standardise": True, "data.calibration_fraction": 0.01},
+            "score.standardise.*calibration_fraction",
+        ),
     ],
 )
 def test_what_could_not_be_evaluated_is_not_trained(fields, words, tmp_path):
+    config = configured(cae, **SMALL | fields)
     with pytest.raises(UserError, match=words):
-        check_fields(configured(cae, **SMALL, **fields))
-    with pytest.raises(UserError, match=words):
-        bigan_jax.train(configured(cae, **SMALL, **fields), tmp_path / "run")
+        bigan_jax.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_that_fails_leaves_the_one_before(small, finished, monkeypatch):
+    bigan_jax.evaluate(finished)
+    before = {p: p.read_bytes() for p in finished.iterdir() if p.is_file()}
+
+    def no_score(*_, **__):
+        raise UserError("no finite score")
+
+    monkeypatch.setattr(Scorer, "score", no_score)
+    other = configured(cae, **SMALL, **{"score.reduction": "max"})
+    with pytest.raises(UserError, match="no finite score"):
+        bigan_jax.evaluate(finished, other)
+    assert {p: p.read_bytes() for p in finished.iterdir() if p.is_file()} == before
 
 
 def test_what_has_no_finite_score_is_not_called_normal(small):

@@ -15,10 +15,10 @@ from bigan_jax.data.decode import (
     picture_size,
     read_all,
     read_image,
-    read_images,
     read_mask,
 )
 from bigan_jax.errors import UserError
+from tests.fabricated import decoded, everything
 
 
 def write_dicom(path, pixels, **fields):
@@ -75,7 +75,7 @@ def test_dicom_frames_are_pictures_and_patients_are_groups(tmp_path):
     write_dicom(tmp_path / "other.dcm", frames[0], StudyInstanceUID="1.2.3")
     names = list_pictures(tmp_path)
     assert names == ["many.dcm#000", "many.dcm#001", "many.dcm#002", "one.dcm", "other.dcm"]
-    images = read_images(tmp_path, names, 16, 1)[..., 0]
+    images = decoded(tmp_path, names, 16)[..., 0]
     np.testing.assert_allclose(images[2], windowed(frames[2]), atol=0.51)
     np.testing.assert_array_equal(images[0], images[3])
     groups = [medical.group(tmp_path, name) for name in names]
@@ -99,7 +99,7 @@ def test_a_volume_is_its_slices_along_the_third_axis(tmp_path, name, version):
     write_nifti(tmp_path / "a" / name, values, (2.0, 1.0), version)
     names = list_pictures(tmp_path)
     assert names == [f"a/{name}#{i:03d}" for i in range(12)]
-    images = read_images(tmp_path, names, 16, 1)
+    images = decoded(tmp_path, names, 16)
     single = [read_image(tmp_path / n, 16, 1) for n in names]
     stored = [read_image(io.BytesIO(encoded(tmp_path / n)), 16, 1) for n in names]
     np.testing.assert_array_equal(images, single)
@@ -191,9 +191,9 @@ def test_a_set_of_volumes(tmp_path):
     loaded = data.load("folder", dir=tmp_path, category="", image_size=16, channels=1, split_seed=0)
     groups = [set(part.group) for part in loaded[:3]]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 13
-    everything = data.concatenate(list(loaded[:3]))
-    assert len(everything.path) == 12 * 3 + 1 and np.ptp(everything.image, (1, 2, 3)).min() > 0
-    anomalous = everything.take(everything.label)
+    every = everything(loaded)
+    assert len(every.path) == 12 * 3 + 1 and np.ptp(every.image, (1, 2, 3)).min() > 0
+    anomalous = every.take(every.label)
     assert anomalous.path.tolist() == ["anomalous/x.nii.gz#001"]
     assert anomalous.mask.sum() == 16 and anomalous.has_mask.all()
     assert any(n.startswith("52 DICOM or NIfTI slices, each shown from") for n in loaded.notes)

@@ -1,6 +1,7 @@
 """Data folders as TFDS data sets: the same arrays as from the files, whatever happens to either."""
 
 import hashlib
+import json
 import os
 import shutil
 import struct
@@ -19,6 +20,7 @@ from PIL import Image
 from bigan_jax import data
 from bigan_jax.data import prepared
 from bigan_jax.errors import UserError
+from tests.fabricated import everything
 
 
 @pytest.fixture
@@ -60,8 +62,8 @@ def draw_mvtec(folder, categories=("bottle", "pill")):
 
 
 def by_path(dataset):
-    everything = data.concatenate(list(dataset[:3]))
-    return dict(zip(everything.path.tolist(), everything.image, strict=True))
+    every = everything(dataset)
+    return dict(zip(every.path.tolist(), every.image, strict=True))
 
 
 def same(one, other):
@@ -375,6 +377,41 @@ def test_plant_village_of_tfds_serves_as_a_folder_of_class_folders(tmp_path, loa
     shutil.rmtree(folder)
     pepper = load("plant", place, category="Pepper_bell")
     assert pepper.conditions == ("Pepper_bell",) and pepper.test.label.sum() == 4
+
+
+def test_what_tfds_would_import_is_not(tmp_path, load):
+    """features.json of a stranger names a module; so may a set in the folder of prepared ones."""
+    for i in range(0, 1200, 40):
+        draw(tmp_path / "classes" / "Potato___healthy" / f"u___RS_HL {4000 + i}.JPG")
+    place = plant_village(tmp_path / "tfds", tmp_path / "classes") / "features.json"
+    sound = json.loads(place.read_text())
+    foreign = "this.Feature"  # the Zen of Python, which prints
+    label = sound["featuresDict"]["features"]["label"]
+    for spoilt in (
+        sound | {"pythonClassName": foreign},
+        {"python_class_name": foreign, "features_dict": sound["featuresDict"]},
+        {"type": foreign, "content": {}},
+        {**sound, "featuresDict": {"features": {"label": label | {"pythonClassName": foreign}}}},
+        {"type": "tensorflow_datasets.core.features.text_feature.Text", "proto_cls": foreign},
+    ):
+        place.write_text(json.dumps(spoilt))
+        with pytest.raises(UserError, match=r"names 'this\.Feature'"):
+            load("plant", place.parent)
+    assert "this" not in sys.modules
+    load("plant", tmp_path / "classes")
+    (mine,) = tmp_path.glob("**/plant_disease/*/1.0.0/features.json")
+    sound = json.loads(mine.read_text())
+    mine.write_text(json.dumps(sound | {"pythonClassName": foreign}))
+    load("plant", tmp_path / "classes")  # prepared anew
+    assert "this" not in sys.modules and json.loads(mine.read_text()) == sound
+
+
+def test_a_copy_beside_tfds_s_versions_is_passed_over(tmp_path, load):
+    for i in range(0, 1200, 40):
+        draw(tmp_path / "classes" / "Potato___healthy" / f"u___RS_HL {4000 + i}.JPG")
+    place = plant_village(tmp_path / "tfds", tmp_path / "classes")
+    shutil.copytree(place, place.with_name("backup"))
+    assert str(place) in "".join(load("plant", tmp_path / "nothing").notes)
 
 
 # --- buckets ---

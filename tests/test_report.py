@@ -19,7 +19,6 @@ EVALUATION = {
     "dataset": "phantom",
     "category": "leaf",
     "seed": 0,
-    "config_name": "configs/cae.py:phantom",
     "ablations": ["no_se"],
     "n_train": 80,
     "n_calibration": 20,

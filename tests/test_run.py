@@ -230,6 +230,7 @@ def test_another_config_is_refused(finished):
         (["--mode", "sweep", "--workdir=x"], ["one run", "--output=DIR"]),
         (["--config=configs/cae.py", "--output=x"], ["--output", "--workdir=DIR"]),
         (["--config=configs/cae.py", f"--workdir=x{'y' * 300}"], ["xyyy", "too long"]),
+        (["--mode=predict", "--workdir=x", "--input=", "--output=y"], ["--input=PICTURES"]),
         ([], ["--config=configs/improved_bigan.py:phantom"]),
         (["--mode=evaluate", "--config.seed=1"], ["--config.seed", "--config=configs/"]),
         (["--mode=evaluate", "--workdir=/nonexistent"], ["/nonexistent", "no run"]),

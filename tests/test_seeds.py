@@ -1,6 +1,7 @@
 """Several seeds side by side: each as it is alone."""
 
 import json
+import shutil
 import signal
 from functools import partial
 
@@ -274,6 +275,27 @@ def test_mistakes_about_seeds_are_told(alone, tmp_path):
     with pytest.raises(UserError, match=r"config\.sweep\.seeds"):
         sweep_plan.plan(config(seeds=2), "configs/cae.py:phantom", {}, tmp_path)
     assert default_name(config(seed=3, seeds=2)).name == "cae-phantom-bottle-seeds3-4"
+
+
+def test_a_seed_that_cannot_be_evaluated_leaves_the_others_alike(alone, tmp_path):
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(alone / "seed0", tmp_path / "seed7")
+    shutil.rmtree(tmp_path / "seed0" / "checkpoints")
+    fields = json.loads((tmp_path / "seed7" / "config.json").read_text()) | {"seed": 7}
+    (tmp_path / "seed7" / "config.json").write_text(json.dumps(fields))
+    again = config(seeds=2, **{"score.reduction": "max"})
+    with pytest.raises(UserError, match=r"1 of 3 seeds failed\n.*seed0: .*no checkpoint"):
+        bigan_jax.evaluate(tmp_path, again)
+    assert json.loads((tmp_path / "summary.json").read_text())["seeds"] == [1, 7]
+    assert read_config(tmp_path / "seed1").score.reduction == "max"
+
+
+def test_seeds_of_two_sets_have_no_summary(tmp_path):
+    folders = [tmp_path / f"seed{seed}" for seed in (0, 1)]
+    for seed, folder in enumerate(folders):
+        write_run(folder, seed=seed, category=("bottle", "pill")[seed])
+    with pytest.raises(UserError, match=r"different pictures \(.*bottle.*pill"):
+        seeds.summarise(tmp_path, folders)
 
 
 def test_seeds_that_differ_in_more_have_no_summary(tmp_path):

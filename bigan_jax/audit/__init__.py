@@ -56,7 +56,7 @@ def audit(dataset: Dataset, policy: str = "stop") -> Audit:
         np.concatenate([getattr(seen, name) for seen in looks]) for name in ("digest", "thumbnail")
     )
     signature = signatures(thumbnail, every.condition, every.part == "train")
-    exact, near = exact_copies(digest), near_copies(signature)
+    exact, near = exact_copies(digest, every.part), near_copies(signature)
     near = near.where(digest[near.first] != digest[near.second])
     neighbours = number_neighbours(every.path.tolist())
     alike = likeness(signature, neighbours, 2 * every.condition + every.label)

@@ -52,13 +52,14 @@ def signatures(
     return signature * thumbnail.any(axis=1, keepdims=True)  # a blank picture is like no other
 
 
-def exact_copies(digest: Shaped[np.ndarray, "n"]) -> Pairs:
-    """The first row of each digest, paired with every other row that has it."""
-    rows = defaultdict(list)
+def exact_copies(digest: Shaped[np.ndarray, "n"], part: Shaped[np.ndarray, "n"]) -> Pairs:
+    """Each row, paired with the first row that has its digest in every part."""
+    firsts, found = defaultdict(dict), set()
+    for row, (value, where) in enumerate(zip(digest.tolist(), part.tolist(), strict=True)):
+        firsts[value].setdefault(where, row)
     for row, value in enumerate(digest.tolist()):
-        rows[value].append(row)
-    found = [(same[0], other) for same in rows.values() for other in same[1:]]
-    first, second = np.array(found, int).reshape(-1, 2).T
+        found |= {(min(row, k), max(row, k)) for k in firsts[value].values() if k != row}
+    first, second = np.array(sorted(found), int).reshape(-1, 2).T
     return Pairs(first, second, np.zeros(len(found)))
 
 

@@ -27,31 +27,35 @@ def fact_aurocs(
 ) -> dict[str, float]:
     """The AUROC of each fact with its better sign, best first; empty with one class.
 
-    A condition counts as the share of anomalous pictures in it. TOGETHER is a logistic
-    regression on all facts, cross-validated so that no group is on both sides.
+    The condition, and TOGETHER, all facts and it, are logistic regressions, cross-validated so
+    that no group is on both sides; there are none for fewer than FOLDS groups of either class.
     """
     if label.all() or not label.any():
         return {}
-    facts = dict(facts)
-    if len(np.unique(condition)) > 1:
-        share = np.bincount(condition, label) / np.bincount(condition).clip(1)
-        facts["condition"] = share[condition]
     values = {name: better_sign(fact, label) for name, fact in facts.items()}
     if min(len(np.unique(group[label == c])) for c in (True, False)) >= FOLDS:
-        shared = len(np.unique(group)) < len(group)  # else the slow search for folds is needless
-        kind = StratifiedGroupKFold if shared else StratifiedKFold
-        values[TOGETHER] = auroc(
-            cross_val_predict(
-                make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky")),
-                np.stack(list(facts.values()), axis=1).astype(np.float64),
-                label,
-                groups=group if shared else None,
-                cv=kind(FOLDS, shuffle=True, random_state=0),
-                method="decision_function",
-            ),
-            label,
-        )
+        kinds, kind = np.unique(condition, return_inverse=True)
+        is_kind = np.eye(len(kinds))[kind]
+        if len(kinds) > 1:
+            values["condition"] = _cross_validated(is_kind, label, group)
+        every = np.column_stack([*facts.values(), is_kind])
+        values[TOGETHER] = _cross_validated(every, label, group)
     return dict(sorted(values.items(), key=lambda item: -item[1]))
+
+
+def _cross_validated(values, label, group):
+    """The AUROC of what a logistic regression says of pictures that it was not fitted to."""
+    shared = len(np.unique(group)) < len(group)  # else the slow search for folds is needless
+    kind = StratifiedGroupKFold if shared else StratifiedKFold
+    told = cross_val_predict(
+        make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky")),
+        values.astype(np.float64),
+        label,
+        groups=group if shared else None,
+        cv=kind(FOLDS, shuffle=True, random_state=0),
+        method="decision_function",
+    )
+    return auroc(told, label)
 
 
 def better_sign(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> float:

@@ -15,11 +15,10 @@ from bigan_jax.data.decode import (
     list_pictures,
     picture_size,
     read_image,
-    read_images,
     read_mask,
 )
 from bigan_jax.data.medical import slice_notes, split_slice, stretch
-from bigan_jax.data.pictures import Dataset, Pictures, concatenate
+from bigan_jax.data.pictures import Dataset, Pictures
 from bigan_jax.data.sources import EXPECTED, choose, misplaced
 from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, Record, split
 from bigan_jax.data.stream import LazyImages
@@ -33,11 +32,9 @@ __all__ = [
     "Dataset",
     "LazyImages",
     "Pictures",
-    "concatenate",
     "list_pictures",
     "load",
     "read_image",
-    "read_images",
     "read_mask",
 ]
 
@@ -93,6 +90,8 @@ def load(
         raise UserError(f"data.image_size is {image_size}: it must be at least 8.")
     form = Form(image_size, channels, window)
     if source == "phantom":
+        if min(phantom_normal, phantom_anomalous) < 0:
+            raise UserError("data.phantom_normal and data.phantom_anomalous are counts, from 0 on.")
         conditions = tuple(choose(category, phantom.DOMAINS))
         records = phantom.records(conditions, phantom_normal, phantom_anomalous)
         notes, opened = (), None

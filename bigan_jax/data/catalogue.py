@@ -134,7 +134,12 @@ def _from_village(found: epath.Path, home: epath.Path) -> Prepared:
 def _merge(source, given, sets, category, official_split, notes) -> Catalogue:
     known = [c for s in sets for c in s.listing.conditions]
     left_out = [c for s in sets for c in s.listing.left_out]
-    names = choose(category, known + left_out) if known or left_out else [category or source]
+    if category and not known + left_out:
+        raise UserError(
+            f"config.data.category={category}: {given} knows no categories, as the source "
+            f"{source!r} reads it. Leave the field empty, or give a folder of those pictures alone"
+        )
+    names = choose(category, known + left_out) if known or left_out else [source]
     conditions = tuple(n for n in names if n not in left_out)
     if not conditions:
         raise misplaced(source, f"{', '.join(names)}: no folder <species>___healthy in {given}.")

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from bigan_jax.data import medical
-from bigan_jax.data.broken import Broken, attempt, check_file, is_inside, unreadable
+from bigan_jax.data.broken import Broken, attempt, check_file, is_inside
 from bigan_jax.errors import UserError
 
 SUFFIXES = medical.SUFFIXES | {
@@ -270,17 +270,3 @@ def _sources(root, file, names):
         yield from _slices(root / file, [medical.split_slice(name)[1] for name in names])
     else:
         yield from [root / file] * len(names)
-
-
-def read_images(
-    root: Path, paths: Sequence[str], size: int, channels: int, window: bool = False
-) -> UInt8[np.ndarray, "n size size channels"]:
-    """Decode the pictures `root / path` (see `read_image`).
-
-    Raises one UserError that names every file that cannot be read, with its reason.
-    """
-    form = Form(size, channels, window)
-    images, broken = read_all(lambda x, _: read_image(x, *form), root, paths, "pictures")
-    if broken:
-        raise unreadable(broken, root, len(paths), "pictures")
-    return np.stack(images) if images else np.zeros((0, size, size, channels), np.uint8)

@@ -18,6 +18,7 @@ _COLUMNS = ("group", "patient")
 # What published copies add to a name: the uuid before it, an augmentation after it.
 _BEFORE, _AFTER = re.compile(r"^.*___"), re.compile(r"_(new)?\d*deg\w*$|_flip\w*$", re.IGNORECASE)
 _NUMBER = re.compile(r"^(.*?)(\d+)(\.\d+)?\D*$")
+_MOST = 10**18  # prepared sets keep numbers of 64 bits; what is longer is no camera's
 
 
 def with_camera(record: Record) -> Record:
@@ -32,6 +33,8 @@ def with_camera(record: Record) -> Record:
         return record
     sequence = f"{path.parent.as_posix()}/{match[1].replace(' ', '_').rstrip('_')}"
     number = int(match[2])
+    if number >= _MOST:
+        return record
     return record._replace(group=block(sequence, number), camera=(sequence, number))
 
 

@@ -34,11 +34,6 @@ class Pictures(NamedTuple):
         return Pictures(image, *(field[indices] for field in others), nothing, has_mask[indices])
 
 
-def concatenate(parts: list[Pictures]) -> Pictures:
-    """All rows of all `parts`, one after the other; pictures must agree in size and channels."""
-    return Pictures(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
-
-
 class Dataset(NamedTuple):
     """Normal pictures to train on and to set the threshold with; a test of both kinds."""
 

@@ -28,6 +28,7 @@ from bigan_jax.data.decode import MANY
 from bigan_jax.data.folders import Contents, Stamp, appearing, identity, is_remote, local_home
 from bigan_jax.data.sources import Listing
 from bigan_jax.data.split import Record
+from bigan_jax.data.tfds_folders import open_builder
 from bigan_jax.errors import UserError
 
 VERSION = "1.0.0"
@@ -146,7 +147,7 @@ def reopen(folder: epath.Path) -> Prepared | None:
     try:
         listing = index["listing"]
         with _silence():
-            examples = tfds.builder_from_directory(here).as_data_source(
+            examples = open_builder(here).as_data_source(
                 SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
             )
         records = [Record(*row[:-1], row[-1] and tuple(row[-1])) for row in listing["records"]]

@@ -1,6 +1,7 @@
 """The layouts of real sets: from the names in a folder to a list of records, nothing decoded."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -127,15 +128,14 @@ def list_two_folders(source: str, folder: Folder) -> Listing:
         normal = folder.pictures()
         _refuse_mixture(source, folder, normal)
         notes += (f"{folder.root} has no folder normal/: all its pictures are taken as normal",)
-    masks = Masks(folder, folders["masks"])
     records = [Record(path, False, folder.group(path)) for path in sorted(normal)]
-    for path in sorted(anomalous):
-        parent, _, name = path.partition("/")
+    places = {path: (path, path.partition("/")[2]) for path in sorted(anomalous)}
+    masks, more = find_masks(folder, folders["masks"], places)
+    notes += more
+    for path, (_, name) in places.items():
         kind = PurePosixPath(name).parent.as_posix()
-        mask = masks.find(name, path)
-        kind = parent if kind == "." else kind
-        records.append(Record(path, True, folder.group(path), 0, kind, mask))
-    notes += masks.notes()
+        kind = path.partition("/")[0] if kind == "." else kind
+        records.append(Record(path, True, folder.group(path), 0, kind, masks[path]))
     if source == "plant":
         records = [with_camera(r) for r in records]
     if source in GROUPED:
@@ -188,7 +188,6 @@ def categories(folder: Folder) -> dict[str, str]:
 def list_mvtec(folder: Folder, category: str, inside: str) -> Listing:
     """A category of MVTec AD, which lies in the folder `inside` of `folder`."""
     start = f"{inside}/" if inside else ""
-    masks = Masks(folder, [f"{start}ground_truth"])
     records = []
     for file in folder.pictures(inside):
         part, _, rest = file.partition("/")
@@ -202,11 +201,14 @@ def list_mvtec(folder: Folder, category: str, inside: str) -> Listing:
                 label=label,
                 group=f"{category}/{file}",
                 kind=kind,
-                mask=masks.find(rest) if label else None,
                 official=TRAIN if part == "train" else TEST,
             )
         )
-    return Listing(records, (category,), tuple(f"{category}: {note}" for note in masks.notes()))
+    # <category>/test/<kind>/000.png has the mask <kind>/000_mask.png.
+    places = {r.path: (r.path.removeprefix(start).partition("/")[2],) for r in records if r.label}
+    masks, notes = find_masks(folder, [f"{start}ground_truth"], places)
+    records = [r._replace(mask=masks.get(r.path)) for r in records]
+    return Listing(records, (category,), tuple(f"{category}: {note}" for note in notes))
 
 
 def list_species(folder: Folder) -> Listing:
@@ -230,30 +232,33 @@ def list_species(folder: Folder) -> Listing:
     return Listing(records, tuple(names), left_out=tuple(n for n in states if n not in names))
 
 
-class Masks:
-    """Finds the mask of a picture among the files of some folders of a data folder."""
+def find_masks(
+    folder: Folder, inside: Sequence[str], places: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, str | None], tuple[str, ...]]:
+    """Each anomalous picture's mask among the files of some folders, and notes on what has none.
 
-    def __init__(self, folder: Folder, inside: list[str]):
-        self.known = bool(inside)
-        self.found: list[str | None] = []
-        self.mask_of = {
-            stem(file): f"{name}/{file}" for name in inside for file in folder.pictures(name)
-        }
+    places: by picture, the relative paths that its mask may have, the surest first, with _mask
+      after the stem or without. What may be the mask of two pictures is nobody's.
+    """
+    mask_of = {stem(file): f"{name}/{file}" for name in inside for file in folder.pictures(name)}
+    fitting = {picture: _fitting(mask_of, paths) for picture, paths in places.items()}
+    times = Counter(mask for fit in fitting.values() for mask in set(fit))
+    found = {picture: next(iter(fit), None) for picture, fit in fitting.items()}
+    doubtful = {mask for mask in found.values() if times[mask] > 1}
+    masks = {picture: None if mask in doubtful else mask for picture, mask in found.items()}
+    notes = []
+    if doubtful:
+        notes.append(
+            f"{len(doubtful)} masks fit more than one picture, such as {min(doubtful)}, and are "
+            "not used: give them folders that are called as those of the pictures"
+        )
+    if inside and (missing := [*masks.values()].count(None)):
+        notes.append(f"{missing} anomalous pictures have no mask: pixel figures leave them out")
+    if spare := set(mask_of.values()) - {*found.values()}:
+        notes.append(f"{len(spare)} masks belong to no anomalous picture, such as {min(spare)}")
+    return masks, tuple(notes)
 
-    def find(self, *paths: str) -> str | None:
-        """The mask with the relative path and stem of one of `paths`, or with _mask after it."""
-        stems = [stem(path) for path in paths]
-        names = (name for file, i in stems for name in ((file, i), (f"{file}_mask", i)))
-        found = next((self.mask_of[name] for name in names if name in self.mask_of), None)
-        self.found.append(found)
-        return found
 
-    def notes(self) -> tuple[str, ...]:
-        """What a user should know: pictures without a mask, and masks without a picture."""
-        notes = []
-        missing, spare = self.found.count(None), set(self.mask_of.values()) - {*self.found}
-        if self.known and missing:
-            notes.append(f"{missing} anomalous pictures have no mask: pixel figures leave them out")
-        if spare:
-            notes.append(f"{len(spare)} masks belong to no anomalous picture, such as {min(spare)}")
-        return tuple(notes)
+def _fitting(mask_of, paths):
+    names = (known for name, i in map(stem, paths) for known in ((name, i), (f"{name}_mask", i)))
+    return [mask_of[name] for name in names if name in mask_of]

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,16 +15,19 @@ from tqdm import tqdm
 
 from bigan_jax.data.broken import Broken
 from bigan_jax.data.folders import Folder, is_remote, stamp
+from bigan_jax.data.tfds_folders import open_builder
 from bigan_jax.errors import UserError
 
 NAME = "plant_village"
 INFO = "dataset_info.json"
+_VERSION = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 def find(home: epath.Path) -> epath.Path | None:
     """The newest version of it below `home`."""
     found = [] if is_remote(home) else [v for v in (home / NAME).glob("*") if is_one(v)]
-    return max(found, key=lambda v: [int(n) for n in v.name.split(".")], default=None)
+    versions = [v for v in found if _VERSION.fullmatch(v.name)]  # a copy may be called otherwise
+    return max(versions, key=lambda v: [int(n) for n in v.name.split(".")], default=None)
 
 
 def is_one(folder: epath.Path) -> bool:
@@ -43,7 +47,7 @@ def open_village(folder: epath.Path) -> Folder:
     Reads the whole set once, for the names. Raises UserError where it cannot be read.
     """
     try:
-        info = tfds.builder_from_directory(folder).info
+        info = open_builder(folder).info
         keep = {"image": tfds.decode.SkipDecoding()}
         files, raw_of = {}, {}
         for raw in tqdm(list(_examples(info)), f"names in {folder}", disable=None, leave=False):
@@ -72,7 +76,7 @@ def _examples(info: tfds.core.DatasetInfo) -> Iterator[Callable[[], bytes]]:
                 yield from _records(file)
         else:
             method = tfds.decode.DeserializeMethod.RAW_BYTES
-            source = tfds.builder_from_directory(info.data_dir).as_data_source(
+            source = open_builder(info.data_dir).as_data_source(
                 split.name, deserialize_method=method
             )
             yield from (partial(source.__getitem__, i) for i in range(len(source)))

@@ -13,7 +13,7 @@ from jax import lax
 
 from bigan_jax import losses, vgg16
 from bigan_jax.detector import Detector, Objective
-from bigan_jax.errors import unknown
+from bigan_jax.errors import UserError, unknown
 from bigan_jax.health import spread_logs
 from bigan_jax.layers import ConvDecoder, ConvEncoder, JointDiscriminator
 from bigan_jax.losses import discriminator_logs, standard_normal
@@ -54,7 +54,8 @@ def create(
     reconstruction_terms: weights of mse, mae, perceptual and ssim; a term of weight 0 is left out.
     adversarial_weight, reconstruction_weight: of the loss by which E and G play against D.
 
-    Raises UserError for another `pool`, and where VGG16's weights are needed and missing.
+    Raises UserError for another `pool`, for no reconstruction term at all, and where VGG16's
+    weights are needed and missing.
     """
     if pool not in _POOLS:
         raise unknown("config.model.pool", pool, _POOLS)
@@ -75,6 +76,11 @@ def create(
     }
     frozen = {}
     weights = {name: weight for name, weight in reconstruction_terms.items() if weight}
+    if not weights:
+        raise UserError(
+            "every one of config.model.reconstruction_terms has weight 0: raise one of "
+            + ", ".join(reconstruction_terms)
+        )
     if "perceptual" in weights and vgg16_weights is None:
         networks["vgg16"] = vgg16.VGG16(perceptual_layers, dtype=dtype, unit_features=unit_features)
     elif "perceptual" in weights:
@@ -115,7 +121,7 @@ def create(
         fooling = losses.bce(real, 0) + losses.bce(fake, 1)
         logs = {"fooling": fooling, **spread_logs(generated, x)}
         total = adversarial_weight * fooling
-        if reconstruction_weight and weights:
+        if reconstruction_weight:
             reconstruction, terms = composite(net, x, net("generator", code))
             total += reconstruction_weight * reconstruction
             logs |= terms
