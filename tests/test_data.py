@@ -284,7 +284,7 @@ def test_plant_class_folders_give_species_and_camera_blocks(tmp_path):
     loaded = load("plant", tmp_path)
     assert loaded.conditions == ("Pepper__bell", "Potato")
     assert set(loaded.test.kind) == {"good", "Blight"} and loaded.test.label.sum() == 10
-    assert "Squash left out: it has no healthy leaves" in loaded.notes
+    assert "Squash left out: it has no normal pictures" in loaded.notes
     assert not set(loaded.train.group) & set(loaded.test.group)
     one = load("plant", tmp_path, category="Potato")
     assert one.conditions == ("Potato",) and not one.test.condition.any()

@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from bigan_jax.data.folders import open_folder
-from bigan_jax.data.grouping import with_camera, with_groups
+from bigan_jax.data.grouping import with_camera, with_table
 from bigan_jax.data.split import Record
 from bigan_jax.errors import UserError
 from tests.test_data import load, write, write_mask
@@ -60,8 +60,43 @@ def grouped(folder, table, names=("normal/a.png", "normal/b.png", "c.png"), sour
     (folder / "metadata.csv").write_bytes(table if isinstance(table, bytes) else table.encode())
     write(folder / "some.png")  # tables are looked for above pictures
     records = [Record(name, False, name.partition("#")[0]) for name in names]
-    found, notes = with_groups(records, open_folder(epath.Path(folder)), source)
-    return [r.group for r in found], notes
+    told = with_table(records, open_folder(epath.Path(folder)), source)
+    return [r.group for r in told.records], told.notes
+
+
+@pytest.mark.parametrize("column", ["condition", "plane"])
+def test_a_table_may_tell_what_pictures_show(column, tmp_path):
+    """Planes of MR: those with normal pictures are conditions, the split is as without them."""
+    names = {"axial": ("normal", "anomalous"), "sagittal": ("normal",), "coronal": ("anomalous",)}
+    rows = [f"file,{column}"]
+    for plane, kinds in names.items():
+        for kind in kinds:
+            for i in range(30):
+                write(tmp_path / kind / f"{plane}{i:02d}.png")
+                rows.append(f"{kind}/{plane}{i:02d}.png,{plane}")
+    before = load("folder", tmp_path)
+    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    loaded = load("folder", tmp_path)
+    assert loaded.conditions == ("axial", "sagittal")
+    assert "coronal left out: it has no normal pictures" in loaded.notes
+    assert not any("no group" in note for note in loaded.notes)
+    for part in loaded[:3]:
+        told = [loaded.conditions[c] for c in part.condition]
+        assert all(plane in path for plane, path in zip(told, part.path, strict=True))
+    assert loaded.train.path.tolist() == before.train.path.tolist()
+    axial = load("folder", tmp_path, category="axial")
+    assert axial.conditions == ("axial",) and len(axial.test.label) > 30
+    with pytest.raises(UserError, match="coronal: none has normal pictures"):
+        load("folder", tmp_path, category="coronal")
+    (tmp_path / "metadata.csv").write_text("\n".join([*rows[:-1], "anomalous/coronal29.png,"]))
+    with pytest.raises(UserError, match=r"1 of 120 pictures have no condition.*coronal29\.png"):
+        load("folder", tmp_path)
+    (tmp_path / "metadata.csv").write_text("\n".join(rows).replace("axial\n", '"a,b"\n'))
+    with pytest.raises(UserError, match="comma list: rename a,b"):
+        load("folder", tmp_path)
+    (tmp_path / "metadata.csv").write_text("\n".join([*rows, rows[-1].replace(",c", ",x")]))
+    with pytest.raises(UserError, match="is of coronal and of xoronal"):
+        load("folder", tmp_path)
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])

@@ -142,8 +142,8 @@ def _merge(source, given, sets, category, official_split, notes) -> Catalogue:
     names = choose(category, known + left_out) if known or left_out else [source]
     conditions = tuple(n for n in names if n not in left_out)
     if not conditions:
-        raise misplaced(source, f"{', '.join(names)}: no folder <species>___healthy in {given}.")
-    notes += tuple(f"{n} left out: it has no healthy leaves" for n in names if n in left_out)
+        raise misplaced(source, f"{', '.join(names)}: none has normal pictures in {given}.")
+    notes += tuple(f"{n} left out: it has no normal pictures" for n in names if n in left_out)
     records, where = [], {}
     for found in sets:
         notes += found.listing.notes

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from bigan_jax.data.decode import SUFFIXES
 from bigan_jax.data.folders import Folder
-from bigan_jax.data.grouping import GROUPED, with_camera, with_groups
+from bigan_jax.data.grouping import GROUPED, with_camera, with_table
 from bigan_jax.data.medical import stem
 from bigan_jax.data.split import TEST, TRAIN, Record
 from bigan_jax.errors import UserError, unknown
@@ -27,12 +27,13 @@ EXPECTED = {
   dir/normal/                  normal pictures (or good/, ok/, healthy/)
   dir/anomalous/[<kind>/]      anomalous ones, optional (or defect/, bad/, nok/, diseased/)
   dir/masks/[<kind>/]          their masks, optional: the same name, or <name>_mask
-  dir/metadata.csv             optional; columns file and group: views of one part, one patient""",
+  dir/metadata.csv             optional; columns file and group (views of one part, one patient),
+                               condition (what a picture shows)""",
     "brain": """\
   dir/healthy/                 slices without a tumour (or notumor/)
   dir/tumor/                   slices with one (or glioma/, meningioma/, pituitary/)
   dir/tumor_mask/              their masks, optional: the same name
-  dir/metadata.csv             optional; columns file and patient
+  dir/metadata.csv             optional; columns file and patient, plane
 To be had as Kaggle mateuszbuda/lgg-mri-segmentation (110 patients, 3,929 slices and masks; CC
 BY-NC-SA 4.0; sort its slices into these folders) or masoudnickparvar/brain-tumor-mri-dataset
 (its archive.zip will do; no patients, and the source of a picture predicts its label).""",
@@ -138,10 +139,10 @@ def list_two_folders(source: str, folder: Folder) -> Listing:
         records.append(Record(path, True, folder.group(path), 0, kind, masks[path]))
     if source == "plant":
         records = [with_camera(r) for r in records]
-    if source in GROUPED:
-        records, more = with_groups(records, folder, source)
-        notes += more
-    return Listing(records, (), notes)
+    if source not in GROUPED:
+        return Listing(records, (), notes)
+    records, conditions, left_out, more = with_table(records, folder, source)
+    return Listing(records, conditions, notes + more, left_out)
 
 
 def _named(folder, names):

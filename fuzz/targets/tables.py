@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bigan_jax.data.folders import METADATA, open_folder
-from bigan_jax.data.grouping import GROUPED, with_groups
+from bigan_jax.data.grouping import GROUPED, with_table
 from bigan_jax.data.split import Record
 from fuzz.mutations import changes, spoilt
 
@@ -29,6 +29,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
         Image.new("L", (8, 8)).save(folder / name)
     (folder / METADATA).write_bytes(spoilt(SEEDS[seed].encode(), what, SEEDS[1 - seed].encode()))
     records = [Record(name, False, name) for name in NAMES]
-    grouped, notes = with_groups(records, open_folder(epath.Path(folder)), source)
-    assert [r.path for r in grouped] == NAMES and all(r.group for r in grouped)
-    yield from notes
+    told = with_table(records, open_folder(epath.Path(folder)), source)
+    assert [r.path for r in told.records] == NAMES and all(r.group for r in told.records)
+    assert all(r.condition in range(max(1, len(told.conditions))) for r in told.records)
+    yield from told.notes
