@@ -27,6 +27,7 @@ from bigan_jax.intervals import bootstrap
 from bigan_jax.loading import formula_of, restore
 from bigan_jax.locking import alone
 from bigan_jax.outcome import Assessment
+from bigan_jax.pixel_intervals import pixel_bootstrap
 from bigan_jax.scorer import Scorer
 from bigan_jax.versions import version
 from bigan_jax.workdir import check, claim, read_config
@@ -222,7 +223,10 @@ def _pixels(test, scores, threshold):
     known = test.has_mask
     if not test.mask[known].any():
         nothing = pixels.NOTHING
-        return {"pixel": {**nothing, "dice": None}, "pixel_controls": {"raw_intensity": nothing}}
+        return {
+            "pixel": {**nothing, "dice": None, "intervals": None},
+            "pixel_controls": {"raw_intensity": nothing},
+        }
     chosen = slice(None) if known.all() else known  # millions of pixels: no copy without need
     masks, maps = test.mask[chosen], scores.error_map[chosen]
     shares = pixels.region_shares(masks)
@@ -232,6 +236,7 @@ def _pixels(test, scores, threshold):
         "pixel": {
             **pixels.pixel_metrics(maps, masks, shares=shares),
             "dice": pixels.dice(maps, masks, threshold),
+            "intervals": pixel_bootstrap(maps, masks, test.group[chosen], shares),
         },
         "pixel_controls": {"raw_intensity": pixels.pixel_metrics(raw, masks, shares=shares)},
     }

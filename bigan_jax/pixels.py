@@ -7,15 +7,16 @@ moves a figure by some 0.000001.
 """
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Int, Num
 from scipy import ndimage
 
 from bigan_jax.metrics import decide, finite
 
-_LEVELS = 1 << 20  # of error that are told apart
+LEVELS = 1 << 20  # of error that are told apart
 _TOGETHER = 128  # pictures at a time: new memory takes longer than what is done in it
 NOTHING = {"auroc": None, "average_precision": None, "aupro": None}
 
@@ -63,11 +64,26 @@ def pixel_metrics(
     # At each error of a defect pixel, from high to low: what is called from it on, and before it.
     value, found, overlap = value[::-1], np.cumsum(found[::-1]), np.cumsum(overlap[::-1])
     before = passed[-1] - passed[value]
-    alarms = before + normal[value]
-    precision = found / (found + alarms)
+    return areas(before, before + normal[value], found, overlap, passed[-1], limit)
+
+
+def areas(
+    before: Num[np.ndarray, "k"],
+    alarms: Num[np.ndarray, "k"],
+    found: Num[np.ndarray, "k"],
+    overlap: Float[np.ndarray, "k"],
+    normal: float,
+    limit: float = 0.3,
+) -> dict[str, float]:
+    """Pixel AUROC, pixel average precision and AUPRO from counts at falling levels of error.
+
+    before, alarms: the normal pixels above each level, and from it on. found: the defect pixels
+    from it on. overlap: their shares (`region_shares`). normal: how many normal pixels there are.
+    """
+    precision = found / np.maximum(found + alarms, 1)
     average_precision = np.sum(np.diff(found, prepend=0) * precision) / found[-1]
 
-    rate = _curve(before, alarms) / passed[-1]
+    rate = _curve(before, alarms) / normal
     rate[-1] = 1.0
     recall, overlap = (_curve(_before(part), part) / part[-1] for part in (found, overlap))
     return {
@@ -110,31 +126,33 @@ def dice(
 
 def _counted(maps, masks):
     """How many normal pixels there are at each level of error, and each defect pixel's level."""
-    level_of = _levels(maps)
-    normal, defect = np.zeros(_LEVELS, np.int64), []
+    level_of = levels(maps)
+    normal, defect = np.zeros(LEVELS, np.int64), []
     for start in range(0, len(maps), _TOGETHER):
         part = slice(start, start + _TOGETHER)
         level = level_of(maps[part])
-        normal += np.bincount(level.ravel(), minlength=_LEVELS)
+        normal += np.bincount(level.ravel(), minlength=LEVELS)
         defect.append(level[masks[part]])
     defect = np.concatenate(defect)
-    return normal - np.bincount(defect, minlength=_LEVELS), defect
+    return normal - np.bincount(defect, minlength=LEVELS), defect
 
 
-def _levels(maps):
-    """What gives some of the maps' errors their levels, numbers below _LEVELS.
+def levels(
+    maps: Num[np.ndarray, "n h w"],
+) -> Callable[[Num[np.ndarray, "..."]], Int[np.ndarray, "..."]]:
+    """What gives some of the maps' errors their levels, numbers below LEVELS.
 
     A level is what the first 16 bits of errors above the least have in common. Those below the
     highest error by a factor of 2^32 share the lowest. Whole numbers are levels as they are.
     """
     least, highest = maps.min(), maps.max()
-    if np.issubdtype(maps.dtype, np.integer) and int(highest) - int(least) < _LEVELS:
+    if np.issubdtype(maps.dtype, np.integer) and int(highest) - int(least) < LEVELS:
         return lambda errors: np.subtract(errors, least, dtype=np.int32)
 
     def bits(errors):  # of a float: they rise with it, from 0 on
         return np.subtract(errors, least, dtype=np.float32).view(np.int32) >> 8
 
-    lowest = max(int(bits(highest)) - _LEVELS + 1, 0)
+    lowest = max(int(bits(highest)) - LEVELS + 1, 0)
     return lambda errors: np.maximum(bits(errors) - lowest, 0)
 
 

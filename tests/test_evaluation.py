@@ -138,7 +138,9 @@ def test_kinds_conditions_and_intervals_are_in_the_evaluation(assessed, small):
     assert evaluation["auroc_ci"] == evaluation["intervals"]["auroc"]
     for name, (low, high) in evaluation["intervals"].items():
         assert low <= evaluation[name] <= high, name
-    assert evaluation["pixel"].keys() == {"auroc", "average_precision", "aupro", "dice"}
+    figures = {"auroc", "average_precision", "aupro"}
+    assert evaluation["pixel"].keys() == figures | {"dice", "intervals"}
+    assert evaluation["pixel"]["intervals"].keys() == figures
     used = [row for row in evaluation["score_table"] if row["used"]]
     assert len(used) == 1 and used[0]["paper"]
     assert used[0]["auroc"] == pytest.approx(evaluation["auroc"])

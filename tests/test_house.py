@@ -58,6 +58,7 @@ FLOORS = [
         "drawings",
         "layout",
         "pairing",
+        "pixel_intervals",
         "panels",
         "progress",
         "report",

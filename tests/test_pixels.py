@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn import metrics as sk
 
-from bigan_jax import metrics, pixels
+from bigan_jax import intervals, metrics, pixels
+from bigan_jax.pixel_intervals import pixel_bootstrap
 
 few = settings(max_examples=40, deadline=None)  # a busy machine is not a wrong result
 
@@ -163,3 +164,38 @@ def test_dice_is_the_f1_of_pixels():
     expected = sk.f1_score(masks.ravel(), maps.ravel() >= 0.7)
     assert pixels.dice(maps, masks, 0.7) == pytest.approx(expected)
     assert pixels.dice(maps, masks & False, 0.7) is None
+
+
+# --- intervals ---
+
+
+@pytest.mark.parametrize("defects", [0.53, 0.6])
+def test_intervals_are_those_of_drawn_pictures(defects):
+    """Each draw's pictures put together, by every pixel; also where few pixels are defects."""
+    rng = np.random.default_rng(0)
+    masks = ndimage.uniform_filter(rng.random((16, 32, 32)), (1, 7, 7)) > defects
+    masks[:6] = False
+    masks[6:, 3, 3] = True
+    maps = (rng.beta(1, 8, masks.shape) + 0.1 * masks * rng.random((16, 1, 1))).astype(np.float32)
+    group = np.array([f"g{i // 2}" for i in range(16)])
+    shares = pixels.region_shares(masks)
+    found = pixel_bootstrap(maps, masks, group, shares, draws=60)
+    member, times = intervals.resampled(masks.any((1, 2)), group, 60)
+    samples = []
+    for drawn in times:
+        rows = np.repeat(np.arange(16), drawn[member])
+        samples.append(pixels.pixel_metrics(maps[rows], masks[rows]))
+    for name, (low, high) in found.items():
+        ends = np.quantile([figures[name] for figures in samples], [0.025, 0.975])
+        np.testing.assert_allclose((low, high), ends, atol=1e-3)
+        assert low < pixels.pixel_metrics(maps, masks)[name] < high
+
+
+def test_there_is_no_interval_where_nothing_varies():
+    masks = np.zeros((6, 16, 16), bool)
+    masks[3:, 4, 4] = True
+    maps, shares = np.random.default_rng(0).random(masks.shape), pixels.region_shares(masks)
+    one_patient = np.array(["a", "b", "c", "d", "d", "d"])
+    assert pixel_bootstrap(maps, masks, one_patient, shares) is None
+    none = np.zeros_like(masks)
+    assert pixel_bootstrap(maps, none, one_patient, np.zeros(0)) is None
