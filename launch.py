@@ -97,7 +97,10 @@ def parse_flags(arguments, parse=app.parse_flags_with_usage):
 def main(arguments):
     logging.set_verbosity(logging.WARNING)  # JAX and Orbax report every backend and file they try
     if len(arguments) > 1:
-        raise UserError(f"unexpected argument {arguments[1]!r}: every option is a --flag=value")
+        raise UserError(
+            f"unexpected argument {arguments[1]!r}: every option is a --flag=value, and a pattern "
+            "is quoted, as in --input='new/*.png'"
+        )
     if _MODE.value == "train" and _CONFIG.value is None:
         raise UserError("say what to train: --config=configs/improved_bigan.py:phantom")
     if _MODE.value == "evaluate" and _WORKDIR.value is None:
@@ -114,6 +117,9 @@ def main(arguments):
         raise UserError("--workdir is for one run: say where a sweep's runs go by --output=DIR")
     if _MODE.value in ("train", "evaluate") and _OUTPUT.value is not None:
         raise UserError(f"--output is not for {_MODE.value}: say where a run is by --workdir=DIR")
+    overrides = config_flags.get_override_values(flags.FLAGS["config"]) if _CONFIG.value else {}
+    if _MODE.value != "sweep" and any(name.startswith("sweep.") for name in overrides):
+        raise UserError("config.sweep is for --mode=sweep: add it, or leave these fields out")
     if _MODE.value == "compare" and _WORKDIR.value is not None:
         raise UserError("say what to compare by --workdirs='runs/*', not by --workdir")
     workdir, output, given = map(_place, (_WORKDIR.value, _OUTPUT.value, _INPUT.value))
@@ -141,7 +147,6 @@ def main(arguments):
 
         flag = flags.FLAGS["config"]
         file = config_flags.get_config_filename(flag)
-        overrides = config_flags.get_override_values(flag)
         command = command_of(sys.argv[0])
         found = bigan_jax.sweep(_CONFIG.value, file, overrides, output or "runs", command)
         return 2 if found.failures or not found.comparison or found.comparison.left_out else 0

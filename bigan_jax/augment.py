@@ -1,5 +1,7 @@
 """Augmentation of training pictures on the device: every picture by its own key."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jax import random
@@ -33,10 +35,7 @@ def augment(
     brightness: times a factor in [1 - brightness, 1 + brightness], uniformly; cut off at 1.
     Raises UserError for what is negative or more than a picture bears.
     """
-    asked = dict(translate=translate, scale=scale, rotate=rotate, brightness=brightness)
-    for name, most in _MOST.items():
-        if not 0 <= asked[name] <= most:
-            raise UserError(f"augment.{name} is {asked[name]}: it must be from 0 to {most}.")
+    check(dict(translate=translate, scale=scale, rotate=rotate, brightness=brightness))
     if flip:
         swap = jax.vmap(lambda key: random.bernoulli(random.fold_in(key, 0)))(keys)
         image = jnp.where(swap[:, None, None, None], image[:, :, ::-1], image)
@@ -48,6 +47,13 @@ def augment(
         factor = 1 + brightness * jax.vmap(lambda key: _uniform(key, 4))(keys)
         image = jnp.minimum(image * factor[:, None, None, None], 1)
     return image
+
+
+def check(fields: Mapping[str, float]) -> None:
+    """Raises UserError for what `augment` would."""
+    for name, most in _MOST.items():
+        if not 0 <= fields[name] <= most:
+            raise UserError(f"augment.{name} is {fields[name]}: it must be from 0 to {most}.")
 
 
 def _uniform(key, purpose, shape=()):

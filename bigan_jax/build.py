@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from bigan_jax import models, schedule
+from bigan_jax import augment, models, schedule
 from bigan_jax.detector import Detector
 from bigan_jax.errors import UserError, unknown
 from bigan_jax.losses import SSIM_WINDOW
@@ -51,6 +51,7 @@ def build(config: ConfigDict, conditions: int, steps_per_epoch: int, frozen: boo
         )
     fields = config.model.to_dict()
     _check_numbers("model", fields)
+    augment.check(config.augment)
     if "perceptual_layers" in fields:
         fields["vgg16_weights"] = config.vgg16.weights if frozen else None
     detector = importlib.import_module(f"bigan_jax.models.{config.model_name}").create(

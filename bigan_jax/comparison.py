@@ -70,8 +70,9 @@ def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> 
         reasons = [f"  {name}: {reason}" for name, reason in left_out]
         reasons += [f"  {name}: not finished" for name in unfinished]
         where = ", ".join(map(str, patterns))
-        deeper = "Seeds of one command lie one deeper: --workdirs='runs/*/*'"
-        raise UserError("\n".join([f"no finished run in {where}", *reasons, deeper]))
+        deeper = [f"{p}/{more}" for p in patterns for more in ("*", "*/*") if _finished(p, more)]
+        hint = f"There are some one deeper: --workdirs='{deeper[0]}'" if deeper else ""
+        raise UserError("\n".join(filter(None, [f"no finished run in {where}", *reasons, hint])))
     output = Path(output)
     comparison = Comparison(standings(runs), left_out, unfinished, output)
     sections = [Section(s, tables_of(s), _plot(s)) for s in comparison.standings]
@@ -86,6 +87,11 @@ def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> 
         write_whole(output / name, content)
     _print(comparison)
     return comparison
+
+
+def _finished(pattern, more):
+    place = os.path.join(os.path.expanduser(pattern), more, "evaluation.json")
+    return any(glob.iglob(place))
 
 
 def _folders(patterns):

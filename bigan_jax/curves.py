@@ -87,7 +87,7 @@ def _mark_epochs(axes: Axes, history) -> None:
         at_the_foot = {"transform": axes.get_xaxis_transform(), "clip_on": False}
         axes.plot(warned, np.zeros(len(warned)), "x", color=INK, markersize=4, **at_the_foot)
     axes.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch", fontsize=8)
 
 

@@ -129,6 +129,16 @@ def evaluate_run(
     found.write(workdir)
     trained = {"epochs": epochs, "n_train": found.number_trained(workdir)}
     assessment.evaluation.update(trained)
+    wanted = sum(phase.epochs for phase in config.phases.values())
+    if epochs < wanted:
+        assessment.evaluation["warnings"].append(
+            f"Trained for {epochs} of {wanted} epochs: it is not finished."
+        )
+    if late := found.number_late(workdir):
+        assessment.evaluation["warnings"].append(
+            f"{late} pictures that would train came after the training, and have no part in it: "
+            "another --workdir trains on them as well."
+        )
     outcome.write(workdir, config, dataset.test, found, assessment)
     return assessment.evaluation
 
@@ -211,6 +221,16 @@ def choose_threshold(config: ConfigDict, calibration: np.ndarray, groups: int) -
 
     groups: how many patients, blocks, ... these pictures come from.
     """
+    if config.rule == "conformal" and config.value:
+        raise UserError(
+            f"config.threshold.value={config.value} is for --config.threshold.rule=manual: say so, "
+            "or leave it out"
+        )
+    if config.rule == "manual" and not config.value > 0:
+        raise UserError(
+            f"config.threshold.value={config.value}: the rule manual wants a score above 0, from "
+            "which on a picture is anomalous"
+        )
     if config.rule == "conformal":
         return metrics.conformal_threshold(calibration, config.false_alarm_rate, groups)
     if config.rule == "manual":
@@ -232,13 +252,16 @@ def _pixels(test, scores, threshold):
     shares = pixels.region_shares(masks)
     channels = np.moveaxis(test.image[chosen], -1, 0)
     raw = sum(channel.astype(np.uint16) for channel in channels)  # as good as the mean
+    bright = pixels.pixel_metrics(raw, masks, shares=shares)
+    if bright["auroc"] < 0.5:  # defects are dark: the better sign, as of other controls
+        bright = pixels.pixel_metrics(raw.max() - raw, masks, shares=shares)
     return {
         "pixel": {
             **pixels.pixel_metrics(maps, masks, shares=shares),
             "dice": pixels.dice(maps, masks, threshold),
             "intervals": pixel_bootstrap(maps, masks, test.group[chosen], shares),
         },
-        "pixel_controls": {"raw_intensity": pixels.pixel_metrics(raw, masks, shares=shares)},
+        "pixel_controls": {"raw_intensity": bright},
     }
 
 

@@ -37,7 +37,9 @@ def fit_batches(batch_size: int, pictures: int) -> tuple[int, int]:
     Raises UserError when the devices cannot share a batch evenly.
     """
     devices = jax.device_count()
-    if batch_size < 1 or batch_size % devices:
+    if batch_size < 1:
+        raise UserError(f"config.batch_size={batch_size}: it counts pictures, from 1 on")
+    if batch_size % devices:
         raise UserError(
             f"config.batch_size={batch_size} cannot be shared evenly by {devices} devices: "
             f"take a multiple of {devices}"

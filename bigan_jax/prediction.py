@@ -24,6 +24,7 @@ from bigan_jax.errors import UserError
 from bigan_jax.loading import load
 from bigan_jax.results import read_judgement
 from bigan_jax.scorer import Scorer, Scores
+from bigan_jax.workdir import read_config
 
 BLOCK = 64  # pictures in memory at once, as files and at the model's size
 
@@ -55,6 +56,7 @@ def predict(
     Raises UserError for what the user can mend; a picture that cannot be read is left out.
     """
     workdir, output = Path(workdir), Path(output)
+    read_config(workdir)  # tells better what is wrong where no run is
     judged = read_judgement(workdir)
     if judged.calibration is None or judged.colour_limit is None:
         raise UserError(
@@ -75,7 +77,7 @@ def predict(
 def _claim(output: Path, source: str | Path) -> None:
     """Makes the folder. What is in one is never mixed with, and not deleted either."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} is there and not empty: remove it, or give another --output")
+        raise UserError(f"--output={output} is there and not empty: give a new folder")
     if Path(source).is_dir() and is_inside(output, source):
         raise UserError(f"--output={output} lies in --input, whose pictures its own would join")
     try:
@@ -197,6 +199,8 @@ def _tell(scored, anomalous, unreadable, threshold, output, maps):
     print(
         f"{scored} pictures scored, {anomalous} of them anomalous (score of {threshold:.4g} or "
         f"more)\n{written}: {output}"
+        if scored
+        else "0 pictures scored"
     )
     if unreadable:
         lines = [f"  {errors.printable(f'{b.path}: {b.reason}')}" for b in unreadable[:MAX_LISTED]]

@@ -117,7 +117,9 @@ class Scorer:
         Raises UserError when the pictures are of another size or type, and where one's score is not
         finite: there the detector is broken, not the picture.
         """
-        if not len(images) or images.shape[1:] != self.shape or images.dtype != np.uint8:
+        if not len(images):
+            raise UserError("there is no picture to score")
+        if images.shape[1:] != self.shape or images.dtype != np.uint8:
             raise UserError(
                 f"pictures are {images.dtype} {images.shape}; this detector takes uint8 "
                 f"(n, {', '.join(map(str, self.shape))})"
@@ -206,6 +208,8 @@ class Scorer:
 
         Raises UserError that names them.
         """
+        if not self.conditions and name:
+            raise UserError(f"condition={name}: this model is told no condition. Leave it out")
         if not self.conditions:
             return 0
         if not name:

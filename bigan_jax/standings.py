@@ -80,7 +80,8 @@ def figures(evaluation: Mapping) -> dict[str, float | None]:
         "pixel_auroc": pixel.get("auroc"),
         "pixel_average_precision": pixel.get("average_precision"),
         "aupro": pixel.get("aupro"),
-        "pixel_control": max((v for v in raw if v is not None), default=None),
+        # Its better sign, which older evaluations did not take.
+        "pixel_control": max((max(v, 1 - v) for v in raw if v is not None), default=None),
     }
 
 

@@ -120,7 +120,10 @@ def _folders(words, datasets):
         if not equals or not folder:
             raise UserError(f"config.sweep.dirs={part}: write DATASET=DIR,DATASET=DIR")
         if dataset not in datasets:
-            raise unknown("dataset of the sweep", dataset, datasets)
+            raise UserError(
+                f"config.sweep.dirs={part}: the sweep has no dataset {dataset!r}, but "
+                f"{', '.join(datasets)} (config.sweep.datasets)"
+            )
         folders[dataset] = folder
     return folders
 

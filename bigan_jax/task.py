@@ -1,6 +1,7 @@
 """What is to be trained, made ready: pictures that were looked at, a detector, the run's folder."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
@@ -16,6 +17,7 @@ from bigan_jax.audit import Audit
 from bigan_jax.build import Build, build, optimizers, picture_shape
 from bigan_jax.checkpoint import Checkpoints, digest
 from bigan_jax.data import Dataset
+from bigan_jax.data.broken import is_inside
 from bigan_jax.detector import State, TrainingSet
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import check_fields, load_audited
@@ -75,10 +77,12 @@ def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
     configs: by workdir. Raises as `training.train` does.
     """
     configs = {cluster.folder(workdir): config for workdir, config in configs.items()}
-    for each in configs.values():
+    for workdir, each in configs.items():
         check_fields(each)
         divergence.check_policy(each.on_nan)
+        _check_place(workdir, each.data.dir)
     config = next(iter(configs.values()))  # in all that is shared as good as any
+    build(config, conditions=1, steps_per_epoch=1, frozen=False)  # raises before pictures are read
     with ExitStack() as held:
         for workdir in configs:
             held.enter_context(alone(workdir))
@@ -103,6 +107,14 @@ def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
         runner = cache(partial(_runner, config, built, dataset.train, steps))
         shared = built, dataset, found, weights, steps, batch_size, begin, runner
         yield [Task(own, *shared, workdir) for workdir, own in configs.items()]
+
+
+def _check_place(workdir, data):
+    if data and is_inside(workdir, os.path.expanduser(data)):
+        raise UserError(
+            f"the run's folder {workdir} lies in config.data.dir={data}, whose pictures its "
+            "figures would join: give a --workdir elsewhere"
+        )
 
 
 def _check_frozen(workdir, weights):

@@ -22,6 +22,7 @@ _FREE = (
     "data.dir",
     "data.tfds_dir",
     "data.stream",
+    "data.skip_broken",  # which pictures trained, split.csv tells
     "on_nan",
     "vgg16.",  # where the weights are; whether they are the same, task.FROZEN tells
 )
@@ -100,7 +101,12 @@ def read_config(workdir: Path) -> ConfigDict:
     try:
         content = read_bounded(workdir / "config.json", _MOST_CONFIG)
     except UserError as error:
-        raise UserError(f"{workdir} holds no run: {error}") from error
+        if not workdir.exists():
+            raise UserError(f"there is no {workdir}: train a run there first") from error
+        raise UserError(
+            f"{workdir} holds no run: {error}. Give the folder of one run; those of several seeds "
+            "and of a sweep lie one deeper"
+        ) from error
     try:
         fields = json.loads(content)
         check_format(fields.pop("format", FORMAT), workdir)

@@ -6,7 +6,7 @@ well: `--config.seed=3`.
 """
 
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -154,7 +154,9 @@ def check_arguments(arguments: Sequence[str]) -> None:
     Looks before Absl does, whose answer to either is a traceback.
     """
     named = dict(a.lstrip("-").partition("=")[::2] for a in arguments if a.startswith("-"))
-    if not named.get("config"):
+    if named.get("config") == "":
+        raise UserError("--config is empty: give --config=configs/<model>.py:<dataset>")
+    if "config" not in named:
         if fields := [name for name in named if name.startswith("config.")]:
             raise UserError(
                 f"--{fields[0]} is a field of a config: say which as well, such as "
@@ -164,9 +166,16 @@ def check_arguments(arguments: Sequence[str]) -> None:
     file, _, arg = named["config"].partition(":")
     get_config = runpy.run_path(file).get("get_config") if Path(file).is_file() else None
     if get_config is None:
-        raise unknown("config file", file, _config_files())
+        if not _config_files():
+            home = Path(__file__).parents[1]
+            raise UserError(f"there is no {file} here: start launch.py in {home}")
+        like = f"configs/{Path(file).stem.lower()}.py"
+        raise unknown("config file", file, _config_files(), like)
     config = get_config(arg or None)
     for name in named:
+        group, _, field = name.partition(".")
+        if field and group in config:
+            raise UserError(f"--{name}: a field of the config is set by --config.{name}")
         _check_field(config, name.split("."))
 
 
@@ -183,11 +192,22 @@ def _check_field(config: ConfigDict, path: list[str]) -> None:
             raise UserError(f"{'.'.join(path[:depth])} is a value: it has no field {field!r}")
         if field not in node:
             where = ".".join(path[:depth])
+            if deeper := [name for name in _fields(node) if name.rpartition(".")[2] == field]:
+                raise UserError(f"unknown field '{where}.{field}'. It is {where}.{deeper[0]}")
             raise unknown("field", f"{where}.{field}", [f"{where}.{name}" for name in node])
         node = node[field]
     if len(path) > 1 and isinstance(node, ConfigDict):
         fields = ", ".join(f"{'.'.join(path)}.{name}" for name in node)
         raise UserError(f"{'.'.join(path)} has fields of its own: set {fields}")
+
+
+def _fields(node: Mapping, start: str = "") -> Iterator[str]:
+    """All fields below a node, by their dotted names."""
+    for name, value in node.items():
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{start}{name}.")
+        else:
+            yield f"{start}{name}"
 
 
 def override(config: ConfigDict, values: Mapping) -> None:

@@ -194,6 +194,24 @@ def test_mixtures_further_down_are_not_taken_as_normal(names, tmp_path):
         load("folder", tmp_path)
 
 
+def test_parts_of_somebody_else_s_split_are_not_taken_for_the_whole(tmp_path):
+    for name in "train/ok", "val/ok", "test/ok", "test/nok":
+        for i in range(12):
+            write(tmp_path / name / f"{i}.png")
+    with pytest.raises(UserError, match="not all its pictures are normal"):
+        load("folder", tmp_path)
+
+
+def test_what_lies_elsewhere_or_is_not_read_is_told(tmp_path):
+    for i in range(20):
+        write(tmp_path / "set" / "ok" / f"{i}.png")
+    write(tmp_path / "other" / "1.png")
+    (tmp_path / "set" / "ok" / "a.HEIC").write_bytes(b"")
+    notes = load("folder", tmp_path).notes
+    assert any(note.endswith(f"1 pictures elsewhere in {tmp_path} are not used") for note in notes)
+    assert "files of kinds that are not read: 1 .heic. Make them PNG or JPEG" in notes
+
+
 def test_a_folder_with_kinds_and_masks(tmp_path):
     for i in range(20):
         write(tmp_path / "good" / f"{i}.png")

@@ -12,14 +12,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import bigan_jax
 from bigan_jax import data, losses, vgg16
 from bigan_jax import detector as game
+from bigan_jax.audit.result import SPLIT
 from bigan_jax.build import build, picture_shape
 from bigan_jax.checkpoint import Checkpoints
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation import assess, data_fields
+from bigan_jax.evaluation import assess, data_fields, load_audited
 from bigan_jax.progress import Progress
 from bigan_jax.scorer import Scorer
 from bigan_jax.scoring import Formula
-from bigan_jax.workdir import write_json
+from bigan_jax.workdir import write_json, write_table
 from configs import cae, common, improved_bigan
 
 PAPER = Formula({"mse": 0.7, "ssim": 0.3})
@@ -163,7 +164,8 @@ def test_controls_share_the_score(small):
 
 def test_raw_intensity_is_the_control_of_the_error_maps(assessed, small):
     test, found = small[1].test, assessed.evaluation["pixel_controls"]["raw_intensity"]
-    flat = test.mask.ravel(), test.image.ravel()
+    dark = roc_auc_score(test.mask.ravel(), test.image.ravel()) < 0.5  # the better sign
+    flat = test.mask.ravel(), (255 - test.image if dark else test.image).ravel()
     assert found["auroc"] == pytest.approx(roc_auc_score(*flat))
     assert found["average_precision"] == pytest.approx(average_precision_score(*flat))
 
@@ -259,6 +261,10 @@ def test_another_score_needs_no_training(small, finished, assessed, capsys):
         ({"data.name": "mine/bottles"}, "data.name='mine/bottles'.*slash"),
         ({"name": ""}, "config.name=''.*1 to 100 characters"),
         ({"data.name": "a\nb"}, r"data.name='a\\nb'.*printable"),
+        ({"threshold.value": 0.2}, "for --config.threshold.rule=manual"),
+        ({"threshold.rule": "manual"}, "wants a score above 0"),
+        ({"augment.rotate": 900.0}, "augment.rotate is 900"),
+        ({"batch_size": 0}, "batch_size=0: it counts"),
         ({"seed": 2**31}, r"seed=2147483648.*2\*\*31 - 1"),
         ({"score.perceptual": 0.1, "vgg16.weights": "/no/vgg.pth"}, "no VGG16 weights at /no/vgg"),
         (
@@ -286,6 +292,17 @@ def test_an_evaluation_that_fails_leaves_the_one_before(small, finished, monkeyp
     with pytest.raises(UserError, match="no finite score"):
         bigan_jax.evaluate(finished, other)
     assert {p: p.read_bytes() for p in finished.iterdir() if p.is_file()} == before
+
+
+def test_a_training_that_is_not_finished_and_pictures_that_came_later_are_told(finished):
+    config = configured(cae, **SMALL)
+    _, found = load_audited(config)
+    table = [row for row in found.split if row[-2] == "train"]
+    write_table(finished / "split.csv", [SPLIT, *table[3:]])
+    warnings = bigan_jax.evaluate(finished)["warnings"]
+    wanted = config.phases.phase1.epochs
+    assert f"Trained for 1 of {wanted} epochs: it is not finished." in warnings
+    assert any(warning.startswith("3 pictures that would train came after") for warning in warnings)
 
 
 def test_what_has_no_finite_score_is_not_called_normal(small):

@@ -127,7 +127,7 @@ def test_a_table_that_names_no_groups(table, tmp_path):
     """Of patients it is a mistake; beside somebody's own pictures it may be of anything."""
     groups, (note,) = grouped(tmp_path, table)
     assert groups == ["normal/a.png", "normal/b.png", "c.png"]
-    assert "metadata.csv" in note and note.endswith(", and is not used")
+    assert note.startswith("not used: ") and "metadata.csv" in note
     with pytest.raises(UserError, match=r"metadata\.csv (cannot be read|has no columns file and)"):
         grouped(tmp_path, table, source="brain")
 

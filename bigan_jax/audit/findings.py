@@ -41,11 +41,15 @@ def copies_across(
     )
     if policy in policies:
         return Finding(check, f"{found}, left out")
+    harm = (
+        "The detector has seen what it is tested on, so that the result is too good."
+        if tested
+        else "The threshold comes from pictures that the detector has seen, so that it is too low."
+    )
     return Finding(
         check,
         found,
-        "The detector has seen what it is tested on, so that the result is too good. "
-        f"--config.data.duplicates={policies[0]} leaves those out that train or calibrate.",
+        f"{harm} --config.data.duplicates={policies[0]} leaves those out that train or calibrate.",
     )
 
 

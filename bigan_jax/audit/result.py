@@ -94,6 +94,11 @@ class Audit(NamedTuple):
         many would now."""
         return len(_trained(workdir / "split.csv")) or len(self._training())
 
+    def number_late(self, workdir: Path) -> int:
+        """How many pictures would train now that did not train the run in the folder."""
+        theirs = {row[-1] for row in _trained(workdir / "split.csv")}
+        return len(self._training() - theirs) if theirs else 0
+
     def check(self, workdir: Path) -> None:
         """Raises UserError where the run in the folder trained on other pictures, of which none is
         among these, or on some that would test it now. Its config would not tell: the folder of the

@@ -90,6 +90,11 @@ def load(
         raise UserError(f"data.image_size is {image_size}: it must be at least 8.")
     form = Form(image_size, channels, window)
     if source == "phantom":
+        if dir:
+            raise UserError(
+                f"config.data.dir={dir}: the phantom's pictures are drawn. Name the dataset "
+                "that is laid out as the folder is, such as --config=configs/cae.py:folder"
+            )
         if min(phantom_normal, phantom_anomalous) < 0:
             raise UserError("data.phantom_normal and data.phantom_anomalous are counts, from 0 on.")
         conditions = tuple(choose(category, phantom.DOMAINS))

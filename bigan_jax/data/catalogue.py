@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -11,10 +12,11 @@ from jaxtyping import Shaped
 
 from bigan_jax.data import archives, prepared, village
 from bigan_jax.data.broken import Broken, attempt
-from bigan_jax.data.decode import in_threads
+from bigan_jax.data.decode import in_threads, unread_kinds
 from bigan_jax.data.folders import (
     Folder,
     as_path,
+    is_remote,
     local_home,
     open_folder,
     tfds_home,
@@ -99,16 +101,26 @@ def _look(source, given, home) -> tuple[Folder | None, tuple[str, ...]]:
     if not root.is_dir():
         return None, ()
     folder = open_folder(root)
+    unread = () if is_remote(root) else _unread(Path(root))
     inside, *others = locate(source, folder) or ("",)
     if not inside:
-        return folder, ()
+        return folder, unread
     note = f"the layout begins in the folder {inside}"
     if others:
         note += f"; {', '.join(others)} beside it left out"
+    kept = sum(len(folder.pictures(f)) for f in (inside, *others))
+    if beside := len(folder.pictures()) - kept:
+        note += f"; {beside} pictures elsewhere in {root} are not used"
     found = folder.enter(inside)
     above = sorted({*folder.tables()} - {f"{inside}/{table}" for table in found.tables()})
     notes = (f"{table} is not used: it has to lie in {inside}" for table in above)
-    return found, (note, *(notes if source in GROUPED else ()))
+    return found, (note, *unread, *(notes if source in GROUPED else ()))
+
+
+def _unread(root: Path) -> tuple[str, ...]:
+    kinds = unread_kinds(root)
+    told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
+    return (f"files of kinds that are not read: {told}. Make them PNG or JPEG",) if told else ()
 
 
 def _prepared(source, home, given, folder, name, listing) -> Prepared:

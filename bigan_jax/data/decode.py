@@ -2,11 +2,12 @@
 
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ SUFFIXES = medical.SUFFIXES | {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"),
     *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".avif"),
 }
+_NOT_READ = {".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef"}
 # What the content may be, whatever the suffix. Not all that Pillow knows: EPS is a program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM", "TGA", "AVIF")
 MAX_PIXELS = 100_000_000  # a larger picture is a mistake or a trap, and would fill the memory
@@ -59,6 +61,12 @@ def list_pictures(folder: Path) -> list[str]:
             if not f.startswith(".") and f.lower().endswith(tuple(SUFFIXES)):
                 found += [(below / name).as_posix() for name in names_in(Path(parent, f))]
     return sorted(found)
+
+
+def unread_kinds(folder: Path) -> Counter[str]:
+    """How many files below `folder` are of each kind of picture that is not read, by suffix."""
+    suffixes = (PurePath(f).suffix.lower() for *_, files in os.walk(folder) for f in files)
+    return Counter(suffix for suffix in suffixes if suffix in _NOT_READ)
 
 
 def names_in(file: Path) -> list[str]:

@@ -66,7 +66,7 @@ def with_table(records: list[Record], folder: Folder, source: str) -> Told:
         except UserError as error:
             if source == "brain":
                 raise
-            notes.append(f"{error}, and is not used")
+            notes.append(f"not used: {error}")
             continue
         used = True
         for path, facts in rows:

@@ -20,7 +20,7 @@ def locate(source: str, folder: Folder) -> tuple[str, ...]:
     for depth in range(_depth(common) + 3):
         level = [inside for inside in folders if _depth(inside) == depth]
         found = [inside for inside in level if _fits(source, inside, folders)]
-        if len(found) > 1 and source == "folder":
+        if source == "folder" and sum(_has_normal(inside, folders) for inside in level) > 1:
             return ()
         if found:
             return tuple(sorted(found, key=lambda inside: (-len(folder.pictures(inside)), inside)))
@@ -37,11 +37,20 @@ def _with_parents(path):
 
 def _fits(source, inside, folders):
     start = f"{inside}/" if inside else ""
-    children = {path[len(start) :].partition("/")[0] for path in folders if path.startswith(start)}
+    children = _children(inside, folders)
     if source == "mvtec":
         places = (start, *(f"{start}{child}/" for child in children))
         return any(f"{place}train/good" in folders for place in places)
     if source == "folder" and PurePosixPath(inside).name in ("train", "test"):
         return False  # part of MVTec's layout
     species = source == "plant" and any("___" in child for child in children)
-    return species or any(child.lower() in NORMAL for child in children)
+    return species or _has_normal(inside, folders)
+
+
+def _has_normal(inside, folders):
+    return any(child.lower() in NORMAL for child in _children(inside, folders))
+
+
+def _children(inside, folders):
+    start = f"{inside}/" if inside else ""
+    return {path[len(start) :].partition("/")[0] for path in folders if path.startswith(start)}
