@@ -24,7 +24,8 @@ At 64x64 with half the widths, without the perceptual loss and with a short seco
         seeds 1 and 2: 0.897 (0.850 to 0.938), 0.899 (0.852 to 0.940)
     plant in colour (--config.data.channels=3): 0.859 (0.741 to 0.938); Mahalanobis 0.885;
         seed and split 1: 0.963; 0.967; 2: 0.913 (0.797 to 0.973); 0.919
-    brain (patients): 0.551 (0.470 to 0.626); Mahalanobis 0.589
+    brain (patients): 0.551 (0.470 to 0.626); Mahalanobis 0.589;
+        seed and split 1: 0.479 (0.391 to 0.746); 0.626; 2: 0.490 (0.352 to 0.604); 0.630
 On bottle with the paper's 500 epochs of phase 2 in place of 15: 0.982 (0.952 to 1.000).
 
 The paper does not give the weight of the adversarial loss. At 0.01, beside 10 for reconstruction,
