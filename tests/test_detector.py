@@ -215,8 +215,10 @@ def test_batches_fit_the_devices(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     assert parallel.fit_batches(32, 100) == (3, 32)
     assert parallel.fit_batches(32, 30) == (1, 28)
-    for batch_size in (30, 0, -4):
-        with pytest.raises(UserError, match="multiple of 4"):
+    with pytest.raises(UserError, match="multiple of 4"):
+        parallel.fit_batches(30, 100)
+    for batch_size in (0, -4):
+        with pytest.raises(UserError, match=rf"batch_size={batch_size}: it counts pictures"):
             parallel.fit_batches(batch_size, 100)
     with pytest.raises(UserError, match="too few"):
         parallel.fit_batches(32, 3)
