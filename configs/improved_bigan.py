@@ -6,7 +6,7 @@ leaves the parts of a classical BiGAN.
 
 Measured on two CPU cores, seed 0: image AUROC by the common score, its 95 % interval, the strongest
 training-free control on the same split.
-    phantom, the command above, 3 minutes: 0.843 (0.766 to 0.909); Mahalanobis 0.968. Its error maps
+    phantom, the command above, 3 minutes: 0.841 (0.763 to 0.906); Mahalanobis 0.968. Its error maps
         find the defects: pixel AUROC 0.984, AUPRO 0.965.
 At 64x64 with half the widths, without the perceptual loss and with a short second phase, by
     python launch.py --config=configs/improved_bigan.py:SET,quick,no_perceptual \
