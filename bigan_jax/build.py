@@ -128,12 +128,12 @@ def _check_numbers(where, fields):
     """Flax and Optax would say what is wrong with a number only when they make something of it, not
     of which field it is, or train by it."""
     for name, value in fields.items():
-        words, holds = _RANGES.get(name, _WEIGHT)
         if isinstance(value, dict):
             _check_numbers(f"{where}.{name}", value)
             continue
+        rule = _RANGES.get(name, _WEIGHT)
         numbers = value if isinstance(value, tuple | list) else (value,)
-        known = [n for n in numbers if isinstance(n, int | float)]
-        counts = words == _COUNT.words and (not numbers or known != list(numbers))
-        if counts or not all(map(holds, known)):
-            raise UserError(f"config.{where}.{name}={value!r:.200}: {words}")
+        if rule is not _COUNT:  # names and the like are not for this to judge
+            numbers = [n for n in numbers if isinstance(n, int | float)]
+        if (rule is _COUNT and not numbers) or not all(map(rule.holds, numbers)):
+            raise UserError(f"config.{where}.{name}={value!r:.200}: {rule.words}")

@@ -33,10 +33,10 @@ class Finding(NamedTuple):
 
     def sentence(self) -> str:
         """The finding in words."""
-        where = f"Training diverged in epoch {self.epoch}, step {self.step}"
         if not self.objective:  # by the last update before
             lost = ", ".join(self.networks)
             return f"Training diverged before epoch {self.epoch}: {lost} are not finite."
+        where = f"Training diverged in epoch {self.epoch}, step {self.step}"
         named = ", ".join(map(printable, self.pictures[:_NAMED]))
         others = len(self.pictures) - _NAMED
         more = f" and {others} more" if others > 0 else ""

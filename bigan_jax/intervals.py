@@ -1,5 +1,7 @@
 """Bootstrap intervals: how far a figure would wander with other pictures of the same kind."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
@@ -47,8 +49,13 @@ def bootstrap(
         "specificity": specificity,
         "balanced_accuracy": (recall + specificity) / 2,
     }
-    ends = {name: np.quantile(values, [0.025, 0.975]) for name, values in samples.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+    return ends(samples)
+
+
+def ends(samples: Mapping[str, Sequence[float]]) -> dict[str, Interval]:
+    """The 95 % interval of each figure, from its values in all draws."""
+    found = {name: np.quantile(values, [0.025, 0.975]) for name, values in samples.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
 
 
 def resampled(

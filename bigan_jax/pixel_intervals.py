@@ -8,7 +8,7 @@ by some 0.0001.
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, Shaped
 
-from bigan_jax.intervals import Interval, resampled
+from bigan_jax.intervals import Interval, ends, resampled
 from bigan_jax.pixels import LEVELS, areas, levels
 
 _CUTS = 1000  # between bins: so many quantiles of the defect pixels' errors
@@ -37,11 +37,7 @@ def pixel_bootstrap(
         normal, found, overlap = np.cumsum(drawn, axis=-1)
         before = np.append(0, normal[:-1])
         samples.append(areas(before, normal, found, overlap, normal[-1]))
-    ends = {
-        name: np.quantile([figures[name] for figures in samples], [0.025, 0.975])
-        for name in samples[0]
-    }
-    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+    return ends({name: [figures[name] for figures in samples] for name in samples[0]})
 
 
 def _counted(

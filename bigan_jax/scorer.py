@@ -208,9 +208,9 @@ class Scorer:
 
         Raises UserError that names them.
         """
-        if not self.conditions and name:
-            raise UserError(f"condition={name}: this model is told no condition. Leave it out")
         if not self.conditions:
+            if name:
+                raise UserError(f"condition={name}: this model is told no condition. Leave it out")
             return 0
         if not name:
             raise UserError(
