@@ -12,13 +12,13 @@ import shlex
 import sys
 
 from absl import app, flags, logging
+from bigan_jax.configs import common
 from ml_collections import config_flags
 
-from bigan_jax import interrupts
-from bigan_jax.caches import keep_programs
 from bigan_jax.errors import UserError, shown
 from bigan_jax.memory import keep_freed
-from configs import common
+from bigan_jax.runtime import preemption
+from bigan_jax.runtime.jax_setup import keep_programs
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configs/<model>.py:<dataset>[,quick][,<ablation>...]", lock_config=True
@@ -124,13 +124,13 @@ def main(arguments):
         raise UserError("say what to compare by --workdirs='runs/*', not by --workdir")
     workdir, output, given = map(_place, (_WORKDIR.value, _OUTPUT.value, _INPUT.value))
 
-    interrupts.catch(_TIME_LIMIT.value)
+    preemption.catch(_TIME_LIMIT.value)
     keep_programs(_COMPILATION_CACHE.value)
     keep_freed()
     import bigan_jax  # JAX is imported only once the flags are known to be right
 
     if _MODE.value == "train":
-        from bigan_jax.joining import joined
+        from bigan_jax.runtime.watchdog import joined
 
         train = bigan_jax.train  # imports, which may hold up the signs of life, come before them
         process = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
@@ -143,7 +143,7 @@ def main(arguments):
         found = bigan_jax.compare(_WORKDIRS.value, output or "comparison")
         return 2 if found.left_out else 0
     elif _MODE.value == "sweep":
-        from bigan_jax.sweeping import command_of
+        from bigan_jax.commands.sweep import command_of
 
         flag = flags.FLAGS["config"]
         file = config_flags.get_config_filename(flag)

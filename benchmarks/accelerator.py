@@ -25,16 +25,16 @@ from unittest.mock import patch
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bigan_jax.configs import common, improved_bigan
 
 from benchmarks import counting, latent_search
 from benchmarks.operations import PRODUCTS, of_gpu
-from bigan_jax import detector as game
-from bigan_jax import parallel, schedule, training
-from bigan_jax.build import build, picture_shape
-from bigan_jax.detector import TrainingSet
-from bigan_jax.record import Record
-from bigan_jax.task import prepared
-from configs import common, improved_bigan
+from bigan_jax.commands import train as training
+from bigan_jax.commands.build import build, picture_shape
+from bigan_jax.commands.setup import prepared
+from bigan_jax.detector import TrainingSet, init
+from bigan_jax.training import epoch_runner, schedules
+from bigan_jax.training.epoch_logger import Record
 
 PARTS = {
     "step": lambda config, toy, peak: phase_two_step(config, 8 if toy else 256, peak),
@@ -138,16 +138,16 @@ class Bench:
         rng = np.random.default_rng(0)
         pictures = rng.integers(0, 256, (count, *shape), np.uint8)
         self.pictures = TrainingSet(pictures, np.zeros(count, np.int32))
-        self.runner = parallel.Runner(
+        self.runner = epoch_runner.Runner(
             self.built.detector,
             self.built.optimizers,
             config.augment.to_dict(),
-            parallel.replicate(dict(self.built.detector.frozen)),
-            parallel.replicate(self.pictures),
+            epoch_runner.replicate(dict(self.built.detector.frozen)),
+            epoch_runner.replicate(self.pictures),
             scanned=jax.default_backend() != "cpu",
             seeds=seeds,
         )
-        begin = partial(game.init, self.built.detector, self.built.optimizers)
+        begin = partial(init, self.built.detector, self.built.optimizers)
         begin = jax.jit(begin, static_argnames="shape")
         begin = [begin(seed=seed, shape=shape) for seed in range(max(seeds, 1))]
         self.first = begin[0]
@@ -158,7 +158,7 @@ class Bench:
 
     def due(self, phase, epoch):
         """The updates of each step of an epoch of a phase."""
-        return schedule.due(schedule.Moment(self.built.phases[phase], phase, epoch))
+        return schedules.due(schedules.Moment(self.built.phases[phase], phase, epoch))
 
     def epoch(self, due):
         """One epoch; the state it leaves is waited for."""
@@ -239,7 +239,7 @@ def watched(task, epochs):
 
     def noted(self, progress, moment, *rest):
         ends.append(time.perf_counter())
-        kinds.append(schedule.due(moment))
+        kinds.append(schedules.due(moment))
         return add(self, progress, moment, *rest)
 
     with patch.object(Record, "add", noted), patch.object(training, "advance", advance):

@@ -17,8 +17,8 @@ import numpy as np
 from jax import lax, random
 
 from benchmarks.accelerator import matmul_peak, timed
-from bigan_jax import convolutions
 from bigan_jax.memory import keep_freed
+from bigan_jax.nn import convolutions
 
 REPEATS, TURNS = 10, 5  # calls that are timed together; and how often, the forms one by one
 _STRIDED, _SAME = ("1-64-128", "64-128-64"), ("3-64-128", "32-1-128")

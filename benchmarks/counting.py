@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bigan_jax import detector as game
-from bigan_jax.detector import Batch, Detector, State
-from bigan_jax.layers import BATCH_AXIS
+from bigan_jax.detector import Batch, Detector, State, update
+from bigan_jax.nn.blocks import BATCH_AXIS
 
 
 def of_step(
@@ -24,7 +23,7 @@ def of_step(
 
     def step(state, frozen, batch):
         for turn, name in enumerate(due, 1):
-            state, _ = game.update(detector, optimizers[name], name, state, frozen, batch, turn)
+            state, _ = update(detector, optimizers[name], name, state, frozen, batch, turn)
         return state
 
     batch = Batch(

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bigan_jax import data
-from bigan_jax.data import phantom
-from bigan_jax.data.catalogue import open_catalogue
+from bigan_jax.data import loading, phantom
+from bigan_jax.data.files import images as image_files
+from bigan_jax.data.source import open_catalogue
 
 try:
     import torch
@@ -63,7 +63,7 @@ def prepare(folder, home):
 
 
 def load(folder, home, size, stream=False):
-    return data.load(
+    return loading.load(
         "folder",
         dir=folder,
         tfds_dir=home,
@@ -108,7 +108,7 @@ def main():
             folder = Path(scratch, "drawn")
             folder.mkdir()
             draw(folder, args.pictures, args.drawn_size)
-        paths = [folder / name for name in data.list_pictures(folder)]
+        paths = [folder / name for name in image_files.list_pictures(folder)]
         home = f"{scratch}/prepared"
         prepare(folder, home)
         images = load(folder, home, args.size, stream=True).train.image

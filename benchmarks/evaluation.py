@@ -37,24 +37,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigan_jax import detector as game
-from bigan_jax import evaluation, metrics, outcome, pixels, scoring
-from bigan_jax.build import build, picture_shape
-from bigan_jax.detector import Batch
-from bigan_jax.loading import formula_of
-from bigan_jax.scorer import Scorer
-from bigan_jax.search import Searcher
+from bigan_jax.commands import evaluate
+from bigan_jax.commands.build import build, picture_shape
+from bigan_jax.commands.load import formula_of
+from bigan_jax.detector import Batch, inference_net, init
+from bigan_jax.evaluation import anomaly_score
+from bigan_jax.evaluation.latent_search import Searcher
+from bigan_jax.evaluation.scorer import Scorer
+from bigan_jax.metrics import image, pixel
+from bigan_jax.reports import evaluation_files
 
 METRICS = {
-    "score table": (scoring, "table"),
-    "image metrics": (metrics, "image_metrics"),
-    "intervals": (evaluation, "bootstrap"),
-    "pixel threshold": (pixels, "pixel_threshold"),
-    "pixel metrics": (evaluation, "_pixels"),
+    "score table": (anomaly_score, "table"),
+    "image metrics": (image, "image_metrics"),
+    "intervals": (evaluate, "bootstrap"),
+    "pixel threshold": (pixel, "pixel_threshold"),
+    "pixel metrics": (evaluate, "_pixels"),
 }
 OTHERS = {
-    "controls": (evaluation, "_controls"),
-    "figures and report": (outcome, "_write_pictures"),
+    "controls": (evaluate, "_controls"),
+    "figures and report": (evaluation_files, "_write_pictures"),
 }
 SCORING = {"scoring": (Scorer, "score")}
 
@@ -73,7 +75,7 @@ def main():
         config.data.image_size, config.data.test_fraction = args.size, 0.5
         config.data.phantom_normal = args.pictures
         config.data.phantom_anomalous = args.pictures // 2
-    dataset, found = evaluation.load_audited(config)
+    dataset, found = evaluate.load_audited(config)
     detector = build(config, len(dataset.conditions), 1, frozen=False).detector
     state = initial(config, len(dataset.conditions))
 
@@ -85,7 +87,7 @@ def main():
         for _ in range(2):
             with Stopwatch(METRICS | OTHERS | SCORING) as watch:
                 began = time.process_time()
-                evaluation.evaluate_run(config, dataset, found, detector, state, Path(workdir))
+                evaluate.evaluate_run(config, dataset, found, detector, state, Path(workdir))
                 total = time.process_time() - began
 
     measuring = maps + sum(watch.seconds[name] for name in METRICS)
@@ -129,9 +131,7 @@ class Stopwatch(ExitStack):
 def initial(config, conditions):
     """A state of small random numbers: nothing is compiled for it."""
     built = build(config, conditions, 1, frozen=False)
-    like = jax.eval_shape(
-        lambda: game.init(built.detector, built.optimizers, 0, picture_shape(config))
-    )
+    like = jax.eval_shape(lambda: init(built.detector, built.optimizers, 0, picture_shape(config)))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(0.05 * rng.random(x.shape), x.dtype), like)
 
@@ -141,7 +141,7 @@ def reconstruction_seconds(config, dataset, detector, state):
     searcher = Searcher(detector)
 
     def look(state, batch, keys):
-        net = game.inference_net(detector, state, {})
+        net = inference_net(detector, state, {})
         native = detector.native_score and detector.native_score(net, batch, keys)
         return detector.reconstruct(net, batch, keys), native
 

@@ -13,15 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import counting, operations, sharing, sides
-from bigan_jax import detector as game
-from bigan_jax import memory, parallel, schedule, scoring
-from bigan_jax.build import build, picture_shape
-from bigan_jax.detector import Batch
-from bigan_jax.layers import BATCH_AXIS
-from bigan_jax.search import Searcher
+from bigan_jax import memory
+from bigan_jax.commands.build import build, picture_shape
+from bigan_jax.detector import Batch, inference_net, init, picture_keys, update
+from bigan_jax.evaluation import anomaly_score
+from bigan_jax.evaluation.latent_search import Searcher
+from bigan_jax.nn.blocks import BATCH_AXIS
+from bigan_jax.training import epoch_runner, schedules
 
 ON_ACCELERATOR = 20  # steps in an epoch
-FORMULA = scoring.Formula({"mse": 0.7, "ssim": 0.3})
+FORMULA = anomaly_score.Formula({"mse": 0.7, "ssim": 0.3})
 
 
 class JaxSide:
@@ -39,10 +40,10 @@ class JaxSide:
         built = build(config, sharing.CONDITIONS, steps_per_epoch=10)
         self.detector, self.optimizers = built.detector, built.optimizers
         self.due = {
-            p.name: schedule.due(schedule.Moment(p, i, 0)) for i, p in enumerate(built.phases)
+            p.name: schedules.due(schedules.Moment(p, i, 0)) for i, p in enumerate(built.phases)
         }
         self.updates = {
-            name: schedule.updates_by_phase(built.phases, name, 10)
+            name: schedules.updates_by_phase(built.phases, name, 10)
             for name in self.detector.objectives
         }
         # There, another number of steps is another program.
@@ -50,7 +51,7 @@ class JaxSide:
         self.pictures = sharing.draw(self.shape, 2 * task.batch)
         self.frozen = dict(self.detector.frozen)
         self.runner = self._runner(self.detector)
-        self._init = jax.jit(lambda: game.init(self.detector, self.optimizers, 0, self.shape))
+        self._init = jax.jit(lambda: init(self.detector, self.optimizers, 0, self.shape))
         self.start()
         self._score = jax.jit(partial(_score, self.detector))
         search = self.detector.search
@@ -59,17 +60,17 @@ class JaxSide:
         )
 
     def _runner(self, detector):
-        return parallel.Runner(
+        return epoch_runner.Runner(
             detector,
             self.optimizers,
             self.config.augment.to_dict(),
-            parallel.replicate(self.frozen),
-            parallel.replicate(self.pictures),
+            epoch_runner.replicate(self.frozen),
+            epoch_runner.replicate(self.pictures),
         )
 
     def start(self) -> None:
         """Puts the state back to the initial weights."""
-        self.state = parallel.replicate(self._init())
+        self.state = epoch_runner.replicate(self._init())
 
     # --- what the other side needs ---
 
@@ -95,7 +96,7 @@ class JaxSide:
 
     def layers(self) -> dict[str, list[dict[str, np.ndarray]]]:
         """As sharing.layers gives them."""
-        return sharing.layers(self.detector, parallel.first(self.state), self.shape)
+        return sharing.layers(self.detector, epoch_runner.first(self.state), self.shape)
 
     # --- steps ---
 
@@ -149,21 +150,23 @@ class JaxSide:
         if jax.default_backend() == "cpu":  # by the step's own programs, which are found
             updates = (self._update(name).compile() for name in self.due[phase])
             return sum(map(counting.of_compiled, updates))
-        images, state = (self.task.batch, *self.shape), parallel.first(self.state)
+        images, state = (self.task.batch, *self.shape), epoch_runner.first(self.state)
         return counting.of_step(self.detector, self.optimizers, self.due[phase], state, images)
 
     def _update(self, name):
         """A step's update by one loss, as Runner maps it on a CPU: its program is found then, and
         not compiled again."""
-        state, frozen = self.state, parallel.replicate(self.frozen)
+        state, frozen = self.state, epoch_runner.replicate(self.frozen)
         batch = jax.eval_shape(
             lambda: Batch(
                 jnp.zeros((1, self.task.batch, *self.shape)),
                 jnp.zeros((1, self.task.batch), jnp.int32),
             )
         )
-        update = partial(game.update, self.detector, self.optimizers[name], name)
-        mapped = jax.pmap(update, axis_name=BATCH_AXIS, in_axes=(0, 0, 0, None), donate_argnums=0)
+        one_update = partial(update, self.detector, self.optimizers[name], name)
+        mapped = jax.pmap(
+            one_update, axis_name=BATCH_AXIS, in_axes=(0, 0, 0, None), donate_argnums=0
+        )
         return mapped.lower(state, frozen, batch, 1)
 
     def profile(self, phase, count) -> dict[str, float]:
@@ -190,7 +193,7 @@ class JaxSide:
         found = self._searcher(*arguments).found
 
         def step(state, frozen, batch, found):
-            net = game.inference_net(self.detector, state, frozen)
+            net = inference_net(self.detector, state, frozen)
             return self.detector.search.step(net, batch, found)
 
         return self._searcher.steps * counting.flops(step, *arguments[:3], found)
@@ -214,16 +217,16 @@ class JaxSide:
 
     def _searcher_start(self, batch, keys):
         def start(state):
-            net = game.inference_net(self.detector, state, self.frozen)
+            net = inference_net(self.detector, state, self.frozen)
             return self.detector.search.start(net, batch, keys).codes
 
-        return jax.jit(start)(parallel.first(self.state))
+        return jax.jit(start)(epoch_runner.first(self.state))
 
     def _score_arguments(self):
         image = jnp.asarray(self.pictures.image[: self.task.batch]) / 255
         batch = Batch(image, jnp.asarray(self.pictures.condition[: self.task.batch]))
-        keys = game.picture_keys(jax.random.key(0), jnp.arange(self.task.batch))
-        return parallel.first(self.state), self.frozen, batch, keys
+        keys = picture_keys(jax.random.key(0), jnp.arange(self.task.batch))
+        return epoch_runner.first(self.state), self.frozen, batch, keys
 
     def scores(self, count) -> float:
         """Seconds to score so many batches, or to search in one so many times over."""
@@ -262,6 +265,6 @@ class JaxSide:
 
 
 def _score(detector, state, frozen, batch, keys):
-    net = game.inference_net(detector, state, frozen)
-    terms = scoring.terms(batch.image, detector.reconstruct(net, batch, keys))
-    return scoring.score(FORMULA, terms)
+    net = inference_net(detector, state, frozen)
+    terms = anomaly_score.terms(batch.image, detector.reconstruct(net, batch, keys))
+    return anomaly_score.score(FORMULA, terms)

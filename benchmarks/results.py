@@ -19,11 +19,12 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+from bigan_jax.configs import common
+
 import bigan_jax
-from bigan_jax.results import flat_fields
-from bigan_jax.tables import Table, markdown
-from bigan_jax.workdir import default_name, read_config
-from configs import common
+from bigan_jax.evaluation.results import flat_fields
+from bigan_jax.reports.tables import Table, markdown
+from bigan_jax.runtime.run_config import default_name, read_config
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

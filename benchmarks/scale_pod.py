@@ -7,13 +7,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bigan_jax.configs import improved_bigan
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
-from bigan_jax import detector as game
-from bigan_jax import schedule
-from bigan_jax.build import Build, build, picture_shape
-from bigan_jax.layers import BATCH_AXIS
-from configs import improved_bigan
+from bigan_jax.commands.build import Build, build, picture_shape
+from bigan_jax.detector import Batch, init, update
+from bigan_jax.nn.blocks import BATCH_AXIS
+from bigan_jax.training import schedules
 
 CYCLE = 60  # epochs, over which what is due in only some of them is averaged
 
@@ -36,8 +36,8 @@ def counted(config=None) -> dict:
     cost = {name: update_cost(built, name, shape) for name in built.detector.objectives}
     phases = []
     for index, phase in enumerate(built.phases):
-        moments = [schedule.Moment(phase, index, epoch) for epoch in range(CYCLE)]
-        turns = [cost[name] for moment in moments for name in schedule.due(moment)]
+        moments = [schedules.Moment(phase, index, epoch) for epoch in range(CYCLE)]
+        turns = [cost[name] for moment in moments for name in schedules.due(moment)]
         step = {key: sum(turn[key] for turn in turns) / CYCLE for key in turns[0]}
         phases.append({"phase": phase.name, "epochs": phase.epochs, **step})
     return {"objectives": cost, "phases": phases}
@@ -49,18 +49,18 @@ def update_cost(built: Build, name: str, shape: tuple[int, int, int]) -> dict[st
     statistics, logs and what BatchNorm sees of each batch; and in how many reductions that wait for
     one before: BatchNorm's, and one for all else."""
     detector, axes = built.detector, (None, None, 0, None)
-    state = jax.eval_shape(lambda: game.init(detector, built.optimizers, 0, shape))
-    update = partial(game.update, detector, built.optimizers[name], name)
+    state = jax.eval_shape(lambda: init(detector, built.optimizers, 0, shape))
+    one_update = partial(update, detector, built.optimizers[name], name)
     frozen = jax.eval_shape(lambda: dict(detector.frozen))
 
     def given(*lead):
         image = jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)
-        return state, frozen, game.Batch(image, jax.ShapeDtypeStruct(lead, jnp.int32)), 1
+        return state, frozen, Batch(image, jax.ShapeDtypeStruct(lead, jnp.int32)), 1
 
-    together = jax.jit(jax.vmap(update, axes, axis_name=BATCH_AXIS))
+    together = jax.jit(jax.vmap(one_update, axes, axis_name=BATCH_AXIS))
     programs = [together.lower(*given(2, pictures)) for pictures in (4, 8)]
     few, more = (program.cost_analysis()["flops"] for program in programs)
-    traced = jax.make_jaxpr(update, axis_env=[(BATCH_AXIS, 2)])(*given(8))
+    traced = jax.make_jaxpr(one_update, axis_env=[(BATCH_AXIS, 2)])(*given(8))
     reductions = list(reduced(traced.jaxpr))
     _, logs = programs[0].out_info
     networks = detector.objectives[name].networks

@@ -9,8 +9,10 @@ import statistics
 import time
 from pathlib import Path
 
+from bigan_jax.configs.common import override
+
 from benchmarks.sides import forget_peak, peak_resident
-from configs.common import override
+from bigan_jax.detector import init
 
 
 def arguments():
@@ -34,18 +36,19 @@ def train(args):
     import jax
     import numpy as np
 
-    from bigan_jax import detector as game
-    from bigan_jax import parallel
-    from bigan_jax.build import build, picture_shape
-    from bigan_jax.data import LazyImages, read_image
+    pass
+    from bigan_jax.commands.build import build, picture_shape
+    from bigan_jax.data.files.images import read_image
+    from bigan_jax.data.streaming import LazyImages
     from bigan_jax.detector import TrainingSet
-    from bigan_jax.epochs import epoch_order
+    from bigan_jax.training import epoch_runner
+    from bigan_jax.training.loop import epoch_order
 
     config = small(args)
     shape = picture_shape(config)
-    steps, batch = parallel.fit_batches(args.batch, args.pictures)
+    steps, batch = epoch_runner.fit_batches(args.batch, args.pictures)
     built = build(config, 1, steps)
-    state = jax.jit(lambda: game.init(built.detector, built.optimizers, 0, shape))()
+    state = jax.jit(lambda: init(built.detector, built.optimizers, 0, shape))()
     parameters = sum(x.nbytes for x in jax.tree.leaves(state.params))
     condition = np.zeros(args.pictures, np.int32)
     if args.files:
@@ -55,9 +58,9 @@ def train(args):
         pictures = TrainingSet(LazyImages(read, names, shape), condition)
     else:
         image = np.random.default_rng(0).integers(0, 256, (args.pictures, *shape), np.uint8)
-        pictures = parallel.replicate(TrainingSet(image, condition))
-    runner = parallel.Runner(built.detector, built.optimizers, {}, {}, pictures)
-    state, due = parallel.replicate(state), tuple(built.detector.objectives)
+        pictures = epoch_runner.replicate(TrainingSet(image, condition))
+    runner = epoch_runner.Runner(built.detector, built.optimizers, {}, {}, pictures)
+    state, due = epoch_runner.replicate(state), tuple(built.detector.objectives)
 
     seconds = []
     for epoch in range(1 + args.epochs):

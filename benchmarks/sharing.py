@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigan_jax import detector as game
-from bigan_jax import losses
-from bigan_jax.detector import Batch, Detector, State, TrainingSet
+from bigan_jax.detector import Batch, Detector, Net, State, TrainingSet, picture_keys
+from bigan_jax.nn import losses
 
 CONDITIONS = 3  # for the conditional VAE; nothing to the others
 
@@ -27,7 +26,7 @@ def noise(model: str, latent: int, batch: int, turn: int) -> np.ndarray:
     """What the turn's update of the first step of seed 0 draws from the prior of codes: those of
     detector.update's keys, [batch, latent]."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), turn)
-    keys = game.picture_keys(key, jnp.arange(batch))
+    keys = picture_keys(key, jnp.arange(batch))
     if model == "anogan":
         draw_one = partial(jax.random.uniform, shape=(latent,), minval=-1, maxval=1)
         return np.asarray(jax.vmap(draw_one)(keys))
@@ -43,7 +42,7 @@ def layers(
     } | dict(detector.frozen)
     net = _Recorder(detector.networks, variables, train=False)
     batch = Batch(jnp.zeros((2, *shape)), jnp.zeros(2, jnp.int32))
-    keys = game.picture_keys(jax.random.key(0), jnp.arange(2))
+    keys = picture_keys(jax.random.key(0), jnp.arange(2))
     for objective in detector.objectives.values():
         jax.eval_shape(lambda o=objective: o.loss(net, batch, keys)[0])
     return {
@@ -52,7 +51,7 @@ def layers(
     }
 
 
-class _Recorder(game.Net):
+class _Recorder(Net):
     """Keeps the paths of the modules that each network calls."""
 
     def __init__(self, networks, variables, train):

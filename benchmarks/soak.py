@@ -42,11 +42,14 @@ class Sample(NamedTuple):
 def train(epochs: int, workdir: Path, turn: Callable[[Sample], None]) -> None:
     """Trains so many epochs. turn: called with a sample of each block, halfway between two saves.
     Each save is waited for, so that none goes on in the background then."""
-    from bigan_jax import record, task, training
-    from bigan_jax.checkpoint import Checkpoints
-    from bigan_jax.history import History
-    from configs import fcae
-    from configs.common import override
+    from bigan_jax.configs import fcae
+    from bigan_jax.configs.common import override
+
+    from bigan_jax.commands import setup
+    from bigan_jax.commands import train as training
+    from bigan_jax.training import epoch_logger
+    from bigan_jax.training.saving.checkpoints import Checkpoints
+    from bigan_jax.training.saving.train_log import History
 
     config = fcae.get_config("phantom")
     override(
@@ -79,8 +82,8 @@ def train(epochs: int, workdir: Path, turn: Callable[[Sample], None]) -> None:
             self.wait()
 
     with (
-        patch.object(record, "History", Watched),
-        patch.object(task, "Checkpoints", Waited),
+        patch.object(epoch_logger, "History", Watched),
+        patch.object(setup, "Checkpoints", Waited),
         patch.object(training, "evaluate_run", lambda *_: {}),
     ):
         training.train(config, workdir)

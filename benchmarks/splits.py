@@ -13,24 +13,24 @@ COLUMNS = ("split", "train", "calibration", "normal test", "anomalous test")
 
 
 def main(_):
-    from bigan_jax.tables import markdown
+    from bigan_jax.reports.tables import markdown
 
     print(markdown(table(CONFIG.value, SPLITS.value)))
 
 
 def table(config, splits: int):
     """A row a split and one of their means: what chance gave each part, and the controls' AUROC."""
-    from bigan_jax import scoring
-    from bigan_jax.controls import control_aurocs, control_scores, fitting_pictures
-    from bigan_jax.data import load
-    from bigan_jax.evaluation import data_fields
-    from bigan_jax.loading import formula_of
-    from bigan_jax.tables import Table, spread
+    from bigan_jax.commands.evaluate import data_fields
+    from bigan_jax.commands.load import formula_of
+    from bigan_jax.data.loading import load
+    from bigan_jax.evaluation import anomaly_score
+    from bigan_jax.evaluation.baselines import control_aurocs, control_scores, fitting_pictures
+    from bigan_jax.reports.tables import Table, spread
 
     formula = formula_of(config.score)
 
     def score(images, reconstructions):
-        return scoring.score(formula, scoring.terms(images, reconstructions))
+        return anomaly_score.score(formula, anomaly_score.terms(images, reconstructions))
 
     rows, found = [], []
     for split in range(splits):

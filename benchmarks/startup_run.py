@@ -21,11 +21,12 @@ def train(config, workdir):
     """bigan_jax.train, watched."""
     import jax
 
-    from bigan_jax import parallel, seeds
+    from bigan_jax.commands import seeds
+    from bigan_jax.training import epoch_runner
 
     mark()
     jax.monitoring.register_event_listener(lambda name, **_: events.update([name]))
-    begin = parallel.Runner.begin
+    begin = epoch_runner.Runner.begin
 
     def watched(self, state, due, order, _):
         mark()
@@ -39,7 +40,7 @@ def train(config, workdir):
             file.write(" ".join([*marks, str(compiled)]))
         os._exit(0)
 
-    parallel.Runner.begin = watched
+    epoch_runner.Runner.begin = watched
     seeds.train(config, workdir)
 
 

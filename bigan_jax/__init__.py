@@ -12,18 +12,18 @@ one of these functions: an imported submodule would take the function's place in
 
 import importlib
 
-_HOMES = {
-    "train": "seeds",
-    "evaluate": "seeds",
-    "load": "loading",
-    "predict": "prediction",
-    "compare": "comparison",
-    "sweep": "sweeping",
+_EXPORTS = {
+    "train": "commands.seeds",
+    "evaluate": "commands.seeds",
+    "load": "commands.load",
+    "predict": "commands.predict",
+    "compare": "commands.compare",
+    "sweep": "commands.sweep",
     "UserError": "errors",
 }
 
 
 def __getattr__(name):
-    if name not in _HOMES:
+    if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)

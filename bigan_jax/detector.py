@@ -16,8 +16,8 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from bigan_jax.augment import augment
-from bigan_jax.layers import BATCH_AXIS
+from bigan_jax.nn.blocks import BATCH_AXIS
+from bigan_jax.training.augmentation import augment
 
 Logs = dict[str, Float[Array, ""]]
 Variables = dict[str, PyTree]  # flax's {"params": ..., "batch_stats": ...} of one network

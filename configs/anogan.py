@@ -13,7 +13,7 @@ PCA on the same split.
         --config.model.search_steps=100 --config.model.search_rate=5e-3
 """
 
-from configs import common
+from bigan_jax.configs import common
 
 # Shorter, for a CPU.
 PRESETS = {

@@ -11,7 +11,7 @@ PCA on the same split.
         --config.data.image_size=64
 """
 
-from configs import vae
+from bigan_jax.configs import vae
 
 
 def get_config(arg=None):

@@ -17,7 +17,7 @@ PCA on the same split. So short a training draws blurred bottles; it says little
         --config.optimizers.adversarial.learning_rate=2e-4
 """
 
-from configs import common
+from bigan_jax.configs import common
 
 # Shorter, for a CPU: in half batches, at a DCGAN's rates, and a D of a quarter of the width, which
 # needs less dropout. An average with a decay of 0.999 looks back a thousand steps, more than there

@@ -13,7 +13,7 @@ At twice the rate that it had, normal pictures that trained nothing end better r
 phantom, bottle and plant, in grey and in colour (results/LOG.md, 43).
 """
 
-from configs import common
+from bigan_jax.configs import common
 
 
 def get_config(arg=None):

@@ -13,7 +13,7 @@ PCA on the same split.
         --config.data.image_size=64
 """
 
-from configs import vae
+from bigan_jax.configs import vae
 
 # Heads, bottles and leaves: as many pictures together as other models have of one kind.
 PRESETS = {"phantom": {"data.category": "", "data.phantom_normal": 150}}

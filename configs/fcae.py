@@ -11,7 +11,7 @@ PCA on the same split.
         --config.data.image_size=64
 """
 
-from configs import common
+from bigan_jax.configs import common
 
 
 def get_config(arg=None):

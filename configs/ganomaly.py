@@ -12,7 +12,7 @@ PCA on the same split.
         --config.phases.phase1.epochs=80
 """
 
-from configs import common
+from bigan_jax.configs import common
 
 # Shorter, for a CPU.
 PRESETS = {"phantom": {"model.width": 32, "phases.phase1.epochs": 40}}

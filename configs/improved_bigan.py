@@ -35,7 +35,7 @@ Nor does it say how features are compared: scaled to one strength at each place,
 better reconstructed on the same three sets than by raw ones (results/LOG.md, 18).
 """
 
-from configs import common
+from bigan_jax.configs import common
 
 ABLATIONS = {
     "no_se": {"model.se_ratio": 0},

@@ -11,7 +11,7 @@ PCA on the same split.
         --config.data.image_size=64
 """
 
-from configs import common
+from bigan_jax.configs import common
 
 # Smaller, for a CPU.
 PRESETS = {"phantom": {"model.widths": (32, 64)}}

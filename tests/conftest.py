@@ -55,8 +55,7 @@ def compilations():
 @pytest.fixture(scope="session")
 def weights():
     """VGG16's, as the installed package has them."""
-    from weight_files import package_file  # only where they are asked for
+    from bigan_jax.nn.vgg16 import formats
+    from tests.helpers.weight_files import package_file  # only where they are asked for
 
-    from bigan_jax import vgg16_weights
-
-    return vgg16_weights.read(package_file())
+    return formats.read(package_file())

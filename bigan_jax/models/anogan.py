@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from bigan_jax import losses
-from bigan_jax.dcgan import DCGANEncoder, DCGANGenerator
 from bigan_jax.detector import Detector, Objective, Search
-from bigan_jax.health import spread_logs
+from bigan_jax.nn import losses
+from bigan_jax.nn.networks import DCGANEncoder, DCGANGenerator
+from bigan_jax.training.health import spread_logs
 
 
 class Found(NamedTuple):

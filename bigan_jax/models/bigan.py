@@ -14,11 +14,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigan_jax import losses
 from bigan_jax.detector import Detector, Objective
-from bigan_jax.health import spread_logs
-from bigan_jax.layers import ConvDecoder, ConvEncoder, JointDiscriminator
-from bigan_jax.losses import discriminator_logs, standard_normal
+from bigan_jax.nn import losses
+from bigan_jax.nn.blocks import ConvDecoder, ConvEncoder, JointDiscriminator
+from bigan_jax.nn.losses import discriminator_logs, standard_normal
+from bigan_jax.training.health import spread_logs
 
 
 def create(

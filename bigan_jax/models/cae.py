@@ -7,9 +7,9 @@ Shape after MedIAnomaly's ae.py (Cai et al. 2024), where the latent size matters
 
 import jax.numpy as jnp
 
-from bigan_jax import losses
 from bigan_jax.detector import Detector, Objective
-from bigan_jax.layers import ConvDecoder, ConvEncoder
+from bigan_jax.nn import losses
+from bigan_jax.nn.blocks import ConvDecoder, ConvEncoder
 
 
 def create(

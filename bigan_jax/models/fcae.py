@@ -10,9 +10,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bigan_jax import losses
 from bigan_jax.detector import Detector, Objective
-from bigan_jax.layers import BatchNorm, leaky_relu
+from bigan_jax.nn import losses
+from bigan_jax.nn.blocks import BatchNorm, leaky_relu
 
 
 class DenseStack(nn.Module):

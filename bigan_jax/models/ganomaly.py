@@ -12,11 +12,11 @@ health.py warns long before.
 import jax.numpy as jnp
 from jax import lax
 
-from bigan_jax import losses
-from bigan_jax.dcgan import DCGANEncoder, DCGANGenerator
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.errors import UserError
-from bigan_jax.health import spread_logs
+from bigan_jax.nn import losses
+from bigan_jax.nn.networks import DCGANEncoder, DCGANGenerator
+from bigan_jax.training.health import spread_logs
 
 _SMALLEST = 4  # pixels a side where the encoder's convolutions end
 

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jax import lax
 
-from bigan_jax import losses, vgg16
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.errors import UserError, unknown
-from bigan_jax.health import spread_logs
-from bigan_jax.layers import ConvDecoder, ConvEncoder, JointDiscriminator
-from bigan_jax.losses import discriminator_logs, standard_normal
+from bigan_jax.nn import losses
+from bigan_jax.nn.blocks import ConvDecoder, ConvEncoder, JointDiscriminator
+from bigan_jax.nn.losses import discriminator_logs, standard_normal
+from bigan_jax.nn.vgg16.network import VGG16, load
+from bigan_jax.training.health import spread_logs
 
 _POOLS = ("average", "flatten")
 _PAPERS_WEIGHTS = {"mse": 0.5, "mae": 0.2, "perceptual": 0.2, "ssim": 0.1}
@@ -82,10 +83,10 @@ def create(
             + ", ".join(reconstruction_terms)
         )
     if "perceptual" in weights and vgg16_weights is None:
-        networks["vgg16"] = vgg16.VGG16(perceptual_layers, dtype=dtype, unit_features=unit_features)
+        networks["vgg16"] = VGG16(perceptual_layers, dtype=dtype, unit_features=unit_features)
     elif "perceptual" in weights:
-        loaded = vgg16.load(vgg16_weights, perceptual_layers)
-        networks["vgg16"] = vgg16.VGG16(perceptual_layers, loaded.convention, dtype, unit_features)
+        loaded = load(vgg16_weights, perceptual_layers)
+        networks["vgg16"] = VGG16(perceptual_layers, loaded.convention, dtype, unit_features)
         frozen["vgg16"] = {"params": loaded.params}
 
     def reconstruct(net, batch, keys):

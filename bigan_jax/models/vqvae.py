@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from bigan_jax import losses
-from bigan_jax.convolutions import conv1x1, conv3x3
 from bigan_jax.detector import Detector, Objective
-from bigan_jax.layers import BATCH_AXIS, Downsample, Upsample
+from bigan_jax.nn import losses
+from bigan_jax.nn.blocks import BATCH_AXIS, Downsample, Upsample
+from bigan_jax.nn.convolutions import conv1x1, conv3x3
 
 # An entry is dead when its moving average of uses a step is below this: it was never used or, at a
 # decay of 0.99, not for the 460 steps since it was re-seeded or used once a step.

@@ -1,0 +1,1 @@
+"""What each command does, from config to files. The only package that reads a config."""

@@ -1,0 +1,82 @@
+"""A run from start to end: data, training or its resumption, evaluation, report."""
+
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from bigan_jax.commands.evaluate import evaluate_run
+from bigan_jax.commands.setup import Task, prepared
+from bigan_jax.detector import State
+from bigan_jax.runtime import distributed
+from bigan_jax.runtime.preemption import Stopped, deferred
+from bigan_jax.runtime.run_config import default_name, write_json
+from bigan_jax.training import divergence
+from bigan_jax.training.loop import Run, advance
+
+NOTE = "what was begun is finished and saved; Ctrl-C again ends at once"  # when it is asked to stop
+
+
+def train(config: ConfigDict, workdir: str | Path | None = None) -> dict:
+    """Trains a detector, or goes on where an earlier call stopped, then evaluates it.
+
+    config: of a file in configs/, as `configs.cae.get_config("phantom")` gives it.
+    workdir: where the run's files go; by default a folder in runs/ named after the config.
+    Returns the evaluation, as in evaluation.json; of several processes, process 0 alone evaluates
+    and writes, and the others return {}.
+    Raises UserError for what the user can mend: names, folders, a workdir of another config, a full
+    disk, a training that diverged; and Stopped, a KeyboardInterrupt, when it was asked to stop and
+    has saved where it was.
+    """
+    with prepared({Path(workdir or default_name(config)): config}) as (task,):
+        return finish(task)
+
+
+def finish(task: Task) -> dict:
+    """Trains what is still to be trained of a run, and evaluates it. Raises as `train` does."""
+    state = fit(task)
+    with distributed.primary_first(f"evaluation of {task.workdir.name}"):
+        if not distributed.is_primary():
+            return {}
+        what = task.config, task.dataset, task.found, task.built.detector
+        return evaluate_run(*what, state, task.epochs, task.workdir)
+
+
+def fit(task: Task) -> State:
+    """The trained state, with BatchNorm statistics of the training pictures.
+
+    Goes on from the newest checkpoint that is sound; where training diverges, `on_nan` says whether
+    it goes back to it and on from there more slowly. Raises as `train` does.
+    """
+    run = Run(task)
+    with deferred(NOTE) as asked:
+        with closing(run):
+            if run.progress.epochs or run.progress.step:
+                place = run.progress.place()
+                print(f"{task.workdir}: going on after {place} of {task.epochs} epochs")
+            for note in task.built.detector.notes:
+                print(f"Note: {note}")
+            while run.progress.epochs < task.epochs and not asked.heeded:
+                make_runner = partial(task.runner, divergence.rate_scale(run.progress.rollbacks))
+                for attempt in advance([run], make_runner(), asked):
+                    _go_back(attempt, make_runner)
+        asked.heeded = asked.heeded or distributed.highest(asked.signum or 0)
+    if asked.heeded:
+        kept = f"saved after {run.progress.place()} of {task.epochs} epochs"
+        raise Stopped(asked.heeded, kept)
+    return run.state
+
+
+def _go_back(attempt, make_runner):
+    """To where the run was last saved, as config.on_nan says."""
+    run, task, progress = attempt.run, attempt.run.task, attempt.progress
+    paths = task.dataset.train.path
+    finding = divergence.find(
+        make_runner, attempt.start, attempt.due, attempt.order, paths, progress, attempt.logs,
+        run.state,
+    )  # fmt: skip
+    write_json(task.workdir / "nan.json", finding.as_dict())
+    run.restore()
+    policy = task.config.on_nan
+    run.progress = divergence.go_back(finding, progress.rollbacks, policy, run.progress)

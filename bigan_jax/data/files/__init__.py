@@ -1,0 +1,1 @@
+"""Image files, archives and folders, read without trust in their content."""

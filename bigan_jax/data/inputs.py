@@ -1,0 +1,96 @@
+"""New pictures as a user names them: a file, a folder, an archive, a pattern; or in memory."""
+
+import glob
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from bigan_jax.data.files import archives
+from bigan_jax.data.files.folders import Folder, as_path, is_remote, open_folder, some_files
+from bigan_jax.data.files.images import SUFFIXES, Form, fit, in_threads, names_in, read_image
+from bigan_jax.data.files.unreadable import Broken, attempt
+from bigan_jax.errors import UserError
+
+# A file, a picture of Pillow's, or an array: [h w] or [h w 1] grey, [h w 3] RGB, [h w 4] RGBA.
+Given = str | Path | Image.Image | UInt8[np.ndarray, "h w *c"]
+
+
+def prepare(pictures: Sequence[Given], form: Form) -> UInt8[np.ndarray, "n size size channels"]:
+    """Pictures as `read_image` gives them. Raises UserError for the first that is none, with its
+    name or its place."""
+
+    def read(place: int) -> np.ndarray | Broken:
+        given = pictures[place]
+        if isinstance(given, str | Path):
+            return attempt(str(given), lambda: read_image(Path(given), *form))
+        return attempt(f"picture {place}", lambda: fit(_in_memory(given), *form))
+
+    if isinstance(pictures, str | Path | Image.Image):
+        raise UserError("one picture alone: give a list of pictures, [picture]")
+    images = in_threads(read, range(len(pictures)), "pictures")
+    for broken in (image for image in images if isinstance(image, Broken)):
+        raise UserError(f"{broken.path}: {broken.reason}")
+    return (
+        np.stack(images) if images else np.zeros((0, form.size, form.size, form.channels), np.uint8)
+    )
+
+
+def _in_memory(picture):
+    if isinstance(picture, Image.Image):
+        return picture
+    picture = np.asarray(picture)
+    grey = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
+    if picture.dtype != np.uint8 or not (grey.ndim == 2 or grey.shape[2:] in ((3,), (4,))):
+        raise UserError(f"{picture.dtype} {picture.shape} is no picture: uint8 (h, w[, 3]) is")
+    return Image.fromarray(grey)
+
+
+@contextmanager
+def opened(source: str | Path, scratch: Path) -> Iterator[tuple[Folder, list[str]]]:
+    """A folder and the names of the pictures in it that `source` means.
+
+    source: a picture, a folder with all below it, an archive, or a pattern of pictures and folders.
+    scratch: a folder in which an archive is unpacked for as long as it is looked at.
+    Raises UserError where there is no picture.
+    """
+    path = as_path(source)
+    if path.is_dir():
+        yield _all_in(open_folder(path), source)
+    elif not path.exists() and glob.has_magic(str(source)):
+        yield _all_in(_matching(str(source)), source)
+    elif not path.exists():
+        raise UserError(f"--input={source}: there is no such picture, folder or archive")
+    elif archives.is_archive(path.name):
+        with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=scratch) as home:
+            folder = archives.unpacked(path, Path(home), elsewhere="--output=DIR")
+            yield _all_in(open_folder(folder), source)
+    else:
+        names = [path.name] if is_remote(path) else names_in(Path(path))
+        yield some_files(path.parent, names), names
+
+
+def _all_in(folder, source):
+    if not (names := folder.pictures()):
+        suffixes = ", ".join(sorted(SUFFIXES))
+        raise UserError(f"--input={source}: no picture was found (looked for {suffixes})")
+    return folder, names
+
+
+def _matching(pattern: str) -> Folder:
+    """The pictures that match, and those in folders that do, relative to where wildcards begin."""
+    parts = Path(pattern).expanduser().parts
+    plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    root = as_path(Path(*parts[:plain]))
+    names = []
+    for match in glob.glob(str(Path(*parts[plain:])), root_dir=root, recursive=True):
+        inside = PurePosixPath(Path(match).as_posix())
+        if (root / inside).is_dir():
+            names += [(inside / name).as_posix() for name in open_folder(root / inside).pictures()]
+        elif inside.name.lower().endswith(tuple(SUFFIXES)):
+            names += [(inside.parent / name).as_posix() for name in names_in(Path(root / inside))]
+    return some_files(root, sorted(set(names)))

@@ -1,0 +1,1 @@
+"""How the folders of each dataset are laid out."""

@@ -1,0 +1,251 @@
+"""A folder of pictures, or the built-in phantom, to arrays that train, calibrate and test."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bigan_jax.data import phantom
+from bigan_jax.data.dataset import Dataset, Pictures
+from bigan_jax.data.files.images import (
+    Form,
+    in_threads,
+    list_pictures,
+    picture_size,
+    read_image,
+    read_mask,
+)
+from bigan_jax.data.files.medical import slice_notes, split_slice, stretch
+from bigan_jax.data.files.unreadable import Broken, broken_note, unreadable
+from bigan_jax.data.layouts.base import EXPECTED, choose, misplaced
+from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, Record, split
+from bigan_jax.data.streaming import LazyImages
+from bigan_jax.errors import UserError, unknown
+from bigan_jax.runtime import distributed
+
+if TYPE_CHECKING:
+    from bigan_jax.data.source import Catalogue
+
+__all__ = [
+    "SOURCES",
+    "Dataset",
+    "LazyImages",
+    "Pictures",
+    "list_pictures",
+    "load",
+    "read_image",
+    "read_mask",
+]
+
+SOURCES = ("phantom", *EXPECTED)
+
+
+def load(
+    source: str,
+    *,
+    dir: str | Path | None,
+    tfds_dir: str | Path = "",
+    category: str,
+    image_size: int,
+    channels: int,
+    window: bool = False,
+    split_seed: int,
+    test_fraction: float = 0.2,
+    calibration_fraction: float = 0.1,
+    official_split: bool = True,
+    phantom_normal: int = 500,
+    phantom_anomalous: int = 100,
+    stream: bool = False,
+    skip_broken: bool = False,
+) -> Dataset:
+    """Decode one of SOURCES into `image_size` square pictures with 1 (grey) or 3 (RGB) channels.
+
+    With `window` each picture is stretched from its own 1st to its 99th percentile, so that its
+    overall brightness is not seen.
+
+    `category` is a comma list, or "" or "all" for all there are: phantom domains, MVTec
+    categories or plant species, each of them a condition. Normal pictures are split by group
+    (`bigan_jax.data.split`); anomalous ones are test only. MVTec keeps its official test
+    pictures unless `official_split` is False. The two phantom counts are for each category;
+    the phantom needs no `dir`. Pictures that are not square are stretched.
+
+    With `stream` the training pictures are LazyImages: decoded once to see that they can be, then
+    whenever they are asked for, and never all in memory. Those that calibrate and test are in
+    memory all the same.
+
+    `dir` is a folder or an archive of it, here or in a bucket (gs://, s3://). It is prepared on
+    first use, and when it has changed, as a TFDS data set in `tfds_dir`, else TFDS_DATA_DIR, else
+    ~/tensorflow_datasets (`bigan_jax.data.prepared`).
+
+    Raises UserError for whatever the user can mend: names, folders, layouts, and broken files,
+    all of them together; with `skip_broken` these are left out, and counted in the notes.
+    """
+    broken: list[Broken] = []
+    if source not in SOURCES:
+        raise unknown("data source", source, SOURCES)
+    if channels not in (1, 3):
+        raise UserError(f"data.channels is {channels}: it must be 1 (grey) or 3 (RGB).")
+    if image_size < 8:
+        raise UserError(f"data.image_size is {image_size}: it must be at least 8.")
+    form = Form(image_size, channels, window)
+    if source == "phantom":
+        if dir:
+            raise UserError(
+                f"config.data.dir={dir}: the phantom's pictures are drawn. Name the dataset "
+                "that is laid out as the folder is, such as --config=configs/cae.py:folder"
+            )
+        if min(phantom_normal, phantom_anomalous) < 0:
+            raise UserError("data.phantom_normal and data.phantom_anomalous are counts, from 0 on.")
+        conditions = tuple(choose(category, phantom.DOMAINS))
+        records = phantom.records(conditions, phantom_normal, phantom_anomalous)
+        notes, opened = (), None
+
+        def read(part: list[Record]) -> Pictures:
+            return _phantom_pictures(part, conditions, form)
+
+        def read_lazily(part: list[Record]) -> Pictures:
+            def draw(r: Record) -> np.ndarray:
+                number = phantom.index_of(r.path)
+                return _draw(conditions[r.condition], number, form)[0]
+
+            return _lazy_pictures(part, draw, form)
+
+    elif not dir:
+        raise misplaced(source, "No data folder was given: --config.data.dir=DIR.")
+    else:
+        try:  # only now: TFDS takes longer to import than a phantom to draw
+            from bigan_jax.data.source import open_catalogue
+        except ImportError as error:
+            raise UserError(f"{error.name} is not installed: pip install -e . again.") from error
+        with distributed.primary_first("preparing data"):  # which they may share
+            catalogue = open_catalogue(source, dir, tfds_dir, category.strip(), official_split)
+        root, records, conditions, notes, _ = catalogue
+        opened = catalogue.open
+
+        def read(part: list[Record]) -> Pictures:
+            pictures, unread = _read_pictures(part, catalogue, form)
+            broken.extend(unread)
+            return pictures
+
+        def read_lazily(part: list[Record]) -> Pictures:
+            def decode(r: Record) -> np.ndarray:
+                return read_image(catalogue.open(r.path), *form)
+
+            part, unread = _usable(part, catalogue, form)
+            broken.extend(unread)
+            return _lazy_pictures(part, decode, form)
+
+    parts, left_out = split(records, split_seed, test_fraction, calibration_fraction)
+    calibration, test = read(parts[CALIBRATION]), read(parts[TEST])
+    train = (read_lazily if stream else read)(parts[TRAIN])
+    if broken and not skip_broken:
+        raise unreadable(broken, root, len(records), "pictures")
+    asked = [r.path for part in parts.values() for r in part]
+    kept = [path for part in (train, calibration, test) for path in part.path]
+    notes += left_out + broken_note(broken) + slice_notes(asked, [*kept, *(b.path for b in broken)])
+    for name, part in (TRAIN, train), (CALIBRATION, calibration), (TEST, test):
+        if parts[name] and not len(part.label):
+            raise UserError(
+                f"No picture that can be read is left for {name}: mend the files, or "
+                "let others be in it by another data.split_seed."
+            )
+    if not test.label.any():
+        notes += ("the test has no anomalous pictures: only false alarms can be measured",)
+    return Dataset(train, calibration, test, conditions, notes, opened)
+
+
+def _read_pictures(
+    part: list[Record], catalogue: "Catalogue", form: Form
+) -> tuple[Pictures, list[Broken]]:
+    """What can be read of `part`, and what cannot; a picture stays when its mask is broken."""
+    paths, size = [r.path for r in part], form.size
+    images, broken = catalogue.read_all(
+        lambda picture, _: read_image(picture, *form), paths, "pictures"
+    )
+    read = [(r, image) for r, image in zip(part, images, strict=True) if image is not None]
+    picture_of = {r.mask: r.path for r, _ in read if r.mask}
+    masks, more = catalogue.read_all(
+        lambda mask, path: read_mask(mask, size, picture_size(catalogue.open(picture_of[path]))),
+        list(picture_of),
+        "masks",
+    )
+    mask_of = dict(zip(picture_of, masks, strict=True))
+    read = [(r, image, mask_of.get(r.mask)) for r, image in read]
+    read = [row for row in read if _tells(*row)]
+    image, mask = _blank(len(read), form)
+    for i, (_, picture, defect) in enumerate(read):
+        image[i] = picture
+        mask[i] = False if defect is None else defect
+    return _pictures([r for r, *_ in read], image, mask), broken + more
+
+
+def _tells(r: Record, image: np.ndarray, mask: np.ndarray | None) -> bool:
+    """Of a volume's slices those tell nothing that are blank, or that their own mask shows to be
+    without the defect for which the volume is anomalous."""
+    whole = split_slice(r.path)[1] is None
+    return whole or (np.ptp(image) > 0 and (mask is None or bool(mask.any())))
+
+
+def _usable(
+    part: list[Record], catalogue: "Catalogue", form: Form
+) -> tuple[list[Record], list[Broken]]:
+    """Which pictures of `part`, all normal, `_read_pictures` would keep; none stays in memory."""
+    record_of = {r.path: r for r in part}
+    tells, broken = catalogue.read_all(
+        lambda picture, path: _tells(record_of[path], read_image(picture, *form), None),
+        list(record_of),
+        "pictures",
+    )
+    return [r for r, usable in zip(part, tells, strict=True) if usable], broken
+
+
+def _lazy_pictures(
+    part: list[Record], read: Callable[[Record], np.ndarray], form: Form
+) -> Pictures:
+    names = [r.path for r in part]
+    size = form.size
+    image = LazyImages(lambda i: read(part[i]), names, (size, size, form.channels))
+    # What trains is normal: no defects, in a view that takes no memory.
+    return _pictures(part, image, np.broadcast_to(False, (len(part), size, size)))
+
+
+def _phantom_pictures(part: list[Record], conditions: tuple[str, ...], form: Form) -> Pictures:
+    def draw(r: Record):
+        kind = r.kind if r.label else None
+        return _draw(conditions[r.condition], phantom.index_of(r.path), form, kind)
+
+    image, mask = _blank(len(part), form)
+    for i, (picture, defect) in enumerate(in_threads(draw, part, "phantoms")):
+        image[i], mask[i] = picture, defect
+    return _pictures(part, image, mask)
+
+
+def _draw(
+    category: str, number: int, form: Form, kind: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    picture, mask = phantom.draw(category, number, form.size, form.channels, kind)
+    return stretch(picture) if form.window else picture, mask
+
+
+def _blank(count: int, form: Form) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures and masks, to be filled."""
+    image = np.zeros((count, form.size, form.size, form.channels), np.uint8)
+    return image, np.zeros(image.shape[:3], bool)
+
+
+def _pictures(part: list[Record], image: np.ndarray, mask: np.ndarray) -> Pictures:
+    label = np.array([r.label for r in part], bool)
+    # An anomalous picture without one defect pixel says nothing of where its defect is.
+    has_mask = ~label
+    has_mask[label] = mask[label].any(axis=(1, 2))
+    return Pictures(
+        image=image,
+        label=label,
+        group=np.array([r.group for r in part], str),
+        condition=np.array([r.condition for r in part], np.int32),
+        kind=np.array([r.kind for r in part], str),
+        path=np.array([r.path for r in part], str),
+        mask=mask,
+        has_mask=has_mask,
+    )

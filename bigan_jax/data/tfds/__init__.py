@@ -1,0 +1,1 @@
+"""Datasets prepared and stored in the format of TensorFlow Datasets."""

@@ -1,0 +1,1 @@
+"""Metrics, thresholds and bootstrap intervals: pure functions of scores and labels."""

@@ -1,0 +1,1 @@
+"""Flax layers and networks that several detectors share, and losses."""

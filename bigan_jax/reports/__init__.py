@@ -1,0 +1,1 @@
+"""What people look at: charts, image grids, overlays, tables, HTML, files of an evaluation."""

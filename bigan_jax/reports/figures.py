@@ -1,0 +1,132 @@
+"""What is seen of an evaluation: its figures, the gallery, and one fixed scale of colours."""
+
+from functools import partial
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from bigan_jax.data.dataset import Pictures
+from bigan_jax.evaluation.scorer import Scores
+from bigan_jax.metrics.bootstrap import bands
+from bigan_jax.metrics.image import decide
+from bigan_jax.png import png_bytes
+from bigan_jax.reports import charts as plots
+from bigan_jax.reports import html_report, image_grid, training_curves
+
+_LONGEST_IN_REPORT = 256  # pixels
+_COLOUR_QUANTILE = (
+    0.999  # of the calibration normals' pixels: what is above is as bright as it gets
+)
+
+
+def colour_limits(normals: Scores) -> dict[str, float]:
+    """The error that is as bright as it gets, in every picture alike: of each term's map and of
+    their combination, from pictures that are known to be normal and not tested."""
+    maps = {**normals.terms.map, "combined": normals.error_map}
+    return {name: float(np.quantile(errors, _COLOUR_QUANTILE)) for name, errors in maps.items()}
+
+
+def draw(
+    test: Pictures,
+    scores: Scores,
+    calibration: Float[np.ndarray, "c"],
+    threshold: float,
+    limits: dict[str, float],
+    history: list[dict],
+) -> dict[str, bytes]:
+    """PNG bytes of each figure by name. calibration: the scores of the calibration normals."""
+    normal, anomalous = scores.score[~test.label], scores.score[test.label]
+    measured = scores.score, test.label
+    band = bands(*measured, test.group) or {}
+
+    def rows(chosen):
+        return [_row(test, scores, i, threshold) for i in chosen]
+
+    charts = {
+        "score_histogram": plots.score_histogram(normal, anomalous, calibration, threshold),
+        "roc_curve": plots.roc_curve(*measured, threshold, band.get("roc")),
+        "precision_recall_curve": plots.precision_recall_curve(
+            *measured, threshold, band.get("precision_recall")
+        ),
+        "training_curves": training_curves.training_curves(history),
+    }
+    sheets = {
+        "error_maps": image_grid.gallery(
+            rows(for_show(test.label, scores.score)),
+            [limits[name] for name in ("mse", "ssim", "combined")],
+        ),
+        "healthy_and_anomalous": image_grid.healthy_and_anomalous(
+            *(rows(evenly_ranked(scores.score, test.label == wanted)) for wanted in (False, True)),
+            limits["combined"],
+        ),
+    }
+    pictures = {name: plots.to_png(chart) for name, chart in charts.items()}
+    return pictures | {name: sheet.png() for name, sheet in sheets.items()}
+
+
+def gallery(
+    test: Pictures, scores: Scores, threshold: float, limits: dict[str, float]
+) -> list[html_report.GalleryItem]:
+    """Up to 180 test pictures for the report."""
+    png = partial(png_bytes, longest=_LONGEST_IN_REPORT)
+    return [
+        html_report.GalleryItem(
+            path=test.path[i],
+            label=bool(test.label[i]),
+            kind=test.kind[i],
+            score=float(scores.score[i]),
+            decision=bool(decide(scores.score[i], threshold)),
+            image=png(test.image[i]),
+            reconstruction=png(scores.reconstruction[i]),
+            map=png(
+                plots.error_levels(scores.error_map[i], limits["combined"]),
+                palette=plots.ERROR_PALETTE,
+            ),
+            mask=png(test.mask[i].astype(np.uint8) * 255)
+            if test.has_mask[i] and test.label[i]
+            else None,
+        )
+        for i in for_show(test.label, scores.score, each=30)
+    ]
+
+
+def for_show(
+    label: Bool[np.ndarray, "n"], score: Float[np.ndarray, "n"], each: int = 2
+) -> list[int]:
+    """Indices of the lowest scores of each class, of those in the middle and of the highest."""
+    chosen = []
+    for wanted in (True, False):
+        ranked = np.flatnonzero(label == wanted)[np.argsort(score[label == wanted])]
+        middle = max(0, len(ranked) // 2 - each // 2)
+        parts = ranked[:each], ranked[middle : middle + each], ranked[::-1][:each]
+        chosen += dict.fromkeys(np.concatenate(parts).tolist())
+    return chosen
+
+
+def evenly_ranked(
+    score: Float[np.ndarray, "n"], wanted: Bool[np.ndarray, "n"], count: int = 4
+) -> list[int]:
+    """Indices of wanted pictures at even steps from the lowest score to the highest: neither the
+    best cases nor the worst."""
+    ranked = np.flatnonzero(wanted)[np.argsort(score[wanted])]
+    count = min(count, len(ranked))
+    return ranked[(2 * np.arange(count) + 1) * len(ranked) // (2 * max(count, 1))].tolist()
+
+
+def _row(test, scores, i, threshold):
+    def picture(x):
+        x = x.astype(np.float32) / 255
+        return x[..., 0] if x.shape[-1] == 1 else x
+
+    return image_grid.GalleryRow(
+        path=test.path[i],
+        score=float(scores.score[i]),
+        decision=bool(decide(scores.score[i], threshold)),
+        label=bool(test.label[i]),
+        image=picture(test.image[i]),
+        reconstruction=picture(scores.reconstruction[i]),
+        squared_error=scores.terms.map["mse"][i],
+        ssim_error=scores.terms.map["ssim"][i],
+        combined=scores.error_map[i],
+        mask=test.mask[i] if test.has_mask[i] else None,
+    )

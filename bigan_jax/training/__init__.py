@@ -1,0 +1,1 @@
+"""From a detector and data to a trained state: step, schedules, loop, devices, divergence."""

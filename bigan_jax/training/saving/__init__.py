@@ -1,0 +1,1 @@
+"""Checkpoints and logs of a training run."""

@@ -1,0 +1,127 @@
+"""What benchmarks/scale.py counts and measures: by hand, by brute force, by the compiler's own
+program; and that a point, its mistakes and the figures work at a tiny size."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from benchmarks import scale, scale_plots, scale_pod
+from bigan_jax.commands.build import Build
+from bigan_jax.detector import Detector, Objective, init
+from bigan_jax.nn.blocks import BATCH_AXIS
+from tests.commands.test_seeds import BIGAN
+from tests.commands.test_seeds import SHAPE as BIGAN_SHAPE
+
+SIDE, INPUTS, FILTERS, STRIDE = 11, 3, 16, 2
+
+
+class Filters(nn.Module):
+    norm: bool
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.Conv(FILTERS, (5, 5), STRIDE, padding=2)(x)
+        return nn.BatchNorm(not train, axis_name=BATCH_AXIS)(x) if self.norm else x
+
+
+def convolution(norm=False):
+    loss = lambda net, batch, keys: ((net("filters", batch.image) ** 2).mean(), {})  # noqa: E731
+    return Detector({"filters": Filters(norm)}, {"only": Objective(("filters",), loss)}, None)
+
+
+def built(detector):
+    return Build(detector, dict.fromkeys(detector.objectives, optax.sgd(0.1)), ())
+
+
+def products():
+    """Of a picture with the filters, one by one; none with the zeros around the picture."""
+    inside = range(SIDE)
+    places = range(0, SIDE, STRIDE)
+    found = 0
+    for y in places:
+        for x in places:
+            for dy in range(-2, 3):
+                for dx in range(-2, 3):
+                    found += (y + dy in inside and x + dx in inside) * INPUTS * FILTERS
+    return found
+
+
+def test_a_convolution_is_counted():
+    """Forward and its kernel's gradient; the picture's is not asked for."""
+    cost = scale_pod.update_cost(built(convolution()), "only", (SIDE, SIDE, INPUTS))
+    operations, outputs = 2 * 2 * products(), 6 * 6 * FILTERS
+    assert 0 <= cost["flops_per_picture"] - operations <= 8 * outputs
+    parameters = 5 * 5 * INPUTS * FILTERS + FILTERS
+    assert 2 * parameters <= cost["flops_per_update"] <= 4 * parameters + 100
+    assert cost["bytes"] == 4 * (parameters + 1)  # and the logged loss
+    assert cost["waits"] == 1
+
+
+def test_what_batchnorm_sends_is_counted():
+    """Mean and mean square of each channel, forth and, as gradients, back; and its statistics."""
+    cost = scale_pod.update_cost(built(convolution(norm=True)), "only", (SIDE, SIDE, INPUTS))
+    parameters = 5 * 5 * INPUTS * FILTERS + FILTERS + 2 * FILTERS
+    assert cost["bytes"] == 4 * (parameters + 1 + 2 * FILTERS + 2 * 2 * FILTERS)
+    assert cost["waits"] == 3
+
+
+def test_bytes_of_the_improved_bigan():
+    """The states' arrays, and little else."""
+    build, name = built(BIGAN), "reconstruction"
+    state = jax.eval_shape(lambda: init(BIGAN, build.optimizers, 0, BIGAN_SHAPE))
+    cost = scale_pod.update_cost(build, name, BIGAN_SHAPE)
+    networks = BIGAN.objectives[name].networks
+    held = [(state.params[n], state.collections[n]) for n in networks]
+    least = 4 * sum(x.size for x in jax.tree.leaves(held))
+    assert least < cost["bytes"] < 1.1 * least and cost["waits"] > 5
+
+
+def test_an_estimate_by_hand():
+    step = {"flops_per_picture": 90e9, "flops_per_update": 10e9, "bytes": 1e8, "waits": 10}
+    chip = scale_pod.estimates(step, devices=4, batch=1, share=0.5)[0]
+    assert chip["hardware"] == "TPU v5e"
+    np.testing.assert_allclose(chip["compute"], 1e11 / 98.5e12)
+    np.testing.assert_allclose(chip["sent_bytes"], 1.5e8)  # 3 quarters, twice
+    np.testing.assert_allclose(chip["send"], 1.5e8 / 140e9 + 2e-4)
+    np.testing.assert_allclose(chip["efficiency"], 1 / (1 + 985 * (1.5 / 1400 + 2e-4)))
+
+
+def test_the_line_through_points():
+    count = np.array([1, 2, 4, 8])
+    np.testing.assert_allclose(scale_pod.line(count, 3 + 2 * count), (3, 2, 0), atol=1e-12)
+    assert 0.05 < scale_pod.line(count, count**1.2)[2] < 0.2
+
+
+def test_a_point_and_its_figures(tmp_path):
+    """Streamed, on two devices."""
+    files = tmp_path / "files"
+    files.mkdir()
+    for i in range(8):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(files / f"{i}.png")
+    fields = {"size": 16, "pictures": 50, "batch": 8, "devices": 2, "epochs": 2}
+    row = scale.points({**fields, "model": "fcae", "files": files})
+    assert row["steps"] == 6 and len(row["epoch"]) == 2 and row["all_reduce"] > 0
+    np.testing.assert_allclose(row["pictures_per_second"], 48 / np.median(row["epoch"]))
+    assert 2**26 < row["peak_bytes"] < 2**31
+
+    found = {name: [row, row] for name in ("sizes", "batches", "devices", "processes")}
+    found["processes"] = [{**row, "processes": n} for n in (1, 2)]
+    found["pictures"] = found["streaming"] = [{**row, "pictures": n} for n in (50, 100)]
+    scale_plots.draw(found, tmp_path)
+    for name in ("pictures", "work", "devices"):
+        with Image.open(tmp_path / f"scale-{name}.png") as figure:
+            assert figure.width > 600 and len(np.unique(np.asarray(figure.convert("L")))) > 50
+
+
+def test_mistakes_are_told(tmp_path, capsys):
+    with pytest.raises(SystemExit, match=r"error: the point .* cannot be shared evenly by 2 dev"):
+        scale.points({"devices": 2, "batch": 3})
+    with pytest.raises(SystemExit):
+        scale.main(["plots", f"--output={tmp_path / 'scale.json'}"])
+    assert "has not been given the parts batches, devices" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        scale.main(["pod", f"--output={tmp_path / 'absent' / 'scale.json'}"])
+    assert "there is no folder" in capsys.readouterr().err

@@ -1,0 +1,244 @@
+"""What follows from a leak audit: what is left out, the files, and what a run may train on."""
+
+import csv
+import json
+import shutil
+from functools import partial
+
+import numpy as np
+import pytest
+from bigan_jax.configs import cae
+
+import bigan_jax
+from bigan_jax.commands.evaluate import load_audited
+from bigan_jax.data import audit as leaks
+from bigan_jax.data.audit.fingerprints import BLOCK
+from bigan_jax.data.streaming import LazyImages
+from bigan_jax.errors import UserError
+from tests.commands.test_train import SMALL, configured
+from tests.data.test_audit import dataset, found_in, jpeg, plain, scenes
+
+
+def leaking():
+    """Two training and one calibration picture are in the test, two more nearly."""
+    pictures = scenes(10)
+    set_ = plain([*pictures[:3], *map(jpeg(60), pictures[3:5])], pictures[:5])
+    set_.train.image[2] = set_.train.image[50] // 2
+    set_.calibration.image[4] = set_.test.image[2]
+    return set_
+
+
+def test_policies():
+    set_ = leaking()
+    with pytest.raises(UserError, match=r"(?s)3 pictures.*train/.*duplicates=drop") as stopped:
+        leaks.settle(set_, leaks.audit(set_))
+    assert set_.train.path[0] in str(stopped.value) and set_.test.path[0] in str(stopped.value)
+
+    kept = leaks.settle(set_, leaks.audit(set_, "keep"))
+    assert [len(p.path) for p in kept[:3]] == [len(p.path) for p in set_[:3]]
+    assert "exact" in leaks.audit(set_, "keep").warnings[0]
+
+    for policy, gone in (("drop", [0, 1]), ("drop_near", [0, 1, 3, 4])):
+        audit = leaks.audit(set_, policy)
+        settled = leaks.settle(set_, audit)
+        np.testing.assert_array_equal(settled.train.image, np.delete(set_.train.image, gone, 0))
+        assert set(set_.train.path) - set(settled.train.path) == set(set_.train.path[gone])
+        assert set(set_.calibration.path) - set(settled.calibration.path) == {
+            set_.calibration.path[4]
+        }
+        assert len(settled.test.path) == len(set_.test.path)
+        assert f"{len(gone)} pictures left out of train" in " ".join(settled.notes)
+        after = leaks.audit(settled, "stop")
+        assert found_in(after, "exact copies across parts").found == "none"
+        near = found_in(after, "near copies across parts")
+        assert (near.found == "none") == (policy == "drop_near")
+        assert any("near" in w for w in audit.warnings) == (policy == "drop")
+
+    with pytest.raises(UserError, match=r"duplicates 'dorp'.*'drop'"):
+        leaks.audit(set_, "dorp")
+    same = dataset(set_.train, set_.calibration, set_.train)
+    with pytest.raises(UserError, match="every picture of train"):
+        leaks.settle(same, leaks.audit(same, "drop"))
+
+
+def test_files_and_table(tmp_path):
+    set_ = leaking()
+    set_.test.path[5] = "t/\udcff\x1b[2J.png"  # no UTF-8, and a terminal's order
+    audit = leaks.audit(set_, "drop")
+    audit.write(tmp_path)
+    audit.write_split(tmp_path)
+    rows = {
+        row["path"]: row
+        for row in csv.DictReader(
+            (tmp_path / "split.csv").open(encoding="utf-8", errors="surrogateescape", newline="")
+        )
+    }
+    assert len(rows) == sum(len(p.path) for p in set_[:3])
+    assert rows[set_.train.path[0]]["part"] == "left out"
+    assert rows[set_.train.path[2]]["part"] == "train"
+    assert rows["t/\udcff\x1b[2J.png"] == {
+        "path": "t/\udcff\x1b[2J.png",
+        "label": "normal",
+        "group": set_.test.group[5],
+        "condition": "thing",
+        "part": "test",
+        "pixels": rows["t/\udcff\x1b[2J.png"]["pixels"],
+    }
+    assert len({row["pixels"] for row in rows.values()}) < len(rows)  # there are copies
+    content = json.loads((tmp_path / "audit.json").read_text())
+    assert content["left_out"] == {"test": 0, "calibration": 1, "train": 2}
+    assert content["policy"] == "drop" and len(content["copies"]) == len(audit.copies)
+    assert content["copies"][0]["first"].keys() == {"part", "path", "label"}
+    table = audit.table()
+    assert table.isprintable() or "\x1b" not in table
+    assert max(map(len, table.splitlines())) <= 110
+    (near,) = [line for line in table.splitlines() if "near copies" in line and "pairs" in line]
+    assert near.startswith("! ")
+    shown = audit.as_dict(images=True)["copies"][0]
+    np.testing.assert_array_equal(shown["first"]["image"], shown["second"]["image"])
+
+
+def test_pictures_that_are_decoded_on_demand():
+    set_ = leaking()
+    asked = []
+
+    class Watched(LazyImages):
+        def __getitem__(self, indices):
+            asked.append(np.size(indices))
+            return super().__getitem__(indices)
+
+    train = set_.train
+    lazy = Watched(train.image.__getitem__, train.path, train.image.shape[1:])
+    streamed = set_._replace(train=train._replace(image=lazy))
+    audit = leaks.audit(streamed, "drop")
+    assert max(asked) <= BLOCK < len(train.path)
+    assert audit.as_dict() == leaks.audit(set_, "drop").as_dict()
+    asked.clear()
+    settled = leaks.settle(streamed, audit).train
+    assert not asked and isinstance(settled.image, LazyImages)
+    kept = leaks.settle(set_, leaks.audit(set_, "drop")).train
+    assert settled.image.shape == kept.image.shape
+    np.testing.assert_array_equal(settled.image[:], kept.image)
+    assert settled.mask.shape == kept.mask.shape
+
+
+def test_a_config_reaches_training_and_evaluation(tmp_path):
+    """A folder of which one test picture is there again under another name."""
+    pictures = scenes(60)
+    (tmp_path / "normal").mkdir()
+    for i, picture in enumerate(pictures):
+        picture.save(tmp_path / "normal" / f"{i:03d}.png")
+    fields = SMALL | {"data.dir": str(tmp_path)}
+    config = configured(cae, "folder", fields)
+    loaded, _ = load_audited(config)
+    twin = loaded.test.path[0]
+    for i in range(20):  # one of these names will train
+        (tmp_path / "normal" / f"again{i}.png").write_bytes((tmp_path / twin).read_bytes())
+    with pytest.raises(UserError, match="duplicates=drop"):
+        load_audited(config)
+    settled, audit = load_audited(configured(cae, "folder", fields | {"data.duplicates": "drop"}))
+    assert not any("again" in path for path in settled.train.path)
+    assert len(settled.train.path) == len(loaded.train.path)
+    assert "width" in audit.facts or not settled.test.label.any()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"data.test_fraction": 0.0}, "no picture would be tested.*test_fraction"),
+        ({"data.calibration_fraction": 0.97}, "1 pictures would train.*calibration_fraction"),
+    ],
+)
+def test_parts_that_lack_what_is_asked_of_them(fields, words, tmp_path):
+    folder(tmp_path, 0)
+    with pytest.raises(UserError, match=words):
+        load_audited(configured(cae, "folder", SMALL | {"data.dir": str(tmp_path)} | fields))
+
+
+def folder(path, seed, count=40):
+    """The config of a run on drawn pictures, which it writes to a folder."""
+    (path / "normal").mkdir(parents=True)
+    for i, picture in enumerate(scenes(count, seed)):
+        picture.save(path / "normal" / f"{i:03d}.png")
+    return configured(cae, "folder", SMALL | {"data.dir": str(path)})
+
+
+def test_a_run_keeps_to_its_pictures(tmp_path, capsys):
+    """Others of the same names are refused; the same in another folder, and some more, are not."""
+
+    def train(config):
+        return bigan_jax.train(config, tmp_path / "run")
+
+    train(folder(tmp_path / "screws", 0))
+    assert "Note: " in capsys.readouterr().out  # that all pictures are taken as normal
+    before = (tmp_path / "run" / "evaluation.json").read_text()
+    other = folder(tmp_path / "nuts", 1)
+    for call in train, partial(bigan_jax.evaluate, tmp_path / "run"):
+        with pytest.raises(UserError, match="holds a run on other pictures"):
+            call(config=other)
+    assert (tmp_path / "run" / "evaluation.json").read_text() == before
+    (tmp_path / "screws").rename(tmp_path / "moved")
+    (tmp_path / "nuts" / "normal" / "000.png").rename(tmp_path / "moved" / "normal" / "new.png")
+    train(configured(cae, "folder", SMALL | {"data.dir": str(tmp_path / "moved")}))
+
+
+def test_a_run_does_not_test_on_what_it_trained_on(tmp_path):
+    """A table of groups that comes later moves pictures from training to the test."""
+    config = folder(tmp_path / "screws", 0)
+    bigan_jax.train(config, tmp_path / "run")
+    before = (tmp_path / "run" / "evaluation.json").read_text()
+    rows = [f"normal/{i:03d}.png,part {i // 4}" for i in range(40)]
+    (tmp_path / "screws" / "metadata.csv").write_text("\n".join(["file,group", *rows]))
+    for call in bigan_jax.train, bigan_jax.evaluate:
+        arguments = (config, tmp_path / "run") if call is bigan_jax.train else (tmp_path / "run",)
+        with pytest.raises(UserError, match=r"trained on \d+ of the pictures .*--workdir"):
+            call(*arguments)
+    assert (tmp_path / "run" / "evaluation.json").read_text() == before
+
+
+def test_an_evaluation_leaves_what_trained_as_it_was(tmp_path):
+    """Whatever lies in the folder by then."""
+    config = folder(tmp_path / "screws", 0)
+    first = bigan_jax.train(config, tmp_path / "run")
+    split = (tmp_path / "run" / "split.csv").read_text()
+    for row in csv.DictReader(split.splitlines()):
+        if row["part"] == "train" and row["path"] < "normal/010.png":
+            (tmp_path / "screws" / row["path"]).unlink()
+    for call in partial(bigan_jax.train, config), bigan_jax.evaluate:
+        assert call(tmp_path / "run")["n_train"] == first["n_train"]
+        assert (tmp_path / "run" / "split.csv").read_text() == split
+
+
+def test_what_trained_is_not_forgotten_where_a_training_goes_on_without_it(tmp_path):
+    set_ = plain(scenes(10), scenes(4, 1))
+    leaks.audit(set_).write_split(tmp_path)
+    fewer = set_._replace(train=set_.train.take(np.arange(3, len(set_.train.path))))
+    leaks.audit(fewer).write_split(tmp_path)
+    assert leaks.audit(fewer).number_trained(tmp_path) == len(set_.train.path)
+    leaks.audit(set_).check(tmp_path)
+    tested = fewer._replace(test=set_.train.take(np.arange(3)))
+    with pytest.raises(UserError, match="trained on 3 of the pictures"):
+        leaks.audit(tested).check(tmp_path)
+
+
+def test_new_names_do_not_hide_what_trained(tmp_path):
+    """The split goes by names: where a folder's layout changes, it deals every picture anew."""
+    config = folder(tmp_path / "screws", 0)
+    bigan_jax.train(config, tmp_path / "run")
+    (tmp_path / "screws" / "normal").rename(tmp_path / "screws" / "good")
+    with pytest.raises(UserError, match=r"trained on \d+ of the pictures .*--workdir"):
+        bigan_jax.evaluate(tmp_path / "run")
+
+
+def test_files_of_an_archive_tell_as_much(tmp_path):
+    """Also of one whose layout begins further down."""
+    for i, picture in enumerate([*scenes(30), *scenes(6, 1)]):
+        file = tmp_path / "set" / "inner" / ("normal" if i < 30 else "defect") / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(file)
+    shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set")
+    facts = []
+    for place in "set", "set.zip":
+        fields = SMALL | {"data.dir": str(tmp_path / place)}
+        facts.append(load_audited(configured(cae, "folder", fields))[1].facts)
+    assert facts[0] == facts[1] and "bits a pixel" in facts[0]

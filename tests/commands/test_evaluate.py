@@ -1,0 +1,359 @@
+"""The promises of an evaluation: what decides sees no label and no other picture; what is asked of
+a finished run again needs no training."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+from bigan_jax.configs import cae, common, improved_bigan
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+import bigan_jax
+from bigan_jax.commands.build import build, picture_shape
+from bigan_jax.commands.evaluate import assess, data_fields, load_audited
+from bigan_jax.data import loading
+from bigan_jax.data.audit.result import SPLIT
+from bigan_jax.detector import init
+from bigan_jax.errors import UserError
+from bigan_jax.evaluation.anomaly_score import Formula
+from bigan_jax.evaluation.scorer import Scorer
+from bigan_jax.nn import losses
+from bigan_jax.nn.vgg16 import network as vgg16
+from bigan_jax.nn.vgg16.network import VGG16, load
+from bigan_jax.runtime.run_config import write_json, write_table
+from bigan_jax.training.saving.checkpoints import Checkpoints
+from bigan_jax.training.saving.progress import Progress
+
+PAPER = Formula({"mse": 0.7, "ssim": 0.3})
+SMALL = {
+    "data.image_size": 32,
+    "data.category": "bottle,leaf",
+    "data.phantom_normal": 60,
+    "data.phantom_anomalous": 6,
+    "model.latent": 8,
+    "model.widths": (4, 8),
+    "batch_size": 8,
+}
+
+
+def configured(module, argument="phantom", **fields):
+    config = module.get_config(argument)
+    with config.unlocked(), config.ignore_type():
+        config.update_from_flattened_dict(fields)
+    return config
+
+
+def untrained(config, conditions=1):
+    """A detector and a state of its shapes, filled by a generator: nothing is compiled."""
+    built = build(config, conditions, steps_per_epoch=1)
+    like = jax.eval_shape(
+        lambda: init(built.detector, built.optimizers, config.seed, picture_shape(config))
+    )
+    rng = np.random.default_rng(0)
+    # Positive as a variance is, of either sign elsewhere: what matters is that pictures differ.
+    state = jax.tree.map(lambda x: (0.2 * rng.random(x.shape)).astype(x.dtype), like)
+    weights = jax.tree.map(lambda x: (x - 0.1).astype(x.dtype), state.params)
+    return built.detector, state._replace(params=weights)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A config, its pictures and a detector for them that was never trained."""
+    config = configured(cae, **SMALL)
+    return config, loading.load(**data_fields(config)), *untrained(config, 2)
+
+
+@pytest.fixture(scope="module")
+def assessed(small):
+    return assess(*small)
+
+
+# What decides
+
+
+def test_other_test_pictures_and_labels_decide_nothing(small, assessed):
+    """A shuffled part of the test pictures, with labels that are lies."""
+    config, dataset, detector, state = small
+    chosen = np.random.default_rng(0).permutation(len(dataset.test.label))[:13]
+    part = dataset.test.take(chosen)
+    label = np.arange(13) % 2 == 0
+    part = part._replace(label=label, kind=np.where(label, "lie", "good"), group=part.path)
+    again = assess(config, dataset._replace(test=part), detector, state)
+
+    before, after = assessed.evaluation, again.evaluation
+    for name in ("threshold", "threshold_note", "pixel_threshold", "colour_limits", "score"):
+        assert after[name] == before[name], name
+    np.testing.assert_allclose(again.test.score, assessed.test.score[chosen], rtol=1e-5)
+    np.testing.assert_allclose(again.test.error_map, assessed.test.error_map[chosen], atol=1e-6)
+    np.testing.assert_array_equal(again.calibration.score, assessed.calibration.score)
+    decisions = assessed.test.score[chosen] >= before["threshold"]
+    np.testing.assert_array_equal(again.test.score >= after["threshold"], decisions)
+    assert after["auroc"] != before["auroc"]  # the measures, of course, go by the labels
+
+
+def test_threshold_and_colours_come_from_the_calibration_pictures(small, assessed):
+    dataset, scores, evaluation = small[1], assessed.calibration, assessed.evaluation
+    n = len(dataset.calibration.label)
+    assert evaluation["n_calibration"] == len(scores.score) == n < 19
+    assert evaluation["threshold"] == np.nextafter(scores.score.max(), np.float32(np.inf))
+    assert f"at least 19 calibration pictures; there are {n}" in evaluation["threshold_note"]
+    limits = {name: np.quantile(errors, 0.999) for name, errors in scores.terms.map.items()}
+    limits["combined"] = np.quantile(scores.error_map, 0.999)
+    assert evaluation["colour_limits"] == limits
+
+
+def test_groups_of_calibration_pictures_are_counted(small):
+    config, dataset, detector, state = small
+    twice = dataset.calibration.take(np.arange(24) % len(dataset.calibration.label))
+    twice = twice._replace(group=np.repeat(["patient a", "patient b"], 12))
+    evaluation = assess(config, dataset._replace(calibration=twice), detector, state).evaluation
+    assert (evaluation["n_calibration"], evaluation["n_calibration_groups"]) == (24, 2)
+    assert "24 calibration pictures come from 2 groups only" in evaluation["threshold_note"]
+
+
+# What is measured
+
+
+def test_figures_that_do_not_apply_are_null(small):
+    """Normal pictures only, of one condition, and without a calibration worth the name."""
+    config, dataset, detector, state = small
+    normal = dataset.test.take(~dataset.test.label & (dataset.test.condition == 0))
+    lonely = dataset._replace(test=normal, conditions=("bottle",))
+    evaluation = json.loads(json.dumps(assess(config, lonely, detector, state).evaluation))
+    null = "auroc auroc_ci intervals average_precision precision recall f1 balanced_accuracy"
+    null += " native by_kind by_condition mse_auroc ssim_auroc"
+    assert {evaluation[name] for name in null.split()} == {None}
+    assert evaluation["oracle"] == {"threshold": None, "f1": None, "accuracy": None}
+    assert set(evaluation["pixel"].values()) == {None}
+    assert set(evaluation["controls"].values()) == {None}
+    assert {row["auroc"] for row in evaluation["score_table"]} == {None}
+    assert evaluation["specificity"] is not None and evaluation["n_anomalous"] == 0
+
+
+def test_kinds_conditions_and_intervals_are_in_the_evaluation(assessed, small):
+    evaluation, test = assessed.evaluation, small[1].test
+    assert {row["kind"] for row in evaluation["by_kind"]} == set(test.kind[test.label])
+    assert sum(row["n"] for row in evaluation["by_kind"]) == evaluation["n_anomalous"]
+    rows = evaluation["by_condition"]
+    assert [row["condition"] for row in rows] == ["bottle", "leaf"]
+    assert sum(row["n"] for row in rows) == len(test.label)
+    assert evaluation["auroc_ci"] == evaluation["intervals"]["auroc"]
+    for name, (low, high) in evaluation["intervals"].items():
+        assert low <= evaluation[name] <= high, name
+    figures = {"auroc", "average_precision", "aupro"}
+    assert evaluation["pixel"].keys() == figures | {"dice", "intervals"}
+    assert evaluation["pixel"]["intervals"].keys() == figures
+    used = [row for row in evaluation["score_table"] if row["used"]]
+    assert len(used) == 1 and used[0]["paper"]
+    assert used[0]["auroc"] == pytest.approx(evaluation["auroc"])
+    assert "oracle" in evaluation["score_table_note"]
+
+
+def test_controls_share_the_score(small):
+    """Rated as the model's own reconstructions are, whatever the formula and the batches."""
+    config, dataset, detector, state = small
+    shape = picture_shape(config)
+    formula = Formula({"mse": 2.0, "ssim": 0.5}, "top1")
+    scorer = Scorer(detector, state, formula, shape, batch_size=8)
+    scores = scorer.score(dataset.test.image[:11])
+    rated = scorer.rate(
+        dataset.test.image[:11].astype(np.float32) / 255,
+        scores.reconstruction.astype(np.float32) / 255,
+    )
+    np.testing.assert_allclose(rated, scores.score, rtol=0.05)  # reconstructions were rounded
+
+
+def test_raw_intensity_is_the_control_of_the_error_maps(assessed, small):
+    test, found = small[1].test, assessed.evaluation["pixel_controls"]["raw_intensity"]
+    dark = roc_auc_score(test.mask.ravel(), test.image.ravel()) < 0.5  # the better sign
+    flat = test.mask.ravel(), (255 - test.image if dark else test.image).ravel()
+    assert found["auroc"] == pytest.approx(roc_auc_score(*flat))
+    assert found["average_precision"] == pytest.approx(average_precision_score(*flat))
+
+
+def test_a_manual_threshold_is_taken_as_it_is(small):
+    config, dataset, detector, state = small
+    manual = config.copy_and_resolve_references()
+    with manual.unlocked():
+        manual.threshold.rule, manual.threshold.value = "manual", 0.31
+    evaluation, _, scores = assess(manual, dataset, detector, state)
+    assert (evaluation["threshold"], evaluation["threshold_rule"]) == (0.31, "manual")
+    assert evaluation["recall"] == (scores.score[dataset.test.label] >= 0.31).mean()
+
+
+def test_the_paper_s_score_is_the_default():
+    score = common.defaults().score
+    assert (score.mse, score.ssim, score.perceptual) == (0.7, 0.3, 0)
+    assert score.reduction == "mean" and score.standardise is False
+
+
+# What is asked again
+
+
+@pytest.fixture
+def finished(small, tmp_path):
+    """A workdir as a training leaves it."""
+    config, _, _, state = small
+    write_json(tmp_path / "config.json", config.to_dict())
+    save(tmp_path, state)
+    return tmp_path
+
+
+def save(workdir, state, epochs=1):
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(Progress(epochs), state)
+    checkpoints.close()
+
+
+def test_the_last_checkpoint_is_scored_whatever_the_test_says(small, finished, assessed):
+    """None is chosen by how it does: a later, arbitrary state takes the first one's place."""
+    _, dataset, _, state = small
+    worse = state._replace(params=jax.tree.map(lambda x: 0 * x, state.params))
+    save(finished, worse, 2)
+    evaluation = bigan_jax.evaluate(finished)
+    grey = dataset.test.image.astype(np.float32) / 255 - 0.5  # the sigmoid of 0
+    rows = list(csv.DictReader((finished / "scores.csv").open()))
+    np.testing.assert_allclose(
+        [float(r["mse"]) for r in rows], (grey**2).mean((1, 2, 3)), rtol=1e-4
+    )
+    assert evaluation["auroc"] != assessed.evaluation["auroc"]
+
+
+def test_another_score_needs_no_training(small, finished, assessed, capsys):
+    _, dataset, _, _ = small
+    fields = {"score.standardise": True, "score.reduction": "max", "score.mse": 0.2}
+    config = configured(cae, **SMALL, **fields)
+    evaluation = bigan_jax.evaluate(finished, config)
+    printed = capsys.readouterr().out.splitlines()
+    (oracle,) = (line for line in printed if f"{evaluation['oracle']['threshold']:.4g}" in line)
+    assert oracle.startswith("Oracle, chosen by the test labels, no result")
+    np.testing.assert_equal([p.name for p in (finished / "checkpoints").iterdir()], ["1"])
+
+    calibration, test = assessed.calibration, assessed.test
+    unit = {name: np.std(value) for name, value in calibration.terms.value.items()}
+    combined = (
+        0.2 * test.terms.map["mse"] / unit["mse"] + 0.3 * test.terms.map["ssim"] / unit["ssim"]
+    )
+    rows = list(csv.DictReader((finished / "scores.csv").open()))
+    score = [float(row["score"]) for row in rows]
+    np.testing.assert_allclose(score, combined.max((1, 2)), rtol=1e-4)
+    np.testing.assert_allclose([float(row["mse"]) for row in rows], test.mse, rtol=1e-4)
+    used = [row for row in evaluation["score_table"] if row["used"]]
+    assert [(r["score"], r["standardise"], r["reduction"]) for r in used] == [
+        ("0.2 mse + 0.3 ssim", True, "max")
+    ]
+    assert used[0]["auroc"] == pytest.approx(evaluation["auroc"])
+    # Whoever loads the run scores and decides by it, too.
+    scorer = bigan_jax.load(finished)
+    scores = scorer.score(dataset.test.image[:5], dataset.test.condition[:5])
+    np.testing.assert_allclose(scores.score, score[:5], rtol=1e-4)
+    decisions = ["anomalous" if d else "normal" for d in scorer.decide(scores)]
+    assert decisions == [row["decision"] for row in rows[:5]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"score.reduction": "median"}, "'median'.*top1"),
+        ({"score.mse": 0.0, "score.ssim": 0.0}, "weight 0"),
+        ({"threshold.rule": "best"}, "'best'.*manual"),
+        ({"threshold.false_alarm_rate": 5.0}, "false_alarm_rate"),
+        ({"data.calibration_fraction": 0.0}, "calibration_fraction=0.0.*above 0"),
+        ({"data.name": "mine/bottles"}, "data.name='mine/bottles'.*slash"),
+        ({"name": ""}, "config.name=''.*1 to 100 characters"),
+        ({"data.name": "a\nb"}, r"data.name='a\\nb'.*printable"),
+        ({"threshold.value": 0.2}, "for --config.threshold.rule=manual"),
+        ({"threshold.rule": "manual"}, "wants a score above 0"),
+        ({"augment.rotate": 900.0}, "augment.rotate is 900"),
+        ({"batch_size": 0}, "batch_size=0: it counts"),
+        ({"seed": 2**31}, r"seed=2147483648.*2\*\*31 - 1"),
+        ({"score.perceptual": 0.1, "vgg16.weights": "/no/vgg.pth"}, "no VGG16 weights at /no/vgg"),
+        (
+            {"score.standardise": True, "data.calibration_fraction": 0.01},
+            "score.standardise.*calibration_fraction",
+        ),
+    ],
+)
+def test_what_could_not_be_evaluated_is_not_trained(fields, words, tmp_path):
+    config = configured(cae, **SMALL | fields)
+    with pytest.raises(UserError, match=words):
+        bigan_jax.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_that_fails_leaves_the_one_before(small, finished, monkeypatch):
+    bigan_jax.evaluate(finished)
+    before = {p: p.read_bytes() for p in finished.iterdir() if p.is_file()}
+
+    def no_score(*_, **__):
+        raise UserError("no finite score")
+
+    monkeypatch.setattr(Scorer, "score", no_score)
+    other = configured(cae, **SMALL, **{"score.reduction": "max"})
+    with pytest.raises(UserError, match="no finite score"):
+        bigan_jax.evaluate(finished, other)
+    assert {p: p.read_bytes() for p in finished.iterdir() if p.is_file()} == before
+
+
+def test_a_training_that_is_not_finished_and_pictures_that_came_later_are_told(finished):
+    config = configured(cae, **SMALL)
+    _, found = load_audited(config)
+    table = [row for row in found.split if row[-2] == "train"]
+    write_table(finished / "split.csv", [SPLIT, *table[3:]])
+    warnings = bigan_jax.evaluate(finished)["warnings"]
+    wanted = config.phases.phase1.epochs
+    assert f"Trained for 1 of {wanted} epochs: it is not finished." in warnings
+    assert any(warning.startswith("3 pictures that would train came after") for warning in warnings)
+
+
+def test_what_has_no_finite_score_is_not_called_normal(small):
+    config, dataset, detector, state = small
+    broken = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+    with pytest.raises(UserError, match=r"pictures have no finite score"):
+        assess(config, dataset, detector, broken)
+
+
+def test_scoring_needs_no_vgg16_though_training_did(monkeypatch, tmp_path):
+    fields = {"model.discriminator_widths": (4, 8), "model.perceptual_layers": ("relu1_1",)}
+    config = configured(improved_bigan, **SMALL, **fields)
+    assert config.model.reconstruction_terms.perceptual > 0
+    detector, state = untrained(config)
+    assert "vgg16" in detector.frozen
+    save(tmp_path, state)
+    write_json(tmp_path / "config.json", config.to_dict())
+    evaluation = {"conditions": ["bottle"], "threshold": 0.1}
+    write_json(tmp_path / "evaluation.json", evaluation)
+
+    def gone(*_):
+        raise UserError("no weights on this machine")
+
+    monkeypatch.setattr(vgg16, "load", gone)
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
+    found = bigan_jax.load(tmp_path).score(pictures)
+    expected = Scorer(detector, state, PAPER, (32, 32, 1))
+    np.testing.assert_allclose(found.score, expected.score(pictures).score, rtol=1e-5)
+    with config.unlocked():
+        config.score.perceptual = 0.1
+    write_json(tmp_path / "config.json", config.to_dict())
+    with pytest.raises(UserError, match="no weights on this machine"):
+        bigan_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_a_perceptual_score_is_vgg16_s(unit, small):
+    config, dataset, detector, state = small
+    formula = Formula({"perceptual": 1.0})
+    scorer = Scorer(detector, state, formula, picture_shape(config), unit_features=unit)
+    image = dataset.test.image[:2].astype(np.float32) / 255
+    loaded = load()
+    network = VGG16(convention=loaded.convention)
+    features, others = (network.apply({"params": loaded.params}, x) for x in (image, 1 - image))
+    if unit:
+        features, others = losses.unit_features(features), losses.unit_features(others)
+    expected = losses.perceptual(features, others)
+    np.testing.assert_allclose(scorer.rate(image, 1 - image), expected, rtol=1e-4)
+    scores = scorer.score(dataset.test.image[:2])
+    assert scores.terms.value.keys() == {"mse", "ssim", "perceptual"}
+    np.testing.assert_allclose(scores.error_map.mean((1, 2)), scores.score, rtol=1e-4)

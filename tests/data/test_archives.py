@@ -1,0 +1,263 @@
+"""Archives as data folders: what they hold is what is loaded, and nothing in them does harm."""
+
+import gzip
+import io
+import os
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from bigan_jax.data.files import archives
+from bigan_jax.errors import UserError
+from tests.data.test_tfds import by_path, draw, draw_mvtec, load, same  # noqa: F401 (load: a fixture)
+
+
+def pack(folder, archive, inside=""):
+    """An archive of what `folder` holds, in the folder `inside`."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    names = [Path(inside) / p.relative_to(folder) for p in files]
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
+            for file, name in zip(files, names, strict=True):
+                out.write(file, name)
+    else:
+        kind = archive.suffix.removeprefix(".")
+        with tarfile.open(archive, "w" if kind == "tar" else f"w:{kind}") as out:
+            for file, name in zip(files, names, strict=True):
+                out.add(file, name)
+    return archive
+
+
+def normals(folder, n=12):
+    for i in range(n):
+        draw(folder / f"{i}.png")
+    return folder
+
+
+def everything_below(folder):
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*")}
+
+
+# --- what archives hold ---
+
+
+@pytest.mark.parametrize("name", ["mvtec.tar.xz", "mvtec.tar.gz", "mvtec.zip", "mvtec.tar.bz2"])
+def test_mvtec_as_it_downloads(tmp_path, load, name):  # noqa: F811
+    folder = draw_mvtec(tmp_path / "mvtec")
+    archive = pack(folder, tmp_path / name)
+    assert same(load("mvtec", archive), load("mvtec", folder))
+    extracted = tmp_path / "tfds" / "extracted"
+    before = {p: p.stat().st_mtime_ns for p in extracted.rglob("*")}
+    load("mvtec", archive, category="pill")
+    assert before == {p: p.stat().st_mtime_ns for p in extracted.rglob("*")}  # once
+
+
+def test_one_category_alone(tmp_path, load):  # noqa: F811
+    folder = draw_mvtec(tmp_path / "mvtec", ["bottle"])
+    wanted = load("mvtec", folder)
+    assert same(load("mvtec", pack(folder, tmp_path / "bottle.tar.xz")), wanted)
+    bare = load("mvtec", pack(folder / "bottle", tmp_path / "bottle.zip"))
+    assert bare.conditions == ("bottle",) and same(bare, load("mvtec", folder / "bottle"))
+
+
+def test_plant_village_of_kaggle(tmp_path, load):  # noqa: F811
+    folder = tmp_path / "classes"
+    for i in range(0, 2000, 50):
+        draw(folder / "Potato___healthy" / f"u___RS_HL {i}.JPG")
+    draw(folder / "Potato___Late_blight" / "u___RS_LB 7.JPG")
+    # The archive there holds everything a second time, further down.
+    pack(folder, tmp_path / "one.zip", "PlantVillage")
+    archive = tmp_path / "archive.zip"
+    shutil.move(tmp_path / "one.zip", archive)
+    with zipfile.ZipFile(archive, "a") as out:
+        for file in folder.rglob("*.JPG"):
+            out.write(file, Path("plantvillage/PlantVillage") / file.relative_to(folder))
+        out.writestr("__MACOSX/PlantVillage/._x.JPG", b"")
+    loaded = load("plant", archive)
+    assert same(loaded, load("plant", folder)) and loaded.conditions == ("Potato",)
+    assert any("PlantVillage" in note for note in loaded.notes)
+
+
+def test_brain_tumours_of_kaggle(tmp_path, load):  # noqa: F811
+    for part, n in ("Training", 20), ("Testing", 5):
+        normals(tmp_path / "a" / part / "notumor", n)
+        for kind in "glioma", "meningioma", "pituitary":
+            draw(tmp_path / "a" / part / kind / f"{kind}.jpg")
+    loaded = load("brain", pack(tmp_path / "a", tmp_path / "archive.zip"))
+    assert set(loaded.test.kind) == {"good", "glioma", "meningioma", "pituitary"}
+    assert len(by_path(loaded)) == 23
+    assert any("Training; Testing beside it left out" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize("inside", ["", "pictures", "a/b"])
+def test_a_user_s_pictures_all_normal(tmp_path, load, inside):  # noqa: F811
+    folder = normals(tmp_path / "mine")
+    loaded = load("folder", pack(folder, tmp_path / "mine.zip", inside))
+    assert not loaded.test.label.any()
+    images = {Path(path).name: image for path, image in by_path(loaded).items()}
+    wanted = by_path(load("folder", folder))
+    assert set(images) == set(wanted)
+    assert all(np.array_equal(images[name], wanted[name]) for name in wanted)
+
+
+def test_the_layout_is_found_below_a_folder_as_well(tmp_path, load):  # noqa: F811
+    normals(tmp_path / "x" / "y" / "normal")
+    draw(tmp_path / "x" / "y" / "anomalous" / "1.png")
+    assert load("folder", tmp_path).test.label.sum() == 1
+
+
+def test_an_archive_that_changes_or_goes(tmp_path, load):  # noqa: F811
+    folder = normals(tmp_path / "mine")
+    archive = pack(folder, tmp_path / "mine.zip")
+    load("folder", archive)
+    draw(folder / "more.png")
+    pack(folder, archive)
+    os.utime(archive, (1, 1))
+    larger = load("folder", archive)
+    assert len(by_path(larger)) == 13
+    archive.unlink()
+    assert same(load("folder", archive), larger)
+    shutil.rmtree(tmp_path / "tfds" / "extracted")
+    assert same(load("folder", archive), larger)
+
+
+# --- what they must not do ---
+
+
+def entry(name, kind=tarfile.REGTYPE, content=b"", target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.linkname = kind, len(content), target
+    return info, io.BytesIO(content)
+
+
+HARMFUL = {
+    "up": [entry("a/../../evil.png", content=b"x")],
+    "absolute": [entry("/tmp/evil.png", content=b"x")],
+    "backslash": [entry("a\\..\\..\\evil.png", content=b"x")],
+    "drive": [entry("C:\\evil.png", content=b"x")],
+    "symlink": [entry("a", tarfile.SYMTYPE, target="/etc"), entry("a/evil.png", content=b"x")],
+    "hardlink": [entry("a.png", tarfile.LNKTYPE, target="/etc/passwd")],
+    "device": [entry("a.png", tarfile.CHRTYPE)],
+    "pipe": [entry("a.png", tarfile.FIFOTYPE)],
+}
+
+
+@pytest.mark.parametrize("harm", HARMFUL)
+def test_a_tar_that_would_leave_its_folder_is_refused(tmp_path, load, harm):  # noqa: F811
+    archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.tar")
+    with tarfile.open(archive, "a") as out:
+        for info, content in HARMFUL[harm]:
+            out.addfile(info, content)
+    before = everything_below(tmp_path)
+    with pytest.raises(UserError, match="refused"):
+        load("folder", archive)
+    assert everything_below(tmp_path) - before <= {"tfds", "tfds/extracted"}
+
+
+@pytest.mark.parametrize("harm", ["up", "absolute", "backslash", "drive", "symlink"])
+def test_a_zip_that_would_leave_its_folder_is_refused(tmp_path, load, harm):  # noqa: F811
+    archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip")
+    with zipfile.ZipFile(archive, "a") as out:
+        for info, content in HARMFUL[harm]:
+            member = zipfile.ZipInfo(info.name)
+            member.external_attr = (0o120777 if info.issym() else 0o100644) << 16
+            out.writestr(member, info.linkname or content.getvalue())
+    before = everything_below(tmp_path)
+    with pytest.raises(UserError, match="refused"):
+        load("folder", archive)
+    assert everything_below(tmp_path) - before <= {"tfds", "tfds/extracted"}
+
+
+def test_bombs_are_refused(tmp_path, load, monkeypatch):  # noqa: F811
+    huge, _ = entry("a.png")
+    huge.size = 10**13
+    (tmp_path / "huge.tar").write_bytes(huge.tobuf() + bytes(1024))
+    with pytest.raises(UserError, match="looks like a bomb"):
+        load("folder", tmp_path / "huge.tar")
+
+    archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip")
+    monkeypatch.setattr(archives, "MAX_FILES", 11)
+    with pytest.raises(UserError, match="more than 11 files"):
+        load("folder", archive)
+    monkeypatch.undo()
+
+    monkeypatch.setattr(archives, "FREE", 2**20)
+    zeros = bytes(10 * 2**20)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("a.png", zeros)
+    with pytest.raises(UserError, match="looks like a bomb"):
+        load("folder", archive)
+    # Where no member shows it: behind the end of the tar.
+    (tmp_path / "tail.tar.gz").write_bytes(gzip.compress(zeros))
+    with pytest.raises(UserError, match="looks like a bomb"):
+        load("folder", tmp_path / "tail.tar.gz")
+
+
+def test_no_room_is_told_before_it_is_taken(tmp_path, load, monkeypatch):  # noqa: F811
+    archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(UserError, match="there is room for 0"):
+        load("folder", archive)
+
+
+# --- what is no archive, or not all of one ---
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
+def test_an_archive_that_is_cut_short_is_told(tmp_path, load, suffix):  # noqa: F811
+    archive = pack(normals(tmp_path / "mine"), tmp_path / f"mine.{suffix}")
+    content = archive.read_bytes()
+    cuts = [700, len(content) // 2, len(content) - 30]
+    if suffix == "tar":  # its end is padding; where a file has ended no header shows that more was
+        with tarfile.open(archive) as opened:
+            cuts[2] = opened.getmembers()[5].offset
+    for cut in cuts:
+        archive.write_bytes(content[:cut])
+        with pytest.raises(UserError, match="is it complete"):
+            load("folder", archive)
+        assert not list((tmp_path / "tfds" / "extracted").iterdir())
+    archive.write_bytes(content)
+    assert len(by_path(load("folder", archive))) == 12
+
+
+def test_a_changed_byte_is_noticed(tmp_path, load):  # noqa: F811
+    archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip")
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 3] ^= 255
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match="is it complete"):
+        load("folder", archive)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"<!DOCTYPE html><title>Sign in</title>", "is a web page"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(600), "not an archive that can be read"),
+        (b"", "not an archive that can be read"),
+    ],
+)
+def test_what_is_no_archive_is_told(tmp_path, load, content, told):  # noqa: F811
+    (tmp_path / "archive.zip").write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        load("mvtec", tmp_path / "archive.zip")
+
+
+def test_the_wrong_archive_is_met_with_the_layout(tmp_path, load):  # noqa: F811
+    archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip", "cats")
+    with pytest.raises(UserError, match="train/good"):
+        load("mvtec", archive)
+
+
+def test_a_locked_zip_is_told(tmp_path, load):  # noqa: F811
+    archive = pack(normals(tmp_path / "mine", 1), tmp_path / "mine.zip")
+    content = bytearray(archive.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 8] |= 1  # the flag in the central directory
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match="locked by a password"):
+        load("folder", archive)

@@ -1,0 +1,178 @@
+"""Controls against closed forms, and against the figures measured on the bottle set."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bigan_jax.configs import fcae
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from benchmarks import splits
+from bigan_jax.commands.evaluate import data_fields
+from bigan_jax.data.loading import load
+from bigan_jax.errors import UserError
+from bigan_jax.evaluation import baselines
+from tests.commands.test_train import configured
+
+BOTTLE = Path(__file__).parents[3] / "shared/data/mvtec_ad/bottle"
+
+
+def squared_error(images, reconstructions):
+    return ((images - reconstructions) ** 2).mean((1, 2, 3))
+
+
+def random_pictures(count, size=32, channels=1, seed=0):
+    shape = (count, size, size, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+@pytest.mark.parametrize("size, channels", [(32, 1), (20, 3), (12, 1)])
+def test_every_control_scores_every_picture(size, channels):
+    train, test = random_pictures(30, size, channels), random_pictures(7, size, channels, seed=1)
+    scores = baselines.control_scores(train, test, squared_error)
+    assert list(scores) == [
+        *("mean_image", "pca_8", "pca_64", "nearest_neighbour"),
+        *("mahalanobis_16", "mean_intensity", "corner_pixels"),
+    ]
+    for name, score in scores.items():
+        assert score.shape == (7,) and np.isfinite(score).all(), name
+
+
+def test_closed_forms():
+    train, test = random_pictures(9), random_pictures(4, seed=1)
+    test[0] = train[5]
+    scores = baselines.control_scores(train, test, squared_error)
+    unit = train / 255, test / 255
+    assert scores["mean_image"] == pytest.approx(squared_error(unit[1], unit[0].mean(0)), rel=1e-4)
+    assert scores["mean_intensity"] == pytest.approx(unit[1].mean((1, 2, 3)), rel=1e-5)
+    corners = [unit[1][:, y, x] for y in (slice(2), slice(-2, None)) for x in ([0, 1], [-2, -1])]
+    assert scores["corner_pixels"] == pytest.approx(np.mean(corners, (0, 2, 3, 4)), rel=1e-5)
+    nearest = [min(squared_error(picture, unit[0])) for picture in unit[1]]
+    assert scores["nearest_neighbour"] == pytest.approx(nearest, rel=1e-4)
+    assert scores["nearest_neighbour"][0] == 0
+    # Eight components span nine centred pictures: a training picture is rebuilt exactly.
+    assert scores["pca_64"][0] == pytest.approx(0, abs=1e-8)
+    assert scores["pca_64"] == pytest.approx(scores["pca_8"])
+
+
+@pytest.mark.parametrize("most, tolerance", [(baselines.MOST_EXACT, 1e-3), (0, 1e-2)])
+def test_pca_equals_the_singular_value_decomposition(monkeypatch, most, tolerance):
+    monkeypatch.setattr(baselines, "MOST_EXACT", most)
+    train, test = random_pictures(60, 16), random_pictures(5, 16, seed=1)
+    # A low-rank trend, as pictures have: noise alone has no leading components.
+    trend = np.linspace(0, 1, 60)[:, None, None, None] * np.arange(16)[:, None] * 12
+    train = (train // 8 + trend).astype(np.uint8)
+    found = baselines.control_scores(train, test, squared_error)
+    flat, new = train.reshape(60, -1) / 255, test.reshape(5, -1) / 255
+    mean = flat.mean(0)
+    every = np.linalg.svd(flat - mean, full_matrices=False)[2]
+    for name, axes in (("pca_8", every[:8]), ("pca_64", every[:59])):
+        rebuilt = np.clip(mean + (new - mean) @ axes.T @ axes, 0, 1)
+        assert found[name] == pytest.approx(((new - rebuilt) ** 2).mean(1), rel=tolerance)
+
+
+def test_pictures_that_are_all_alike_have_no_axes():
+    train = np.full((5, 12, 12, 1), 100, np.uint8)
+    test = np.stack([train[0], train[0] + 50])
+    found = baselines.control_scores(train, test, squared_error)
+    expected = [0, (50 / 255) ** 2]
+    for name in ("mean_image", "pca_8", "pca_64", "nearest_neighbour"):
+        assert found[name] == pytest.approx(expected, abs=1e-6), name
+
+
+def test_a_test_picture_does_not_move_its_neighbours():
+    train, test = random_pictures(30), random_pictures(6, seed=1)
+    together = baselines.control_scores(train, test, squared_error)
+    alone = baselines.control_scores(train, test[2:3], squared_error)
+    for name in together:
+        assert alone[name][0] == pytest.approx(together[name][2], rel=1e-4), name
+
+
+def test_thumbnails_average_areas():
+    images = np.random.default_rng(0).random((2, 64, 32, 3)).astype(np.float32)
+    blocks = images.reshape(2, 16, 4, 16, 2, 3).mean((2, 4)).reshape(2, -1)
+    assert baselines.thumbnails(images) == pytest.approx(blocks, rel=1e-5)
+    odd = np.random.default_rng(0).random((2, 50, 23, 1)).astype(np.float32)
+    assert baselines.thumbnails(odd).mean(1) == pytest.approx(odd.mean((1, 2, 3)), rel=1e-5)
+    assert baselines.thumbnails(np.ones((1, 10, 37, 1), np.float32)) == pytest.approx(1)
+
+
+def test_corners_are_eight_pixels_at_128():
+    image = np.zeros((1, 128, 128, 1), np.float32)
+    image[0, :8, :8], image[0, :8, -8:], image[0, -8:, :8], image[0, -8:, -8:] = 1, 2, 3, 4
+    assert baselines.corners(image).tolist() == [[1, 2, 3, 4]]
+
+
+def test_only_brightness_takes_its_better_sign():
+    label = np.array([False, False, True, True])
+    falling = np.array([4.0, 3.0, 2.0, 1.0])
+    found = baselines.control_aurocs({"mean_image": falling, "mean_intensity": falling}, label)
+    assert found == {"mean_image": 0.0, "mean_intensity": 1.0}
+    assert baselines.control_aurocs({"mean_intensity": falling}, label & False) == {
+        "mean_intensity": None
+    }
+
+
+def test_bad_input_is_named():
+    with pytest.raises(UserError, match="at least two training"):
+        baselines.control_scores(random_pictures(1), random_pictures(2), squared_error)
+    with pytest.raises(UserError, match="at least one test"):
+        baselines.control_scores(random_pictures(3), random_pictures(0), squared_error)
+    with pytest.raises(UserError, match=r"\(32, 32, 1\), test ones \(16, 16, 1\)"):
+        baselines.control_scores(random_pictures(2), random_pictures(2, 16), squared_error)
+
+
+def read(paths):
+    pictures = (Image.open(path).convert("L") for path in paths)
+    resized = [picture.resize((128, 128), Image.Resampling.BILINEAR) for picture in pictures]
+    return np.stack([np.asarray(picture) for picture in resized])[..., None]
+
+
+@pytest.mark.skipif(not BOTTLE.is_dir(), reason=f"the bottle set is not at {BOTTLE}")
+def test_bottle_gives_the_known_figures():
+    import dm_pix
+    import jax
+
+    @jax.jit
+    def batch_score(images, reconstructions):
+        error = ((images - reconstructions) ** 2).mean((1, 2, 3))
+        return 0.7 * error + 0.3 * (1 - dm_pix.ssim(images, reconstructions))
+
+    def score(images, reconstructions):
+        return batch_score(images, reconstructions)
+
+    paths = sorted(BOTTLE.glob("test/*/*.png"))
+    label = np.array([path.parent.name != "good" for path in paths])
+    train = read(sorted(BOTTLE.glob("train/good/*.png")))
+    found = baselines.control_aurocs(baselines.control_scores(train, read(paths), score), label)
+    del found["pca_8"]
+    assert found == pytest.approx(
+        {
+            "mean_image": 0.789,
+            "pca_64": 0.966,
+            "nearest_neighbour": 0.845,
+            "mahalanobis_16": 0.994,
+            "mean_intensity": 0.559,
+            "corner_pixels": 0.500,
+        },
+        abs=0.005,
+    )
+
+
+def test_each_split_has_its_own_row():
+    """By the mean intensity, which is quickly had without the table."""
+    fields = {"data.image_size": 32, "data.phantom_normal": 60, "data.phantom_anomalous": 20}
+    config = configured(fcae, "phantom", fields)
+    found = splits.table(config, 2)
+    column = [name for _, name in found.columns].index("mean_intensity")
+    values = []
+    for split, row in enumerate(found.rows[:2]):
+        pictures = load(**data_fields(config) | {"split_seed": split})
+        assert row[:3] == [str(split), len(pictures.train.label), len(pictures.calibration.label)]
+        means = pictures.test.image.mean((1, 2, 3))
+        value = roc_auc_score(pictures.test.label, means)
+        values.append(max(value, 1 - value))
+        assert row[column] == pytest.approx(values[-1])
+    assert values[0] != values[1]
+    assert found.rows[2][column].mean == pytest.approx(np.mean(values))

@@ -1,0 +1,133 @@
+"""AnoGAN's search: each picture on its own, the same however it is run, and better for restarts."""
+
+import functools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bigan_jax.detector import Batch, inference_net, init
+from bigan_jax.evaluation.anomaly_score import Formula
+from bigan_jax.evaluation.latent_search import Searcher
+from bigan_jax.evaluation.scorer import Scorer
+from bigan_jax.models import anogan
+
+SHAPE = (16, 16, 1)
+STEPS, RATE = 20, 0.02
+ANOGAN = partial(
+    anogan.create, shape=SHAPE, latent=6, widths=(4, 8), search_steps=STEPS, search_rate=RATE
+)
+close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def state():
+    detector = ANOGAN()
+    optimizers = dict.fromkeys(detector.objectives, optax.sgd(1.0))
+    state = jax.jit(lambda: init(detector, optimizers, 0, SHAPE))()
+    # Kernels as large as a trained GAN's: from N(0, 0.02) such small networks say nearly nothing.
+    return state._replace(params=jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, state.params))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (5, *SHAPE), np.uint8)
+
+
+@functools.cache
+def compiled(scanned, **fields):
+    detector = ANOGAN(**fields)
+
+    @jax.jit
+    def score(state, batch):
+        net = inference_net(detector, state, {})
+        return detector.native_score(net, batch, None), detector.reconstruct(net, batch, None)
+
+    return Searcher(detector, scanned), score
+
+
+def searched(state, pictures, scanned=False, **fields):
+    """(native scores, reconstructions, codes)"""
+    batch = Batch(jnp.asarray(pictures) / 255, np.zeros(len(pictures), np.int32))
+    keys = jnp.broadcast_to(jax.random.key(1), len(pictures))
+    searcher, score = compiled(scanned, **fields)
+    batch = searcher(state, {}, batch, keys)
+    return *score(state, batch), batch.found.codes
+
+
+def test_a_picture_alone_and_among_others_agree(state, pictures):
+    together = searched(state, pictures)
+    for i in (0, 3):
+        alone = searched(state, pictures[i : i + 1])
+        jax.tree.map(lambda a, b, i=i: close(a[i], b[0]), together, alone)
+
+
+def test_scan_and_host_loop_agree(state, pictures):
+    looped, scanned = (searched(state, pictures, s) for s in (False, True))
+    jax.tree.map(close, looped, scanned)
+
+
+def test_the_distance_falls(state, pictures):
+    at_start, _, _ = searched(state, pictures, search_steps=1, search_rate=0.0)
+    found, _, _ = searched(state, pictures)
+    assert (found < at_start).all()
+
+
+def test_it_is_adam_on_the_papers_loss(state, pictures):
+    """Against Adam written out (Kingma and Ba 2015, Algorithm 1), for one picture."""
+    net = inference_net(ANOGAN(), state, {})
+    x = 2 * (jnp.asarray(pictures[:1]) / 255) - 1
+
+    def loss(z):
+        picture = net("generator", z[None])
+        (_, f), (_, g) = net("discriminator", x), net("discriminator", picture)
+        return 0.9 * jnp.abs(x - picture).sum() + 0.1 * jnp.abs(f - g).sum()
+
+    start_key = jax.random.fold_in(jax.random.key(1), 0)
+    z = np.array(jax.random.uniform(start_key, (6,), minval=-1, maxval=1), np.float64)
+    m, v = np.zeros(6), np.zeros(6)
+    gradient = jax.jit(jax.grad(loss))
+    for t in range(1, STEPS + 1):
+        g = np.array(gradient(jnp.float32(z)), np.float64)
+        m, v = 0.5 * m + 0.5 * g, 0.999 * v + 0.001 * g**2
+        z -= RATE * (m / (1 - 0.5**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    score, reconstruction, codes = searched(state, pictures[:1])
+    close(codes[0, 0], z)
+    close(score[0], loss(jnp.float32(z)))
+    close(reconstruction, (net("generator", jnp.float32(z)[None]) + 1) / 2)
+
+
+def test_restarts_are_never_worse(state, pictures):
+    once, _, _ = searched(state, pictures)
+    best, reconstruction, codes = searched(state, pictures, restarts=4)
+    assert codes.shape == (5, 4, 6)
+    assert (best <= once * (1 + 1e-5)).all() and (best < 0.999 * once).any()
+    assert reconstruction.shape == pictures.shape
+    # The reconstruction is that of the restart which has the score.
+    net = inference_net(ANOGAN(), state, {})
+    x = 2 * (jnp.asarray(pictures) / 255) - 1
+    (_, f), (_, g) = (net("discriminator", y) for y in (x, 2 * reconstruction - 1))
+    residual = jnp.abs(x - (2 * reconstruction - 1)).sum((1, 2, 3))
+    close(best, 0.9 * residual + 0.1 * jnp.abs(f - g).sum((1, 2, 3)))
+
+
+def test_the_scorer_searches(state, pictures):
+    """The last batch's padding changes nothing, nor does a picture's place."""
+    scorer = Scorer(ANOGAN(), state, Formula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=2)
+    scores = scorer.score(pictures, progress="test")
+    backwards = scorer.score(pictures[::-1])
+    close(scores.native, backwards.native[::-1])
+    close(scores.score, backwards.score[::-1])
+    assert scores.reconstruction.shape == pictures.shape
+
+
+def test_progress_counts_every_step(state, pictures):
+    batch = Batch(jnp.asarray(pictures) / 255, np.zeros(5, np.int32))
+    keys = jnp.broadcast_to(jax.random.key(1), 5)
+    for scanned in (False, True):
+        seen = []
+        Searcher(ANOGAN(), scanned)(state, {}, batch, keys, seen.append)
+        assert sum(seen) == STEPS

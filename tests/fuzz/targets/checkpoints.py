@@ -1,0 +1,132 @@
+"""Workdirs of trained runs: checkpoints, and the JSON beside them that says how to read these."""
+
+import atexit
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from bigan_jax.configs import fcae
+from hypothesis import strategies as st
+
+from bigan_jax.commands.build import build, picture_shape
+from bigan_jax.commands.load import load
+from bigan_jax.detector import init
+from bigan_jax.errors import UserError
+from bigan_jax.evaluation.results import read_judgement
+from bigan_jax.runtime.run_config import write_json
+from bigan_jax.training.saving.checkpoints import Checkpoints
+from bigan_jax.training.saving.progress import Progress
+from bigan_jax.training.saving.train_log import read_history
+from tests.fuzz.mutations import changes, replacements, retold, spoilt
+
+HISTORY = '{"epoch": 1, "phase": "phase1", "seconds": 1.0, "reconstruction/loss": 0.5}\n'
+EVALUATION = {
+    "threshold": 0.5,
+    "conditions": ["bottle", "leaf"],
+    "calibration_scores": [0.1, 0.2],
+    "colour_limits": {"combined": 0.5},
+    "score": {"spread": {"mse": 0.1, "ssim": 0.2}},
+}
+
+
+def _make() -> tuple[Path, list[list[np.ndarray]]]:
+    """A workdir with two checkpoints of a small detector, and the arrays of both."""
+    home = Path(tempfile.mkdtemp(prefix="bigan_jax-fuzz-seed-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    (workdir := home / "run").mkdir()
+    config = fcae.get_config("phantom")
+    with config.unlocked():
+        config.model.hidden, config.data.image_size = (4, 2), 16
+        config.score.standardise = True
+    built = build(config, 2, 1)
+    state = jax.jit(lambda: init(built.detector, built.optimizers, 0, picture_shape(config)))()
+    checkpoints, saved = Checkpoints(workdir), []
+    for epoch in 1, 2:
+        state = jax.tree.map(lambda x: x + 1 if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
+        checkpoints.save(Progress(epoch, history=HISTORY), state)
+        saved.append(_arrays(state))
+    checkpoints.close()
+    write_json(workdir / "config.json", config.to_dict())
+    write_json(workdir / "evaluation.json", EVALUATION)
+    (workdir / "train.jsonl").write_text(HISTORY)
+    return workdir, saved
+
+
+def _arrays(state):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+WORKDIR, SAVED = _make()
+FILES = sorted(p.relative_to(WORKDIR).as_posix() for p in WORKDIR.rglob("*") if p.is_file())
+JSON = [name for name in FILES if "/" not in name]
+_any, _big = st.sampled_from(FILES), st.integers(0, 2**32 - 1)
+cases = st.one_of(
+    st.tuples(st.just("spoilt"), st.lists(st.tuples(_any, changes), min_size=1, max_size=3)),
+    st.tuples(st.just("retold"), st.tuples(st.sampled_from(JSON), replacements)),
+    st.tuples(st.just("moved"), st.tuples(_any, _any)),
+    st.tuples(st.just("gone"), st.lists(_any, min_size=1, max_size=4)),
+    st.tuples(st.just("linked"), st.tuples(_any, st.booleans())),
+)
+warm = [("spoilt", []), ("gone", [FILES[0]]), ("spoilt", [(FILES[1], [("bits", 3, 1, 0)])])]
+
+
+def attempt(case, folder: Path) -> Iterator[str]:
+    workdir = folder / "run"
+    shutil.copytree(WORKDIR, workdir)
+    kind, what = case
+    _HOW[kind](workdir, what)
+    try:
+        read_history(workdir)
+    except UserError as error:
+        yield str(error)
+    judgement = read_judgement(workdir)
+    with contextlib.redirect_stderr(said := io.StringIO()):
+        scorer = load(workdir)
+    if said.getvalue():
+        yield said.getvalue()
+    if kind != "retold":  # then the config may ask for other networks, or none that fit
+        got = _arrays(scorer._variables[0])
+        assert any(all(map(np.array_equal, got, saved)) for saved in SAVED), "a state not saved"
+    assert set(scorer.conditions) <= set(judgement.conditions)
+
+
+def _spoil(workdir, spoils):
+    for name, how in spoils:
+        (workdir / name).write_bytes(spoilt((workdir / name).read_bytes(), how))
+
+
+def _retell(workdir, what):
+    name, replaced = what
+    text = retold((workdir / name).read_text(), replaced)
+    (workdir / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+
+
+def _move(workdir, pair):
+    if pair[0] != pair[1]:
+        shutil.copyfile(workdir / pair[0], workdir / pair[1])
+
+
+def _remove(workdir, names):
+    for name in names:
+        (workdir / name).unlink(missing_ok=True)
+
+
+def _link(workdir, what):
+    """A file, or the folder it is in, becomes a link to what lies outside."""
+    name, whole = what
+    path = (workdir / name).parent if whole and "/" in name else workdir / name
+    outside = workdir.parent / "outside"
+    path.rename(outside)
+    os.symlink(outside, path)
+
+
+_HOW = {
+    "spoilt": _spoil, "retold": _retell, "moved": _move, "gone": _remove, "linked": _link,
+}  # fmt: skip

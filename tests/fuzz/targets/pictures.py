@@ -1,0 +1,129 @@
+"""Pictures and masks of every format that is read."""
+
+import contextlib
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bigan_jax.data.files import images
+from bigan_jax.data.files.unreadable import Broken
+from bigan_jax.data.files.unreadable import attempt as tried
+from tests.fuzz.mutations import rewrapped, spoils, spoilt
+from tests.helpers.datasets import tiled_tiff
+
+images.MAX_PIXELS = 10**6  # what is promised of a hundred is seen with one, and sooner
+
+
+def _saved(picture, kind, **options):
+    picture.save(content := io.BytesIO(), kind, **options)
+    return content.getvalue()
+
+
+def _seeds() -> dict[str, bytes]:
+    rng = np.random.default_rng(0)
+    grey = Image.fromarray(rng.integers(0, 256, (20, 24), np.uint8))
+    colour = Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8))
+    alpha = Image.fromarray(rng.integers(0, 256, (20, 24, 4), np.uint8))
+    deep = Image.fromarray(rng.integers(0, 2**16, (20, 24), np.uint16))
+    real = Image.fromarray(rng.random((20, 24), np.float32))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "words"
+    seeds = {}
+    for kind in "PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM", "TGA", "AVIF":
+        seeds[f"grey.{kind}"] = _saved(grey, kind)
+        seeds[f"colour.{kind}"] = _saved(colour, kind)
+    for kind in "PNG", "TIFF", "WEBP", "TGA", "JPEG2000":
+        seeds[f"alpha.{kind}"] = _saved(alpha, kind)
+    for name, picture, kind, options in (
+        ("palette.PNG", colour.quantize(16), "PNG", {"transparency": 3}),
+        ("bits.PNG", grey.convert("1"), "PNG", {}),
+        ("deep.PNG", deep, "PNG", {}),
+        ("exif.PNG", grey, "PNG", {"exif": exif}),
+        ("moving.PNG", grey, "PNG", {"save_all": True, "append_images": [grey.rotate(90)]}),
+        ("exif.JPEG", colour, "JPEG", {"exif": exif}),
+        ("progressive.JPEG", colour, "JPEG", {"progressive": True}),
+        ("cmyk.JPEG", colour.convert("CMYK"), "JPEG", {}),
+        ("two.JPEG", colour, "MPO", {"save_all": True, "append_images": [colour]}),
+        ("deep.TIFF", deep, "TIFF", {"compression": "tiff_lzw"}),
+        ("real.TIFF", real, "TIFF", {"compression": "tiff_adobe_deflate"}),
+        ("jpeg.TIFF", colour, "TIFF", {"compression": "jpeg"}),
+        ("packed.TIFF", grey, "TIFF", {"compression": "packbits"}),
+        ("fax.TIFF", grey.convert("1"), "TIFF", {"compression": "group4"}),
+        ("exif.TIFF", grey, "TIFF", {"exif": exif}),
+        ("pages.TIFF", grey, "TIFF", {"save_all": True, "append_images": [grey]}),
+        ("exif.WEBP", colour, "WEBP", {"exif": exif.tobytes(), "lossless": True}),
+        ("moving.WEBP", colour, "WEBP", {"save_all": True, "append_images": [colour.rotate(9)]}),
+        ("moving.GIF", grey, "GIF", {"save_all": True, "append_images": [grey.rotate(90)]}),
+        ("run.TGA", colour, "TGA", {"compression": "tga_rle"}),
+    ):
+        seeds[name] = _saved(picture, kind, **options)
+    seeds["plain.PPM"] = b"P2\n# words\n4 4\n15\n" + b" ".join(b"%d" % i for i in range(16))
+    seeds["tiled.TIFF"] = tiled_tiff()
+    return seeds
+
+
+SEEDS = _seeds()
+cases = spoils(SEEDS, ("plain", "plain", "below"))
+warm = [(name, "plain", [], name) for name in SEEDS]
+
+
+def attempt(case, folder: Path) -> Iterator[str]:
+    name, below, changes, other = case
+    content, other = SEEDS[name], SEEDS[other]
+    if below == "below" and name.endswith(".PNG"):
+        content = _png(_chunks(content, changes, other))
+    else:
+        content = spoilt(content, changes, other)
+    suffix = {".JPEG2000": ".jp2"}.get(Path(name).suffix, Path(name).suffix.lower())
+    data = folder / "data"
+    data.mkdir()
+    (file := data / f"a{suffix}").write_bytes(content)
+    for channels in 1, 3:
+        _, broken = images.read_all(
+            lambda x, _, c=channels: images.read_image(x, 8, c), data, [file.name], "pictures"
+        )
+        yield from (b.reason for b in broken)
+    for work in (
+        lambda: images.read_mask(io.BytesIO(content), 8),
+        lambda: images.read_as_shown(io.BytesIO(content)),
+        lambda: images.picture_size(file),
+    ):
+        if isinstance(made := tried(file.name, work), Broken):
+            yield made.reason
+
+
+def _chunks(png, changes, other):
+    """The chunks of a PNG, of which some are spoilt, their checksums right again."""
+    chunks, at = [], 8
+    while at < len(png):
+        (length,) = struct.unpack(">I", png[at : at + 4])
+        chunks.append((png[at + 4 : at + 8], png[at + 8 : at + 8 + length]))
+        at += 12 + length
+    for i, change in enumerate(changes):
+        place = (change[1] + i) % len(chunks)
+        name, content = chunks[place]
+        if name == b"IDAT" and change[3] % 2:
+            with contextlib.suppress(zlib.error):  # spoilt before
+                content = rewrapped(content, [change], other, zlib.decompress, zlib.compress)
+        else:
+            content = spoilt(content, [change], other)
+        chunks[place] = name, content
+        if change[0] == "repeat":
+            chunks.insert(place, chunks[change[2] % len(chunks)])
+    return chunks
+
+
+def _png(chunks):
+    parts = [
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -1,0 +1,35 @@
+"""metadata.csv, which tells what pictures belong together."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+from hypothesis import strategies as st
+from PIL import Image
+
+from bigan_jax.data.files.folders import METADATA, open_folder
+from bigan_jax.data.layouts.grouping import GROUPED, with_table
+from bigan_jax.data.split import Record
+from tests.fuzz.mutations import changes, spoilt
+
+NAMES = [f"normal/{i}.png" for i in range(4)]
+SEEDS = [
+    separator.join(["file", column])
+    + "".join(f"{end}{n}{separator}a{i // 2}" for i, n in enumerate(NAMES))
+    for separator, column, end in ((",", "group", "\n"), (";", "patient", "\r\n"))
+]
+cases = st.tuples(st.sampled_from(GROUPED), st.integers(0, len(SEEDS) - 1), changes)
+warm = [(source, i, []) for source in GROUPED for i in range(len(SEEDS))]
+
+
+def attempt(case, folder: Path) -> Iterator[str]:
+    source, seed, what = case
+    for name in NAMES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(folder / name)
+    (folder / METADATA).write_bytes(spoilt(SEEDS[seed].encode(), what, SEEDS[1 - seed].encode()))
+    records = [Record(name, False, name) for name in NAMES]
+    told = with_table(records, open_folder(epath.Path(folder)), source)
+    assert [r.path for r in told.records] == NAMES and all(r.group for r in told.records)
+    assert all(r.condition in range(max(1, len(told.conditions))) for r in told.records)
+    yield from told.notes

@@ -1,0 +1,110 @@
+"""For several tests: a data set as a whole, workdirs as finished runs leave them, a tiled TIFF."""
+
+import csv
+import json
+import struct
+import zlib
+
+import numpy as np
+
+from bigan_jax.data.dataset import Pictures
+from bigan_jax.data.files.images import read_all, read_image
+from bigan_jax.data.files.unreadable import unreadable
+from bigan_jax.metrics.image import image_metrics
+
+
+def decoded(root, paths, size):
+    """The grey pictures, or the one error that names every file that cannot be read."""
+    images, unread = read_all(lambda x, _: read_image(x, size, 1), root, paths, "pictures")
+    if unread:
+        raise unreadable(unread, root, len(paths), "pictures")
+    return np.stack(images)
+
+
+def everything(dataset):
+    """The pictures of all three parts, as one."""
+    return Pictures(*map(np.concatenate, zip(*dataset[:3], strict=True)))
+
+
+def pictures(normal=40, anomalous=30, per_group=2, prefix="p"):
+    """Paths, labels and groups of a test set."""
+    n = normal + anomalous
+    path = [f"{prefix}{i:03}.png" for i in range(n)]
+    label = np.arange(n) >= normal
+    group = [f"{'a' if anomalous_ else 'n'}{i // per_group}" for i, anomalous_ in enumerate(label)]
+    return path, label, group
+
+
+def write_run(
+    workdir, *, model="cae", dataset="phantom", category="bottle", seed=0, strength=1.0,
+    ablations=(), quick=False, test=None, config=(), evaluation=(), native=None, score=None,
+):  # fmt: skip
+    """A workdir whose numbers belong together; returns its evaluation.
+
+    strength: by how much anomalous pictures outscore normal ones, in standard deviations.
+    test: of `pictures`. score: of each picture, instead of drawn ones.
+    config: fields by dotted name. evaluation: keys to replace.
+    """
+    path, label, group = test or pictures()
+    name = f"{model}-{'-'.join(ablations)}-{seed}-{category}"
+    rng = np.random.default_rng(list(name.encode()))
+    score = rng.normal(size=len(label)) + strength * label if score is None else score
+    score = np.array([float(f"{s:.8g}") for s in score])
+    threshold = float(np.quantile(score[~label], 0.9))
+    content = {
+        "model": model,
+        "dataset": dataset,
+        "category": category,
+        "ablations": list(ablations),
+        "quick": quick,
+        "seed": seed,
+        "n_train": 80,
+        "n_calibration": 10,
+        "n_normal": int((~label).sum()),
+        "n_anomalous": int(label.sum()),
+        **image_metrics(score, label, threshold),
+        "threshold": threshold,
+        "threshold_rule": "conformal, at most 5 % false alarms",
+        "calibration_scores": [0.5, 0.75],
+        "native": native and {"name": model, "auroc": native},
+        "pixel": {"auroc": 0.9, "average_precision": 0.4, "aupro": 0.8},
+        "pixel_controls": {"raw_intensity": {"auroc": 0.7, "average_precision": 0.2}},
+        "controls": {"pca_64": 0.88, "mahalanobis_16": 0.95, "corner_pixels": None},
+    }
+    ends = (content["auroc"] or 0) + np.array([-0.1, 0.05])
+    content |= {"auroc_ci": ends.clip(0, 1).tolist(), **dict(evaluation)}
+    workdir.mkdir(parents=True)
+    (workdir / "evaluation.json").write_text(json.dumps(content), encoding="utf-8")
+    fields = {"seed": seed, "data.image_size": 64, "phases.phase1.epochs": 2} | dict(config)
+    (workdir / "config.json").write_text(json.dumps(nested(fields)), encoding="utf-8")
+    (workdir / "train.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n', encoding="utf-8")
+    with (workdir / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "group", "mse", "ssim_error", "score", "decision"])
+        for i, s in enumerate(score):
+            kinds = ["anomalous" if x else "normal" for x in (label[i], s >= threshold)]
+            rows.writerow([path[i], kinds[0], group[i], "0", "0", f"{s:.8g}", kinds[1]])
+    return content
+
+
+def nested(fields):
+    """{"a.b": 1} to {"a": {"b": 1}}"""
+    root = {}
+    for name, value in fields.items():
+        *path, last = name.split(".")
+        node = root
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return root
+
+
+def tiled_tiff(side: int = 16, tile: int = 16) -> bytes:
+    """Grey, deflated, of one tile, which Pillow reads and does not write."""
+    data = zlib.compress(bytes(range(256)))
+    fields = [(256, 4, side), (257, 4, side), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1)]
+    fields += [(322, 4, tile), (323, 4, tile), (324, 4, 8), (325, 4, len(data))]
+    start = 8 + len(data) + len(data) % 2
+    table = struct.pack("<H", len(fields))
+    table += b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in fields)
+    return b"II*\0" + struct.pack("<I", start) + data.ljust(start - 8, b"\0") + table + bytes(4)

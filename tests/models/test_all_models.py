@@ -1,0 +1,296 @@
+"""What every detector keeps, whatever it is: one suite over all files in configs/."""
+
+import importlib
+import re
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bigan_jax.commands.build import build
+from bigan_jax.detector import Batch, Net, TrainingSet, inference_net, init, picture_keys
+from bigan_jax.errors import UserError
+from bigan_jax.evaluation.anomaly_score import Formula
+from bigan_jax.evaluation.scorer import Scorer
+from bigan_jax.training import epoch_runner
+from bigan_jax.training.saving.checkpoints import Checkpoints
+from bigan_jax.training.saving.progress import Progress
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(
+    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common")
+)
+SHAPE = (32, 32, 1)
+CONDITIONS = 2
+ALL = pytest.mark.parametrize("name", CONFIGS)
+
+
+def config_of(name, dataset="phantom"):
+    module = __import__(f"configs.{name}", fromlist=["get_config"])
+    return module.get_config(dataset)
+
+
+def tiny(name, **changes):
+    """The config's detector at toy size, all its parts in place but VGG16, which is frozen."""
+    config = config_of(name)
+    with config.unlocked(), config.ignore_type():
+        config.data.image_size = SHAPE[0]
+        for field, value in config.model.items():
+            if field.endswith("widths"):
+                config.model[field] = (8, 16, 32)[: max(2, min(3, len(value)))]
+            elif field in ("latent", "discriminator_hidden", "width"):
+                config.model[field] = 16
+            elif field == "hidden":
+                config.model[field] = (32, 16)
+            elif field == "se_ratio":
+                config.model[field] = 1  # a squeeze to one or two units may be to dead ones
+            elif field == "search_steps":
+                config.model[field] = 3
+            elif field == "reconstruction_terms":
+                config.model[field].perceptual = 0.0
+        config.update(changes)
+    return build(config, CONDITIONS, steps_per_epoch=4).detector
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    middle, radius = rng.uniform(10, 22, (16, 2, 1, 1)), rng.uniform(4, 10, (16, 1, 1))
+    discs = np.hypot(y - middle[:, 0], x - middle[:, 1]) < radius
+    noise = rng.integers(0, 60, (16, *SHAPE[:2]))
+    image = (discs * 150 + noise).astype(np.uint8)[..., None]
+    return TrainingSet(image, (np.arange(16) % CONDITIONS).astype(np.int32))
+
+
+def begin(detector, pictures, optimizer=None):
+    optimizers = dict.fromkeys(detector.objectives, optimizer or optax.adam(1e-3))
+    state = jax.jit(lambda: init(detector, optimizers, 3, SHAPE))()
+    frozen = epoch_runner.replicate(dict(detector.frozen))
+    runner = epoch_runner.Runner(
+        detector, optimizers, {}, frozen, epoch_runner.replicate(pictures), False
+    )
+    return runner, epoch_runner.replicate(state)
+
+
+def host(state):
+    return jax.device_get(epoch_runner.first(state))
+
+
+def scorer_of(detector, state):
+    return Scorer(detector, state, Formula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Most of the suite is about what is computed, not where: one device compiles sooner."""
+    patch = pytest.MonkeyPatch()
+    set_devices(patch, 1)
+    yield
+    patch.undo()
+
+
+def without_spread(logs):
+    """Each device logs how much its own pictures vary: that depends on how many it has."""
+    return {name: value for name, value in logs.items() if not name.endswith("spread")}
+
+
+def set_devices(patch, count):
+    patch.setattr(jax, "local_device_count", lambda: count)
+    patch.setattr(jax, "device_count", lambda: count)
+
+
+@ALL
+def test_each_objective_moves_its_networks_and_lowers_its_loss(name, pictures, one_device):
+    """Overfitting 8 pictures by one objective alone, the other networks held still."""
+    detector = tiny(name)
+    for objective, (networks, _) in detector.objectives.items():
+        runner, state = begin(detector, pictures, optax.adam(3e-3))
+        before = host(state)
+        order = np.tile(np.arange(8), (30, 1))
+        state, first = runner.epoch(state, (objective,), order[:1])
+        state, _ = runner.epoch(state, (objective,), order)
+        state, last = runner.epoch(state, (objective,), order[:1])
+        after = host(state)
+        assert np.isfinite(list(last.values())).all()
+        assert last[f"{objective}/loss"] < first[f"{objective}/loss"]
+        for network in before.params:
+            same = [
+                np.array_equal(a, b)
+                for a, b in zip(
+                    jax.tree.leaves((before.params[network], before.collections[network])),
+                    jax.tree.leaves((after.params[network], after.collections[network])),
+                    strict=True,
+                )
+            ]
+            assert not any(same) if network in networks else all(same), (objective, network)
+
+
+@ALL
+def test_reconstructions_are_pictures_of_their_own(name, pictures, one_device):
+    detector = tiny(name)
+    runner, state = begin(detector, pictures)
+    state = epoch_runner.first(runner.with_statistics(state, np.arange(16).reshape(2, 8)))
+    scorer = scorer_of(detector, state)
+    together = scorer.score(pictures.image, pictures.condition)
+    assert together.reconstruction.shape == pictures.image.shape
+    assert together.reconstruction.dtype == np.uint8
+    assert (together.native is None) == (detector.native_score is None)
+    alone = scorer.score(pictures.image[11:12], pictures.condition[11:12])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            np.float32(a[0]), np.float32(b[11]), rtol=1e-4, atol=1 if a.dtype == np.uint8 else 1e-4
+        ),
+        alone,
+        together,
+    )
+
+
+@ALL
+def test_reconstruct_stays_in_range_unrounded(name, pictures, one_device):
+    detector = tiny(name)
+    _, state = begin(detector, pictures)
+    net = inference_net(detector, epoch_runner.first(state), detector.frozen)
+    batch = Batch(jnp.asarray(pictures.image / 255, jnp.float32), jnp.asarray(pictures.condition))
+    keys = jnp.broadcast_to(jax.random.key(0), 16)
+    if detector.search:
+        batch = batch._replace(found=detector.search.start(net, batch, keys))
+    image = jax.jit(lambda b: detector.reconstruct(net, b, keys))(batch)
+    assert image.shape == batch.image.shape and image.dtype == jnp.float32
+    assert float(image.min()) >= 0 and float(image.max()) <= 1
+
+
+@ALL
+def test_one_and_four_devices_and_seeds_agree(name, pictures, monkeypatch):
+    detector = tiny(name)
+    due = tuple(detector.objectives)
+    order = np.random.default_rng(1).permutation(16).reshape(2, 8)
+    results = []
+    for devices in (1, 4, 4):
+        set_devices(monkeypatch, devices)
+        runner, state = begin(detector, pictures, optax.sgd(0.01))
+        state, logs = runner.epoch(state, due, order)
+        state = runner.with_statistics(state, order)
+        results.append((without_spread(logs), host(state)))
+    statistics = [state.collections for _, state in results[:2]]
+    others = [(logs, state._replace(collections={})) for logs, state in results[:2]]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), *others)
+    jax.tree.map(assert_near, *statistics)
+    jax.tree.map(np.testing.assert_array_equal, *results[1:])
+
+
+def assert_near(a, b):
+    """To a thousandth of the largest: a feature's mean near zero is as far off as any."""
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 + 1e-3 * np.abs(b).max(initial=0))
+
+
+@ALL
+def test_saved_and_restored_states_are_equal(name, pictures, one_device, tmp_path):
+    _, state = begin(tiny(name), pictures)
+    saved = epoch_runner.first(state)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(Progress(1), saved)
+    checkpoints.close()
+    _, restored = Checkpoints(tmp_path, read_only=True).restore(jax.eval_shape(lambda: saved))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(saved))
+
+
+@pytest.mark.long
+@ALL
+def test_bfloat16_stays_near_float32(name, pictures, one_device):
+    images = []
+    for dtype in ("float32", "bfloat16"):
+        detector = tiny(name, dtype=dtype)
+        runner, state = begin(detector, pictures)
+        state, logs = runner.epoch(state, tuple(detector.objectives), np.arange(8)[None])
+        state = epoch_runner.first(runner.with_statistics(state, np.arange(8)[None]))
+        assert np.isfinite(list(logs.values())).all()
+        assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+        images.append(scorer_of(detector, state).score(pictures.image).reconstruction)
+    assert np.abs(images[0].astype(float) - images[1]).mean() < 8  # of 255
+
+
+@ALL
+def test_every_owned_parameter_has_a_gradient(name, pictures, one_device):
+    detector = tiny(name)
+    _, state = begin(detector, pictures)
+    state = epoch_runner.first(state)
+    batch = Batch(jnp.asarray(pictures.image / 255, jnp.float32), jnp.asarray(pictures.condition))
+    keys = picture_keys(jax.random.key(0), jnp.arange(16))
+    for objective, (networks, loss) in detector.objectives.items():
+
+        def value(owned, loss=loss):
+            variables = {
+                n: {"params": p, **state.collections[n]} for n, p in (state.params | owned).items()
+            }
+            net = Net(detector.networks, variables | dict(detector.frozen), train=True)
+            return loss(net, batch, keys)[0]
+
+        owned = {n: state.params[n] for n in networks}
+        mapped = jax.vmap(jax.grad(value), axis_name="batch", axis_size=1, in_axes=None)
+        gradients, _ = jax.tree_util.tree_flatten_with_path(jax.jit(mapped)(owned))
+        for path, gradient in gradients:
+            assert float(jnp.abs(gradient).max()) > 0, (objective, jax.tree_util.keystr(path))
+
+
+@ALL
+def test_parameter_count_is_as_stated(name):
+    config = config_of(name, "brain")
+    built = build(config, 1, steps_per_epoch=1)
+    state = jax.eval_shape(lambda: init(built.detector, built.optimizers, 0, (128, 128, 1)))
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    model = __import__(f"bigan_jax.models.{config.model_name}", fromlist=["create"])
+    stated = re.search(r"([\d,]+) parameters at 128x128x1", model.__doc__)
+    assert stated, f"{model.__name__} does not state its parameters ({count:,})"
+    assert int(stated[1].replace(",", "")) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "fields"),
+    [
+        ("cae", "phantom", {"phases.phase1.epochs": 0}),
+        ("improved_bigan", "phantom,plain,no_adversarial", {}),
+    ],
+)
+def test_a_schedule_that_trains_nothing_is_refused(name, argument, fields):
+    config = importlib.import_module(f"configs.{name}").get_config(argument)
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match="nothing would train"):
+        build(config, 1, steps_per_epoch=1)
+
+
+TERMS = "model.reconstruction_terms"
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "words"),
+    [
+        ("bigan", {"model.discriminator_dropout": 1.0}, "below 1"),
+        ("bigan", {"model.averaging": 2.0}, "below 1"),
+        ("bigan", {"model.discriminator_hidden": 0}, "from 1 on"),
+        ("vqvae", {"model.decay": 1.0}, "below 1"),
+        ("vqvae", {"model.codes": 0}, "from 1 on"),
+        ("vqvae", {"model.residual_width": 0}, "from 1 on"),
+        ("vqvae", {"model.data_variance": 0.0}, "above 0"),
+        ("ganomaly", {"model.width": 0}, "from 1 on"),
+        ("anogan", {"model.feature_weight": 3.0}, "from 0 to 1"),
+        ("cae", {"optimizers.reconstruction.learning_rate": -1e-3}, "above 0"),
+        ("cae", {"optimizers.reconstruction.b1": 1.0}, "below 1"),
+        ("improved_bigan", {f"{TERMS}.mse": -1.0}, "from 0 on"),
+        (
+            "improved_bigan",
+            {f"{TERMS}.{term}": 0.0 for term in ("mse", "mae", "perceptual", "ssim")},
+            "raise one of mae, mse",
+        ),
+    ],
+)
+def test_a_number_that_cannot_be_names_its_field(name, fields, words):
+    config = importlib.import_module(f"configs.{name}").get_config("phantom")
+    config.update_from_flattened_dict(fields)
+    field = TERMS if len(fields) > 1 else next(iter(fields))
+    with pytest.raises(UserError, match=rf"config\.{field}.*{words}"):
+        build(config, 1, steps_per_epoch=1)

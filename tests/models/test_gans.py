@@ -1,0 +1,384 @@
+"""AnoGAN, GANomaly and BiGAN against plain NumPy; who is moved by what; the health of a game."""
+
+import functools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy.lib.stride_tricks import sliding_window_view
+
+from bigan_jax.detector import Batch, Net, TrainingSet, inference_net, init, picture_keys
+from bigan_jax.errors import UserError
+from bigan_jax.models import anogan, bigan, ganomaly
+from bigan_jax.nn.blocks import BATCH_AXIS
+from bigan_jax.training import epoch_runner, health
+
+SHAPE = (16, 16, 1)
+LATENT = 8
+GANS = {
+    "anogan": anogan.create(shape=SHAPE, latent=LATENT, widths=(16, 32)),
+    "ganomaly": ganomaly.create(shape=SHAPE, latent=LATENT, width=16),
+    "bigan": bigan.create(
+        shape=SHAPE,
+        latent=LATENT,
+        widths=(16, 32),
+        discriminator_widths=(16, 32),
+        discriminator_hidden=16,
+        discriminator_dropout=0.0,  # by hand below; test_layers.py has the dropout
+    ),
+}
+# The learning rates of configs/, in the order of the updates.
+RATES = {
+    "anogan": {"discriminator": 2e-4, "generator": 2e-4},
+    "ganomaly": {"generator": 2e-4, "discriminator": 2e-4},
+    "bigan": {"discriminator": 1e-4, "adversarial": 1e-4},
+}
+close = partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5)
+
+
+@functools.cache
+def pictures():
+    """Discs of any place and size, on dark."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:16, :16]
+    x, y, radius = rng.uniform([[5], [5], [2]], [[11], [11], [5]], (3, 32))[..., None, None]
+    discs = np.hypot(rows - y, columns - x) < radius
+    image = 40 + 150 * discs + rng.normal(0, 8, discs.shape)
+    return TrainingSet(image.clip(0, 255).astype(np.uint8)[..., None], np.zeros(32, np.int32))
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+@functools.cache
+def runner(name):
+    """What trains the model, and its first state on the host, learning rates included."""
+    adam = optax.inject_hyperparams(optax.adam, static_args="b1")
+    optimizers = {k: adam(learning_rate=rate, b1=0.5) for k, rate in RATES[name].items()}
+    state = jax.jit(lambda: init(GANS[name], optimizers, 0, SHAPE))()
+    run = epoch_runner.Runner(GANS[name], optimizers, {}, {}, epoch_runner.replicate(pictures()))
+    return run, jax.device_get(state)
+
+
+@functools.cache
+def disturbed(name):
+    """A state with every variable away from its initial value: biases and BatchNorm count, too."""
+    _, state = runner(name)
+    rng = np.random.default_rng(0)
+
+    def noise(x):
+        return 0.1 * rng.normal(size=x.shape).astype(np.float32)
+
+    return state._replace(
+        params=jax.tree.map(lambda x: x + noise(x), state.params),
+        collections=jax.tree.map(lambda x: x + np.abs(noise(x)), state.collections),
+    )
+
+
+@pytest.fixture
+def batch():
+    return Batch(jnp.asarray(pictures().image[:6]) / 255, pictures().condition[:6])
+
+
+def in_training(detector, state, run):
+    """`run(net, keys)` with a network that trains on six pictures."""
+    variables = {
+        name: {"params": state.params[name], **state.collections[name]} for name in state.params
+    }
+    keys = picture_keys(jax.random.key(5), jnp.arange(6))
+
+    def one_shard(_):
+        return run(Net(detector.networks, variables, train=True), keys)
+
+    out = jax.jit(jax.vmap(one_shard, axis_name=BATCH_AXIS))(jnp.zeros(1))
+    return jax.tree.map(lambda x: np.asarray(x[0], np.float64), out)
+
+
+def losses_of(detector, state, batch):
+    """(loss, logs) of each objective."""
+    return {
+        name: in_training(detector, state, lambda net, keys, o=o: o.loss(net, batch, keys))
+        for name, o in detector.objectives.items()
+    }
+
+
+# --- the same in NumPy ----------------------------------------------------------------------------
+
+
+def conv(x, p):
+    windows = sliding_window_view(np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (4, 4), (1, 2))
+    return np.einsum("bhwcij,ijcd->bhwd", windows[:, ::2, ::2], p["kernel"]) + p.get("bias", 0)
+
+
+def transposed_conv(x, p):
+    kernel, (batch, height, width, _) = p["kernel"], x.shape
+    out = np.zeros((batch, 2 * height + 2, 2 * width + 2, kernel.shape[2]))
+    for i in range(4):
+        for j in range(4):
+            out[:, i : i + 2 * height : 2, j : j + 2 * width : 2] += x @ kernel[i, j].T
+    return out[:, 1:-1, 1:-1] + p.get("bias", 0)
+
+
+def norm(x, p, statistics=None):
+    """By the batch's own statistics unless given others."""
+    mean, var = (x.mean((0, 1, 2)), x.var((0, 1, 2))) if statistics is None else statistics
+    return (x - mean) / np.sqrt(var + 1e-5) * p["scale"] + p["bias"]
+
+
+def dense(x, p):
+    return x.reshape(len(x), -1) @ p["kernel"] + p.get("bias", 0)
+
+
+def leaky(x):
+    return np.where(x > 0, x, 0.2 * x)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def bce(logits, label):
+    return -np.log(sigmoid(logits if label else -logits)).mean()
+
+
+class DCGAN:
+    """A network of a state as NumPy functions; trained: by the collected statistics."""
+
+    def __init__(self, state, name, trained=False):
+        self.p = jax.tree.map(lambda x: np.asarray(x, np.float64), state.params[name])
+        self.statistics = state.collections[name].get("batch_stats", {}) if trained else None
+
+    def norm(self, x, index):
+        name = f"BatchNorm_{index}"
+        s = None if self.statistics is None else self.statistics[name]
+        return norm(x, self.p[name], s and (np.asarray(s["mean"]), np.asarray(s["var"])))
+
+    def encode(self, x):
+        x = leaky(conv(x, self.p["Downsample_0"]))
+        for i in range(1, sum(name.startswith("Downsample") for name in self.p)):
+            x = leaky(self.norm(conv(x, self.p[f"Downsample_{i}"]), i - 1))
+        return dense(x, self.p["Dense_0"]), x
+
+    def generate(self, z, side=4):
+        x = dense(z, self.p["Dense_0"]).reshape(len(z), side, side, -1)
+        for i in range(sum(name.startswith("Upsample") for name in self.p)):
+            x = transposed_conv(np.maximum(self.norm(x, i), 0), self.p[f"Upsample_{i}"])
+        return np.tanh(x)
+
+    def pair(self, x, z):
+        """D(x, z): logits and the last hidden layer."""
+        x = leaky(conv(x, self.p["EncoderStage_0"]["Downsample_0"]))
+        stage = self.p["EncoderStage_1"]
+        x = conv(x, stage["Downsample_0"])
+        if self.statistics is None:
+            x = norm(x, stage["BatchNorm_0"])
+        else:
+            s = self.statistics["EncoderStage_1"]["BatchNorm_0"]
+            x = norm(x, stage["BatchNorm_0"], (np.asarray(s["mean"]), np.asarray(s["var"])))
+        joint = np.concatenate(
+            [leaky(x).reshape(len(x), -1), leaky(dense(z, self.p["Dense_0"]))], 1
+        )
+        hidden = leaky(dense(joint, self.p["Dense_1"]))
+        return dense(hidden, self.p["Dense_2"])[:, 0], hidden
+
+
+def test_ganomaly_in_numpy(batch):
+    state, detector = disturbed("ganomaly"), GANS["ganomaly"]
+    x = 2 * np.asarray(batch.image, np.float64) - 1
+    encoder, generator, second, discriminator = (DCGAN(state, name) for name in detector.networks)
+    code, _ = encoder.encode(x)
+    again = generator.generate(code)
+    second_code, _ = second.encode(again)
+    (real, f), (fake, g) = discriminator.encode(x), discriminator.encode(again)
+
+    (loss, logs), (d_loss, d_logs) = losses_of(detector, state, batch).values()
+    close(logs["features"], ((f - g) ** 2).mean())
+    close(logs["mae"], np.abs(x - again).mean())
+    close(logs["code"], ((code - second_code) ** 2).mean())
+    close(loss, 1 * logs["features"] + 50 * logs["mae"] + 1 * logs["code"])
+    close(logs["spread"], again.std(0).mean())
+    close(logs["real_spread"], x.std(0).mean())
+    close(d_loss, bce(real, 1) + bce(fake, 0))
+    close([d_logs["real"], d_logs["fake"]], [sigmoid(real).mean(), sigmoid(fake).mean()])
+
+
+def test_ganomaly_scores_in_numpy(batch):
+    state, detector = disturbed("ganomaly"), GANS["ganomaly"]
+    encoder, generator, second, _ = (DCGAN(state, n, trained=True) for n in detector.networks)
+    code, _ = encoder.encode(2 * np.asarray(batch.image, np.float64) - 1)
+    again = generator.generate(code)
+    net = inference_net(detector, state, {})
+    close(detector.reconstruct(net, batch, None), (again + 1) / 2)
+    expected = ((code - second.encode(again)[0]) ** 2).mean(1)
+    close(detector.native_score(net, batch, None), expected)
+
+
+def test_ganomaly_halves_down_to_four_pixels():
+    for size, stages in ((128, 5), (64, 4), (8, 1)):
+        detector = ganomaly.create(shape=(size, size, 1))
+        assert len(detector.networks["encoder"].widths) == stages
+    for shape in ((96, 96, 1), (4, 4, 1), (64, 32, 1)):
+        with pytest.raises(UserError, match="image_size"):
+            ganomaly.create(shape=shape)
+
+
+def test_anogan_losses_in_numpy(batch):
+    state, detector = disturbed("anogan"), GANS["anogan"]
+    z = in_training(
+        detector,
+        state,
+        lambda net, keys: jax.vmap(lambda k: jax.random.uniform(k, (LATENT,), minval=-1))(keys),
+    )
+    x, generated = 2 * np.asarray(batch.image) - 1, DCGAN(state, "generator").generate(z)
+    discriminator = DCGAN(state, "discriminator")
+    (real, _), (fake, _) = discriminator.encode(x), discriminator.encode(generated)
+    (d_loss, _), (g_loss, logs) = losses_of(detector, state, batch).values()
+    close(d_loss, bce(real, 1) + bce(fake, 0))
+    close(g_loss, bce(fake, 1))
+    close(logs["spread"], generated.std(0).mean())
+
+
+def test_bigan_in_numpy(batch):
+    """D(x, z) with copied weights; E and G play with the labels exchanged."""
+    state, detector = disturbed("bigan"), GANS["bigan"]
+    z, code, generated = in_training(
+        detector,
+        state,
+        lambda net, keys: (
+            z := jax.vmap(lambda k: jax.random.normal(k, (LATENT,)))(keys),
+            net("encoder", batch.image),
+            net("generator", z),
+        ),
+    )
+    discriminator = DCGAN(state, "discriminator")
+    real, _ = discriminator.pair(np.asarray(batch.image), code)
+    fake, _ = discriminator.pair(generated, z)
+    (d_loss, d_logs), (loss, logs) = losses_of(detector, state, batch).values()
+    close(d_loss, bce(real, 1) + bce(fake, 0))
+    close(loss, bce(real, 0) + bce(fake, 1))
+    close([d_logs["real"], d_logs["fake"]], [sigmoid(real).mean(), sigmoid(fake).mean()])
+    close(logs["spread"], generated.std(0).mean())
+
+
+def test_bigan_score_in_numpy(batch):
+    state, detector = disturbed("bigan"), GANS["bigan"]
+    # What scores are the averaged weights; here they are the same.
+    state = state._replace(average=state.params)
+    net = inference_net(detector, state, {})
+    x, code = np.asarray(batch.image), np.asarray(net("encoder", batch.image))
+    again = np.asarray(net("generator", net("encoder", batch.image)))
+    discriminator = DCGAN(state, "discriminator", trained=True)
+    (_, f), (_, g) = discriminator.pair(x, code), discriminator.pair(again, code)
+    expected = 0.9 * np.abs(x - again).sum((1, 2, 3)) + 0.1 * np.abs(f - g).sum(1)
+    close(detector.native_score(net, batch, None), expected)
+    assert detector.averaging == 0.999
+
+
+@pytest.mark.parametrize("name", ["ganomaly", "bigan"])
+def test_native_scores_are_each_picture_s_own(batch, name):
+    detector = GANS[name]
+    net = inference_net(detector, disturbed(name)._replace(average={}), {})
+    together = detector.native_score(net, batch, None)
+    alone = detector.native_score(net, jax.tree.map(lambda x: x[2:3], batch), None)
+    assert together.shape == (6,)
+    close(together[2], alone[0])
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "moved"),
+    [
+        ("anogan", "discriminator", {"discriminator"}),
+        ("anogan", "generator", {"generator"}),
+        ("ganomaly", "discriminator", {"discriminator"}),
+        ("ganomaly", "generator", {"encoder", "generator", "second_encoder"}),
+        ("bigan", "discriminator", {"discriminator"}),
+        ("bigan", "adversarial", {"encoder", "generator"}),
+    ],
+)
+def test_only_owned_networks_change(name, objective, moved):
+    run, before = runner(name)
+    after, _ = run.epoch(epoch_runner.replicate(before), (objective,), np.arange(8)[None])
+    after = jax.device_get(epoch_runner.first(after))
+    for network in GANS[name].networks:
+        same = jax.tree.map(
+            np.array_equal,
+            (before.params[network], before.collections[network]),
+            (after.params[network], after.collections[network]),
+        )
+        same = jax.tree.leaves(same)
+        assert not any(same) if network in moved else all(same), network
+
+
+@pytest.mark.parametrize("name", GANS)
+def test_a_broken_run_is_noticed_and_a_sound_one_left_alone(name):
+    """D's learning rate a hundred times too high."""
+    run, start = runner(name)
+    warned = {1: [], 100: []}
+    for factor, found in warned.items():
+        state = jax.tree.map(np.copy, start)
+        state.opt_state["discriminator"].hyperparams["learning_rate"] *= np.float32(factor)
+        state = epoch_runner.replicate(state)
+        for epoch in range(10):
+            order = np.random.default_rng(epoch).permutation(32).reshape(4, 8)
+            state, logs = run.epoch(state, tuple(RATES[name]), order)
+            found += health.warnings({"epoch": epoch, **jax.tree.map(np.mean, logs)})
+    assert warned[1] == []
+    assert any("saturated" in warning for warning in warned[100])
+
+
+# --- health ---------------------------------------------------------------------------------------
+
+SOUND = {
+    "epoch": 3,
+    "phase": "phase1",
+    "health": [],
+    "discriminator/loss": 0.9,
+    "discriminator/real": 0.8,
+    "discriminator/fake": 0.3,
+    "generator/spread": 0.05,
+    "generator/real_spread": 0.1,
+    "reconstruction/perplexity": 60.0,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"discriminator/real": 0.5, "discriminator/fake": 0.5},
+        {"discriminator/real": 0.99, "discriminator/fake": 0.3},
+        {"generator/spread": 0.0, "generator/real_spread": 0.0},
+        {"seconds": 1e9, "reconstruction/loss": 1e9},
+    ],
+)
+def test_sound_epochs(change):
+    assert health.warnings(SOUND | change) == []
+    assert health.warnings({"epoch": 1, "reconstruction/loss": 0.1}) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"discriminator/real": 0.995, "discriminator/fake": 0.004}, "saturated"),
+        ({"discriminator/real": 0.999, "discriminator/fake": 0.999}, "same of every picture"),
+        ({"discriminator/real": 0.001, "discriminator/fake": 0.0}, "same of every picture"),
+        ({"discriminator/loss": 20.0}, "confidently wrong"),
+        ({"generator/spread": 0.002}, "vary 2% as much"),
+        ({"reconstruction/perplexity": 1.0}, "codebook"),
+        ({"reconstruction/mse": float("nan")}, "reconstruction/mse not finite"),
+        ({"discriminator/loss": float("inf"), "discriminator/real": float("nan")}, "diverged"),
+    ],
+)
+def test_unsound_epochs(change, word):
+    found = health.warnings(SOUND | change)
+    assert any(word in warning for warning in found)
+    assert all(warning.endswith(".") for warning in found)

@@ -1,0 +1,177 @@
+"""VQ-VAE: its codebook against NumPy and sonnet's rules, on one device and on four."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bigan_jax.detector import TrainingSet, init
+from bigan_jax.models import vqvae
+from bigan_jax.nn.blocks import BATCH_AXIS
+from bigan_jax.training import epoch_runner
+from tests.models.test_autoencoders import SHAPE, VQVAE, a_batch, keys, run, scattered_net
+
+# --- the codebook
+
+SIZE, DEPTH = 8, 3
+
+
+def codebook(reseed_dead=False, size=SIZE):
+    module = vqvae.Codebook(size, decay=0.9, epsilon=1e-5, reseed_dead=reseed_dead)
+    variables = module.init(jax.random.key(0), jnp.zeros((2, 2, 2, DEPTH)), keys(2), train=False)
+    return module, variables
+
+
+def some_outputs(seed, pictures=4, spread=0.3):
+    rng = np.random.default_rng(seed)
+    return rng.normal(0.1 * seed, spread, (pictures, 2, 2, DEPTH)).astype(np.float32)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def train_step(module, variables, outputs, picture_keys, devices):
+    """One update on simulated devices: what each of them makes of its share."""
+
+    def per_device(outputs, picture_keys):
+        return module.apply(variables, outputs, picture_keys, train=True, mutable=["codebook"])
+
+    def share(x):
+        return x.reshape(devices, -1, *x.shape[1:])
+
+    return jax.vmap(per_device, axis_name=BATCH_AXIS)(share(outputs), share(picture_keys))
+
+
+def test_outputs_get_their_nearest_vectors():
+    module, variables = codebook()
+    outputs = some_outputs(0)
+    code = module.apply(variables, outputs, keys(4), train=False).code
+    vectors = np.asarray(variables["codebook"]["vectors"], np.float64)
+    distances = np.linalg.norm(outputs[..., None, :] - vectors, axis=-1)
+    np.testing.assert_allclose(code, vectors[distances.argmin(-1)], atol=1e-6)
+    assert len(np.unique(distances.argmin(-1))) > 2
+    assert vqvae.nearest(jnp.ones((1, 2)), jnp.ones((4, 2)))[0] == 0
+
+
+def test_gradients_go_straight_through():
+    module, variables = codebook()
+    outputs = jnp.asarray(some_outputs(0))
+
+    def quantise(x):
+        quantised = module.apply(variables, x, keys(4), train=False)
+        return quantised.code, quantised.commitment
+
+    (code, _), back = jax.vjp(quantise, outputs)
+    cotangent = jnp.asarray(some_outputs(5))
+    np.testing.assert_array_equal(back((cotangent, jnp.zeros(())))[0], cotangent)
+    pull = back((jnp.zeros_like(code), jnp.ones(())))[0]
+    np.testing.assert_allclose(pull, 2 * (outputs - code) / outputs.size, atol=1e-7)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_the_codebook_follows_sonnet(devices):
+    """Sonnet's debiased averages, from zero, and Laplace smoothing, in NumPy and float64."""
+    module, variables = codebook()
+    vectors = np.asarray(variables["codebook"]["vectors"], np.float64)
+    uses, sums, seen_dead = np.zeros(SIZE), np.zeros((SIZE, DEPTH)), set()
+    for step in range(1, 7):
+        outputs = some_outputs(step, spread=1.0)
+        quantised, made = train_step(module, variables, outputs, keys(4), devices)
+        flat = outputs.reshape(-1, DEPTH).astype(np.float64)
+        assigned = np.eye(SIZE)[((flat[:, None] - vectors) ** 2).sum(-1).argmin(1)]
+        uses -= (uses - assigned.sum(0)) * (1 - 0.9)
+        sums -= (sums - assigned.T @ flat) * (1 - 0.9)
+        average = uses / (1 - 0.9**step)
+        total = average.sum()
+        smoothed = (average + 1e-5) / (total + SIZE * 1e-5) * total
+        vectors = sums / (1 - 0.9**step) / smoothed[:, None]
+        share = assigned.mean(0)
+        entropy = -(share * np.log(share + 1e-10)).sum()
+        for device in range(devices):
+            variables = jax.tree.map(lambda x, d=device: x[d], made)
+            book = variables["codebook"]
+            np.testing.assert_allclose(book["vectors"], vectors, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(book["uses"], average, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(quantised.perplexity[device], np.exp(entropy), rtol=1e-4)
+            assert quantised.dead[device] == (average < vqvae.DEAD_BELOW).sum()
+        seen_dead.add(int(quantised.dead[0]))
+    assert seen_dead != {0}
+
+
+def test_perplexity_counts_entries_evenly_used():
+    np.testing.assert_allclose(vqvae.perplexity(jnp.full(8, 3.0)), 8, rtol=1e-6)
+    np.testing.assert_allclose(vqvae.perplexity(jnp.zeros(8).at[2].set(5)), 1, rtol=1e-6)
+    uses = jnp.asarray(np.random.default_rng(0).integers(0, 9, 8), jnp.float32)
+    assert 1 < vqvae.perplexity(uses) < 8
+
+
+def test_dead_entries_are_put_at_outputs_of_the_batch():
+    outputs = some_outputs(3)
+    books = {}
+    for seed, devices in ((0, 1), (1, 1), (0, 4)):
+        module, variables = codebook(reseed_dead=True, size=32)
+        quantised, made = train_step(module, variables, outputs, keys(4, seed), devices)
+        books[seed, devices] = np.asarray(made["codebook"]["vectors"])
+        assert (books[seed, devices] == books[seed, devices][:1]).all()  # the same on every device
+    assert quantised.dead[0] >= 32 - 16
+    np.testing.assert_allclose(books[0, 4][0], books[0, 1][0], atol=1e-6)
+    assert not np.allclose(books[0, 1], books[1, 1])
+    _, unseeded = train_step(*codebook(size=32), outputs, keys(4), 1)
+    dead = np.asarray(unseeded["codebook"]["uses"])[0] == 0
+    np.testing.assert_array_equal(unseeded["codebook"]["vectors"][0][dead], 0)
+    apart = np.abs(books[0, 1][0][dead][:, None] - outputs.reshape(-1, DEPTH)).max(-1)
+    assert apart.min(1).max() < 1e-4
+    assert len(np.unique(apart.argmin(1))) > 4
+    np.testing.assert_allclose(
+        books[0, 1][0][~dead], unseeded["codebook"]["vectors"][0][~dead], rtol=1e-3
+    )
+
+
+# --- the detector
+
+
+@pytest.mark.parametrize("reseed_dead", [False, True])
+def test_one_looping_and_four_scanning_devices_make_one_codebook(monkeypatch, reseed_dead):
+    detector = VQVAE(reseed_dead=reseed_dead)
+    rng = np.random.default_rng(0)
+    pictures = TrainingSet(rng.integers(0, 256, (16, *SHAPE), np.uint8), np.zeros(16, np.int32))
+    order = rng.permutation(np.tile(np.arange(16), 2)).reshape(4, 8)
+    optimizers = {"reconstruction": optax.sgd(0.01)}
+    results = []
+    for devices, scanned in ((1, False), (4, True)):
+        monkeypatch.setattr(jax, "local_device_count", lambda devices=devices: devices)
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+        state = jax.jit(lambda: init(detector, optimizers, 3, SHAPE))()
+        begin = jax.device_get(state)
+        run = epoch_runner.Runner(
+            detector, optimizers, {}, {}, epoch_runner.replicate(pictures), scanned
+        )
+        state, logs = run.epoch(epoch_runner.replicate(state), ("reconstruction",), order)
+        trained = jax.device_get(epoch_runner.first(state))
+        state = jax.device_get(epoch_runner.first(run.with_statistics(state, order)))
+        jax.tree.map(np.testing.assert_array_equal, state.collections, trained.collections)
+        results.append((logs, state.params, state.collections))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), *results)
+    assert 1 <= logs["reconstruction/perplexity"].mean() <= 16
+    assert 0 <= logs["reconstruction/dead_codes"].mean() <= 16
+    before, after = (s.collections["encoder"]["codebook"]["codebook"] for s in (begin, state))
+    assert np.abs(after["vectors"] - before["vectors"]).max() > 1e-3
+
+
+def test_the_loss_is_error_over_variance_and_a_quarter_of_commitment():
+    detector, batch = VQVAE(data_variance=0.5), a_batch()
+    net = scattered_net(detector)
+    loss, logs = run(detector.objectives["reconstruction"].loss, net, batch, keys(4))
+    error = np.square(batch.image - run(detector.reconstruct, net, batch, keys(4))).mean()
+    np.testing.assert_allclose(logs["mse"], error, rtol=1e-5)
+    np.testing.assert_allclose(loss, error / 0.5 + 0.25 * logs["commitment"], rtol=1e-5)
+
+
+def test_the_codebook_is_float32_in_bfloat16_too():
+    detector, batch = VQVAE(dtype=jnp.bfloat16), a_batch()
+    net = scattered_net(detector)
+    quantised = net("encoder", batch.image, keys(4))
+    leaves = jax.tree.leaves((quantised, net.variables["encoder"]["codebook"]))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+    assert run(detector.reconstruct, net, batch, keys(4)).dtype == jnp.float32

@@ -1,0 +1,106 @@
+"""Losses against dm-pix's own filter, NumPy and SciPy."""
+
+import dm_pix
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.special import log_expit
+
+from bigan_jax.nn import losses
+
+
+@pytest.fixture
+def pair():
+    rng = np.random.default_rng(0)
+    x = rng.random((3, 24, 32, 2), np.float32)
+    return x, np.clip(x + 0.1 * rng.standard_normal(x.shape, np.float32), 0, 1)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_ssim_and_its_gradient_equal_dm_pix(pair, backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x, y = map(jnp.asarray, pair)
+    ours, our_gradient = jax.value_and_grad(lambda y: losses.ssim_error(x, y).sum())(y)
+    theirs, gradient = jax.value_and_grad(lambda y: (1 - dm_pix.ssim(x, y)).sum())(y)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    np.testing.assert_allclose(our_gradient, gradient, atol=1e-6)
+
+
+def test_ssim_error_of_equals_is_zero_and_of_constants_is_luminance_only():
+    x = jnp.full((1, 16, 16, 1), 0.5)
+    np.testing.assert_allclose(losses.ssim_error(x, x), 0, atol=1e-6)
+    luminance = (2 * 0.5 * 0.25 + 0.01**2) / (0.5**2 + 0.25**2 + 0.01**2)
+    np.testing.assert_allclose(losses.ssim_error(x, x / 2), 1 - luminance, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 32, 2), (2, 12, 40, 1), (1, 64, 64, 3)])
+def test_what_is_scored_by_equals_dm_pix(shape):
+    rng = np.random.default_rng(0)
+    x = rng.random(shape, np.float32)
+    y = np.clip(x + 0.1 * rng.standard_normal(shape, np.float32), 0, 1)
+    for one, other in ((x, y), (x, 1 - x), (0.01 * x, 0.01 * y), (np.round(x), np.round(y))):
+        value, error = jax.jit(losses.ssim_error_and_map)(one, other)
+        np.testing.assert_allclose(value, 1 - dm_pix.ssim(one, other), atol=3e-6)
+        expected = 1 - dm_pix.ssim(one, other, return_map=True).mean(-1)
+        np.testing.assert_allclose(error[:, 5:-5, 5:-5], expected, atol=2e-5)
+        assert (error[:, :5, 5:-5] == error[:, 5:6, 5:-5]).all()
+
+
+def test_ssim_map_is_at_the_window_s_centre(pair):
+    x = pair[0]
+    y = x.copy()
+    y[:, 12, 20] = 1 - y[:, 12, 20]
+    _, error = losses.ssim_error_and_map(jnp.asarray(x), jnp.asarray(y))
+    assert error.shape == x.shape[:3]
+    touched = np.argwhere(np.abs(error[0]) > 1e-6)
+    assert touched.min(0).tolist() == [7, 15] and touched.max(0)[0] == 17
+
+
+def test_mse_and_mae(pair):
+    x, y = pair
+    np.testing.assert_allclose(losses.mse(x, y), ((x - y) ** 2).mean((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(losses.mae(x, y), np.abs(x - y).mean((1, 2, 3)), rtol=1e-5)
+
+
+def test_perceptual_averages_layers_whatever_their_size(pair):
+    x, y = pair
+    layers, others = (x, x[:, ::2]), (y, y[:, ::2])
+    expected = (((x - y) ** 2).mean((1, 2, 3)) + ((x - y)[:, ::2] ** 2).mean((1, 2, 3))) / 2
+    np.testing.assert_allclose(losses.perceptual(layers, others), expected, rtol=1e-5)
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays(np.float32, (2, 3, 4, 5), elements=st.floats(0, 100, width=32)),
+    st.floats(1, 50),
+)
+def test_unit_features_forget_their_strength(features, factor):
+    (found,) = losses.unit_features([jnp.asarray(features)])
+    square = (features.astype(np.float64) ** 2).mean(-1, keepdims=True)
+    np.testing.assert_allclose(found, features / np.sqrt(square + 1e-3), rtol=1e-4, atol=1e-6)
+    one, other = losses.unit_features([jnp.asarray(features + 1), factor * (features + 1)])
+    np.testing.assert_allclose(other, one, rtol=1e-3)
+    np.testing.assert_allclose(jnp.square(one).mean(-1), 1, rtol=2e-3)
+
+
+def test_silent_features_stay_silent_and_have_a_gradient():
+    silent = jnp.zeros((1, 2, 2, 8))
+    value, slope = jax.value_and_grad(lambda x: losses.unit_features([x])[0].sum())(silent)
+    assert value == 0 and jnp.isfinite(slope).all()
+
+
+def test_bce_is_the_log_likelihood_even_far_out():
+    logits = jnp.array([-200.0, -1.0, 0.0, 3.0, 200.0])
+    np.testing.assert_allclose(losses.bce(logits, 1), -log_expit(logits).mean(), rtol=1e-6)
+    np.testing.assert_allclose(losses.bce(logits, 0), -log_expit(-logits).mean(), rtol=1e-6)
+
+
+def test_weighted_sum_names_what_does_not_fit():
+    total, logs = losses.weighted_sum({"a": 0.5, "b": 2.0}, {"a": 4.0, "b": 1.0})
+    assert total == 4.0 and logs == {"a": 4.0, "b": 1.0}
+    with pytest.raises(ValueError, match="typo"):
+        losses.weighted_sum({"a": 1.0, "typo": 1.0}, {"a": 1.0})

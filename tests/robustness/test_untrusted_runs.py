@@ -1,0 +1,273 @@
+"""Workdirs and flags from strangers: holes that were found."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from bigan_jax.configs import cae, fcae
+
+from bigan_jax.commands import predict
+from bigan_jax.commands.load import load
+from bigan_jax.data.files import unreadable
+from bigan_jax.detector import State
+from bigan_jax.errors import UserError, shown
+from bigan_jax.evaluation import results
+from bigan_jax.evaluation.anomaly_score import Terms
+from bigan_jax.evaluation.results import epochs_done, read_judgement, read_run, read_scores
+from bigan_jax.evaluation.scorer import Scores
+from bigan_jax.reports import evaluation_files
+from bigan_jax.runtime import lock
+from bigan_jax.runtime.run_config import read_config
+from bigan_jax.training.saving.checkpoints import Checkpoints
+from bigan_jax.training.saving.progress import Progress
+from bigan_jax.training.saving.train_log import read_history
+from tests.commands.test_train import ROOT
+from tests.helpers.datasets import write_run
+from tests.robustness.test_untrusted_files import little_memory
+
+
+def spoilt_run(folder, name, change):
+    write_run(folder)
+    path = folder / name
+    path.write_text(change(path.read_text()))
+    return folder
+
+
+def test_a_number_larger_than_any_float_is_told(tmp_path):
+    huge = "1" + "0" * 400
+    workdir = spoilt_run(
+        tmp_path / "run", "evaluation.json", lambda t: t.replace('"f1": ', f'"f1": {huge}, "x": ')
+    )
+    with pytest.raises(UserError, match="f1 is not a number from 0 to 1"):
+        read_run(workdir)
+
+
+def test_epochs_beyond_counting_are_none(tmp_path):
+    for text in '{"epoch": -1}', '{"epoch": ' + "9" * 4000 + "}":
+        (tmp_path / "train.jsonl").write_text(text)
+        assert epochs_done(tmp_path / "train.jsonl") is None
+    wanted = {"phases.phase1.epochs": int("9" * 4000), "phases.phase2.epochs": 1}
+    write_run(tmp_path / "run", config=wanted)
+    assert read_run(tmp_path / "run").trained is None
+
+
+def test_one_long_name_among_many_takes_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "_MOST_SCORES", 2**22)  # as much is set aside for the file
+
+    def long(text):
+        head, first, *rest = text.splitlines()
+        return "\n".join([head, "x" * 10**5 + first, *rest, ""])
+
+    workdir = spoilt_run(tmp_path / "run", "scores.csv", long)
+    run = read_run(workdir)
+    with little_memory(2**23):
+        assert len(read_scores(run).path[-1]) > 10**5
+    wide = "path,label,group,score" + ",c" * 10**6 + "\n" + "a,normal,b,1\n" * 1000
+    (workdir / "scores.csv").write_text(wide)
+    with pytest.raises(UserError, match="not what a run writes"):
+        read_scores(run)
+
+
+def test_an_error_shows_names_harmlessly_line_by_line():
+    error = UserError("a\x1b[2J:\n  b\u202ec.png")
+    assert shown(error) == "a\\x1b[2J:\n  b\\u202ec.png"
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--config.model.widths=" + "(" * 500,
+        "--config.model=" + "[" * 5000 + "]" * 5000,
+        "--config.seed=" + "9" * 5000,
+        "--config.model={'a'}",
+        "--config.threshold={}",
+        "--config.model.widths[0]=3",
+    ],
+)
+def test_flags_that_nothing_can_be_made_of_are_told(flag, tmp_path):
+    command = [sys.executable, "launch.py", "--config=configs/cae.py:phantom", flag]
+    command += [f"--workdir={tmp_path / 'run'}", "--config.data.phantom_normal=20"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.replace("\n", "").isprintable()
+
+
+# --- workdirs ---
+
+
+@pytest.mark.parametrize("link", ["checkpoints", "lock", "figures/roc.png", "checkpoints/1/state"])
+def test_a_link_out_of_a_workdir_is_refused_before_anything_is_written(tmp_path, link):
+    outside, workdir = tmp_path / "outside", tmp_path / "run"
+    if link == "lock":
+        link = lock.NAME
+        outside.write_text("precious")
+    else:
+        (outside / "9.deleting").mkdir(parents=True)
+    (workdir / link).parent.mkdir(parents=True)
+    (workdir / link).symlink_to(outside)
+    with pytest.raises(UserError, match="link that leads out"), lock.alone(workdir):
+        pass
+    with pytest.raises(UserError, match="link that leads out"):
+        Checkpoints(workdir)
+    assert outside.read_text() == "precious" if outside.is_file() else any(outside.iterdir())
+    # The workdir itself may be one, and links within it lead nowhere else.
+    (workdir / link).unlink()
+    (workdir / "again").symlink_to(workdir / "train.jsonl")
+    (tmp_path / "link").symlink_to(workdir)
+    with lock.alone(tmp_path / "link"):
+        pass
+
+
+def test_a_network_that_the_files_cannot_hold_is_not_made(tmp_path):
+    state = State(*[None] * len(State._fields))._replace(params={"w": np.ones((4, 4), np.float32)})
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(Progress(1), state)
+    checkpoints.close()
+    huge = state._replace(params={"w": jax.ShapeDtypeStruct((2**20, 2**20), np.float32)})
+    with pytest.raises(UserError, match=r"4,096 GiB.*do not belong together"):
+        Checkpoints(tmp_path, read_only=True).restore(huge)
+    assert Checkpoints(tmp_path, read_only=True).restore(state)[1].params["w"].sum() == 16
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 10_000,
+        "[1]",
+        "null",
+        "{}",
+        '{"epoch": "2"}',
+        '{"epoch": 2, "phase": 1}',
+        '{"epoch": 2, "health": "x"}',
+        '{"epoch": 2, "loss": {}}',
+        '{"epoch": 2, "loss": "<b>"}',
+        '{"epoch": 2, "rollbacks": [1]}',
+        '{"epoch": 2, "rollbacks": [{"epoch": 1, "objective": "a"}]}',
+        "\udcff",
+    ],
+)
+def test_a_row_that_no_run_writes_ends_the_history(tmp_path, line):
+    first = '{"epoch": 1, "phase": "p", "loss": 0.5, "many": [1, NaN], "health": ["w"]}\n'
+    rest = '\n{"epoch": 3}\n'
+    text = (first + line + rest).encode("utf-8", "surrogateescape")
+    (tmp_path / "train.jsonl").write_bytes(text)
+    assert [row["epoch"] for row in read_history(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: [],
+        lambda config: config | {"model": 3},
+        lambda config: config | {"data": []},
+        lambda config: config | {"seed": "0"},
+        lambda config: {k: v for k, v in config.items() if k != "optimizers"},
+        lambda config: config | {"__class__": {"a": 1}},
+        lambda config: config | {"a.b": {"lock": 1}},
+    ],
+)
+def test_a_config_that_no_run_writes_is_told(tmp_path, change):
+    config = json.loads(json.dumps(cae.get_config("phantom").to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_config(tmp_path).model.latent == 128
+    (tmp_path / "config.json").write_text(json.dumps(change(config)))
+    try:
+        read_config(tmp_path)  # a strange name more does no harm
+    except UserError as error:
+        assert "config.json cannot be read" in str(error)
+    (tmp_path / "config.json").write_text('{"a": ' * 50_000)
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "train.jsonl", "evaluation.json"])
+def test_a_pipe_is_not_waited_for_and_a_huge_file_not_read(tmp_path, name):
+    """What is read of a huge one: as much as is allowed, and a byte."""
+    read = {"config.json": read_config, "train.jsonl": read_history}.get(name, read_judgement)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"no {name}"):
+        read(tmp_path)
+    (tmp_path / name).unlink()
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(2**40)  # takes no room
+    with pytest.raises(UserError, match=f"{name} is larger than"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"logs": {"a": 1}},
+        {"logs": []},
+        {"rollbacks": [{"epoch": 1}]},
+        {"seconds": "1"},
+        {"steps": 1.5},
+    ],
+)
+def test_progress_that_no_run_saves_is_damage_even_with_its_checksum(tmp_path, wrong, capsys):
+    state = State(*[None] * len(State._fields))._replace(params={"w": np.ones(4, np.float32)})
+    checkpoints = Checkpoints(tmp_path)
+    for progress in Progress(1), Progress(2)._replace(**wrong):
+        checkpoints.save(progress, state)
+    checkpoints.close()
+    assert Checkpoints(tmp_path, read_only=True).restore(state)[0] == Progress(1)._replace(
+        rollbacks=[]
+    )
+    assert "checkpoints/2 is damaged (its progress is not what" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threshold", "0.5"),
+        ("threshold", int("9" * 400)),
+        ("conditions", None),
+        ("conditions", [1]),
+        ("calibration_scores", []),
+        ("calibration_scores", ["x"]),
+        ("colour_limits", 3),
+        ("colour_limits", {"combined": "x"}),
+        ("score", {"spread": {"mse": None}}),
+        ("steps", -1),
+    ],
+)
+def test_a_judgement_that_no_run_writes_is_told(tmp_path, name, value):
+    content = {"threshold": 0.5, "conditions": ["a"], "calibration_scores": [1, 2]}
+    content |= {"colour_limits": {"combined": 0.5}, "score": {"spread": {"mse": 1}}, "steps": 3}
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    assert read_judgement(tmp_path).calibration.tolist() == [1, 2]
+    (tmp_path / "evaluation.json").write_text(json.dumps(content | {name: value}))
+    with pytest.raises(UserError, match=r"holds no finished run: evaluation\.json: .* is not "):
+        read_judgement(tmp_path)
+
+
+def test_an_edited_config_is_told_when_a_run_is_loaded(tmp_path):
+    config = json.loads(json.dumps(fcae.get_config("phantom").to_dict()))
+    config["optimizers"] = {"reconstruction": {"b7": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    content = json.dumps({"threshold": 0.5, "conditions": []})
+    (tmp_path / "evaluation.json").write_text(content)
+    with pytest.raises(UserError, match=r"nothing can be made of .*config\.json"):
+        load(tmp_path)
+
+
+# --- names ---
+
+
+def test_names_are_printed_harmlessly_in_tables(tmp_path):
+    names = np.array(["a\x1b[2J.png", "b\u202egnp.png", "<script>.png"])
+    test = SimpleNamespace(path=names, label=np.array([True, False, True]), group=names)
+    values = np.arange(3.0)
+    terms = Terms(dict.fromkeys(("mse", "ssim", "perceptual"), values), {})
+    scores = Scores(values, terms, error_map=None, reconstruction=None)
+    evaluation_files._write_scores(tmp_path / "scores.csv", test, scores, 1.0)
+    text = (tmp_path / "scores.csv").read_text()
+    assert text.startswith("path,label,group,mse,ssim_error,perceptual,score,decision\n")
+    assert text.replace("\n", "").isprintable() and "a\\x1b[2J.png,anomalous,a\\x1b[2J" in text
+    predict._list([unreadable.Broken(names[0], "why\x1b")], tmp_path / "unreadable.csv")
+    assert (tmp_path / "unreadable.csv").read_text().replace("\n", "").isprintable()

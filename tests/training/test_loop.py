@@ -1,0 +1,182 @@
+"""Where an epoch is one program it begins before the last one is told; what is kept is the same."""
+
+import threading
+from concurrent.futures import wait
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import pytest
+from bigan_jax.configs import cae, improved_bigan
+
+from bigan_jax.commands import train
+from bigan_jax.commands.setup import prepared
+from bigan_jax.errors import UserError
+from bigan_jax.nn.vgg16 import network
+from bigan_jax.nn.vgg16.network import load
+from bigan_jax.training import epoch_runner, loop
+from bigan_jax.training.epoch_runner import Runner
+from bigan_jax.training.saving.checkpoints import Checkpoints
+from bigan_jax.training.saving.train_log import read_history
+from tests.commands.test_seeds import runner, states
+from tests.commands.test_train import SMALL, SMALL_BIGAN, configured
+from tests.training.test_compiled_programs import BIGAN, DUE, ORDER
+from tests.training.test_divergence import by_programs
+
+EPOCHS = 4
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+def trained(workdir, monkeypatch, scanned, ahead=True):
+    """Each checkpoint's state, the rows, and what was done in which order, of a small run."""
+    done, begin, add = [], Runner.begin, loop.Record.add
+
+    def noted(function, word):
+        def call(*arguments):
+            done.append(word)
+            return function(*arguments)
+
+        return call
+
+    fields = {"phases.phase1.epochs": 2, "phases.phase2.epochs": 2, "checkpoint.keep": EPOCHS}
+    config = configured(improved_bigan, "phantom,no_perceptual", SMALL_BIGAN | fields)
+    with monkeypatch.context() as patched:
+        by_programs(patched, scanned)
+        patched.setattr(Runner, "begin", noted(begin, "begun"))
+        patched.setattr(loop.Record, "add", noted(add, "told"))
+        if not ahead:
+            patched.setattr(loop, "_LONG", 0)
+        with prepared({workdir: config}) as (task,):
+            train.fit(task)
+            like = jax.eval_shape(partial(task.begin, config.seed))
+            saved = Checkpoints(workdir, EPOCHS)
+            found = {name: saved._read(name, like)[1] for name in saved.names()}
+            saved.close()
+    rows = [
+        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
+        for row in read_history(workdir)
+    ]
+    return found, rows, done
+
+
+def test_statistics_are_of_batches_that_mix_all_kinds(tmp_path, monkeypatch):
+    """Pictures lie sorted by kind, and a batch of one kind lacks the variance between kinds."""
+    orders, with_statistics = [], Runner.with_statistics
+
+    def noted(self, state, order):
+        orders.append(order)
+        return with_statistics(self, state, order)
+
+    monkeypatch.setattr(Runner, "with_statistics", noted)
+    fields = SMALL | {"data.category": "head,leaf", "phases.phase1.epochs": 2}
+    with prepared({tmp_path: configured(cae, "phantom", fields)}) as (task,):
+        train.fit(task)
+        kinds = task.dataset.train.condition
+    assert (np.diff(kinds) >= 0).all() and len(set(kinds)) == 2
+    first, second = orders
+    np.testing.assert_array_equal(first, second)
+    assert all(len(set(kinds[batch])) == 2 for batch in first)
+
+
+def test_an_evaluation_goes_once_training_goes_on(tmp_path):
+    """It would pass for one of what was trained last."""
+    fields = SMALL | {"phases.phase1.epochs": 1}
+    with prepared({tmp_path: configured(cae, "phantom", fields)}) as (task,):
+        (tmp_path / "evaluation.json").write_text("{}")
+        train.fit(task)
+        assert not (tmp_path / "evaluation.json").exists()
+        (tmp_path / "evaluation.json").write_text("{}")
+        train.fit(task)  # which has ended
+        assert (tmp_path / "evaluation.json").exists()
+
+
+def test_other_weights_of_a_loss_are_another_training(tmp_path, monkeypatch):
+    """Which no field tells: a file's content may change, or the package that carries them."""
+    fields = SMALL_BIGAN | {"model.perceptual_layers": ("relu1_1",)}
+    config, read = configured(improved_bigan, "phantom", fields), load
+    for _ in range(2):
+        with prepared({tmp_path: config}) as (task,):
+            task.begin_to_train()
+
+    def others(*arguments):
+        found = read(*arguments)
+        return found._replace(params=jax.tree.map(lambda x: x / 2, found.params))
+
+    monkeypatch.setattr(network, "load", others)
+    with (
+        pytest.raises(UserError, match=r"other VGG16 weights.*vgg16\.weights"),
+        prepared({tmp_path: config}),
+    ):
+        pass
+
+
+def test_each_checkpoint_is_of_its_epoch(tmp_path, monkeypatch):
+    """Though the next epoch has used up the state's memory by the time that it is written."""
+    found, rows, done = trained(tmp_path / "ahead", monkeypatch, scanned=True)
+    expected, told, in_turn = trained(tmp_path / "turn", monkeypatch, scanned=True, ahead=False)
+    assert in_turn == ["begun", "told"] * EPOCHS
+    assert done == ["begun", *["begun", "told"] * (EPOCHS - 1), "told"]
+    assert list(found) == [(epoch, 0) for epoch in range(1, EPOCHS + 1)]
+    assert rows == told and len(rows) == EPOCHS
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_where_steps_are_programs_an_epoch_is_told_at_its_end(tmp_path, monkeypatch):
+    """Of long epochs the row would come late, and there is nothing to gain."""
+    _, _, done = trained(tmp_path, monkeypatch, scanned=False)
+    assert done == ["begun", "told"] * EPOCHS
+
+
+def test_programs_compiled_ahead_are_those_that_run(compilations):
+    run, optimizer = runner(BIGAN, optax.adam(1e-3), scanned=True), optax.adam(1e-3)
+    (state,) = (run.layout.place(state) for state in states(BIGAN, optimizer, [0]))
+    run.compile_ahead(state, [DUE, DUE[2:]], ORDER)
+    wait(run._compiling.values())
+    assert run.is_compiled(epoch_runner.STATISTICS)
+    before = compilations()
+    run._statistics(state, run.frozen, run.pictures, epoch_runner.scatter(run.layout.share(ORDER)))
+    for due in (DUE, DUE[2:]):
+        state, rows = run.begin(state, due, ORDER)
+        assert np.isfinite(run.logs(rows)["reconstruction/loss"]).all()
+    assert compilations() == before
+
+
+def test_no_epoch_is_told_late_for_a_compilation(monkeypatch):
+    """One that fails included: it is for the epoch that needs it to say so."""
+    run, go_on = runner(BIGAN, optax.adam(1e-3), scanned=True), threading.Event()
+    state = run.layout.place(*states(BIGAN, optax.adam(1e-3), [0]))
+
+    class Program:
+        def lower(self, *_):
+            return self
+
+        def compile(self):
+            go_on.wait(60)
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(run, "_program", lambda _: Program())
+    run.compile_ahead(state, [DUE], ORDER)
+    assert not run.is_compiled(DUE) and run.is_compiled(DUE[2:])
+    go_on.set()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.begin(state, DUE, ORDER)
+    run.compile_ahead(state, [DUE], ORDER)
+    run.stop_compiling()
+    assert run.is_compiled(DUE)  # nothing is being compiled any more
+
+
+def test_a_program_that_is_still_being_compiled_is_waited_for(compilations):
+    run = runner(BIGAN, optax.adam(1e-3), scanned=True)
+    state = run.layout.place(*states(BIGAN, optax.adam(1e-3), [0]))
+    before = compilations()
+    run.compile_ahead(state, [DUE], ORDER)
+    state, _ = run.begin(state, DUE, ORDER)
+    jax.block_until_ready(epoch_runner.first(state))
+    run.stop_compiling()
+    assert compilations() - before <= 3  # the epoch, and what takes its state from the device
