@@ -12,13 +12,12 @@ import shlex
 import sys
 
 from absl import app, flags, logging
-from bigan_jax.configs import common
 from ml_collections import config_flags
 
-from bigan_jax.errors import UserError, shown
-from bigan_jax.memory import keep_freed
+from bigan_jax.configs import common
+from bigan_jax.errors import UserError, printable_lines
 from bigan_jax.runtime import preemption
-from bigan_jax.runtime.jax_setup import keep_programs
+from bigan_jax.runtime.jax_setup import enable_compilation_cache, keep_freed_memory
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configs/<model>.py:<dataset>[,quick][,<ablation>...]", lock_config=True
@@ -124,17 +123,17 @@ def main(arguments):
         raise UserError("say what to compare by --workdirs='runs/*', not by --workdir")
     workdir, output, given = map(_place, (_WORKDIR.value, _OUTPUT.value, _INPUT.value))
 
-    preemption.catch(_TIME_LIMIT.value)
-    keep_programs(_COMPILATION_CACHE.value)
-    keep_freed()
+    preemption.install_handlers(_TIME_LIMIT.value)
+    enable_compilation_cache(_COMPILATION_CACHE.value)
+    keep_freed_memory()
     import bigan_jax  # JAX is imported only once the flags are known to be right
 
     if _MODE.value == "train":
-        from bigan_jax.runtime.watchdog import joined
+        from bigan_jax.runtime.watchdog import join_processes
 
         train = bigan_jax.train  # imports, which may hold up the signs of life, come before them
         process = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-        with joined(*process, _PEER_TIMEOUT.value):
+        with join_processes(*process, _PEER_TIMEOUT.value):
             train(_CONFIG.value, workdir)
     elif _MODE.value == "predict":
         found = bigan_jax.predict(workdir, given, output, _CONDITION.value, maps=_MAPS.value)
@@ -143,11 +142,11 @@ def main(arguments):
         found = bigan_jax.compare(_WORKDIRS.value, output or "comparison")
         return 2 if found.left_out else 0
     elif _MODE.value == "sweep":
-        from bigan_jax.commands.sweep import command_of
+        from bigan_jax.commands.sweep import run_command
 
         flag = flags.FLAGS["config"]
         file = config_flags.get_config_filename(flag)
-        command = command_of(sys.argv[0])
+        command = run_command(sys.argv[0])
         found = bigan_jax.sweep(_CONFIG.value, file, overrides, output or "runs", command)
         return 2 if found.failures or not found.comparison or found.comparison.left_out else 0
     else:
@@ -163,11 +162,11 @@ if __name__ == "__main__":
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
-        sys.exit(f"error: {shown(error)}")
+        sys.exit(f"error: {printable_lines(error)}")
     except OSError as error:  # a folder that one may not enter, a name too long for the disk
         if error.filename is None:
             raise
-        sys.exit(f"error: {shown(f'{error.filename}: {error.strerror}')}")
+        sys.exit(f"error: {printable_lines(f'{error.filename}: {error.strerror}')}")
     except KeyboardInterrupt as stopped:
         again = f"go on with: {shlex.join(['python', *sys.argv])}"
         told = "--output holds what was finished" if "--mode=predict" in sys.argv else again

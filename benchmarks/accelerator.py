@@ -25,16 +25,18 @@ from unittest.mock import patch
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bigan_jax.configs import common, improved_bigan
 
 from benchmarks import counting, latent_search
 from benchmarks.operations import PRODUCTS, of_gpu
 from bigan_jax.commands import train as training
-from bigan_jax.commands.build import build, picture_shape
-from bigan_jax.commands.setup import prepared
-from bigan_jax.detector import TrainingSet, init
+from bigan_jax.commands.build import build
+from bigan_jax.commands.setup import prepare_jobs
+from bigan_jax.configs import common, improved_bigan
+from bigan_jax.data.loading import image_shape
+from bigan_jax.detector import init_state
 from bigan_jax.training import epoch_runner, schedules
-from bigan_jax.training.epoch_logger import Record
+from bigan_jax.training.epoch_logger import EpochLogger
+from bigan_jax.training.train_step import TrainingSet
 
 PARTS = {
     "step": lambda config, toy, peak: phase_two_step(config, 8 if toy else 256, peak),
@@ -134,11 +136,11 @@ class Bench:
 
     def __init__(self, config, batch_size, steps, seeds=0):
         self.built = build(config, conditions=1, steps_per_epoch=steps)
-        shape, count = picture_shape(config), batch_size * steps
+        shape, count = image_shape(config), batch_size * steps
         rng = np.random.default_rng(0)
         pictures = rng.integers(0, 256, (count, *shape), np.uint8)
         self.pictures = TrainingSet(pictures, np.zeros(count, np.int32))
-        self.runner = epoch_runner.Runner(
+        self.runner = epoch_runner.EpochRunner(
             self.built.detector,
             self.built.optimizers,
             config.augment.to_dict(),
@@ -147,7 +149,7 @@ class Bench:
             scanned=jax.default_backend() != "cpu",
             seeds=seeds,
         )
-        begin = partial(init, self.built.detector, self.built.optimizers)
+        begin = partial(init_state, self.built.detector, self.built.optimizers)
         begin = jax.jit(begin, static_argnames="shape")
         begin = [begin(seed=seed, shape=shape) for seed in range(max(seeds, 1))]
         self.first = begin[0]
@@ -158,7 +160,9 @@ class Bench:
 
     def due(self, phase, epoch):
         """The updates of each step of an epoch of a phase."""
-        return schedules.due(schedules.Moment(self.built.phases[phase], phase, epoch))
+        return schedules.active_objectives(
+            schedules.ScheduledEpoch(self.built.phases[phase], phase, epoch)
+        )
 
     def epoch(self, due):
         """One epoch; the state it leaves is waited for."""
@@ -223,7 +227,7 @@ def whole_schedule(config, toy):
     """`watched`, of a training on drawn pictures that is not kept."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        prepared({Path(folder) / "run": config}) as (task,),
+        prepare_jobs({Path(folder) / "run": config}) as (task,),
     ):
         return watched(task, 3 if toy else 20)
 
@@ -231,7 +235,7 @@ def whole_schedule(config, toy):
 def watched(task, epochs):
     """Seconds of a training from its first step to its last, compilation and all else between them
     included, and of its commonest epoch, alone as well, among so many given at once."""
-    ends, kinds, add, train = [], [], Record.add, training.advance
+    ends, kinds, add, train = [], [], EpochLogger.add, training.train_epochs
 
     def advance(*arguments):
         ends.append(time.perf_counter())
@@ -239,10 +243,10 @@ def watched(task, epochs):
 
     def noted(self, progress, moment, *rest):
         ends.append(time.perf_counter())
-        kinds.append(schedules.due(moment))
+        kinds.append(schedules.active_objectives(moment))
         return add(self, progress, moment, *rest)
 
-    with patch.object(Record, "add", noted), patch.object(training, "advance", advance):
+    with patch.object(EpochLogger, "add", noted), patch.object(training, "train_epochs", advance):
         state = training.fit(task)
         ended = time.perf_counter()
     ((due, _),) = Counter(kinds).most_common(1)

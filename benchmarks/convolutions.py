@@ -17,8 +17,8 @@ import numpy as np
 from jax import lax, random
 
 from benchmarks.accelerator import matmul_peak, timed
-from bigan_jax.memory import keep_freed
 from bigan_jax.nn import convolutions
+from bigan_jax.runtime.jax_setup import keep_freed_memory
 
 REPEATS, TURNS = 10, 5  # calls that are timed together; and how often, the forms one by one
 _STRIDED, _SAME = ("1-64-128", "64-128-64"), ("3-64-128", "32-1-128")
@@ -36,7 +36,7 @@ class Form(NamedTuple):
 def main(arguments: list[str] | None = None) -> list[tuple[Form, float]]:
     """Prints a row for each form, and returns them with their seconds."""
     args = _parser().parse_args(arguments)
-    keep_freed()  # as launch.py does; PyTorch gains by it too
+    keep_freed_memory()  # as launch.py does; PyTorch gains by it too
     peak = matmul_peak(args.dtype, 2048 if jax.default_backend() == "cpu" else 8192)
     print(f"{jax.devices()[0].device_kind}, {args.dtype}: {peak / 1e12:.3g} TFLOP/s")
     rows = []
@@ -116,9 +116,11 @@ def _library(stride):
 
 _STRIDED_PRODUCTS = {
     "product": {
-        "": lambda image, kernel, _: convolutions._downsample_by_grid(image, kernel),
-        ", kernel's": lambda image, _, code: convolutions._kernel_gradient_by_grid(image, code),
-        ", image's": lambda _, kernel, code: convolutions._upsample_by_grid(code, kernel),
+        "": lambda image, kernel, _: convolutions._space_to_depth_downsample(image, kernel),
+        ", kernel's": lambda image, _, code: convolutions._space_to_depth_kernel_gradient(
+            image, code
+        ),
+        ", image's": lambda _, kernel, code: convolutions._space_to_depth_upsample(code, kernel),
     }
 }
 _PRODUCTS = {
@@ -126,7 +128,7 @@ _PRODUCTS = {
         "": lambda image, kernel, _: convolutions._same_by_product(image, kernel),
         ", kernel's": lambda image, _, code: convolutions._picture_kernel_gradient(image, code),
         ", image's": lambda _, kernel, code: convolutions._same_by_product(
-            code, convolutions.turned(kernel)
+            code, convolutions.flip_kernel(kernel)
         ),
     },
     "product of rows and columns": {

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bigan_jax.detector import Batch, Detector, State, update
+from bigan_jax.detector import Batch, Detector, TrainState
 from bigan_jax.nn.blocks import BATCH_AXIS
+from bigan_jax.training.train_step import update
 
 
 def of_step(
     detector: Detector,
     optimizers: Mapping[str, optax.GradientTransformation],
     due: tuple[str, ...],
-    state: State,
+    state: TrainState,
     images: tuple[int, ...],
 ) -> float:
     """Of the updates of one step, on one device. images: the shape of its batch."""

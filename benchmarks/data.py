@@ -21,7 +21,7 @@ from PIL import Image
 
 from bigan_jax.data import loading, phantom
 from bigan_jax.data.files import images as image_files
-from bigan_jax.data.source import open_catalogue
+from bigan_jax.data.source import open_source
 
 try:
     import torch
@@ -59,11 +59,11 @@ class Files:
 
 
 def prepare(folder, home):
-    return len(open_catalogue("folder", folder, home, "", True).records)
+    return len(open_source("folder", folder, home, "", True).records)
 
 
 def load(folder, home, size, stream=False):
-    return loading.load(
+    return loading.load_dataset(
         "folder",
         dir=folder,
         tfds_dir=home,
@@ -108,7 +108,7 @@ def main():
             folder = Path(scratch, "drawn")
             folder.mkdir()
             draw(folder, args.pictures, args.drawn_size)
-        paths = [folder / name for name in image_files.list_pictures(folder)]
+        paths = [folder / name for name in image_files.list_images(folder)]
         home = f"{scratch}/prepared"
         prepare(folder, home)
         images = load(folder, home, args.size, stream=True).train.image

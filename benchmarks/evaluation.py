@@ -37,13 +37,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigan_jax.commands import evaluate
-from bigan_jax.commands.build import build, picture_shape
-from bigan_jax.commands.load import formula_of
-from bigan_jax.detector import Batch, inference_net, init
+from bigan_jax.commands import evaluate, setup
+from bigan_jax.commands.build import build
+from bigan_jax.data.loading import image_shape
+from bigan_jax.detector import Batch, inference_net, init_state
 from bigan_jax.evaluation import anomaly_score
-from bigan_jax.evaluation.latent_search import Searcher
-from bigan_jax.evaluation.scorer import Scorer
+from bigan_jax.evaluation.anomaly_score import formula_from
+from bigan_jax.evaluation.latent_search import LatentSearcher
+from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.metrics import image, pixel
 from bigan_jax.reports import evaluation_files
 
@@ -58,7 +59,7 @@ OTHERS = {
     "controls": (evaluate, "_controls"),
     "figures and report": (evaluation_files, "_write_pictures"),
 }
-SCORING = {"scoring": (Scorer, "score")}
+SCORING = {"scoring": (AnomalyScorer, "score")}
 
 
 def main():
@@ -75,7 +76,7 @@ def main():
         config.data.image_size, config.data.test_fraction = args.size, 0.5
         config.data.phantom_normal = args.pictures
         config.data.phantom_anomalous = args.pictures // 2
-    dataset, found = evaluate.load_audited(config)
+    dataset, found = setup.load_audited(config)
     detector = build(config, len(dataset.conditions), 1, frozen=False).detector
     state = initial(config, len(dataset.conditions))
 
@@ -131,14 +132,16 @@ class Stopwatch(ExitStack):
 def initial(config, conditions):
     """A state of small random numbers: nothing is compiled for it."""
     built = build(config, conditions, 1, frozen=False)
-    like = jax.eval_shape(lambda: init(built.detector, built.optimizers, 0, picture_shape(config)))
+    like = jax.eval_shape(
+        lambda: init_state(built.detector, built.optimizers, 0, image_shape(config))
+    )
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(0.05 * rng.random(x.shape), x.dtype), like)
 
 
 def reconstruction_seconds(config, dataset, detector, state):
     """Seconds for the reconstructions of all pictures that are scored, and nothing more."""
-    searcher = Searcher(detector)
+    searcher = LatentSearcher(detector)
 
     def look(state, batch, keys):
         net = inference_net(detector, state, {})
@@ -166,8 +169,8 @@ def scoring_seconds(config, dataset, detector, state):
     idle = detector._replace(
         reconstruct=lambda net, batch, keys: 1 - batch.image, native_score=None, search=None
     )
-    formula, shape = formula_of(config.score), picture_shape(config)
-    scorer = Scorer(idle, state, formula, shape, config.batch_size)
+    formula, shape = formula_from(config.score), image_shape(config)
+    scorer = AnomalyScorer(idle, state, formula, shape, config.batch_size)
     for _ in range(2):
         began = time.process_time()
         for part in (dataset.calibration, dataset.test):

@@ -13,34 +13,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import counting, operations, sharing, sides
-from bigan_jax import memory
-from bigan_jax.commands.build import build, picture_shape
-from bigan_jax.detector import Batch, inference_net, init, picture_keys, update
+from bigan_jax.commands.build import build
+from bigan_jax.data.loading import image_shape
+from bigan_jax.detector import Batch, example_keys, inference_net, init_state
 from bigan_jax.evaluation import anomaly_score
-from bigan_jax.evaluation.latent_search import Searcher
+from bigan_jax.evaluation.latent_search import LatentSearcher
 from bigan_jax.nn.blocks import BATCH_AXIS
+from bigan_jax.runtime.jax_setup import keep_freed_memory
 from bigan_jax.training import epoch_runner, schedules
+from bigan_jax.training.train_step import update
 
 ON_ACCELERATOR = 20  # steps in an epoch
-FORMULA = anomaly_score.Formula({"mse": 0.7, "ssim": 0.3})
+FORMULA = anomaly_score.ScoreFormula({"mse": 0.7, "ssim": 0.3})
 
 
 class JaxSide:
     """A task's detector at its initial weights; `first_step` puts it back there."""
 
     def __init__(self, task):
-        memory.keep_freed()  # as launch.py does
+        keep_freed_memory()  # as launch.py does
         self.memory_before = sides.resident()
         self.task = task
         config = importlib.import_module(f"configs.{task.config}").get_config("folder")
         with config.unlocked(), config.ignore_type():
             config.data.image_size, config.dtype = task.size, task.dtype
             config.update_from_flattened_dict(task.changes)
-        self.config, self.shape = config, picture_shape(config)
+        self.config, self.shape = config, image_shape(config)
         built = build(config, sharing.CONDITIONS, steps_per_epoch=10)
         self.detector, self.optimizers = built.detector, built.optimizers
         self.due = {
-            p.name: schedules.due(schedules.Moment(p, i, 0)) for i, p in enumerate(built.phases)
+            p.name: schedules.active_objectives(schedules.ScheduledEpoch(p, i, 0))
+            for i, p in enumerate(built.phases)
         }
         self.updates = {
             name: schedules.updates_by_phase(built.phases, name, 10)
@@ -51,16 +54,16 @@ class JaxSide:
         self.pictures = sharing.draw(self.shape, 2 * task.batch)
         self.frozen = dict(self.detector.frozen)
         self.runner = self._runner(self.detector)
-        self._init = jax.jit(lambda: init(self.detector, self.optimizers, 0, self.shape))
+        self._init = jax.jit(lambda: init_state(self.detector, self.optimizers, 0, self.shape))
         self.start()
         self._score = jax.jit(partial(_score, self.detector))
         search = self.detector.search
-        self._searcher = Searcher(
+        self._searcher = LatentSearcher(
             self.detector._replace(search=search and search._replace(steps=task.search_steps))
         )
 
     def _runner(self, detector):
-        return epoch_runner.Runner(
+        return epoch_runner.EpochRunner(
             detector,
             self.optimizers,
             self.config.augment.to_dict(),
@@ -225,7 +228,7 @@ class JaxSide:
     def _score_arguments(self):
         image = jnp.asarray(self.pictures.image[: self.task.batch]) / 255
         batch = Batch(image, jnp.asarray(self.pictures.condition[: self.task.batch]))
-        keys = picture_keys(jax.random.key(0), jnp.arange(self.task.batch))
+        keys = example_keys(jax.random.key(0), jnp.arange(self.task.batch))
         return epoch_runner.first(self.state), self.frozen, batch, keys
 
     def scores(self, count) -> float:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bigan_jax.detector import Batch, init
-from bigan_jax.evaluation.latent_search import Searcher
+from bigan_jax.detector import Batch, init_state
+from bigan_jax.evaluation.latent_search import LatentSearcher
 from bigan_jax.models import anogan
 
 
@@ -38,9 +38,9 @@ def measure(size, widths, steps, pictures, alone):
     shape = (size, size, 1)
     detector = anogan.create(shape=shape, widths=tuple(widths), search_steps=steps)
     optimizers = dict.fromkeys(detector.objectives, optax.sgd(0.0))
-    state = jax.jit(lambda: init(detector, optimizers, 0, shape))()
+    state = jax.jit(lambda: init_state(detector, optimizers, 0, shape))()
     image = jax.random.uniform(jax.random.key(0), (pictures, *shape))
-    searcher, short = Searcher(detector), Searcher(_shortened(detector))
+    searcher, short = LatentSearcher(detector), LatentSearcher(_shortened(detector))
 
     def search(first, last, searcher=searcher):
         part = image[first:last]

@@ -19,9 +19,8 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from bigan_jax.configs import common
-
 import bigan_jax
+from bigan_jax.configs import common
 from bigan_jax.evaluation.results import flat_fields
 from bigan_jax.reports.tables import Table, markdown
 from bigan_jax.runtime.run_config import default_name, read_config

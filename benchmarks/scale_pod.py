@@ -7,13 +7,16 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bigan_jax.configs import improved_bigan
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
-from bigan_jax.commands.build import Build, build, picture_shape
-from bigan_jax.detector import Batch, init, update
+from bigan_jax.commands.build import build
+from bigan_jax.configs import improved_bigan
+from bigan_jax.data.loading import image_shape
+from bigan_jax.detector import Batch, init_state
 from bigan_jax.nn.blocks import BATCH_AXIS
 from bigan_jax.training import schedules
+from bigan_jax.training.run import DetectorBuild
+from bigan_jax.training.train_step import update
 
 CYCLE = 60  # epochs, over which what is due in only some of them is averaged
 
@@ -32,24 +35,24 @@ def counted(config=None) -> dict:
     default the Improved BiGAN as the paper has it, at 128x128."""
     config = config or improved_bigan.get_config("brain")
     built = build(config, 1, 30)
-    shape = picture_shape(config)
+    shape = image_shape(config)
     cost = {name: update_cost(built, name, shape) for name in built.detector.objectives}
     phases = []
     for index, phase in enumerate(built.phases):
-        moments = [schedules.Moment(phase, index, epoch) for epoch in range(CYCLE)]
-        turns = [cost[name] for moment in moments for name in schedules.due(moment)]
+        moments = [schedules.ScheduledEpoch(phase, index, epoch) for epoch in range(CYCLE)]
+        turns = [cost[name] for moment in moments for name in schedules.active_objectives(moment)]
         step = {key: sum(turn[key] for turn in turns) / CYCLE for key in turns[0]}
         phases.append({"phase": phase.name, "epochs": phase.epochs, **step})
     return {"objectives": cost, "phases": phases}
 
 
-def update_cost(built: Build, name: str, shape: tuple[int, int, int]) -> dict[str, float]:
+def update_cost(built: DetectorBuild, name: str, shape: tuple[int, int, int]) -> dict[str, float]:
     """Of an objective's update: a picture's floating-point operations; those of the whole update
     whatever its batch (the optimiser's); the bytes that are averaged over all devices, gradients,
     statistics, logs and what BatchNorm sees of each batch; and in how many reductions that wait for
     one before: BatchNorm's, and one for all else."""
     detector, axes = built.detector, (None, None, 0, None)
-    state = jax.eval_shape(lambda: init(detector, built.optimizers, 0, shape))
+    state = jax.eval_shape(lambda: init_state(detector, built.optimizers, 0, shape))
     one_update = partial(update, detector, built.optimizers[name], name)
     frozen = jax.eval_shape(lambda: dict(detector.frozen))
 

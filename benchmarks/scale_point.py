@@ -9,10 +9,9 @@ import statistics
 import time
 from pathlib import Path
 
-from bigan_jax.configs.common import override
-
 from benchmarks.sides import forget_peak, peak_resident
-from bigan_jax.detector import init
+from bigan_jax.configs.common import override
+from bigan_jax.detector import init_state
 
 
 def arguments():
@@ -37,18 +36,19 @@ def train(args):
     import numpy as np
 
     pass
-    from bigan_jax.commands.build import build, picture_shape
+    from bigan_jax.commands.build import build
     from bigan_jax.data.files.images import read_image
+    from bigan_jax.data.loading import image_shape
     from bigan_jax.data.streaming import LazyImages
-    from bigan_jax.detector import TrainingSet
     from bigan_jax.training import epoch_runner
     from bigan_jax.training.loop import epoch_order
+    from bigan_jax.training.train_step import TrainingSet
 
     config = small(args)
-    shape = picture_shape(config)
-    steps, batch = epoch_runner.fit_batches(args.batch, args.pictures)
+    shape = image_shape(config)
+    steps, batch = epoch_runner.steps_and_batch_size(args.batch, args.pictures)
     built = build(config, 1, steps)
-    state = jax.jit(lambda: init(built.detector, built.optimizers, 0, shape))()
+    state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, shape))()
     parameters = sum(x.nbytes for x in jax.tree.leaves(state.params))
     condition = np.zeros(args.pictures, np.int32)
     if args.files:
@@ -59,7 +59,7 @@ def train(args):
     else:
         image = np.random.default_rng(0).integers(0, 256, (args.pictures, *shape), np.uint8)
         pictures = epoch_runner.replicate(TrainingSet(image, condition))
-    runner = epoch_runner.Runner(built.detector, built.optimizers, {}, {}, pictures)
+    runner = epoch_runner.EpochRunner(built.detector, built.optimizers, {}, {}, pictures)
     state, due = epoch_runner.replicate(state), tuple(built.detector.objectives)
 
     seconds = []

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigan_jax.detector import Batch, Detector, Net, State, TrainingSet, picture_keys
+from bigan_jax.detector import Batch, Detector, Net, TrainState, example_keys
 from bigan_jax.nn import losses
+from bigan_jax.training.train_step import TrainingSet
 
 CONDITIONS = 3  # for the conditional VAE; nothing to the others
 
@@ -26,7 +27,7 @@ def noise(model: str, latent: int, batch: int, turn: int) -> np.ndarray:
     """What the turn's update of the first step of seed 0 draws from the prior of codes: those of
     detector.update's keys, [batch, latent]."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), turn)
-    keys = picture_keys(key, jnp.arange(batch))
+    keys = example_keys(key, jnp.arange(batch))
     if model == "anogan":
         draw_one = partial(jax.random.uniform, shape=(latent,), minval=-1, maxval=1)
         return np.asarray(jax.vmap(draw_one)(keys))
@@ -34,7 +35,7 @@ def noise(model: str, latent: int, batch: int, turn: int) -> np.ndarray:
 
 
 def layers(
-    detector: Detector, state: State, shape: tuple[int, int, int]
+    detector: Detector, state: TrainState, shape: tuple[int, int, int]
 ) -> dict[str, list[dict[str, np.ndarray]]]:
     """Each network's layers, in the order in which they are called: arrays by name."""
     variables = {
@@ -42,7 +43,7 @@ def layers(
     } | dict(detector.frozen)
     net = _Recorder(detector.networks, variables, train=False)
     batch = Batch(jnp.zeros((2, *shape)), jnp.zeros(2, jnp.int32))
-    keys = picture_keys(jax.random.key(0), jnp.arange(2))
+    keys = example_keys(jax.random.key(0), jnp.arange(2))
     for objective in detector.objectives.values():
         jax.eval_shape(lambda o=objective: o.loss(net, batch, keys)[0])
     return {

@@ -42,14 +42,13 @@ class Sample(NamedTuple):
 def train(epochs: int, workdir: Path, turn: Callable[[Sample], None]) -> None:
     """Trains so many epochs. turn: called with a sample of each block, halfway between two saves.
     Each save is waited for, so that none goes on in the background then."""
-    from bigan_jax.configs import fcae
-    from bigan_jax.configs.common import override
-
     from bigan_jax.commands import setup
     from bigan_jax.commands import train as training
+    from bigan_jax.configs import fcae
+    from bigan_jax.configs.common import override
     from bigan_jax.training import epoch_logger
-    from bigan_jax.training.saving.checkpoints import Checkpoints
-    from bigan_jax.training.saving.train_log import History
+    from bigan_jax.training.saving.checkpoints import CheckpointManager
+    from bigan_jax.training.saving.train_log import TrainLog
 
     config = fcae.get_config("phantom")
     override(
@@ -66,7 +65,7 @@ def train(epochs: int, workdir: Path, turn: Callable[[Sample], None]) -> None:
     )
     done, before = 0, _clocks()
 
-    class Watched(History):
+    class Watched(TrainLog):
         def append(self, row):
             nonlocal done, before
             super().append(row)
@@ -76,14 +75,14 @@ def train(epochs: int, workdir: Path, turn: Callable[[Sample], None]) -> None:
                 turn(Sample(*spent, *_held()))
                 before = _clocks()
 
-    class Waited(Checkpoints):
+    class Waited(CheckpointManager):
         def save(self, progress, state):
             super().save(progress, state)
             self.wait()
 
     with (
-        patch.object(epoch_logger, "History", Watched),
-        patch.object(setup, "Checkpoints", Waited),
+        patch.object(epoch_logger, "TrainLog", Watched),
+        patch.object(setup, "CheckpointManager", Waited),
         patch.object(training, "evaluate_run", lambda *_: {}),
     ):
         training.train(config, workdir)

@@ -20,23 +20,24 @@ def main(_):
 
 def table(config, splits: int):
     """A row a split and one of their means: what chance gave each part, and the controls' AUROC."""
-    from bigan_jax.commands.evaluate import data_fields
-    from bigan_jax.commands.load import formula_of
-    from bigan_jax.data.loading import load
+    from bigan_jax.commands.setup import data_fields
+    from bigan_jax.data.loading import load_dataset
     from bigan_jax.evaluation import anomaly_score
-    from bigan_jax.evaluation.baselines import control_aurocs, control_scores, fitting_pictures
-    from bigan_jax.reports.tables import Table, spread
+    from bigan_jax.evaluation.anomaly_score import formula_from
+    from bigan_jax.evaluation.baselines import baseline_aurocs, baseline_scores, fitting_images
+    from bigan_jax.evaluation.statistics import spread
+    from bigan_jax.reports.tables import Table
 
-    formula = formula_of(config.score)
+    formula = formula_from(config.score)
 
     def score(images, reconstructions):
         return anomaly_score.score(formula, anomaly_score.terms(images, reconstructions))
 
     rows, found = [], []
     for split in range(splits):
-        pictures = load(**data_fields(config) | {"split_seed": split})
-        train, test = fitting_pictures(pictures.train.image), pictures.test
-        found.append(control_aurocs(control_scores(train, test.image, score), test.label))
+        pictures = load_dataset(**data_fields(config) | {"split_seed": split})
+        train, test = fitting_images(pictures.train.image), pictures.test
+        found.append(baseline_aurocs(baseline_scores(train, test.image, score), test.label))
         sizes = len(pictures.train.label), len(pictures.calibration.label)
         counts = int((~test.label).sum()), int(test.label.sum())
         rows.append([str(split), *sizes, *counts, *found[-1].values()])

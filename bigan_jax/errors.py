@@ -3,14 +3,14 @@
 import difflib
 from collections.abc import Iterable
 
-AGAIN = 75  # exit status: the same command, given again, goes on (EX_TEMPFAIL of sysexits.h)
+EXIT_RESUME = 75  # exit status: the same command, given again, goes on (EX_TEMPFAIL of sysexits.h)
 
 
 class UserError(Exception):
     """Wrong input from the person at the keyboard: the message names the thing and the remedy."""
 
 
-def unknown(kind: str, name: str, choices: Iterable[str], like: str = "") -> UserError:
+def unknown_name(kind: str, name: str, choices: Iterable[str], like: str = "") -> UserError:
     """The error for a `name` that is none of `choices`: it names the one closest to `like`, by
     default to the name, and lists all."""
     choices = sorted(choices)
@@ -19,12 +19,12 @@ def unknown(kind: str, name: str, choices: Iterable[str], like: str = "") -> Use
     return UserError(f"unknown {kind} {name!r}.{hint} There are: {', '.join(choices)}.")
 
 
-def shown(error: BaseException) -> str:
+def printable_lines(error: BaseException) -> str:
     """What an error says, line by line, for a terminal: names in it may come from strangers."""
     return "\n".join(map(printable, str(error).split("\n")))
 
 
-def reason(error: BaseException, most: int) -> str:
+def one_line(error: BaseException, most: int) -> str:
     """What an error says, in a printable line of at most so many of its characters; its type where
     it says nothing."""
     return printable(" ".join(str(error).split())[:most]) or type(error).__name__

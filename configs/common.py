@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from bigan_jax.errors import UserError, unknown
+from bigan_jax.errors import UserError, unknown_name
 
 # Heads and leaves lie a little differently in every picture. Parts under a fixed camera do not, nor
 # heads that are cut out to the frame, and a detector that was shown moved ones forgives more. A
@@ -130,7 +130,7 @@ def finish(
     config.name = config.name or config.model_name
     dataset, *modifiers = (arg or "phantom").split(",")
     if dataset not in DATASETS:
-        raise unknown("dataset", dataset, DATASETS)
+        raise unknown_name("dataset", dataset, DATASETS)
     override(config, {"data.name": dataset, "data.source": dataset})
     override(config, DATASETS[dataset])
     override(config, (presets or {}).get(dataset, {}))
@@ -140,7 +140,7 @@ def finish(
         elif name in ablations:
             override(config, ablations[name])
         else:
-            raise unknown("ablation or modifier", name, [QUICK, *ablations])
+            raise unknown_name("ablation or modifier", name, [QUICK, *ablations])
     if len(set(modifiers)) < len(modifiers):
         raise UserError(f"{arg!r} names something twice")
     config.ablations = tuple(name for name in modifiers if name != QUICK)
@@ -170,7 +170,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
             home = Path(__file__).parents[1]
             raise UserError(f"there is no {file} here: start launch.py in {home}")
         like = f"configs/{Path(file).stem.lower()}.py"
-        raise unknown("config file", file, _config_files(), like)
+        raise unknown_name("config file", file, _config_files(), like)
     config = get_config(arg or None)
     for name in named:
         group, _, field = name.partition(".")
@@ -194,7 +194,7 @@ def _check_field(config: ConfigDict, path: list[str]) -> None:
             where = ".".join(path[:depth])
             if deeper := [name for name in _fields(node) if name.rpartition(".")[2] == field]:
                 raise UserError(f"unknown field '{where}.{field}'. It is {where}.{deeper[0]}")
-            raise unknown("field", f"{where}.{field}", [f"{where}.{name}" for name in node])
+            raise unknown_name("field", f"{where}.{field}", [f"{where}.{name}" for name in node])
         node = node[field]
     if len(path) > 1 and isinstance(node, ConfigDict):
         fields = ", ".join(f"{'.'.join(path)}.{name}" for name in node)

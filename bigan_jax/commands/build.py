@@ -10,28 +10,19 @@ import optax
 from ml_collections import ConfigDict
 
 from bigan_jax import models
+from bigan_jax.data.loading import image_shape
 from bigan_jax.detector import Detector
-from bigan_jax.errors import UserError, unknown
-from bigan_jax.nn.losses import SSIM_WINDOW
+from bigan_jax.errors import UserError, unknown_name
+from bigan_jax.nn.ssim import SSIM_WINDOW
 from bigan_jax.training import augmentation, schedules
+from bigan_jax.training.run import DetectorBuild
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-class Build(NamedTuple):
-    """What a config describes."""
-
-    detector: Detector
-    optimizers: dict[str, optax.GradientTransformation]
-    phases: tuple[schedules.Phase, ...]
-
-
-def picture_shape(config: ConfigDict) -> tuple[int, int, int]:
-    """(height, width, channels) of the pictures as the networks see them."""
-    return config.data.image_size, config.data.image_size, config.data.channels
-
-
-def build(config: ConfigDict, conditions: int, steps_per_epoch: int, frozen: bool = True) -> Build:
+def build(
+    config: ConfigDict, conditions: int, steps_per_epoch: int, frozen: bool = True
+) -> DetectorBuild:
     """The config's detector, optimisers and phases.
 
     conditions: how many kinds of picture the data set tells apart.
@@ -41,9 +32,9 @@ def build(config: ConfigDict, conditions: int, steps_per_epoch: int, frozen: boo
     """
     names = [module.name for module in pkgutil.iter_modules(models.__path__)]
     if config.model_name not in names:
-        raise unknown("model", config.model_name, names)
+        raise unknown_name("model", config.model_name, names)
     if config.dtype not in _DTYPES:
-        raise unknown("config.dtype", config.dtype, _DTYPES)
+        raise unknown_name("config.dtype", config.dtype, _DTYPES)
     size, multiple = config.data.image_size, 2 ** len(config.model.get("widths", ()))
     if size % multiple or size <= SSIM_WINDOW:
         raise UserError(
@@ -52,19 +43,19 @@ def build(config: ConfigDict, conditions: int, steps_per_epoch: int, frozen: boo
         )
     fields = config.model.to_dict()
     _check_numbers("model", fields)
-    augmentation.check(config.augment)
+    augmentation.validate(config.augment)
     if "perceptual_layers" in fields:
         fields["vgg16_weights"] = config.vgg16.weights if frozen else None
     detector = importlib.import_module(f"bigan_jax.models.{config.model_name}").create(
-        shape=picture_shape(config),
+        shape=image_shape(config),
         conditions=conditions,
         dtype=_DTYPES[config.dtype],
         **fields,
     )
     phases = schedules.parse(config.phases.to_dict(), detector.objectives)
     _check_updates(phases, detector.objectives)
-    detector = detector._replace(objectives=_unused_first(detector.objectives, phases))
-    return Build(detector, optimizers(config, detector, phases, steps_per_epoch), phases)
+    detector = detector._replace(objectives=_inactive_objectives_first(detector.objectives, phases))
+    return DetectorBuild(detector, optimizers(config, detector, phases, steps_per_epoch), phases)
 
 
 def optimizers(
@@ -81,7 +72,7 @@ def optimizers(
         _check_numbers(f"optimizers.{name}", fields)
         fields["learning_rate"] *= scale
         updates = schedules.updates_by_phase(phases, name, steps_per_epoch)
-        made[name] = schedules.optimizer(updates, **fields)
+        made[name] = schedules.make_optimizer(updates, **fields)
     return made
 
 
@@ -93,7 +84,7 @@ def _check_updates(phases, objectives):
         )
 
 
-def _unused_first(objectives, phases):
+def _inactive_objectives_first(objectives, phases):
     """A network is scored by the statistics of the last objective that owns it
     (detector.batch_statistics), and one that is never due has trained nothing."""
 

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from bigan_jax.errors import UserError, printable
-from bigan_jax.evaluation.comparison import Standings, standings
-from bigan_jax.evaluation.results import Run, read_run
+from bigan_jax.evaluation.comparison import DatasetComparison, compare_runs
+from bigan_jax.evaluation.results import FinishedRun, read_run
 from bigan_jax.reports import html, tables
-from bigan_jax.reports.comparison_tables import CSV_HEADER, csv_rows, overview, tables_of
+from bigan_jax.reports.comparison_tables import CSV_HEADER, comparison_tables, csv_rows, overview
 from bigan_jax.reports.tables import Table
-from bigan_jax.runtime.run_config import write_whole
+from bigan_jax.runtime.files import write_atomic
 
 _LATEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n\n"
 
@@ -24,7 +24,7 @@ _LATEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n\n"
 class Comparison(NamedTuple):
     """What was compared, and what could not be: (folder, reason)."""
 
-    standings: list[Standings]
+    compare_runs: list[DatasetComparison]
     left_out: list[tuple[str, str]]
     unfinished: list[str]
     output: Path
@@ -52,7 +52,7 @@ class Plot(NamedTuple):
 class Section(NamedTuple):
     """One set of pictures as the page shows it."""
 
-    standings: Standings
+    compare_runs: DatasetComparison
     tables: list[Table]
     plot: Plot
 
@@ -74,8 +74,8 @@ def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> 
         hint = f"There are some one deeper: --workdirs='{deeper[0]}'" if deeper else ""
         raise UserError("\n".join(filter(None, [f"no finished run in {where}", *reasons, hint])))
     output = Path(output)
-    comparison = Comparison(standings(runs), left_out, unfinished, output)
-    sections = [Section(s, tables_of(s), _plot(s)) for s in comparison.standings]
+    comparison = Comparison(compare_runs(runs), left_out, unfinished, output)
+    sections = [Section(s, comparison_tables(s), _plot(s)) for s in comparison.standings]
     above = overview(comparison.standings)
     every = [*above, *(table for section in sections for table in section.tables)]
     for name, content in (
@@ -84,7 +84,7 @@ def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> 
         ("comparison.tex", _LATEX_HEAD + "\n".join(map(tables.latex, every))),
         ("comparison.html", _html(comparison, above, sections)),
     ):
-        write_whole(output / name, content)
+        write_atomic(output / name, content)
     _print(comparison)
     return comparison
 
@@ -110,7 +110,7 @@ def _folders(patterns):
     return list(found.values())
 
 
-def _read(folders: Iterable[Path]) -> tuple[list[Run], list[tuple[str, str]], list[str]]:
+def _read(folders: Iterable[Path]) -> tuple[list[FinishedRun], list[tuple[str, str]], list[str]]:
     runs, left_out, unfinished = [], [], []
     for folder in folders:
         try:
@@ -123,7 +123,7 @@ def _read(folders: Iterable[Path]) -> tuple[list[Run], list[tuple[str, str]], li
     return runs, left_out, unfinished
 
 
-def _plot(found: Standings) -> Plot:
+def _plot(found: DatasetComparison) -> Plot:
     """Where everything lies on an axis that ends at 1 and begins at 0.5 or below."""
     known = [row for row in found.rows if row.figures["auroc"]]
     seeds = [[run.evaluation["auroc"] for run in row.runs] for row in known]
@@ -169,9 +169,9 @@ def _markdown(comparison, above, sections):
 
 
 def _html(comparison, above, sections):
-    return html.render(
+    return html.render_html(
         "comparison.html.jinja",
-        filters={"cell": tables.text, "spans": tables.spans},
+        filters={"cell": tables.format_cell, "spans": tables.spans},
         remarks=_remarks(comparison),
         overview=above,
         sections=sections,
@@ -182,7 +182,9 @@ def _print(comparison):
     for found in comparison.standings:
         best = next((row for row in found.rows if row.figures["auroc"]), None)
         if best:
-            auroc, control = (tables.text(best.figures[name]) for name in ("auroc", "control"))
+            auroc, control = (
+                tables.format_cell(best.figures[name]) for name in ("auroc", "control")
+            )
             print(
                 f"{found.title}: {len(found.rows)} rows; best {best.label}, AUROC {auroc}; "
                 f"strongest training-free control {control}"

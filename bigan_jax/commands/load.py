@@ -7,25 +7,25 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from bigan_jax.commands.build import build, picture_shape
-from bigan_jax.detector import Detector, State, init
-from bigan_jax.errors import UserError, reason
-from bigan_jax.evaluation import anomaly_score
-from bigan_jax.evaluation.anomaly_score import Formula
-from bigan_jax.evaluation.results import read_judgement
-from bigan_jax.evaluation.scorer import Scorer
+from bigan_jax.commands.build import build
+from bigan_jax.data.loading import image_shape
+from bigan_jax.detector import Detector, TrainState, init_state
+from bigan_jax.errors import UserError, one_line
+from bigan_jax.evaluation.anomaly_score import formula_from
+from bigan_jax.evaluation.results import read_decision_settings
+from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.runtime.run_config import read_config
-from bigan_jax.training.saving.checkpoints import Checkpoints
+from bigan_jax.training.saving.checkpoints import CheckpointManager
 
 
-def load(workdir: str | Path) -> Scorer:
+def load(workdir: str | Path) -> AnomalyScorer:
     """The detector that was trained in a folder, with the threshold of its evaluation.
 
     Raises UserError when the folder holds no finished run.
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    judged = read_judgement(workdir)
+    judged = read_decision_settings(workdir)
     told = judged.conditions
     state, detector, _ = restore(config, workdir, len(told))
     if judged.steps not in (None, int(state.step)):
@@ -33,12 +33,12 @@ def load(workdir: str | Path) -> Scorer:
             f"{workdir}: its evaluation.json was made after {judged.steps} steps, and its "
             f"newest sound checkpoint is of {int(state.step)}: run --mode=evaluate first"
         )
-    with _told_of(workdir):
-        scorer = Scorer(
+    with _config_errors(workdir):
+        scorer = AnomalyScorer(
             detector,
             state,
-            formula_of(config.score),
-            picture_shape(config),
+            formula_from(config.score),
+            image_shape(config),
             threshold=judged.threshold,
             vgg16_weights=config.vgg16.weights,
             unit_features=config.score.unit_features,
@@ -52,39 +52,29 @@ def load(workdir: str | Path) -> Scorer:
 
 
 @contextmanager
-def _told_of(workdir: Path) -> Iterator[None]:
+def _config_errors(workdir: Path) -> Iterator[None]:
     """A config.json that was edited makes nearly anything go wrong: told as one UserError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        kind, words = type(error).__name__, reason(error, 300)
+        kind, words = type(error).__name__, one_line(error, 300)
         raise UserError(
             f"nothing can be made of {workdir}/config.json ({kind}: {words}). Put back the one "
             "that the run wrote."
         ) from error
 
 
-def formula_of(score: ConfigDict) -> Formula:
-    """How config.score makes a score of terms, before it standardises them.
-
-    Raises UserError for values that there are not.
-    """
-    return anomaly_score.formula(
-        {name: score[name] for name in anomaly_score.TERMS}, score.reduction
-    )
-
-
-def restore(config: ConfigDict, workdir: Path, conditions: int) -> tuple[State, Detector, int]:
+def restore(config: ConfigDict, workdir: Path, conditions: int) -> tuple[TrainState, Detector, int]:
     """The newest checkpoint of a run, its detector, and after how many epochs that was. Without
     networks that only train others: a perceptual loss's VGG16 is not asked for again."""
-    with _told_of(workdir):
+    with _config_errors(workdir):
         built = build(config, conditions, steps_per_epoch=1, frozen=False)
         like = jax.eval_shape(
-            lambda: init(built.detector, built.optimizers, config.seed, picture_shape(config))
+            lambda: init_state(built.detector, built.optimizers, config.seed, image_shape(config))
         )
-    with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+    with closing(CheckpointManager(workdir, read_only=True)) as checkpoints:
         found = checkpoints.restore(like, whole=True)
     if found is None:
         raise UserError(f"{workdir} holds no checkpoint yet: train it first")

@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from bigan_jax import errors
 from bigan_jax.commands.load import load
-from bigan_jax.data.files.folders import Folder
-from bigan_jax.data.files.images import in_threads, read_image
-from bigan_jax.data.files.unreadable import MAX_LISTED, Broken, attempt, is_inside
-from bigan_jax.data.inputs import opened
+from bigan_jax.data.files.folders import DataFolder
+from bigan_jax.data.files.images import map_in_threads, read_image
+from bigan_jax.data.files.unreadable import MAX_LISTED, UnreadableFile, is_inside, try_read
+from bigan_jax.data.inputs import open_inputs
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation.results import read_judgement
-from bigan_jax.evaluation.scorer import Scorer, Scores
-from bigan_jax.reports.overlays import draw
+from bigan_jax.evaluation.results import read_decision_settings
+from bigan_jax.evaluation.scorer import AnomalyScorer, Scores
+from bigan_jax.reports.overlays import write_overlays
 from bigan_jax.runtime.run_config import read_config
 
 BLOCK = 64  # pictures in memory at once, as files and at the model's size
@@ -34,7 +34,7 @@ class Predicted(NamedTuple):
 
     scored: int
     anomalous: int  # of the scored ones
-    unreadable: list[Broken]
+    unreadable: list[UnreadableFile]
     output: Path
 
 
@@ -57,16 +57,16 @@ def predict(
     """
     workdir, output = Path(workdir), Path(output)
     read_config(workdir)  # tells better what is wrong where no run is
-    judged = read_judgement(workdir)
+    judged = read_decision_settings(workdir)
     if judged.calibration is None or judged.colour_limit is None:
         raise UserError(
             f"{workdir} was evaluated by an older version, without what a prediction needs: "
             f"python launch.py --mode=evaluate --workdir={workdir} makes it"
         )
-    _claim(output, source)
-    with opened(source, output) as (folder, names):
+    _create_output_folder(output, source)
+    with open_inputs(source, output) as (folder, names):
         scorer = load(workdir)
-        known = conditions_of(names, folder.root, scorer, condition)
+        known = infer_conditions(names, folder.root, scorer, condition)
         limit = judged.colour_limit
         try:
             return _predict(scorer, limit, folder, known, output, maps)
@@ -74,7 +74,7 @@ def predict(
             raise UserError(f"{output} holds what was written until this: {error}") from error
 
 
-def _claim(output: Path, source: str | Path) -> None:
+def _create_output_folder(output: Path, source: str | Path) -> None:
     """Makes the folder. What is in one is never mixed with, and not deleted either."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output={output} is there and not empty: give a new folder")
@@ -86,8 +86,8 @@ def _claim(output: Path, source: str | Path) -> None:
         raise UserError(f"--output={output} cannot be made: {error.strerror}") from error
 
 
-def conditions_of(
-    names: Sequence[str], root: epath.Path, scorer: Scorer, asked: str
+def infer_conditions(
+    names: Sequence[str], root: epath.Path, scorer: AnomalyScorer, asked: str
 ) -> dict[str, int]:
     """Each picture's condition by its name: the one asked for, or that of the nearest folder.
 
@@ -111,9 +111,9 @@ def conditions_of(
 
 
 def _predict(
-    scorer: Scorer,
+    scorer: AnomalyScorer,
     limit: float,
-    folder: Folder,
+    folder: DataFolder,
     condition: dict[str, int],
     output: Path,
     maps: bool,
@@ -121,7 +121,7 @@ def _predict(
     # Blocks of nearly one size: a last small one would have the networks compiled again.
     blocks = np.array_split(np.array(list(condition), object), -(-len(condition) // BLOCK))
     scored = anomalous = 0
-    unreadable: list[Broken] = []
+    unreadable: list[UnreadableFile] = []
     every = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file wants few lines
     with (
         (output / "scores.csv").open("w", newline="", encoding="utf-8") as file,
@@ -135,7 +135,7 @@ def _predict(
                 search = "search" if scorer.search_steps else ""
                 scores = scorer.score(np.stack(list(images.values())), known, progress=search)
                 if maps:
-                    broken += draw(
+                    broken += write_overlays(
                         contents, list(images), scores.error_map, limit, output, scorer.form.window
                     )
                 left_out = {b.path for b in broken}
@@ -150,25 +150,27 @@ def _predict(
             unreadable += broken
             _list(broken, output / "unreadable.csv")
             bar.update(len(names))
-    _tell(scored, anomalous, unreadable, scorer.threshold, output, maps)
+    _print_summary(scored, anomalous, unreadable, scorer.threshold, output, maps)
     return Predicted(scored, anomalous, unreadable, output)
 
 
-def _read(folder, names, form) -> tuple[dict[str, bytes], dict[str, np.ndarray], list[Broken]]:
+def _read(
+    folder, names, form
+) -> tuple[dict[str, bytes], dict[str, np.ndarray], list[UnreadableFile]]:
     """The files' bytes, the pictures as the networks take them, and what cannot be read."""
     contents = dict(zip(names, folder.read(names, False), strict=True))
 
-    def decode(name: str) -> np.ndarray | Broken:
-        if isinstance(content := contents[name], Broken):
+    def decode(name: str) -> np.ndarray | UnreadableFile:
+        if isinstance(content := contents[name], UnreadableFile):
             return content
-        return attempt(name, lambda: read_image(io.BytesIO(content), *form))
+        return try_read(name, lambda: read_image(io.BytesIO(content), *form))
 
-    images = dict(zip(names, in_threads(decode, names, "pictures"), strict=True))
-    broken = [image for image in images.values() if isinstance(image, Broken)]
-    return contents, {n: i for n, i in images.items() if not isinstance(i, Broken)}, broken
+    images = dict(zip(names, map_in_threads(decode, names, "pictures"), strict=True))
+    broken = [image for image in images.values() if isinstance(image, UnreadableFile)]
+    return contents, {n: i for n, i in images.items() if not isinstance(i, UnreadableFile)}, broken
 
 
-def _rows(names: Sequence[str], scores: Scores, scorer: Scorer) -> list[dict[str, str]]:
+def _rows(names: Sequence[str], scores: Scores, scorer: AnomalyScorer) -> list[dict[str, str]]:
     decision, percentile = scorer.decide(scores), scorer.percentile(scores)
     columns = scores.columns
     rows = []
@@ -185,16 +187,16 @@ def _rows(names: Sequence[str], scores: Scores, scorer: Scorer) -> list[dict[str
     return rows
 
 
-def _list(broken: Sequence[Broken], path: Path) -> None:
+def _list(broken: Sequence[UnreadableFile], path: Path) -> None:
     if broken:
         new = not path.exists()
         with path.open("a", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
-            table.writerows([Broken._fields] * new)
+            table.writerows([UnreadableFile._fields] * new)
             table.writerows(map(errors.printable, b) for b in broken)
 
 
-def _tell(scored, anomalous, unreadable, threshold, output, maps):
+def _print_summary(scored, anomalous, unreadable, threshold, output, maps):
     written = "Scores, error maps and overlays" if maps else "Scores"
     print(
         f"{scored} pictures scored, {anomalous} of them anomalous (score of {threshold:.4g} or "

@@ -16,14 +16,17 @@ from ml_collections import ConfigDict
 from bigan_jax.commands import evaluate as evaluation
 from bigan_jax.commands import train as training
 from bigan_jax.commands.compare import compare
-from bigan_jax.commands.setup import Task, prepared
+from bigan_jax.commands.setup import prepare_jobs
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation.comparison import apart
+from bigan_jax.evaluation.comparison import differing_fields
 from bigan_jax.reports import tables
 from bigan_jax.runtime import distributed
-from bigan_jax.runtime.preemption import Stopped, deferred
-from bigan_jax.runtime.run_config import default_name, write_json
-from bigan_jax.training.loop import Run, advance
+from bigan_jax.runtime.files import write_json
+from bigan_jax.runtime.preemption import Stopped, defer_signals
+from bigan_jax.runtime.run_config import default_name
+from bigan_jax.training import loop
+from bigan_jax.training.loop import train_epochs
+from bigan_jax.training.run import TrainingJob, TrainingRun
 
 _FOLDER = re.compile(r"seed-?\d+")
 
@@ -53,14 +56,14 @@ def train(
         raise UserError(f"{workdir} holds a run of one seed: give another --workdir")
     seeds = range(config.seed, config.seed + config.seeds)
     if side_by_side is None:
-        side_by_side = jax.default_backend() != "cpu" and not distributed.several()
+        side_by_side = jax.default_backend() != "cpu" and not distributed.is_multiprocess()
     failed = {}
-    with prepared({workdir / f"seed{k}": of_seed(config, k) for k in seeds}) as tasks:
+    with prepare_jobs({workdir / f"seed{k}": config_for_seed(config, k) for k in seeds}) as tasks:
         if side_by_side:
-            train_abreast(tasks)
+            train_side_by_side(tasks)
         for task in tasks:
             with _noted(failed, task.workdir):
-                training.finish(task)
+                training.train_and_evaluate(task)
     return _summary(workdir, [t.workdir for t in tasks], failed) if distributed.is_primary() else {}
 
 
@@ -81,7 +84,7 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
     for folder in folders:
         seed = int(folder.name.removeprefix("seed"))
         with _noted(failed, folder):
-            evaluation.evaluate(folder, config and of_seed(config, seed))
+            evaluation.evaluate(folder, config and config_for_seed(config, seed))
     return _summary(workdir, folders, failed)
 
 
@@ -91,7 +94,7 @@ def _noted(failed: dict[Path, UserError], folder: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if distributed.several():  # which cannot know what became of each other's
+        if distributed.is_multiprocess():  # which cannot know what became of each other's
             raise
         print(f"Warning: {folder}: {error}")
         failed[folder] = error
@@ -99,14 +102,14 @@ def _noted(failed: dict[Path, UserError], folder: Path) -> Iterator[None]:
 
 def _summary(workdir, folders, failed):
     sound = [folder for folder in folders if folder not in failed]
-    summary = summarise(workdir, sound) if sound else {}
+    summary = summarize(workdir, sound) if sound else {}
     if failed:
         lines = [f"{folder}: {error}" for folder, error in failed.items()]
         raise UserError(f"{len(failed)} of {len(folders)} seeds failed\n" + "\n".join(lines))
     return summary
 
 
-def of_seed(config: ConfigDict, seed: int) -> ConfigDict:
+def config_for_seed(config: ConfigDict, seed: int) -> ConfigDict:
     """The config of one of several seeds, as it would be alone."""
     alone = config.copy_and_resolve_references()
     with alone.unlocked():
@@ -114,7 +117,7 @@ def of_seed(config: ConfigDict, seed: int) -> ConfigDict:
     return alone.lock()
 
 
-def summarise(workdir: Path, folders: Sequence[Path]) -> dict:
+def summarize(workdir: Path, folders: Sequence[Path]) -> dict:
     """Mean and spread over the runs that are finished, as a comparison has them; also written to
     summary.json. Raises UserError where they differ in more than their seed."""
     standings, *elsewhere = compare(folders, workdir).standings
@@ -127,7 +130,8 @@ def summarise(workdir: Path, folders: Sequence[Path]) -> dict:
     row, *others = standings.rows
     if others:
         raise UserError(
-            f"the seeds in {workdir} differ in {', '.join(apart(row, others[0]))}, so that they "
+            f"the seeds in {workdir} differ in "
+            f"{', '.join(differing_fields(row, others[0]))}, so that they "
             f"have no common mean: {workdir / 'comparison.md'} has them one by one. Where a field "
             f"tells how to score, --mode=evaluate --workdir={workdir} with one value of it helps"
         )
@@ -136,7 +140,7 @@ def summarise(workdir: Path, folders: Sequence[Path]) -> dict:
     summary = {"model": row.label, "dataset": standings.title, "seeds": seeds, "figures": figures}
     write_json(workdir / "summary.json", summary)
     shown = {"AUROC": "auroc", "F1": "f1", "pixel AUROC": "pixel_auroc", "control": "control"}
-    told = [f"{word} {tables.text(row.figures[name])}" for word, name in shown.items()]
+    told = [f"{word} {tables.format_cell(row.figures[name])}" for word, name in shown.items()]
     numbers = ", ".join(map(str, seeds))
     print(f"{row.label} on {standings.title}, seeds {numbers}: {'; '.join(told)}")
     return summary
@@ -145,7 +149,7 @@ def summarise(workdir: Path, folders: Sequence[Path]) -> dict:
 # --- side by side ---------------------------------------------------------------------------------
 
 
-def train_abreast(tasks: Sequence[Task], scanned: bool | None = None) -> None:
+def train_side_by_side(tasks: Sequence[TrainingJob], scanned: bool | None = None) -> None:
     """Trains runs as far as they go side by side; what is left of each, `training.finish` does.
 
     Those go together that have come equally far. One that diverges stays at its last checkpoint,
@@ -156,12 +160,12 @@ def train_abreast(tasks: Sequence[Task], scanned: bool | None = None) -> None:
     left = list(tasks)
     while True:
         with ExitStack() as held:
-            asked = held.enter_context(deferred(training.NOTE))
-            runs = [held.enter_context(closing(Run(task))) for task in left]
+            asked = held.enter_context(defer_signals(loop.STOP_NOTICE))
+            runs = [held.enter_context(closing(TrainingRun(task))) for task in left]
             group = _largest_group(runs)
             if len(group) > 1:
                 runner = group[0].task.runner(1.0, scanned, len(group))
-                diverged = {attempt.run for attempt in advance(group, runner, asked)}
+                diverged = {attempt.run for attempt in train_epochs(group, runner, asked)}
                 runs = [run for run in runs if run not in diverged]
                 left = [run.task for run in runs]
         if signum := asked.heeded or asked.signum:

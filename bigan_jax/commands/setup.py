@@ -2,111 +2,77 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from bigan_jax.commands.build import Build, build, optimizers, picture_shape
-from bigan_jax.commands.evaluate import check_fields, load_audited
+from bigan_jax.commands.build import build, optimizers
+from bigan_jax.data import audit, loading
 from bigan_jax.data.audit import Audit
 from bigan_jax.data.dataset import Dataset
 from bigan_jax.data.files.unreadable import is_inside
-from bigan_jax.detector import State, TrainingSet, init
-from bigan_jax.errors import UserError
+from bigan_jax.data.loading import image_shape
+from bigan_jax.detector import init_state
+from bigan_jax.errors import UserError, printable
+from bigan_jax.evaluation import results
+from bigan_jax.evaluation.anomaly_score import formula_from
+from bigan_jax.evaluation.assess import choose_threshold
+from bigan_jax.nn.vgg16 import weights as vgg16_weights
 from bigan_jax.runtime import distributed
-from bigan_jax.runtime.lock import alone
-from bigan_jax.runtime.run_config import check, claim, write_whole
-from bigan_jax.training import divergence, epoch_runner, schedules
-from bigan_jax.training.epoch_runner import Runner
-from bigan_jax.training.saving.checkpoints import Checkpoints, digest
-from bigan_jax.training.saving.progress import Progress
-
-FROZEN = "vgg16.sha256"  # the digest of weights that a loss looks through, and nothing trains
-
-
-class Task(NamedTuple):
-    """What is to be trained, on what, and where the run's files are."""
-
-    config: ConfigDict
-    built: Build
-    dataset: Dataset
-    found: Audit
-    weights: str  # the digest of those that a loss looks through; "" where there are none
-    steps: int  # in every epoch,
-    batch_size: int  # of so many pictures each
-    begin: Callable[[int], State]  # from a seed
-    runner: Callable[..., Runner]  # from the scale of learning rates, and Runner's last arguments
-    workdir: Path
-
-    @property
-    def epochs(self) -> int:
-        return schedules.total_epochs(self.built.phases)
-
-    def checkpoints(self) -> Checkpoints:
-        """Those of the run; whoever asks for them closes them."""
-        kept = self.config.checkpoint
-        return Checkpoints(self.workdir, kept.keep, kept.keep_every)
-
-    def begin_to_train(self) -> None:
-        """Keeps what trains from here on, and by which frozen weights; an evaluation of what was
-        trained before goes."""
-        self.found.write_split(self.workdir)
-        if self.weights:
-            write_whole(self.workdir / FROZEN, self.weights)
-        (self.workdir / "evaluation.json").unlink(missing_ok=True)
-
-    def newest(self, checkpoints: Checkpoints) -> tuple[Progress, State]:
-        """Where the newest sound checkpoint was, or the beginning; of several processes, as process
-        0 has it."""
-        begin = partial(self.begin, self.config.seed)
-        progress, state = checkpoints.restore(jax.eval_shape(begin)) or (Progress(0), begin())
-        progress = Progress(**distributed.told_by_primary(progress._asdict()))
-        return progress, distributed.from_primary(state)
+from bigan_jax.runtime.lock import exclusive_lock
+from bigan_jax.runtime.run_config import require_same_config, write_config
+from bigan_jax.training import divergence, epoch_runner
+from bigan_jax.training.epoch_runner import EpochRunner
+from bigan_jax.training.run import FROZEN_DIGEST_FILE, TrainingJob
+from bigan_jax.training.saving.checkpoints import tree_digest
+from bigan_jax.training.train_step import TrainingSet
 
 
 @contextmanager
-def prepared(configs: Mapping[Path, ConfigDict]) -> Iterator[list[Task]]:
+def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJob]]:
     """Runs that are ready to be trained, and whose folders are held: one, or several that differ in
     their seed alone and share all else, compiled programs too.
 
     configs: by workdir. Raises as `training.train` does.
     """
-    configs = {distributed.folder(workdir): config for workdir, config in configs.items()}
+    configs = {distributed.shared_folder(workdir): config for workdir, config in configs.items()}
     for workdir, each in configs.items():
-        check_fields(each)
-        divergence.check_policy(each.on_nan)
+        validate_config(each)
+        divergence.validate_policy(each.on_nan)
         _check_place(workdir, each.data.dir)
     config = next(iter(configs.values()))  # in all that is shared as good as any
     build(config, conditions=1, steps_per_epoch=1, frozen=False)  # raises before pictures are read
     with ExitStack() as held:
         for workdir in configs:
-            held.enter_context(alone(workdir))
+            held.enter_context(exclusive_lock(workdir))
         for workdir, own in configs.items():
-            check(workdir, own)
+            require_same_config(workdir, own)
         dataset, found = load_audited(config)
-        _compare_notes(config, dataset)
+        _require_same_across_processes(config, dataset)
         print(found.table())
-        steps, batch_size = epoch_runner.fit_batches(config.batch_size, len(dataset.train.image))
+        steps, batch_size = epoch_runner.steps_and_batch_size(
+            config.batch_size, len(dataset.train.image)
+        )
         built = build(config, len(dataset.conditions), steps)
-        weights = digest(built.detector.frozen) if built.detector.frozen else ""
-        distributed.check_same("VGG16 weights", weights)
+        weights = tree_digest(built.detector.frozen) if built.detector.frozen else ""
+        distributed.require_equal("VGG16 weights", weights)
         for workdir in configs:
             found.check(workdir)
             _check_frozen(workdir, weights)
         for workdir, own in configs.items():
-            claim(workdir, own)
+            write_config(workdir, own)
             found.write(workdir)
 
         # Compiled, so that the initial values do not depend on how operations are fused elsewhere.
-        begin = jax.jit(partial(_begin, built, picture_shape(config)))
+        begin = jax.jit(partial(_begin, built, image_shape(config)))
         runner = cache(partial(_runner, config, built, dataset.train, steps))
         shared = built, dataset, found, weights, steps, batch_size, begin, runner
-        yield [Task(own, *shared, workdir) for workdir, own in configs.items()]
+        yield [TrainingJob(own, *shared, workdir) for workdir, own in configs.items()]
 
 
 def _check_place(workdir, data):
@@ -119,9 +85,9 @@ def _check_place(workdir, data):
 
 def _check_frozen(workdir, weights):
     """No field tells which weights a file holds, or another version of a package."""
-    if not weights or not (workdir / FROZEN).is_file():
+    if not weights or not (workdir / FROZEN_DIGEST_FILE).is_file():
         return
-    with (workdir / FROZEN).open("rb") as file:
+    with (workdir / FROZEN_DIGEST_FILE).open("rb") as file:
         theirs = file.read(1000)
     if theirs != weights.encode():
         raise UserError(
@@ -130,22 +96,22 @@ def _check_frozen(workdir, weights):
         )
 
 
-def _compare_notes(config, dataset):
+def _require_same_across_processes(config, dataset):
     """Of several processes, all have to train the same."""
     fields = config.to_dict()
     fields["data"] |= {"dir": "", "tfds_dir": ""}  # may lie elsewhere on another machine
     fields["vgg16"]["weights"] = ""
-    distributed.check_same("config", json.dumps(fields, sort_keys=True))
-    distributed.check_same("training pictures", json.dumps(dataset.train.path.tolist()))
+    distributed.require_equal("config", json.dumps(fields, sort_keys=True))
+    distributed.require_equal("training pictures", json.dumps(dataset.train.path.tolist()))
 
 
 def _begin(built, shape, seed):
-    return init(built.detector, built.optimizers, seed, shape)
+    return init_state(built.detector, built.optimizers, seed, shape)
 
 
 def _runner(config, built, pictures, steps, scale, scanned=None, seeds=0):
     training_set = TrainingSet(pictures.image, pictures.condition)
-    return Runner(
+    return EpochRunner(
         built.detector,
         optimizers(config, built.detector, built.phases, steps, scale),
         config.augment.to_dict(),
@@ -154,3 +120,64 @@ def _runner(config, built, pictures, steps, scale, scanned=None, seeds=0):
         scanned=scanned,
         seeds=seeds,
     )
+
+
+def validate_config(config: ConfigDict) -> None:
+    """Raises UserError for fields that could not be evaluated: before a training, not after it."""
+    if "perceptual" in formula_from(config.score).weights:
+        vgg16_weights.load_weights(config.vgg16.weights)
+    if not config.data.calibration_fraction > 0:
+        raise UserError(
+            f"config.data.calibration_fraction={config.data.calibration_fraction}: the threshold "
+            "and the colours of error maps come from calibration pictures, so it must be above 0."
+        )
+    for field, name in ("name", config.name), ("data.name", config.data.name):
+        if not results.is_name(name) or set(name) & set("/\\"):
+            raise UserError(
+                f"config.{field}={name!r:.200}: it names rows and folders, so that it must be "
+                "printable, without a slash, and of 1 to 100 characters"
+            )
+    if not 0 <= config.seed < 2**31:
+        raise UserError(f"config.seed={config.seed}: a seed is a whole number from 0 to 2**31 - 1")
+    if config.checkpoint.every < 1:
+        raise UserError(
+            f"config.checkpoint.every={config.checkpoint.every}: it counts epochs, from 1 on"
+        )
+    choose_threshold(config.threshold, np.zeros(1), 1)
+    audit.validate_policy(config.data.duplicates)
+
+
+def data_fields(config: ConfigDict) -> dict:
+    """The arguments of data.load."""
+    others = ("name", "duplicates")
+    return {name: value for name, value in config.data.items() if name not in others}
+
+
+def load_audited(config: ConfigDict) -> tuple[Dataset, Audit]:
+    """The pictures, less the copies that `data.duplicates` leaves out, and what was found; what is
+    to be known of them is printed."""
+    dataset = loading.load_dataset(**data_fields(config))
+    found = audit.audit(dataset, config.data.duplicates)
+    dataset = audit.drop_duplicates(dataset, found)
+    _check_splits(dataset, config)
+    for note in dataset.notes:
+        print(f"Note: {printable(note)}")
+    return dataset, found
+
+
+def _check_splits(dataset, config):
+    """Each part has what is asked of it."""
+    if len(dataset.train.label) < 2:
+        raise UserError(
+            f"{len(dataset.train.label)} pictures would train: at least 2 are needed. Lower "
+            "--config.data.test_fraction or --config.data.calibration_fraction, or add pictures"
+        )
+    if not len(dataset.test.label):
+        raise UserError(
+            "no picture would be tested: raise --config.data.test_fraction, or add anomalous ones"
+        )
+    if config.score.standardise and len(dataset.calibration.label) < 2:
+        raise UserError(
+            "--config.score.standardise divides by the spread over the calibration pictures, and "
+            "there is one: raise --config.data.calibration_fraction"
+        )

@@ -16,14 +16,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bigan_jax.commands.compare import Comparison, compare
-from bigan_jax.commands.sweep_plan import Planned, is_finished, plan
+from bigan_jax.commands.sweep_plan import PlannedRun, is_finished, plan
 from bigan_jax.evaluation.results import epochs_done
 from bigan_jax.runtime import launchers
 
 _SHOWN_LINES = 8
 
 
-def command_of(program: str = "launch.py") -> tuple[str, ...]:
+def run_command(program: str = "launch.py") -> tuple[str, ...]:
     """What starts a run by launch.py, wherever that lies."""
     return sys.executable, program, "--num_processes=1"
 
@@ -40,7 +40,7 @@ def sweep(
     file: str,
     overrides: Mapping[str, object],
     output: str | Path,
-    command: Sequence[str] = command_of(),
+    command: Sequence[str] = run_command(),
 ) -> Sweep:
     """Runs what is missing of a sweep, then compares all that is finished.
 
@@ -55,10 +55,10 @@ def sweep(
     print(f"{len(runs)} runs in {output}, {len(runs) - len(missing)} of them finished before")
     tasks = {run.workdir: [*command, *run.arguments] for run in missing}
     if config.sweep.ray:
-        ended = launchers.on_ray(tasks, config.sweep.parallel, config.sweep.ray)
+        ended = launchers.run_on_ray(tasks, config.sweep.parallel, config.sweep.ray)
     else:
-        ended = launchers.here(tasks, config.sweep.parallel)
-    with _terminable(), closing(ended), _Bar(missing) as bar:
+        ended = launchers.run_locally(tasks, config.sweep.parallel)
+    with _terminate_children(), closing(ended), _Bar(missing) as bar:
         failures = [pair for news in ended for pair in bar.show(news) if pair[1]]
     for workdir, status in failures:
         print(f"FAILED: {workdir} (exit status {status}); {workdir / 'log.txt'} ends:")
@@ -70,7 +70,7 @@ def sweep(
 class _Bar:
     """Progress in epochs, which tell of an ETA where runs take hours."""
 
-    def __init__(self, runs: Sequence[Planned]):
+    def __init__(self, runs: Sequence[PlannedRun]):
         self._wanted = {run.workdir: run.epochs for run in runs}
         self._done = {workdir: self._count(workdir) for workdir in self._wanted}
         self._pending = set(self._wanted)
@@ -108,7 +108,7 @@ class _Bar:
 
 
 @contextmanager
-def _terminable():
+def _terminate_children():
     """Makes a polite kill, as schedulers send, an exit that ends the children too."""
     if threading.current_thread() is not threading.main_thread():
         yield

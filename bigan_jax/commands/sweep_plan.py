@@ -9,15 +9,15 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from bigan_jax.errors import UserError, unknown
+from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.evaluation.paper_results import MODELS
 from bigan_jax.evaluation.results import flat_fields, read_run
-from bigan_jax.runtime.run_config import check, default_name
+from bigan_jax.runtime.run_config import default_name, require_same_config
 
 _EVALUATION_FIELDS = ("score.", "threshold.")  # another value asks for another evaluation
 
 
-class Planned(NamedTuple):
+class PlannedRun(NamedTuple):
     """One run of a sweep: its folder, the flags of its command, its config."""
 
     workdir: Path
@@ -32,7 +32,7 @@ class Planned(NamedTuple):
 
 def plan(
     config: ConfigDict, file: str, overrides: Mapping[str, object], output: str | Path
-) -> list[Planned]:
+) -> list[PlannedRun]:
     """The runs that `config.sweep` asks for: the first seed of all before the second of any.
 
     config: as the command line gave it. file: its "configs/<model>.py:<dataset>,...".
@@ -82,7 +82,7 @@ def _planned(file, fields, output):
     arguments = [f"--config={file}", *(f"--config.{k}={v}" for k, v in fields.items())]
     config = _parsed(arguments)
     workdir = output / default_name(config).name
-    return Planned(workdir, [*arguments, f"--workdir={workdir}"], config)
+    return PlannedRun(workdir, [*arguments, f"--workdir={workdir}"], config)
 
 
 def _parsed(arguments):
@@ -109,7 +109,7 @@ def _chosen(kind, words, there, default):
     names = list(there) if words == "all" else _listed(words) or [default]
     for name in names:
         if name not in there:
-            raise unknown(kind, name, there)
+            raise unknown_name(kind, name, there)
     return names
 
 
@@ -138,13 +138,13 @@ def _variants(config, path):
     return ["", *(name for name in asked if all(part in has for part in name.split("+")))]
 
 
-def is_finished(run: Planned) -> bool:
+def is_finished(run: PlannedRun) -> bool:
     """Whether the folder holds this very run, trained to the end and evaluated by this config.
 
     Raises UserError when it holds a run of another config.
     """
     try:
-        check(run.workdir, run.config)
+        require_same_config(run.workdir, run.config)
     except UserError as error:
         raise UserError(f"{error} For a sweep that is another --output.") from error
     try:

@@ -7,15 +7,15 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from bigan_jax.commands.evaluate import evaluate_run
-from bigan_jax.commands.setup import Task, prepared
-from bigan_jax.detector import State
+from bigan_jax.commands.setup import prepare_jobs
+from bigan_jax.detector import TrainState
 from bigan_jax.runtime import distributed
-from bigan_jax.runtime.preemption import Stopped, deferred
-from bigan_jax.runtime.run_config import default_name, write_json
+from bigan_jax.runtime.files import write_json
+from bigan_jax.runtime.preemption import Stopped, defer_signals
+from bigan_jax.runtime.run_config import default_name
 from bigan_jax.training import divergence
-from bigan_jax.training.loop import Run, advance
-
-NOTE = "what was begun is finished and saved; Ctrl-C again ends at once"  # when it is asked to stop
+from bigan_jax.training.loop import STOP_NOTICE, train_epochs
+from bigan_jax.training.run import TrainingJob, TrainingRun
 
 
 def train(config: ConfigDict, workdir: str | Path | None = None) -> dict:
@@ -29,11 +29,11 @@ def train(config: ConfigDict, workdir: str | Path | None = None) -> dict:
     disk, a training that diverged; and Stopped, a KeyboardInterrupt, when it was asked to stop and
     has saved where it was.
     """
-    with prepared({Path(workdir or default_name(config)): config}) as (task,):
-        return finish(task)
+    with prepare_jobs({Path(workdir or default_name(config)): config}) as (task,):
+        return train_and_evaluate(task)
 
 
-def finish(task: Task) -> dict:
+def train_and_evaluate(task: TrainingJob) -> dict:
     """Trains what is still to be trained of a run, and evaluates it. Raises as `train` does."""
     state = fit(task)
     with distributed.primary_first(f"evaluation of {task.workdir.name}"):
@@ -43,14 +43,14 @@ def finish(task: Task) -> dict:
         return evaluate_run(*what, state, task.epochs, task.workdir)
 
 
-def fit(task: Task) -> State:
+def fit(task: TrainingJob) -> TrainState:
     """The trained state, with BatchNorm statistics of the training pictures.
 
     Goes on from the newest checkpoint that is sound; where training diverges, `on_nan` says whether
     it goes back to it and on from there more slowly. Raises as `train` does.
     """
-    run = Run(task)
-    with deferred(NOTE) as asked:
+    run = TrainingRun(task)
+    with defer_signals(STOP_NOTICE) as asked:
         with closing(run):
             if run.progress.epochs or run.progress.step:
                 place = run.progress.place()
@@ -59,24 +59,24 @@ def fit(task: Task) -> State:
                 print(f"Note: {note}")
             while run.progress.epochs < task.epochs and not asked.heeded:
                 make_runner = partial(task.runner, divergence.rate_scale(run.progress.rollbacks))
-                for attempt in advance([run], make_runner(), asked):
-                    _go_back(attempt, make_runner)
-        asked.heeded = asked.heeded or distributed.highest(asked.signum or 0)
+                for attempt in train_epochs([run], make_runner(), asked):
+                    _roll_back(attempt, make_runner)
+        asked.heeded = asked.heeded or distributed.all_max(asked.signum or 0)
     if asked.heeded:
         kept = f"saved after {run.progress.place()} of {task.epochs} epochs"
         raise Stopped(asked.heeded, kept)
     return run.state
 
 
-def _go_back(attempt, make_runner):
+def _roll_back(attempt, make_runner):
     """To where the run was last saved, as config.on_nan says."""
     run, task, progress = attempt.run, attempt.run.task, attempt.progress
     paths = task.dataset.train.path
-    finding = divergence.find(
+    finding = divergence.locate(
         make_runner, attempt.start, attempt.due, attempt.order, paths, progress, attempt.logs,
         run.state,
     )  # fmt: skip
     write_json(task.workdir / "nan.json", finding.as_dict())
     run.restore()
     policy = task.config.on_nan
-    run.progress = divergence.go_back(finding, progress.rollbacks, policy, run.progress)
+    run.progress = divergence.roll_back(finding, progress.rollbacks, policy, run.progress)

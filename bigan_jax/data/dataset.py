@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int, Int32, Shaped, UInt8
 from bigan_jax.data.streaming import LazyImages
 
 
-class Pictures(NamedTuple):
+class Images(NamedTuple):
     """`n` decoded pictures; every field has one row for each."""
 
     image: UInt8[np.ndarray, "n h w c"] | LazyImages  # 0 to 255
@@ -21,25 +21,25 @@ class Pictures(NamedTuple):
     mask: Bool[np.ndarray, "n h w"]  # defect pixels
     has_mask: Bool[np.ndarray, "n"]  # normal (mask empty), or anomalous with a known mask
 
-    def take(self, indices: Int[np.ndarray, "m"] | Bool[np.ndarray, "n"] | slice) -> "Pictures":
+    def take(self, indices: Int[np.ndarray, "m"] | Bool[np.ndarray, "n"] | slice) -> "Images":
         """The rows at `indices` (integers, a boolean mask or a slice), in that order.
 
         Pictures that are decoded on demand stay so; only those that train are, without defects.
         """
         image, *others, mask, has_mask = self
         if not isinstance(image, LazyImages):
-            return Pictures(*(field[indices] for field in self))
+            return Images(*(field[indices] for field in self))
         image = image.subset(indices)
         nothing = np.broadcast_to(False, (len(image), *mask.shape[1:]))  # takes no memory
-        return Pictures(image, *(field[indices] for field in others), nothing, has_mask[indices])
+        return Images(image, *(field[indices] for field in others), nothing, has_mask[indices])
 
 
 class Dataset(NamedTuple):
     """Normal pictures to train on and to set the threshold with; a test of both kinds."""
 
-    train: Pictures
-    calibration: Pictures
-    test: Pictures
+    train: Images
+    calibration: Images
+    test: Images
     conditions: tuple[str, ...]  # such as ("bottle", "pill")
     notes: tuple[str, ...]  # what a user should know of this load
     open: Callable[[str], BinaryIO] | None = None  # the encoded picture of a path; None if drawn

@@ -11,29 +11,38 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from bigan_jax.data.files import archives
-from bigan_jax.data.files.folders import Folder, as_path, is_remote, open_folder, some_files
-from bigan_jax.data.files.images import SUFFIXES, Form, fit, in_threads, names_in, read_image
-from bigan_jax.data.files.unreadable import Broken, attempt
+from bigan_jax.data.files.folders import DataFolder, as_path, is_remote, open_folder, some_files
+from bigan_jax.data.files.images import (
+    SUFFIXES,
+    ImageFormat,
+    map_in_threads,
+    names_in,
+    read_image,
+    to_format,
+)
+from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.errors import UserError
 
 # A file, a picture of Pillow's, or an array: [h w] or [h w 1] grey, [h w 3] RGB, [h w 4] RGBA.
-Given = str | Path | Image.Image | UInt8[np.ndarray, "h w *c"]
+ImageInput = str | Path | Image.Image | UInt8[np.ndarray, "h w *c"]
 
 
-def prepare(pictures: Sequence[Given], form: Form) -> UInt8[np.ndarray, "n size size channels"]:
+def load_images(
+    pictures: Sequence[ImageInput], form: ImageFormat
+) -> UInt8[np.ndarray, "n size size channels"]:
     """Pictures as `read_image` gives them. Raises UserError for the first that is none, with its
     name or its place."""
 
-    def read(place: int) -> np.ndarray | Broken:
+    def read(place: int) -> np.ndarray | UnreadableFile:
         given = pictures[place]
         if isinstance(given, str | Path):
-            return attempt(str(given), lambda: read_image(Path(given), *form))
-        return attempt(f"picture {place}", lambda: fit(_in_memory(given), *form))
+            return try_read(str(given), lambda: read_image(Path(given), *form))
+        return try_read(f"picture {place}", lambda: to_format(_in_memory(given), *form))
 
     if isinstance(pictures, str | Path | Image.Image):
         raise UserError("one picture alone: give a list of pictures, [picture]")
-    images = in_threads(read, range(len(pictures)), "pictures")
-    for broken in (image for image in images if isinstance(image, Broken)):
+    images = map_in_threads(read, range(len(pictures)), "pictures")
+    for broken in (image for image in images if isinstance(image, UnreadableFile)):
         raise UserError(f"{broken.path}: {broken.reason}")
     return (
         np.stack(images) if images else np.zeros((0, form.size, form.size, form.channels), np.uint8)
@@ -51,7 +60,7 @@ def _in_memory(picture):
 
 
 @contextmanager
-def opened(source: str | Path, scratch: Path) -> Iterator[tuple[Folder, list[str]]]:
+def open_inputs(source: str | Path, scratch: Path) -> Iterator[tuple[DataFolder, list[str]]]:
     """A folder and the names of the pictures in it that `source` means.
 
     source: a picture, a folder with all below it, an archive, or a pattern of pictures and folders.
@@ -67,7 +76,7 @@ def opened(source: str | Path, scratch: Path) -> Iterator[tuple[Folder, list[str
         raise UserError(f"--input={source}: there is no such picture, folder or archive")
     elif archives.is_archive(path.name):
         with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=scratch) as home:
-            folder = archives.unpacked(path, Path(home), elsewhere="--output=DIR")
+            folder = archives.extract_once(path, Path(home), elsewhere="--output=DIR")
             yield _all_in(open_folder(folder), source)
     else:
         names = [path.name] if is_remote(path) else names_in(Path(path))
@@ -81,7 +90,7 @@ def _all_in(folder, source):
     return folder, names
 
 
-def _matching(pattern: str) -> Folder:
+def _matching(pattern: str) -> DataFolder:
     """The pictures that match, and those in folders that do, relative to where wildcards begin."""
     parts = Path(pattern).expanduser().parts
     plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))

@@ -5,43 +5,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from bigan_jax.data import phantom
-from bigan_jax.data.dataset import Dataset, Pictures
+from bigan_jax.data.dataset import Dataset, Images
 from bigan_jax.data.files.images import (
-    Form,
-    in_threads,
-    list_pictures,
-    picture_size,
+    ImageFormat,
+    image_size,
+    map_in_threads,
     read_image,
     read_mask,
 )
-from bigan_jax.data.files.medical import slice_notes, split_slice, stretch
-from bigan_jax.data.files.unreadable import Broken, broken_note, unreadable
-from bigan_jax.data.layouts.base import EXPECTED, choose, misplaced
-from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, Record, split
+from bigan_jax.data.files.medical import percentile_stretch, slice_notes, split_slice
+from bigan_jax.data.files.unreadable import UnreadableFile, unreadable, unreadable_note
+from bigan_jax.data.layouts.base import EXPECTED, layout_error, select_categories
+from bigan_jax.data.records import ImageRecord
+from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, split
 from bigan_jax.data.streaming import LazyImages
-from bigan_jax.errors import UserError, unknown
+from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.runtime import distributed
 
 if TYPE_CHECKING:
-    from bigan_jax.data.source import Catalogue
-
-__all__ = [
-    "SOURCES",
-    "Dataset",
-    "LazyImages",
-    "Pictures",
-    "list_pictures",
-    "load",
-    "read_image",
-    "read_mask",
-]
+    from bigan_jax.data.source import ImageSource
 
 SOURCES = ("phantom", *EXPECTED)
 
 
-def load(
+def load_dataset(
     source: str,
     *,
     dir: str | Path | None,
@@ -81,14 +71,14 @@ def load(
     Raises UserError for whatever the user can mend: names, folders, layouts, and broken files,
     all of them together; with `skip_broken` these are left out, and counted in the notes.
     """
-    broken: list[Broken] = []
+    broken: list[UnreadableFile] = []
     if source not in SOURCES:
-        raise unknown("data source", source, SOURCES)
+        raise unknown_name("data source", source, SOURCES)
     if channels not in (1, 3):
         raise UserError(f"data.channels is {channels}: it must be 1 (grey) or 3 (RGB).")
     if image_size < 8:
         raise UserError(f"data.image_size is {image_size}: it must be at least 8.")
-    form = Form(image_size, channels, window)
+    form = ImageFormat(image_size, channels, window)
     if source == "phantom":
         if dir:
             raise UserError(
@@ -97,39 +87,39 @@ def load(
             )
         if min(phantom_normal, phantom_anomalous) < 0:
             raise UserError("data.phantom_normal and data.phantom_anomalous are counts, from 0 on.")
-        conditions = tuple(choose(category, phantom.DOMAINS))
+        conditions = tuple(select_categories(category, phantom.DOMAINS))
         records = phantom.records(conditions, phantom_normal, phantom_anomalous)
         notes, opened = (), None
 
-        def read(part: list[Record]) -> Pictures:
+        def read(part: list[ImageRecord]) -> Images:
             return _phantom_pictures(part, conditions, form)
 
-        def read_lazily(part: list[Record]) -> Pictures:
-            def draw(r: Record) -> np.ndarray:
+        def read_lazily(part: list[ImageRecord]) -> Images:
+            def draw(r: ImageRecord) -> np.ndarray:
                 number = phantom.index_of(r.path)
                 return _draw(conditions[r.condition], number, form)[0]
 
             return _lazy_pictures(part, draw, form)
 
     elif not dir:
-        raise misplaced(source, "No data folder was given: --config.data.dir=DIR.")
+        raise layout_error(source, "No data folder was given: --config.data.dir=DIR.")
     else:
         try:  # only now: TFDS takes longer to import than a phantom to draw
-            from bigan_jax.data.source import open_catalogue
+            from bigan_jax.data.source import open_source
         except ImportError as error:
             raise UserError(f"{error.name} is not installed: pip install -e . again.") from error
         with distributed.primary_first("preparing data"):  # which they may share
-            catalogue = open_catalogue(source, dir, tfds_dir, category.strip(), official_split)
+            catalogue = open_source(source, dir, tfds_dir, category.strip(), official_split)
         root, records, conditions, notes, _ = catalogue
         opened = catalogue.open
 
-        def read(part: list[Record]) -> Pictures:
+        def read(part: list[ImageRecord]) -> Images:
             pictures, unread = _read_pictures(part, catalogue, form)
             broken.extend(unread)
             return pictures
 
-        def read_lazily(part: list[Record]) -> Pictures:
-            def decode(r: Record) -> np.ndarray:
+        def read_lazily(part: list[ImageRecord]) -> Images:
+            def decode(r: ImageRecord) -> np.ndarray:
                 return read_image(catalogue.open(r.path), *form)
 
             part, unread = _usable(part, catalogue, form)
@@ -143,7 +133,9 @@ def load(
         raise unreadable(broken, root, len(records), "pictures")
     asked = [r.path for part in parts.values() for r in part]
     kept = [path for part in (train, calibration, test) for path in part.path]
-    notes += left_out + broken_note(broken) + slice_notes(asked, [*kept, *(b.path for b in broken)])
+    notes += (
+        left_out + unreadable_note(broken) + slice_notes(asked, [*kept, *(b.path for b in broken)])
+    )
     for name, part in (TRAIN, train), (CALIBRATION, calibration), (TEST, test):
         if parts[name] and not len(part.label):
             raise UserError(
@@ -156,8 +148,8 @@ def load(
 
 
 def _read_pictures(
-    part: list[Record], catalogue: "Catalogue", form: Form
-) -> tuple[Pictures, list[Broken]]:
+    part: list[ImageRecord], catalogue: "ImageSource", form: ImageFormat
+) -> tuple[Images, list[UnreadableFile]]:
     """What can be read of `part`, and what cannot; a picture stays when its mask is broken."""
     paths, size = [r.path for r in part], form.size
     images, broken = catalogue.read_all(
@@ -166,7 +158,7 @@ def _read_pictures(
     read = [(r, image) for r, image in zip(part, images, strict=True) if image is not None]
     picture_of = {r.mask: r.path for r, _ in read if r.mask}
     masks, more = catalogue.read_all(
-        lambda mask, path: read_mask(mask, size, picture_size(catalogue.open(picture_of[path]))),
+        lambda mask, path: read_mask(mask, size, image_size(catalogue.open(picture_of[path]))),
         list(picture_of),
         "masks",
     )
@@ -180,7 +172,7 @@ def _read_pictures(
     return _pictures([r for r, *_ in read], image, mask), broken + more
 
 
-def _tells(r: Record, image: np.ndarray, mask: np.ndarray | None) -> bool:
+def _tells(r: ImageRecord, image: np.ndarray, mask: np.ndarray | None) -> bool:
     """Of a volume's slices those tell nothing that are blank, or that their own mask shows to be
     without the defect for which the volume is anomalous."""
     whole = split_slice(r.path)[1] is None
@@ -188,8 +180,8 @@ def _tells(r: Record, image: np.ndarray, mask: np.ndarray | None) -> bool:
 
 
 def _usable(
-    part: list[Record], catalogue: "Catalogue", form: Form
-) -> tuple[list[Record], list[Broken]]:
+    part: list[ImageRecord], catalogue: "ImageSource", form: ImageFormat
+) -> tuple[list[ImageRecord], list[UnreadableFile]]:
     """Which pictures of `part`, all normal, `_read_pictures` would keep; none stays in memory."""
     record_of = {r.path: r for r in part}
     tells, broken = catalogue.read_all(
@@ -201,8 +193,8 @@ def _usable(
 
 
 def _lazy_pictures(
-    part: list[Record], read: Callable[[Record], np.ndarray], form: Form
-) -> Pictures:
+    part: list[ImageRecord], read: Callable[[ImageRecord], np.ndarray], form: ImageFormat
+) -> Images:
     names = [r.path for r in part]
     size = form.size
     image = LazyImages(lambda i: read(part[i]), names, (size, size, form.channels))
@@ -210,36 +202,38 @@ def _lazy_pictures(
     return _pictures(part, image, np.broadcast_to(False, (len(part), size, size)))
 
 
-def _phantom_pictures(part: list[Record], conditions: tuple[str, ...], form: Form) -> Pictures:
-    def draw(r: Record):
+def _phantom_pictures(
+    part: list[ImageRecord], conditions: tuple[str, ...], form: ImageFormat
+) -> Images:
+    def draw(r: ImageRecord):
         kind = r.kind if r.label else None
         return _draw(conditions[r.condition], phantom.index_of(r.path), form, kind)
 
     image, mask = _blank(len(part), form)
-    for i, (picture, defect) in enumerate(in_threads(draw, part, "phantoms")):
+    for i, (picture, defect) in enumerate(map_in_threads(draw, part, "phantoms")):
         image[i], mask[i] = picture, defect
     return _pictures(part, image, mask)
 
 
 def _draw(
-    category: str, number: int, form: Form, kind: str | None = None
+    category: str, number: int, form: ImageFormat, kind: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     picture, mask = phantom.draw(category, number, form.size, form.channels, kind)
-    return stretch(picture) if form.window else picture, mask
+    return percentile_stretch(picture) if form.window else picture, mask
 
 
-def _blank(count: int, form: Form) -> tuple[np.ndarray, np.ndarray]:
+def _blank(count: int, form: ImageFormat) -> tuple[np.ndarray, np.ndarray]:
     """Pictures and masks, to be filled."""
     image = np.zeros((count, form.size, form.size, form.channels), np.uint8)
     return image, np.zeros(image.shape[:3], bool)
 
 
-def _pictures(part: list[Record], image: np.ndarray, mask: np.ndarray) -> Pictures:
+def _pictures(part: list[ImageRecord], image: np.ndarray, mask: np.ndarray) -> Images:
     label = np.array([r.label for r in part], bool)
     # An anomalous picture without one defect pixel says nothing of where its defect is.
     has_mask = ~label
     has_mask[label] = mask[label].any(axis=(1, 2))
-    return Pictures(
+    return Images(
         image=image,
         label=label,
         group=np.array([r.group for r in part], str),
@@ -249,3 +243,8 @@ def _pictures(part: list[Record], image: np.ndarray, mask: np.ndarray) -> Pictur
         mask=mask,
         has_mask=has_mask,
     )
+
+
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """(height, width, channels) of the pictures as the networks see them."""
+    return config.data.image_size, config.data.image_size, config.data.channels

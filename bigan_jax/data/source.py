@@ -12,29 +12,30 @@ from jaxtyping import Shaped
 
 from bigan_jax.data.files import archives
 from bigan_jax.data.files.folders import (
-    Folder,
+    DataFolder,
     as_path,
     is_remote,
     local_home,
     open_folder,
     tfds_home,
 )
-from bigan_jax.data.files.images import in_threads, unread_kinds
-from bigan_jax.data.files.unreadable import Broken, attempt
-from bigan_jax.data.layouts.base import LEAST_NORMAL, choose, list_source, misplaced
+from bigan_jax.data.files.images import map_in_threads, unread_kinds
+from bigan_jax.data.files.unreadable import UnreadableFile, try_read
+from bigan_jax.data.layouts.base import LEAST_NORMAL, layout_error, select_categories
 from bigan_jax.data.layouts.grouping import GROUPED
-from bigan_jax.data.layouts.locate import locate
-from bigan_jax.data.split import Record
+from bigan_jax.data.layouts.listing import list_source
+from bigan_jax.data.layouts.locate import find_layout_root
+from bigan_jax.data.records import ImageRecord
 from bigan_jax.data.tfds import plant_village, prepared
 from bigan_jax.data.tfds.prepared import Prepared
 from bigan_jax.errors import UserError
 
 
-class Catalogue(NamedTuple):
+class ImageSource(NamedTuple):
     """The pictures of a source: what is known of each, and its bytes in any order."""
 
     root: epath.Path  # what messages call it
-    records: list[Record]
+    records: list[ImageRecord]
     conditions: tuple[str, ...]
     notes: tuple[str, ...]
     where: dict[str, tuple[Prepared, int, str]]  # by the path of a picture or mask
@@ -54,23 +55,25 @@ class Catalogue(NamedTuple):
         read: Callable[[BinaryIO, str], Shaped[np.ndarray, "..."]],
         paths: Sequence[str],
         what: str,
-    ) -> tuple[list[Shaped[np.ndarray, "..."] | None], list[Broken]]:
+    ) -> tuple[list[Shaped[np.ndarray, "..."] | None], list[UnreadableFile]]:
         """`read(file, path)` of all `paths`, by several threads, with a progress bar.
 
         Returns the results in order, None for what cannot be read, and these with their reasons.
         """
 
-        def read_one(path: str) -> Shaped[np.ndarray, "..."] | Broken:
-            return attempt(path, lambda: read(self.open(path), path))
+        def read_one(path: str) -> Shaped[np.ndarray, "..."] | UnreadableFile:
+            return try_read(path, lambda: read(self.open(path), path))
 
-        results = in_threads(read_one, paths, what)
-        broken = [result for result in results if isinstance(result, Broken)]
-        return [None if isinstance(result, Broken) else result for result in results], broken
+        results = map_in_threads(read_one, paths, what)
+        broken = [result for result in results if isinstance(result, UnreadableFile)]
+        return [
+            None if isinstance(result, UnreadableFile) else result for result in results
+        ], broken
 
 
-def open_catalogue(
+def open_source(
     source: str, dir: str | os.PathLike, tfds_dir: str, category: str, official_split: bool
-) -> Catalogue:
+) -> ImageSource:
     """The pictures of a data folder, prepared on first use and whenever it has changed.
 
     dir: a folder with the layout of `source`, or with one that has it; an archive of such; for the
@@ -80,30 +83,30 @@ def open_catalogue(
     """
     home, given = tfds_home(tfds_dir), as_path(dir)
     folder, notes = _look(source, given, home)
-    if source == "plant" and plant_village.is_one(given):
+    if source == "plant" and plant_village.is_plant_village(given):
         sets = [_from_village(given, home)]
     elif folder and folder.pictures():
         listings = list_source(source, folder, category)
         sets = [_prepared(source, home, given, folder, *item) for item in listings.items()]
     elif sets := prepared.reopen_all(source, home, given):
         notes = (f"{given} is not there or empty: what was prepared from it in {home} is used",)
-    elif source == "plant" and (found := plant_village.find(home)):
+    elif source == "plant" and (found := plant_village.find_plant_village(home)):
         sets = [_from_village(found, home)]
         notes = (f"{given} is not there: TFDS's own {found} is used",)
     elif folder:
         list_source(source, folder, category)  # raises: it is empty
     else:
-        raise misplaced(source, f"There is no folder {given}.")
+        raise layout_error(source, f"There is no folder {given}.")
     return _merge(source, given, sets, category, official_split, notes)
 
 
-def _look(source, given, home) -> tuple[Folder | None, tuple[str, ...]]:
-    root = archives.unpacked(given, local_home(home)) or given
+def _look(source, given, home) -> tuple[DataFolder | None, tuple[str, ...]]:
+    root = archives.extract_once(given, local_home(home)) or given
     if not root.is_dir():
         return None, ()
     folder = open_folder(root)
     unread = () if is_remote(root) else _unread(Path(root))
-    inside, *others = locate(source, folder) or ("",)
+    inside, *others = find_layout_root(source, folder) or ("",)
     if not inside:
         return folder, unread
     note = f"the layout begins in the folder {inside}"
@@ -125,7 +128,7 @@ def _unread(root: Path) -> tuple[str, ...]:
 
 
 def _prepared(source, home, given, folder, name, listing) -> Prepared:
-    place = prepared.place(source, home, name or given.name, given)
+    place = prepared.prepared_path(source, home, name or given.name, given)
     fingerprint = prepared.fingerprint(listing, [folder.files[f] for f in listing.files()])
     old = prepared.reopen(place)
     if old and old.fingerprint == fingerprint:
@@ -134,17 +137,17 @@ def _prepared(source, home, given, folder, name, listing) -> Prepared:
 
 
 def _from_village(found: epath.Path, home: epath.Path) -> Prepared:
-    place = prepared.place("plant", home, "plant_village", found)
+    place = prepared.prepared_path("plant", home, "plant_village", found)
     fingerprint = plant_village.fingerprint(found)
     old = prepared.reopen(place)
     if old and old.fingerprint == fingerprint:
         return old
-    folder = plant_village.open_village(found)
+    folder = plant_village.open_plant_village(found)
     (listing,) = list_source("plant", folder, "").values()
     return prepared.prepare("plant", place, listing, folder.read, fingerprint)
 
 
-def _merge(source, given, sets, category, official_split, notes) -> Catalogue:
+def _merge(source, given, sets, category, official_split, notes) -> ImageSource:
     known = [c for s in sets for c in s.listing.conditions]
     left_out = [c for s in sets for c in s.listing.left_out]
     if category and not known + left_out:
@@ -152,10 +155,10 @@ def _merge(source, given, sets, category, official_split, notes) -> Catalogue:
             f"config.data.category={category}: {given} knows no categories, as the source "
             f"{source!r} reads it. Leave the field empty, or give a folder of those pictures alone"
         )
-    names = choose(category, known + left_out) if known or left_out else [source]
+    names = select_categories(category, known + left_out) if known or left_out else [source]
     conditions = tuple(n for n in names if n not in left_out)
     if not conditions:
-        raise misplaced(source, f"{', '.join(names)}: none has normal pictures in {given}.")
+        raise layout_error(source, f"{', '.join(names)}: none has normal pictures in {given}.")
     notes += tuple(f"{n} left out: it has no normal pictures" for n in names if n in left_out)
     records, where = [], {}
     for found in sets:
@@ -169,9 +172,9 @@ def _merge(source, given, sets, category, official_split, notes) -> Catalogue:
                 where |= {r.mask: (found, i, "mask")} if r.mask else {}
     normal = sum(not r.label for r in records)
     if normal < LEAST_NORMAL:
-        raise misplaced(
+        raise layout_error(
             source,
             f"Only {normal} normal pictures were found in {given}; at least {LEAST_NORMAL} are "
             "needed, and good results need hundreds.",
         )
-    return Catalogue(given, records, conditions, notes, where)
+    return ImageSource(given, records, conditions, notes, where)

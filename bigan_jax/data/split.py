@@ -4,26 +4,13 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import NamedTuple
 
+from bigan_jax.data.records import ImageRecord
 from bigan_jax.errors import UserError
 
 TRAIN, CALIBRATION, TEST = "train", "calibration", "test"
 BLOCK = 100  # consecutive camera numbers that stay together
 MARGIN = 5  # camera numbers left out on each side of a border between two parts
-
-
-class Record(NamedTuple):
-    """One picture before it is decoded; `path` and `mask` are relative to the data folder."""
-
-    path: str
-    label: bool
-    group: str
-    condition: int = 0
-    kind: str = "good"
-    mask: str | None = None
-    official: str | None = None  # the part its makers put it in: TRAIN or TEST
-    camera: tuple[str, int] | None = None  # sequence and number; then the group is their block
 
 
 def block(sequence: str, number: int) -> str:
@@ -37,7 +24,7 @@ def uniform(seed: int, group: str) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def sides(
+def assign_groups(
     groups: Iterable[str], seed: int, test_fraction: float, calibration_fraction: float
 ) -> dict[str, str]:
     """The part of each group: TEST for `test_fraction` of them, CALIBRATION for
@@ -74,8 +61,8 @@ def sides(
 
 
 def split(
-    records: list[Record], seed: int, test_fraction: float, calibration_fraction: float
-) -> tuple[dict[str, list[Record]], tuple[str, ...]]:
+    records: list[ImageRecord], seed: int, test_fraction: float, calibration_fraction: float
+) -> tuple[dict[str, list[ImageRecord]], tuple[str, ...]]:
     """Deal `records` out to the three parts; returns them and notes on what was left out.
 
     Normal pictures go where their group goes (see `sides`); records with an official part keep
@@ -86,9 +73,9 @@ def split(
     """
     divisible = {r.group for r in records if not r.label and r.official != TEST}
     official = any(r.official for r in records)
-    side = sides(divisible, seed, 0 if official else test_fraction, calibration_fraction)
+    side = assign_groups(divisible, seed, 0 if official else test_fraction, calibration_fraction)
 
-    def at_border(r: Record) -> bool:
+    def at_border(r: ImageRecord) -> bool:
         sequence, number = r.camera
         near = (block(sequence, number - MARGIN), block(sequence, number + MARGIN))
         return any(side.get(b, side[r.group]) != side[r.group] for b in near)

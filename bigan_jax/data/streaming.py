@@ -77,7 +77,7 @@ class LazyImages:
             ) from error
 
 
-def read_ahead(
+def prefetch(
     read: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2
 ) -> Iterator[Result]:
     """`read(item)` for each item, in order, by a thread that is at most `ahead` items ahead.

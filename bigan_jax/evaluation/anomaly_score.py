@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
+from ml_collections import ConfigDict
 
-from bigan_jax.errors import UserError, unknown
+from bigan_jax.errors import UserError, unknown_name
+from bigan_jax.evaluation import anomaly_score
 from bigan_jax.metrics.image import auroc
-from bigan_jax.nn import losses
+from bigan_jax.nn import losses, ssim
 
 TERMS = ("mse", "ssim", "perceptual")
 REDUCTIONS = ("mean", "max", "top1")
@@ -32,7 +34,7 @@ TABLE_NOTE = (
 )
 
 
-class Formula(NamedTuple):
+class ScoreFormula(NamedTuple):
     """How terms become a score.
 
     weights: by term; what is not named has no part.
@@ -43,7 +45,7 @@ class Formula(NamedTuple):
     weights: Mapping[str, float]
     reduction: str = "mean"
 
-    def divided_by(self, spread: Mapping[str, float]) -> "Formula":
+    def divided_by(self, spread: Mapping[str, float]) -> "ScoreFormula":
         """The formula of terms that are each divided by their spread first."""
         flat = [name for name in self.weights if not spread[name] > 0]
         if flat:
@@ -55,46 +57,46 @@ class Formula(NamedTuple):
         return self._replace(weights=weights)
 
 
-class Terms(NamedTuple):
+class ScoreTerms(NamedTuple):
     """What a score is made of, by term."""
 
     value: dict[str, Float[Array, "b"]]
     map: dict[str, Float[Array, "b h w"]]
 
 
-def formula(weights: Mapping[str, float], reduction: str) -> Formula:
+def formula(weights: Mapping[str, float], reduction: str) -> ScoreFormula:
     """The formula of those weights, without terms of weight 0.
 
     Raises UserError for a reduction that there is not, a weight below 0, or none above.
     """
     if reduction not in REDUCTIONS:
-        raise unknown("config.score.reduction", reduction, REDUCTIONS)
+        raise unknown_name("config.score.reduction", reduction, REDUCTIONS)
     for name, weight in weights.items():
         if not (weight >= 0 and math.isfinite(weight)):
             raise UserError(f"config.score.{name}={weight}: a weight is a number from 0 up.")
     if not any(weights.values()):
         names = ", ".join(f"config.score.{name}" for name in weights)
         raise UserError(f"every term of the score has weight 0: raise one of {names}.")
-    return Formula({name: float(w) for name, w in weights.items() if w}, reduction)
+    return ScoreFormula({name: float(w) for name, w in weights.items() if w}, reduction)
 
 
 def terms(
     image: Float[Array, "b h w c"],
     reconstruction: Float[Array, "b h w c"],
     features: tuple[Sequence[Array], Sequence[Array]] | None = None,
-) -> Terms:
+) -> ScoreTerms:
     """All terms of pictures in [0, 1]; "perceptual" where VGG16's features of both are given.
 
     SSIM's value is dm-pix's, over windows that lie wholly inside; its map goes on to the edges.
     """
     squares = jnp.square(image - reconstruction).mean(-1)
-    ssim_error, ssim_map = losses.ssim_error_and_map(image, reconstruction)
+    ssim_error, ssim_map = ssim.ssim_error_and_map(image, reconstruction)
     value = {"mse": squares.mean((1, 2)), "ssim": ssim_error}
     maps = {"mse": squares, "ssim": ssim_map}
     if features is not None:
         value["perceptual"] = losses.perceptual(*features)
         maps["perceptual"] = _feature_map(*features, image.shape[1:3])
-    return Terms(value, maps)
+    return ScoreTerms(value, maps)
 
 
 def _feature_map(features, others, size):
@@ -106,14 +108,14 @@ def _feature_map(features, others, size):
     return jnp.stack(layers).mean(0)
 
 
-def score(formula: Formula, terms: Terms) -> Float[Array, "b"]:
+def score(formula: ScoreFormula, terms: ScoreTerms) -> Float[Array, "b"]:
     """The anomaly score of each picture. Nothing in it depends on the other pictures."""
     if formula.reduction == "mean":
         return _weighted(formula.weights, terms.value)
     return reduce(combined_map(formula, terms), formula.reduction)
 
 
-def combined_map(formula: Formula, terms: Terms) -> Float[Array, "b h w"]:
+def combined_map(formula: ScoreFormula, terms: ScoreTerms) -> Float[Array, "b h w"]:
     """The error map: the terms' maps, combined as the score is."""
     return _weighted(formula.weights, terms.map)
 
@@ -145,16 +147,16 @@ def _weighted(weights, values):
     return functools.reduce(operator.add, parts)  # `sum` would add a zero to every pixel
 
 
-def spread(terms: Terms) -> dict[str, float]:
+def spread(terms: ScoreTerms) -> dict[str, float]:
     """Each term's standard deviation over pictures: over the calibration normals, a unit for it."""
     return {name: float(np.std(np.asarray(v, np.float64))) for name, v in terms.value.items()}
 
 
-def table(
-    terms: Terms,
+def score_table(
+    terms: ScoreTerms,
     label: Bool[np.ndarray, "n"],
     spread: Mapping[str, float],
-    used: Formula,
+    used: ScoreFormula,
     standardised: bool,
 ) -> list[dict]:
     """The AUROC of every score that costs no further reconstruction.
@@ -174,7 +176,7 @@ def table(
     standardised = standardised and len(in_use) > 1  # one term is ranked alike by any unit
     rows = []
     for weights, flag in ways:
-        formula = Formula(weights).divided_by(spread) if flag else Formula(weights)
+        formula = ScoreFormula(weights).divided_by(spread) if flag else ScoreFormula(weights)
         scores = {"mean": score(formula, terms), **_peaks(formula, terms)}
         for reduction in REDUCTIONS:
             asked = weights, flag, reduction
@@ -206,3 +208,13 @@ def _words(weights):
     if len(weights) == 1:
         return next(iter(weights))
     return " + ".join(f"{weight:g} {name}" for name, weight in weights.items())
+
+
+def formula_from(score: ConfigDict) -> ScoreFormula:
+    """How config.score makes a score of terms, before it standardises them.
+
+    Raises UserError for values that there are not.
+    """
+    return anomaly_score.formula(
+        {name: score[name] for name in anomaly_score.TERMS}, score.reduction
+    )

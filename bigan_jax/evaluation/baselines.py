@@ -12,6 +12,7 @@ from scipy.linalg import eigh
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 
+from bigan_jax.data.thumbnails import corners, thumbnails
 from bigan_jax.errors import UserError
 from bigan_jax.metrics.image import auroc
 
@@ -27,7 +28,7 @@ MOST_STREAMED = 2048  # pictures that do not fit into memory must not be held as
 SIGN_FREE = ("mean_intensity", "corner_pixels")
 
 
-def fitting_pictures(train: Sequence) -> UInt8[np.ndarray, "n h w c"]:
+def fitting_images(train: Sequence) -> UInt8[np.ndarray, "n h w c"]:
     """The training pictures to fit on: all, or of LazyImages a fixed draw of MOST_STREAMED."""
     if isinstance(train, np.ndarray) or len(train) <= MOST_STREAMED:
         return train[:]
@@ -42,7 +43,7 @@ def fitting_note(train: Sequence) -> tuple[str, ...]:
     return (f"the controls were fitted on {MOST_STREAMED} of the {len(train)} training pictures",)
 
 
-def control_scores(
+def baseline_scores(
     train: UInt8[np.ndarray, "n h w c"], test: UInt8[np.ndarray, "m h w c"], score: Score
 ) -> dict[str, Float[np.ndarray, "m"]]:
     """Anomaly scores of the test pictures by seven controls, each fitted on `train` alone.
@@ -103,7 +104,7 @@ def control_scores(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def control_aurocs(
+def baseline_aurocs(
     scores: dict[str, Float[np.ndarray, "m"]], label: Bool[np.ndarray, "m"]
 ) -> dict[str, float | None]:
     """Each control's AUROC, None with one class; the better sign for those in SIGN_FREE.
@@ -131,36 +132,6 @@ def principal_axes(centred: Float[np.ndarray, "n f"], count: int) -> Float[np.nd
     variance, mixture = variance[::-1], mixture[:, ::-1]
     real = variance > 1e-6 * max(variance[0], np.finfo(np.float32).tiny)
     return (mixture[:, real] / np.sqrt(variance[real])).T.astype(np.float32) @ centred
-
-
-def thumbnails(
-    images: Float[np.ndarray, "n h w c"], size: int = 16
-) -> Float[np.ndarray, "n features"]:
-    """Pictures averaged by area to `size` x `size`, flattened; any picture size will do."""
-    rows, columns = (_area_average(length, size) for length in images.shape[1:3])
-    count, height, width, channels = images.shape
-    low = rows @ images.reshape(count, height, width * channels)
-    low = low.reshape(count, size, width, channels)
-    return np.einsum("niwc,jw->nijc", low, columns, optimize=True).reshape(count, -1)
-
-
-def corners(images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n features"]:
-    """The mean of each corner, a sixteenth of the picture long (8x8 at 128x128), flattened."""
-    height, width = (max(1, length // 16) for length in images.shape[1:3])
-    top_bottom, left_right = (
-        (slice(height), slice(-height, None)),
-        (slice(width), slice(-width, None)),
-    )
-    means = [images[:, y, x].mean((1, 2)) for y in top_bottom for x in left_right]
-    return np.concatenate(means, axis=1)
-
-
-def _area_average(length: int, size: int) -> Float[np.ndarray, "size length"]:
-    """Rows that average `length` pixels to `size` cells, sharing pixels that straddle an edge."""
-    edge = np.arange(size + 1) * length / size
-    pixel = np.arange(length)
-    overlap = np.minimum(edge[1:, None], pixel + 1) - np.maximum(edge[:-1, None], pixel)
-    return (np.clip(overlap, 0, None) * size / length).astype(np.float32)
 
 
 def _unit(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w c"]:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from bigan_jax.evaluation import statistics
 from bigan_jax.evaluation.paper_results import METRICS, MODELS, contradiction
-from bigan_jax.evaluation.results import Run
-from bigan_jax.evaluation.verdict import NAMES
-from bigan_jax.reports.tables import Difference, Spread, spread
+from bigan_jax.evaluation.results import FinishedRun
+from bigan_jax.evaluation.statistics import Difference, Spread, spread
+from bigan_jax.evaluation.verdict import LABELS
 
 # What may differ between the seeds of one row: none of it makes another detector.
 _NOT_THE_DETECTOR = (
@@ -26,7 +26,7 @@ FIGURES = (
 )
 
 
-class Row(NamedTuple):
+class ComparisonRow(NamedTuple):
     """One detector on one set of pictures, over its seeds; figures by the names in FIGURES."""
 
     label: str
@@ -34,12 +34,12 @@ class Row(NamedTuple):
     ablations: tuple[str, ...]
     quick: bool
     variant: str
-    runs: list[Run]
+    runs: list[FinishedRun]
     figures: dict[str, Spread | None]
     wrong: list[str]  # why its figures cannot be true
 
 
-class Standings(NamedTuple):
+class DatasetComparison(NamedTuple):
     """All rows on one set of pictures, the highest AUROC first.
 
     differences: by label, to the first row. ablations: by label, to each row of the same model with
@@ -49,7 +49,7 @@ class Standings(NamedTuple):
 
     dataset: str
     category: str
-    rows: list[Row]
+    rows: list[ComparisonRow]
     differences: dict[str, Difference | str]
     ablations: dict[tuple[str, str], Difference | str]
     notes: list[str]
@@ -85,7 +85,7 @@ def figures(evaluation: Mapping) -> dict[str, float | None]:
     }
 
 
-def standings(runs: Sequence[Run]) -> list[Standings]:
+def compare_runs(runs: Sequence[FinishedRun]) -> list[DatasetComparison]:
     """The standings of each set of pictures (dataset and category) that the runs speak of."""
     by_set = defaultdict(list)
     for run in runs:
@@ -95,7 +95,7 @@ def standings(runs: Sequence[Run]) -> list[Standings]:
     return [_standings(*key, by_set[key]) for key in keys]
 
 
-def apart(row: Row, other: Row) -> dict[str, tuple[str, str]]:
+def differing_fields(row: ComparisonRow, other: ComparisonRow) -> dict[str, tuple[str, str]]:
     """The config fields in which two rows differ, seed and places aside, with both values, each as
     JSON; of their first runs, and of fields that both have."""
     ours, theirs = (each.runs[0].fields for each in (row, other))
@@ -107,18 +107,21 @@ def _standings(dataset, category, runs):
     rows, notes = _rows(runs)
     notes += _notes(dataset, rows)
     ranked = [row for row in rows if row.figures["auroc"]]
-    samples = statistics.samples([run for row in ranked for run in row.runs] if ranked[1:] else [])
+    samples = statistics.bootstrap_samples(
+        [run for row in ranked for run in row.runs] if ranked[1:] else []
+    )
     best = {
-        row.label: statistics.difference(row.runs, ranked[0].runs, samples) for row in ranked[1:]
+        row.label: statistics.paired_difference(row.runs, ranked[0].runs, samples)
+        for row in ranked[1:]
     }
     ablations = {
-        (full.label, row.label): statistics.difference(row.runs, full.runs, samples)
+        (full.label, row.label): statistics.paired_difference(row.runs, full.runs, samples)
         for full in ranked
         for row in ranked
         if set(full.ablations) < set(row.ablations)
         and (row.model, row.quick, row.variant) == (full.model, full.quick, full.variant)
     }
-    return Standings(dataset, category, rows, best, ablations, notes)
+    return DatasetComparison(dataset, category, rows, best, ablations, notes)
 
 
 def _rows(runs):
@@ -133,7 +136,7 @@ def _rows(runs):
         for variant, members in _variants(same, name, notes).items():
             members = _without_copies(members, notes)
             values = [figures(run.evaluation) for run in members]
-            row = Row(
+            row = ComparisonRow(
                 label=f"{name} [{variant}]" if variant else name,
                 model=model,
                 ablations=ablations,
@@ -242,7 +245,7 @@ def _notes(dataset, rows):
         if value is not None and value == max(_known(run.evaluation["controls"]))
     }
     if strongest:
-        named = _several([NAMES.get(name, name) for name in strongest])
+        named = _several([LABELS.get(name, name) for name in strongest])
         notes.append(f"strongest training-free control: {named}")
     return notes
 
@@ -252,7 +255,9 @@ def _known(controls):
 
 
 def _differing(
-    name: str, rows: Iterable[Row], of_run: Callable[[Run], str | None] | None = None
+    name: str,
+    rows: Iterable[ComparisonRow],
+    of_run: Callable[[FinishedRun], str | None] | None = None,
 ) -> list[str]:
     """A note that a value is not the same in all runs, and where it is what; else none. By default
     of the number of runs."""

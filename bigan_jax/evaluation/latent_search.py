@@ -10,10 +10,10 @@ import jax
 from jax import lax
 from jaxtyping import Array, Key
 
-from bigan_jax.detector import Batch, Detector, State, Variables, inference_net
+from bigan_jax.detector import Batch, Detector, TrainState, Variables, inference_net
 
 
-class Searcher:
+class LatentSearcher:
     """Finds what `Detector.search` looks for; steps: how many it takes, 0 where there is none."""
 
     def __init__(self, detector: Detector, scanned: bool | None = None):
@@ -39,7 +39,7 @@ class Searcher:
 
     def __call__(
         self,
-        state: State,
+        state: TrainState,
         frozen: Mapping[str, Variables],
         batch: Batch,
         keys: Key[Array, "b"],

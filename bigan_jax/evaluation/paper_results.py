@@ -106,7 +106,7 @@ _HALF = 0.0005 + 1e-9  # three decimals say this much less than they seem to
 _ANY = (1e-6, 1 - 1e-6)
 
 
-def fitting_prevalence(
+def feasible_prevalence(
     row: Mapping[str, float | None],
     metrics: Sequence[str] = ("accuracy", "precision", "f1"),
     within: tuple[float, float] = _ANY,
@@ -149,7 +149,7 @@ def contradiction(
     auroc, recall, specificity = (row.get(n) for n in ("auroc", "recall", "specificity"))
     if recall is None or specificity is None:
         return None  # a class was not tested
-    reasons = [] if fitting_prevalence(row, within=within) else [_why_none_fits(row, within)]
+    reasons = [] if feasible_prevalence(row, within=within) else [_why_none_fits(row, within)]
     if auroc is not None:
         # A ROC curve rises from (0, 0) to (1, 1) through the threshold's point.
         least = max(recall - _HALF, 0) * max(specificity - _HALF, 0)
@@ -164,8 +164,8 @@ def contradiction(
 
 def _why_none_fits(row, within):
     accuracy, precision, recall, f1, specificity = (row.get(name) for name in METRICS[1:])
-    by_accuracy = fitting_prevalence(row, ["accuracy"], within)
-    by_precision = fitting_prevalence(row, ["precision"], within)
+    by_accuracy = feasible_prevalence(row, ["accuracy"], within)
+    by_precision = feasible_prevalence(row, ["precision"], within)
     where = "at no prevalence" if within == _ANY else "not at this test set's prevalence"
     for name, value, ends in (
         ("accuracy", accuracy, by_accuracy),
@@ -177,14 +177,14 @@ def _why_none_fits(row, within):
                 f"{specificity:.3f} {where}"
             )
     reasons = []
-    if fitting_prevalence(row, ["accuracy", "precision"], within) is None:
+    if feasible_prevalence(row, ["accuracy", "precision"], within) is None:
         equal = accuracy == recall > specificity
         reasons.append(
             ("accuracy equals recall and lies above specificity: " if equal else "")
             + f"accuracy asks for a prevalence of {_range(by_accuracy)}, precision for "
             f"{_range(by_precision)}"
         )
-    if fitting_prevalence({"precision": precision, "recall": recall, "f1": f1}) is None:
+    if feasible_prevalence({"precision": precision, "recall": recall, "f1": f1}) is None:
         harmonic = 2 * precision * recall / max(precision + recall, 1e-12)
         reasons.append(f"F1 is {f1:.3f} where precision and recall give {harmonic:.3f}")
     return "; ".join(reasons) or f"F1 {f1:.3f} fits at no prevalence at which the others do"

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Shaped
 
 from bigan_jax.errors import UserError
 from bigan_jax.metrics.image import auroc
-from bigan_jax.runtime.run_config import FORMAT, check_format, complete, read_bounded
+from bigan_jax.runtime.files import read_bounded
+from bigan_jax.runtime.run_config import FORMAT, check_format, fill_missing_fields
 
 _MOST_JSON = 16 * 2**20  # bytes; the calibration scores are in it
 _MOST_SCORES = 64 * 2**20
@@ -26,7 +27,7 @@ _MOST_COLUMNS = 100
 _HUGE = 1e300
 
 
-class Run(NamedTuple):
+class FinishedRun(NamedTuple):
     """A finished run: its folder, its evaluation, its config's fields by dotted name."""
 
     workdir: Path
@@ -35,7 +36,7 @@ class Run(NamedTuple):
     trained: tuple[int, int] | None  # epochs done, epochs wanted; None where that is not known
 
 
-class PictureScores(NamedTuple):
+class ImageScores(NamedTuple):
     """scores.csv, ordered by path, so that two runs on the same pictures agree in every row."""
 
     path: Shaped[np.ndarray, "n"]
@@ -44,7 +45,7 @@ class PictureScores(NamedTuple):
     score: Float[np.ndarray, "n"]
 
 
-class Judgement(NamedTuple):
+class DecisionSettings(NamedTuple):
     """What of an evaluation is needed to judge new pictures."""
 
     threshold: float
@@ -55,7 +56,7 @@ class Judgement(NamedTuple):
     steps: int | None  # after which it was made
 
 
-class Kind(NamedTuple):
+class FieldType(NamedTuple):
     """What a value of evaluation.json must be, in words and as a test."""
 
     words: str
@@ -124,49 +125,49 @@ def _are_numbers(value):
     return value is None or (isinstance(value, list) and value and all(map(_is_number, value)))
 
 
-_NAME = Kind("a printable name of 1 to 100 characters", is_name)
-_COUNT = Kind("a whole number from 0", lambda v: type(v) is int and 0 <= v < 2**53)
-_SHARE = Kind("a number from 0 to 1, or null", _is_share)
+_NAME = FieldType("a printable name of 1 to 100 characters", is_name)
+_COUNT = FieldType("a whole number from 0", lambda v: type(v) is int and 0 <= v < 2**53)
+_SHARE = FieldType("a number from 0 to 1, or null", _is_share)
 _NEEDED = {
     "model": _NAME,
     "dataset": _NAME,
-    "category": Kind(
+    "category": FieldType(
         "a printable name of at most 1000 characters", lambda v: v == "" or is_name(v, 1000)
     ),
-    "ablations": Kind("a list of names", _are_names),
-    "quick": Kind("true or false", lambda v: isinstance(v, bool)),
-    "seed": Kind("a whole number", lambda v: type(v) is int and abs(v) < 2**53),
+    "ablations": FieldType("a list of names", _are_names),
+    "quick": FieldType("true or false", lambda v: isinstance(v, bool)),
+    "seed": FieldType("a whole number", lambda v: type(v) is int and abs(v) < 2**53),
     **dict.fromkeys(("n_train", "n_calibration", "n_normal", "n_anomalous"), _COUNT),
     **dict.fromkeys(("auroc", "average_precision", "accuracy", "precision"), _SHARE),
     **dict.fromkeys(("recall", "f1", "specificity"), _SHARE),
-    "auroc_ci": Kind("null or two numbers from 0 to 1, the lower first", _is_interval),
+    "auroc_ci": FieldType("null or two numbers from 0 to 1, the lower first", _is_interval),
     "threshold_rule": _NAME,
-    "native": Kind('null or {"name", "auroc"}', _is_native),
-    "pixel": Kind('null or {"auroc", "average_precision", "aupro"}', _is_pixel),
-    "controls": Kind("AUROCs by name", _are_shares),
+    "native": FieldType('null or {"name", "auroc"}', _is_native),
+    "pixel": FieldType('null or {"auroc", "average_precision", "aupro"}', _is_pixel),
+    "controls": FieldType("AUROCs by name", _are_shares),
 }
-_SCORES = Kind("a list of numbers", _are_numbers)
+_SCORES = FieldType("a list of numbers", _are_numbers)
 _SINCE = {  # an older version's lacks them
-    "pixel_controls": Kind("pixel metrics by name", _are_pixels),
+    "pixel_controls": FieldType("pixel metrics by name", _are_pixels),
     "calibration_scores": _SCORES,
 }
 
 _JUDGING = {
-    "threshold": Kind("a number", _is_number),
-    "conditions": Kind(
+    "threshold": FieldType("a number", _is_number),
+    "conditions": FieldType(
         "a list of names", lambda v: isinstance(v, list) and all(isinstance(c, str) for c in v)
     ),
     "calibration_scores": _SCORES,
-    "combined": Kind("a number", lambda v: v is None or _is_number(v)),
-    "spread": Kind(
+    "combined": FieldType("a number", lambda v: v is None or _is_number(v)),
+    "spread": FieldType(
         "numbers by name",
         lambda v: v is None or (isinstance(v, dict) and all(map(_is_number, v.values()))),
     ),
-    "steps": Kind("a whole number from 0", lambda v: v is None or _COUNT.holds(v)),
+    "steps": FieldType("a whole number from 0", lambda v: v is None or _COUNT.holds(v)),
 }
 
 
-def read_run(workdir: Path) -> Run:
+def read_run(workdir: Path) -> FinishedRun:
     """The run in a folder.
 
     Raises UserError where evaluation.json is missing, broken, of an older version or not what a run
@@ -190,7 +191,7 @@ def read_run(workdir: Path) -> Run:
     if not _COUNT.holds(done):
         done = epochs_done(workdir / "train.jsonl")
     trained = None if wanted is None or done is None else (done, wanted)
-    return Run(workdir, evaluation, fields, trained)
+    return FinishedRun(workdir, evaluation, fields, trained)
 
 
 def _fields_and_epochs(workdir):
@@ -201,13 +202,13 @@ def _fields_and_epochs(workdir):
         return {}, None
     check_format(config.pop("format", FORMAT), "config.json")
     try:
-        complete(config)
+        fill_missing_fields(config)
         return flat_fields(config), _epochs_wanted(config)
     except (UserError, AttributeError, TypeError):
         return {}, None
 
 
-def read_judgement(workdir: Path) -> Judgement:
+def read_decision_settings(workdir: Path) -> DecisionSettings:
     """What a run's evaluation.json says of how to judge.
 
     Raises UserError where it is missing, broken or not what a run writes.
@@ -230,7 +231,7 @@ def read_judgement(workdir: Path) -> Judgement:
             "trained; several seeds of one command are in its folders seed<k>"
         ) from error
     normals = found["calibration_scores"]
-    return Judgement(
+    return DecisionSettings(
         found["threshold"],
         tuple(found["conditions"]),
         None if normals is None else np.array(normals, float),
@@ -240,7 +241,7 @@ def read_judgement(workdir: Path) -> Judgement:
     )
 
 
-def read_scores(run: Run) -> PictureScores:
+def read_scores(run: FinishedRun) -> ImageScores:
     """The scores of a run's test pictures.
 
     Raises UserError where scores.csv is missing, broken or at odds with evaluation.json.
@@ -258,7 +259,7 @@ def read_scores(run: Run) -> PictureScores:
         rows.sort()
         path, label, group, score = zip(*rows, strict=True)
         # Names as objects: an array of text is everywhere as wide as its longest.
-        scores = PictureScores(
+        scores = ImageScores(
             np.array(path, object),
             np.array(label, bool),
             np.array(group, object),

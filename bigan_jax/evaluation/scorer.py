@@ -10,22 +10,22 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
-from bigan_jax.data.files.images import Form
-from bigan_jax.data.inputs import Given, prepare
-from bigan_jax.detector import Batch, Detector, State, inference_net
-from bigan_jax.errors import UserError, unknown
+from bigan_jax.data.files.images import ImageFormat
+from bigan_jax.data.inputs import ImageInput, load_images
+from bigan_jax.detector import Batch, Detector, TrainState, inference_net
+from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.evaluation import anomaly_score
-from bigan_jax.evaluation.anomaly_score import Formula, Terms
-from bigan_jax.evaluation.latent_search import Searcher
-from bigan_jax.metrics.image import decide
-from bigan_jax.nn.vgg16.network import VGG16, load
+from bigan_jax.evaluation.anomaly_score import ScoreFormula, ScoreTerms
+from bigan_jax.evaluation.latent_search import LatentSearcher
+from bigan_jax.metrics.thresholds import decide
+from bigan_jax.nn.vgg16.network import VGG16
 
 
 class Scores(NamedTuple):
     """What a detector says of n pictures, as NumPy arrays."""
 
     score: Float[np.ndarray, "n"]  # by the config's formula
-    terms: Terms  # what it is made of: a value and a map of each of "mse", "ssim", ...
+    terms: ScoreTerms  # what it is made of: a value and a map of each of "mse", "ssim", ...
     error_map: Float[np.ndarray, "n h w"]  # the terms' maps, combined as the score is
     reconstruction: UInt8[np.ndarray, "n h w c"]
     native: Float[np.ndarray, "n"] | None = None  # by the model's own paper, where that differs
@@ -59,15 +59,15 @@ class Prediction(NamedTuple):
     error_map: Float[np.ndarray, "n h w"]  # at the model's size
 
 
-class Scorer:
+class AnomalyScorer:
     """Scores pictures with trained networks in inference mode. No picture affects another's score;
     how many are scored at once moves its last digits, by 1e-6 of it at most on a CPU."""
 
     def __init__(
         self,
         detector: Detector,
-        state: State,
-        formula: Formula,
+        state: TrainState,
+        formula: ScoreFormula,
         shape: tuple[int, int, int],
         batch_size: int = 32,
         threshold: float | None = None,
@@ -87,14 +87,14 @@ class Scorer:
         term. unit_features: whether that term's features are scaled (losses.unit_features) first.
         """
         self.formula, self.shape, self.threshold = formula, shape, threshold
-        self.form = Form(*shape[1:], window)
+        self.form = ImageFormat(*shape[1:], window)
         self.calibration, self.conditions = calibration, tuple(conditions)
         self._batch_size = batch_size
         self._variables = (state, dict(detector.frozen))
-        self._searcher = Searcher(detector)
+        self._searcher = LatentSearcher(detector)
         self._vgg16, features = None, None
         if "perceptual" in formula.weights:
-            loaded = load(vgg16_weights)
+            loaded = vgg16_weights.load_weights(vgg16_weights)
             self._vgg16 = {"params": loaded.params}
             features = VGG16(convention=loaded.convention, unit_features=unit_features)
         self._reconstruct = jax.jit(partial(_reconstruct, detector))
@@ -184,7 +184,7 @@ class Scorer:
 
     def predict(
         self,
-        pictures: Sequence[Given],
+        pictures: Sequence[ImageInput],
         condition: str | Sequence[str] = "",
     ) -> Prediction:
         """Scores and judges new pictures of any size, prepared as the training pictures were.
@@ -196,7 +196,7 @@ class Scorer:
           empty.
         Raises UserError for what is no picture, by its place, and for a missing condition.
         """
-        images = prepare(pictures, self.form)
+        images = load_images(pictures, self.form)
         names = [condition] * len(pictures) if isinstance(condition, str) else condition
         if len(names) != len(pictures):
             raise UserError(f"{len(names)} conditions for {len(pictures)} pictures")
@@ -220,7 +220,7 @@ class Scorer:
                 f"condition is one of {', '.join(self.conditions)}"
             )
         if name not in self.conditions:
-            raise unknown("condition", name, self.conditions)
+            raise unknown_name("condition", name, self.conditions)
         return self.conditions.index(name)
 
     def standardise(self, spread: Mapping[str, float]) -> None:
@@ -258,7 +258,7 @@ def _reconstruct(detector, state, frozen, batch, keys):
 
 def _judge(features, reduction, vgg16_variables, weights, image, reconstruction):
     terms = _terms(features, vgg16_variables, image, reconstruction)
-    formula = Formula(weights, reduction)
+    formula = ScoreFormula(weights, reduction)
     return Scores(
         score=anomaly_score.score(formula, terms),
         terms=terms,

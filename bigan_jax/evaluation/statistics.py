@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +11,26 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation.results import Run, read_scores
+from bigan_jax.evaluation.results import FinishedRun, read_scores
 from bigan_jax.metrics import bootstrap
-from bigan_jax.reports.tables import Difference, spread
+
+
+class Spread(NamedTuple):
+    """A figure over n runs: mean and, from two runs on, standard deviation (n - 1)."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+class Difference(NamedTuple):
+    """A figure less another's, with its 95 % interval where that could be had; or the mean over
+    so many splits, with the standard deviation over them."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+    std: float | None = None
+    splits: int = 1
 
 
 class Sample(NamedTuple):
@@ -24,7 +41,7 @@ class Sample(NamedTuple):
     auroc: Float[np.ndarray, "draws"] | None
 
 
-def samples(runs: Sequence[Run]) -> dict[Path, Sample | str]:
+def bootstrap_samples(runs: Sequence[FinishedRun]) -> dict[Path, Sample | str]:
     """By workdir, the bootstrapped AUROCs of each run, or in words why it cannot be paired.
 
     The draws depend on the pictures' labels and groups alone, so that runs on the same test are
@@ -39,14 +56,14 @@ def samples(runs: Sequence[Run]) -> dict[Path, Sample | str]:
             continue
         test = repr([column.tolist() for column in (scores.path, scores.label, scores.group)])
         mark = hashlib.sha256(test.encode("utf-8", "surrogatepass")).hexdigest()
-        drawn = bootstrap.resampled(scores.label, scores.group)
+        drawn = bootstrap.group_resampling(scores.label, scores.group)
         auroc = drawn and bootstrap.ranking(scores.score, scores.label, *drawn)["auroc"]
         found[run.workdir] = Sample(mark, auroc)
     return found
 
 
-def difference(
-    runs: Sequence[Run], others: Sequence[Run], samples: Mapping[Path, Sample | str]
+def paired_difference(
+    runs: Sequence[FinishedRun], others: Sequence[FinishedRun], samples: Mapping[Path, Sample | str]
 ) -> Difference | str:
     """Mean AUROC of some runs less that of others, with the paired bootstrap's 95 % interval.
 
@@ -56,9 +73,9 @@ def difference(
     Where it cannot be had, or the others were tested on other pictures, a sentence that says so.
     """
     for run in (*runs, *others):
-        if isinstance(reason := samples[run.workdir], str):
+        if isinstance(reason := bootstrap_samples[run.workdir], str):
             return f"{run.workdir}: {reason}"
-    ours, theirs = _by_test(runs, samples), _by_test(others, samples)
+    ours, theirs = _by_test(runs, bootstrap_samples), _by_test(others, bootstrap_samples)
     if ours.keys() != theirs.keys():
         return "not tested on the same pictures"
     if any(run.evaluation["auroc"] is None for run in (*runs, *others)):
@@ -66,9 +83,9 @@ def difference(
     over = spread(_auroc(ours[test]) - _auroc(theirs[test]) for test in ours)
     if over.n > 1:
         return Difference(over.mean, None, over.std, over.n)
-    if samples[runs[0].workdir].auroc is None:
+    if bootstrap_samples[runs[0].workdir].auroc is None:
         return "a class comes from fewer than two groups: nothing to resample"
-    drawn = _drawn(runs, samples) - _drawn(others, samples)
+    drawn = _drawn(runs, bootstrap_samples) - _drawn(others, bootstrap_samples)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Difference(over.mean, (float(low), float(high)))
 
@@ -76,7 +93,7 @@ def difference(
 def _by_test(runs, samples):
     found = defaultdict(list)
     for run in runs:
-        found[samples[run.workdir].test].append(run)
+        found[bootstrap_samples[run.workdir].test].append(run)
     return found
 
 
@@ -86,4 +103,16 @@ def _auroc(runs):
 
 def _drawn(runs, samples):
     """Each draw's AUROC, over seeds."""
-    return np.mean([samples[run.workdir].auroc for run in runs], axis=0)
+    return np.mean([bootstrap_samples[run.workdir].auroc for run in runs], axis=0)
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Mean and standard deviation of what there is; None where there is nothing."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return Spread(float(np.mean(known)), _std(known), len(known))
+
+
+def _std(values):
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None

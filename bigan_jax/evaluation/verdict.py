@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-NAMES = {
+LABELS = {
     "f1": "F1",
     "auroc": "AUROC",
     "aupro": "AUPRO",
@@ -21,9 +21,9 @@ NAMES = {
 }
 
 
-def words(name: str) -> str:
+def label(name: str) -> str:
     """The name of a figure or a field, for people."""
-    return NAMES.get(name, str(name).replace("_", " "))
+    return LABELS.get(name, str(name).replace("_", " "))
 
 
 class Verdict(NamedTuple):
@@ -42,7 +42,7 @@ def verdict(evaluation: Mapping) -> Verdict:
     if not controls:
         return Verdict(None, "No training-free control was run, so the AUROC stands alone.")
     name, best = max(controls.items(), key=lambda item: item[1])
-    against = f"the strongest training-free control, {words(name)} ({best:.3f})"
+    against = f"the strongest training-free control, {label(name)} ({best:.3f})"
     if auroc <= best:
         return Verdict(
             False,
@@ -65,4 +65,4 @@ def pixel_verdict(evaluation: Mapping) -> str:
         return ""
     name, best = max(rows.items(), key=lambda row: row[1])
     beats = "locate defects better than" if model > best else "do not locate defects better than"
-    return f"The error maps ({model:.3f}) {beats} {words(name)} as a map ({best:.3f})."
+    return f"The error maps ({model:.3f}) {beats} {label(name)} as a map ({best:.3f})."

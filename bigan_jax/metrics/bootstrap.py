@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from bigan_jax.metrics.image import decide, finite
+from bigan_jax.metrics.thresholds import decide
+from bigan_jax.metrics.validation import require_finite
 
 Interval = tuple[float, float]
 Band = tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"], Float[np.ndarray, "k"]]  # x, low, high
@@ -13,7 +14,7 @@ _IN_CACHE = 1 << 14  # weights of draws that are worked on together
 Resampling = tuple[Int[np.ndarray, "n"], Int[np.ndarray, "draws groups"]]
 
 
-def bootstrap(
+def bootstrap_intervals(
     score: Float[np.ndarray, "n"],
     label: Bool[np.ndarray, "n"],
     group: Shaped[np.ndarray, "n"],
@@ -26,8 +27,8 @@ def bootstrap(
     None where there is nothing to resample. Perfect separation gives (1, 1): a bootstrap cannot
     see an overlap that the sample does not have.
     """
-    score, label = finite(score, "score"), np.asarray(label, bool)
-    resampling = resampled(label, group, draws, seed)
+    score, label = require_finite(score, "score"), np.asarray(label, bool)
+    resampling = group_resampling(label, group, draws, seed)
     if resampling is None:
         return None
     member, times = resampling
@@ -49,16 +50,16 @@ def bootstrap(
         "specificity": specificity,
         "balanced_accuracy": (recall + specificity) / 2,
     }
-    return ends(samples)
+    return percentile_intervals(samples)
 
 
-def ends(samples: Mapping[str, Sequence[float]]) -> dict[str, Interval]:
+def percentile_intervals(samples: Mapping[str, Sequence[float]]) -> dict[str, Interval]:
     """The 95 % interval of each figure, from its values in all draws."""
     found = {name: np.quantile(values, [0.025, 0.975]) for name, values in samples.items()}
     return {name: (float(low), float(high)) for name, (low, high) in found.items()}
 
 
-def resampled(
+def group_resampling(
     label: Bool[np.ndarray, "n"],
     group: Shaped[np.ndarray, "n"],
     draws: int = 1000,
@@ -116,7 +117,7 @@ def ranking(
     return {"auroc": auroc, "average_precision": average_precision}
 
 
-def bands(
+def curve_bands(
     score: Float[np.ndarray, "n"],
     label: Bool[np.ndarray, "n"],
     group: Shaped[np.ndarray, "n"],
@@ -128,8 +129,8 @@ def bands(
     "roc": recall at each false-alarm rate. "precision_recall": precision at the highest threshold
     that reaches each recall.
     """
-    score, label = finite(score, "score"), np.asarray(label, bool)
-    resampling = resampled(label, group, draws, seed)
+    score, label = require_finite(score, "score"), np.asarray(label, bool)
+    resampling = group_resampling(label, group, draws, seed)
     if resampling is None:
         return None
     member, times = resampling

@@ -4,25 +4,16 @@ A score is higher where a picture is more anomalous, a label is True for an anom
 "score >= threshold" is the decision. A figure that the data do not define is None, no stand-in.
 """
 
-import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 
-from bigan_jax.errors import UserError
-
-
-class Threshold(NamedTuple):
-    """A decision threshold, the rule it comes from, and what the reader must know about it."""
-
-    value: float
-    rule: str
-    note: str | None = None
+from bigan_jax.metrics.thresholds import decide
+from bigan_jax.metrics.validation import require_finite
 
 
 class Oracle(NamedTuple):
@@ -33,82 +24,12 @@ class Oracle(NamedTuple):
     accuracy: float | None
 
 
-def conformal_threshold(
-    calibration: Float[np.ndarray, "n"], rate: float, groups: int | None = None
-) -> Threshold:
-    """The smallest threshold whose false-alarm probability is at most `rate`, without labels.
-
-    Holds for a new normal picture exchangeable with the calibration ones, on average over
-    calibration sets: with k = ceil((n + 1)(1 - rate)), a new score exceeds the k-th smallest
-    of n with probability at most 1 - k / (n + 1) (split conformal prediction).
-
-    Args:
-      calibration: scores of normal pictures that trained nothing, any finite values.
-      rate: the allowed false-alarm rate, in (0, 1).
-      groups: how many patients, camera blocks and the like the pictures come from, where that is
-        known: pictures of one are alike, so the promise holds for a picture of a new group only as
-        far as the groups are many.
-
-    Raises:
-      UserError: `rate` outside (0, 1), or no calibration picture.
-      ValueError: a score that is not finite.
-    """
-    if not 0 < rate < 1:
-        raise UserError(
-            f"threshold.false_alarm_rate must lie strictly between 0 and 1, not {rate}."
-        )
-    calibration = np.sort(finite(calibration, "calibration score"))
-    n = len(calibration)
-    if n == 0:
-        raise UserError(
-            "no calibration pictures: set some normals aside, or use a manual threshold."
-        )
-    # The decimal that was typed: in floats 1 - 0.1 can lift an exact product over the next integer.
-    exact = Fraction(str(rate))
-    k = math.ceil((n + 1) * (1 - exact))
-    need = math.ceil(1 / exact) - 1
-    note = None
-    if k > n:
-        note = (
-            f"A false-alarm rate of at most {rate:.4g} can only be promised with at least "
-            f"{need} calibration pictures; there are {n}. The threshold lies "
-            f"just above their highest score, which promises at most {1 / (n + 1):.3g}."
-        )
-    elif groups is not None and groups < min(n, need):
-        note = (
-            f"The {n} calibration pictures come from {groups} groups only (patients, camera "
-            f"blocks), and pictures of one group are alike: for a new group the false-alarm rate "
-            f"may well exceed {rate:.4g}. Fewer than {need} groups cannot promise it."
-        )
-    # The next value of the scores' own type: a float64 step would vanish beside float32 scores.
-    value = float(np.nextafter(calibration[min(k, n) - 1], np.inf, dtype=calibration.dtype))
-    return Threshold(value, f"conformal, at most {100 * rate:.4g} % false alarms", note)
-
-
-def manual_threshold(value: float) -> Threshold:
-    """A number that the user chose. Raises UserError if it is not finite."""
-    if not math.isfinite(value):
-        raise UserError(f"threshold.value must be a finite number, not {value}.")
-    return Threshold(float(value), "manual")
-
-
-def decide(score: Float[np.ndarray, "*n"], threshold: float) -> Bool[np.ndarray, "*n"]:
-    """Which pictures, or pixels, are called anomalous. No rounding of the threshold moves one."""
-    score = np.asarray(score)
-    if not np.issubdtype(score.dtype, np.floating):
-        return score >= threshold
-    least = score.dtype.type(threshold)  # of the scores' own type: millions need no copy in float64
-    if float(least) < threshold:
-        least = np.nextafter(least, np.inf, dtype=score.dtype)
-    return score >= least
-
-
 def oracle_threshold(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> Oracle:
     """The threshold with the best F1 on the test labels, the highest of equals.
 
     It has seen the labels, so it only ever stands beside a result. All None with one class.
     """
-    score, label = finite(score, "score"), np.asarray(label, bool)
+    score, label = require_finite(score, "score"), np.asarray(label, bool)
     if not _both_classes(label):
         return Oracle(None, None, None)
     value, true, false = _operating_points(score, label)
@@ -130,7 +51,7 @@ def image_metrics(
     Raises:
       ValueError: a score that is not finite.
     """
-    score, label = finite(score, "score"), np.asarray(label, bool)
+    score, label = require_finite(score, "score"), np.asarray(label, bool)
     called = decide(score, threshold)
     positive, negative = int(label.sum()), int((~label).sum())
     hit, alarm = int((called & label).sum()), int((called & ~label).sum())
@@ -150,7 +71,7 @@ def image_metrics(
 
 def auroc(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> float | None:
     """The probability that an anomalous picture outscores a normal one; None with one class."""
-    score, label = finite(score, "score"), np.asarray(label, bool)
+    score, label = require_finite(score, "score"), np.asarray(label, bool)
     if not _both_classes(label):
         return None
     # By the sum of ranks, ties shared: scikit-learn's curve takes twenty times as long, and an
@@ -170,7 +91,7 @@ def predict_all(label: Bool[np.ndarray, "n"]) -> dict[str, float | None]:
     }
 
 
-def by_kind(
+def by_defect_type(
     score: Float[np.ndarray, "n"],
     label: Bool[np.ndarray, "n"],
     kind: Shaped[np.ndarray, "n"],
@@ -241,14 +162,3 @@ def _both_classes(label) -> bool:
 
 def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-def finite(values: Num[np.ndarray, "..."], what: str) -> Float[np.ndarray, "..."]:
-    """The values as floats, those of a float type as they are. ValueError names `what` if one of
-    them is infinite or no number."""
-    values = np.asarray(values)
-    values = values if np.issubdtype(values.dtype, np.floating) else values.astype(np.float64)
-    if not np.isfinite(values).all():
-        bad = np.count_nonzero(~np.isfinite(values))
-        raise ValueError(f"{bad} of {values.size} values of the {what} are not finite.")
-    return values

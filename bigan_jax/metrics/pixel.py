@@ -6,15 +6,14 @@ the few defect pixels are sorted. Errors that agree in these bits are ties, as e
 moves a figure by some 0.000001.
 """
 
-import math
 from collections.abc import Callable
-from fractions import Fraction
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 from scipy import ndimage
 
-from bigan_jax.metrics.image import decide, finite
+from bigan_jax.metrics.thresholds import decide
+from bigan_jax.metrics.validation import require_finite
 
 LEVELS = 1 << 20  # of error that are told apart
 _TOGETHER = 128  # pictures at a time: new memory takes longer than what is done in it
@@ -52,10 +51,10 @@ def pixel_metrics(
     """
     maps, masks = np.asarray(maps), np.asarray(masks, bool)
     if np.issubdtype(maps.dtype, np.floating):
-        finite(maps, "error map")
+        require_finite(maps, "error map")
     if masks.all() or not masks.any():
         return dict(NOTHING)
-    normal, defect = _counted(maps, masks)
+    normal, defect = _histograms(maps, masks)
     shares = region_shares(masks) if shares is None else shares
     value = np.flatnonzero(np.bincount(defect))
     found, overlap = (np.bincount(defect, weights)[value] for weights in (None, shares))
@@ -64,10 +63,10 @@ def pixel_metrics(
     # At each error of a defect pixel, from high to low: what is called from it on, and before it.
     value, found, overlap = value[::-1], np.cumsum(found[::-1]), np.cumsum(overlap[::-1])
     before = passed[-1] - passed[value]
-    return areas(before, before + normal[value], found, overlap, passed[-1], limit)
+    return curve_areas(before, before + normal[value], found, overlap, passed[-1], limit)
 
 
-def areas(
+def curve_areas(
     before: Num[np.ndarray, "k"],
     alarms: Num[np.ndarray, "k"],
     found: Num[np.ndarray, "k"],
@@ -93,25 +92,6 @@ def areas(
     }
 
 
-def pixel_threshold(normal_maps: Float[np.ndarray, "n h w"], rate: float) -> float:
-    """The error from which a pixel is called defective, without labels or defects.
-
-    Of a new normal picture's pixels it calls a share of at most `rate`, on average over pictures
-    exchangeable with these n calibration normals: conformal risk control (Angelopoulos et al. 2022,
-    Sec. 2) allows the share r among theirs where (n r + 1) / (n + 1) <= rate. Where n is too small
-    for any, it lies just above their highest error.
-
-    Raises:
-      ValueError: an error that is not finite.
-    """
-    maps = finite(normal_maps, "error map")
-    share = ((len(maps) + 1) * Fraction(str(rate)) - 1) / len(maps)
-    allowed = min(max(math.floor(share * maps.size), 0), maps.size - 1)
-    place = maps.size - 1 - allowed
-    highest_passed = np.partition(maps.ravel(), place)[place]
-    return float(np.nextafter(highest_passed, np.inf, dtype=maps.dtype))
-
-
 def dice(
     maps: Float[np.ndarray, "n h w"], masks: Bool[np.ndarray, "n h w"], threshold: float
 ) -> float | None:
@@ -124,7 +104,7 @@ def dice(
     return 2 * np.count_nonzero(called & masks) / (np.count_nonzero(called) + size)
 
 
-def _counted(maps, masks):
+def _histograms(maps, masks):
     """How many normal pixels there are at each level of error, and each defect pixel's level."""
     level_of = levels(maps)
     normal, defect = np.zeros(LEVELS, np.int64), []

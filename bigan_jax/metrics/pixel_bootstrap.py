@@ -8,13 +8,13 @@ by some 0.0001.
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, Shaped
 
-from bigan_jax.metrics.bootstrap import Interval, ends, resampled
-from bigan_jax.metrics.pixel import LEVELS, areas, levels
+from bigan_jax.metrics.bootstrap import Interval, group_resampling, percentile_intervals
+from bigan_jax.metrics.pixel import LEVELS, curve_areas, levels
 
 _CUTS = 1000  # between bins: so many quantiles of the defect pixels' errors
 
 
-def pixel_bootstrap(
+def pixel_bootstrap_intervals(
     maps: Num[np.ndarray, "n h w"],
     masks: Bool[np.ndarray, "n h w"],
     group: Shaped[np.ndarray, "n"],
@@ -27,7 +27,7 @@ def pixel_bootstrap(
     shares: what `pixels.region_shares` made of the masks. None where there is nothing to resample:
     no defect pixel, or one group of pictures with or without any.
     """
-    resampling = resampled(masks.any((1, 2)), group, draws, seed)
+    resampling = group_resampling(masks.any((1, 2)), group, draws, seed)
     if resampling is None:
         return None
     member, times = resampling
@@ -36,8 +36,10 @@ def pixel_bootstrap(
     for drawn in np.stack([times.astype(float) @ counts for counts in counted], 1):
         normal, found, overlap = np.cumsum(drawn, axis=-1)
         before = np.append(0, normal[:-1])
-        samples.append(areas(before, normal, found, overlap, normal[-1]))
-    return ends({name: [figures[name] for figures in samples] for name in samples[0]})
+        samples.append(curve_areas(before, normal, found, overlap, normal[-1]))
+    return percentile_intervals(
+        {name: [figures[name] for figures in samples] for name in samples[0]}
+    )
 
 
 def _counted(

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from bigan_jax.detector import Detector, Objective, Search
+from bigan_jax.detector import Detector, LatentSearch, Objective
 from bigan_jax.nn import losses
+from bigan_jax.nn.losses import spread_logs
 from bigan_jax.nn.networks import DCGANEncoder, DCGANGenerator
-from bigan_jax.training.health import spread_logs
 
 
 class Found(NamedTuple):
@@ -116,7 +116,7 @@ def create(
         },
         reconstruct=reconstruct,
         native_score=native_score,
-        search=Search(search_steps, start, step),
+        search=LatentSearch(search_steps, start, step),
     )
 
 

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.nn import losses
-from bigan_jax.nn.blocks import ConvDecoder, ConvEncoder, JointDiscriminator
-from bigan_jax.nn.losses import discriminator_logs, standard_normal
-from bigan_jax.training.health import spread_logs
+from bigan_jax.nn.losses import discriminator_logs, spread_logs, standard_normal
+from bigan_jax.nn.networks import ConvDecoder, ConvEncoder, JointDiscriminator
 
 
 def create(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.nn import losses
-from bigan_jax.nn.blocks import ConvDecoder, ConvEncoder
+from bigan_jax.nn.networks import ConvDecoder, ConvEncoder
 
 
 def create(

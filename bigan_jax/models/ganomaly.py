@@ -15,8 +15,8 @@ from jax import lax
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.errors import UserError
 from bigan_jax.nn import losses
+from bigan_jax.nn.losses import spread_logs
 from bigan_jax.nn.networks import DCGANEncoder, DCGANGenerator
-from bigan_jax.training.health import spread_logs
 
 _SMALLEST = 4  # pixels a side where the encoder's convolutions end
 

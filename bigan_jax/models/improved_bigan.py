@@ -12,12 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from bigan_jax.detector import Detector, Objective
-from bigan_jax.errors import UserError, unknown
-from bigan_jax.nn import losses
-from bigan_jax.nn.blocks import ConvDecoder, ConvEncoder, JointDiscriminator
-from bigan_jax.nn.losses import discriminator_logs, standard_normal
-from bigan_jax.nn.vgg16.network import VGG16, load
-from bigan_jax.training.health import spread_logs
+from bigan_jax.errors import UserError, unknown_name
+from bigan_jax.nn import losses, ssim
+from bigan_jax.nn.losses import discriminator_logs, spread_logs, standard_normal
+from bigan_jax.nn.networks import ConvDecoder, ConvEncoder, JointDiscriminator
+from bigan_jax.nn.vgg16.network import VGG16
 
 _POOLS = ("average", "flatten")
 _PAPERS_WEIGHTS = {"mse": 0.5, "mae": 0.2, "perceptual": 0.2, "ssim": 0.1}
@@ -59,7 +58,7 @@ def create(
     weights are needed and missing.
     """
     if pool not in _POOLS:
-        raise unknown("config.model.pool", pool, _POOLS)
+        raise unknown_name("config.model.pool", pool, _POOLS)
     networks = {
         "encoder": ConvEncoder(latent, widths, se_ratio, pool, dtype=dtype),
         "generator": ConvDecoder(
@@ -85,7 +84,7 @@ def create(
     if "perceptual" in weights and vgg16_weights is None:
         networks["vgg16"] = VGG16(perceptual_layers, dtype=dtype, unit_features=unit_features)
     elif "perceptual" in weights:
-        loaded = load(vgg16_weights, perceptual_layers)
+        loaded = vgg16_weights.load_weights(vgg16_weights, perceptual_layers)
         networks["vgg16"] = VGG16(perceptual_layers, loaded.convention, dtype, unit_features)
         frozen["vgg16"] = {"params": loaded.params}
 
@@ -99,7 +98,7 @@ def create(
         if "mae" in weights:
             terms["mae"] = losses.mae(x, y).mean()
         if "ssim" in weights:
-            terms["ssim"] = losses.ssim_error(x, y).mean()
+            terms["ssim"] = ssim.ssim_error(x, y).mean()
         if "perceptual" in weights:
             target, found = lax.stop_gradient(net("vgg16", x)), net("vgg16", y)
             terms["perceptual"] = losses.perceptual(target, found).mean()

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.nn import losses
-from bigan_jax.nn.blocks import ConvDecoder, ConvEncoder
+from bigan_jax.nn.networks import ConvDecoder, ConvEncoder
 
 # Log-variances stay within +-20, softly: what a network gives is kept to 2 % up to +-5, and neither
 # exp() of it nor the sum over a thousand dimensions overflows.

@@ -29,7 +29,7 @@ def downsample(
     """Convolution with stride 2 and one pixel of zero padding. `h` and `w` are even."""
     channels, depth = kernel.shape[2:]
     by_grid = min(4 * channels, depth) <= _SLOW if _on_cpu() else _sees_picture(kernel)
-    return (_downsample_by_grid if by_grid else _downsample_as_it_is)(image, kernel)
+    return (_space_to_depth_downsample if by_grid else _direct_downsample)(image, kernel)
 
 
 @jax.custom_vjp
@@ -38,14 +38,14 @@ def upsample(
 ) -> Float[Array, "b 2*h 2*w c"]:
     """The adjoint of `downsample`: flax's ConvTranspose with transpose_kernel=True, "SAME"."""
     by_grid = _on_cpu() or _sees_picture(kernel)
-    return (_upsample_by_grid if by_grid else _upsample_as_it_is)(code, kernel)
+    return (_space_to_depth_upsample if by_grid else _direct_upsample)(code, kernel)
 
 
 @jax.custom_vjp
 def _kernel_gradient(image, code):
     """[b, h, w, c] and [b, h/2, w/2, d] -> [4, 4, c, d]: of `downsample`, and of `upsample`."""
     by_grid = _on_cpu() or _few(image, code)
-    return (_kernel_gradient_by_grid if by_grid else _kernel_gradient_as_it_is)(image, code)
+    return (_space_to_depth_kernel_gradient if by_grid else _direct_kernel_gradient)(image, code)
 
 
 @jax.custom_vjp
@@ -54,7 +54,7 @@ def same(
 ) -> Float[Array, "b h w d"]:
     """Convolution with stride 1 and one pixel of zero padding."""
     if _on_cpu() or not _sees_picture(kernel):
-        return _same_as_it_is(image, kernel)
+        return _direct_same(image, kernel)
     return _same_by_product(image, kernel)
 
 
@@ -62,8 +62,8 @@ def same(
 def _same_adjoint(code, kernel):
     """[b, h, w, d] and [3, 3, c, d] -> [b, h, w, c]"""
     if _on_cpu() or _sees_picture(kernel):
-        return same(code, turned(kernel))
-    return _same_adjoint_as_it_is(code, kernel)
+        return same(code, flip_kernel(kernel))
+    return _direct_same_adjoint(code, kernel)
 
 
 @jax.custom_vjp
@@ -72,7 +72,7 @@ def _same_kernel_gradient(image, code):
     if _on_cpu():
         return _same_kernel_gradient_by_rows(image, code)
     few = _few(image, code)
-    return (_picture_kernel_gradient if few else _same_kernel_gradient_as_it_is)(image, code)
+    return (_picture_kernel_gradient if few else _direct_same_kernel_gradient)(image, code)
 
 
 def _derive(forward, adjoint, kernel_gradient):
@@ -111,7 +111,7 @@ def _few(image, code):
 # --- as XLA has them ------------------------------------------------------------------------------
 
 
-def _seed_by_seed(convolve):
+def _one_seed_at_a_time(convolve):
     """Of several seeds side by side, each with a kernel of its own, one after the other. As one it
     would be a grouped convolution: five seeds took 6.8 times as long as one on an H200."""
     alone = custom_vmap(convolve)
@@ -147,12 +147,12 @@ def _gradient(image, code, stride, size):
     return jax.linear_transpose(lambda x: _convolution(image, x, stride), kernel)(code)[0]
 
 
-_downsample_as_it_is = _seed_by_seed(partial(_convolution, stride=2))
-_upsample_as_it_is = _seed_by_seed(partial(_adjoint, stride=2))
-_kernel_gradient_as_it_is = _seed_by_seed(partial(_gradient, stride=2, size=4))
-_same_as_it_is = _seed_by_seed(partial(_convolution, stride=1))
-_same_adjoint_as_it_is = _seed_by_seed(partial(_adjoint, stride=1))
-_same_kernel_gradient_as_it_is = _seed_by_seed(partial(_gradient, stride=1, size=3))
+_direct_downsample = _one_seed_at_a_time(partial(_convolution, stride=2))
+_direct_upsample = _one_seed_at_a_time(partial(_adjoint, stride=2))
+_direct_kernel_gradient = _one_seed_at_a_time(partial(_gradient, stride=2, size=4))
+_direct_same = _one_seed_at_a_time(partial(_convolution, stride=1))
+_direct_same_adjoint = _one_seed_at_a_time(partial(_adjoint, stride=1))
+_direct_same_kernel_gradient = _one_seed_at_a_time(partial(_gradient, stride=1, size=3))
 
 
 # --- by the grid ----------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ _TAPS = (0, 0), (0, 1), (1, 0), (1, 1)
 _SLOW = 64  # channels, of code or grid: above, XLA's own strided convolution is as fast
 
 
-def _downsample_by_grid(image, kernel):
+def _space_to_depth_downsample(image, kernel):
     grid, taps = _grid(image), _taps(kernel)
     if grid.shape[-1] < kernel.shape[-1]:
         seen = [_seen(grid, tap) for tap in _TAPS]
@@ -173,20 +173,20 @@ def _downsample_by_grid(image, kernel):
     return _summed(_seen(parts[:, :, :, *tap], tap) for tap in _TAPS)
 
 
-def _upsample_by_grid(code, kernel):
+def _space_to_depth_upsample(code, kernel):
     channels, taps = kernel.shape[2], _taps(kernel)
     if 4 * channels < code.shape[-1]:
         parts = jnp.einsum("bhwd,ijcd->bhwijc", code, taps)
         grid = _summed(_moved(parts[:, :, :, *tap], tap) for tap in _TAPS)
     else:
         taps = jnp.flip(taps, (0, 1)).swapaxes(2, 3)
-        grid = _same_as_it_is(code, taps)
+        grid = _direct_same(code, taps)
     batch, height, width, _ = grid.shape
     image = grid.reshape(batch, height, width, 2, 2, channels).swapaxes(2, 3)
     return image.reshape(batch, 2 * height, 2 * width, channels)[:, 1:-1, 1:-1]
 
 
-def _kernel_gradient_by_grid(image, code):
+def _space_to_depth_kernel_gradient(image, code):
     """One matrix product; what has fewer channels, the grid or the code, is copied for each tap."""
     grid, depth = _grid(image), code.shape[-1]
     if grid.shape[-1] < depth:
@@ -253,7 +253,7 @@ def _same_by_product(image, kernel):
     return _summed(_neighbours(_neighbours(parts[:, :, :, i, j], 1, [i]), 2, [j]) for i, j in taps)
 
 
-def turned(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "3 3 d c"]:
+def flip_kernel(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "3 3 d c"]:
     """The kernel of `same`'s adjoint, which is a `same` too."""
     return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 

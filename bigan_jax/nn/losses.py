@@ -4,19 +4,13 @@ Pictures are float in [0, 1]. Each error is one number a picture, so that the sa
 a test picture and, averaged over the batch, trains on it.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 
-import dm_pix
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float, Key
-
-SSIM_WINDOW = 11  # pixels; pictures are at least as large
-_SSIM_SIGMA = 1.5
 
 
 def mse(x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]) -> Float[Array, "b"]:
@@ -27,74 +21,6 @@ def mse(x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]) -> Float[Array, 
 def mae(x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]) -> Float[Array, "b"]:
     """Mean absolute error of each picture."""
     return jnp.abs(x - y).mean((1, 2, 3))
-
-
-def ssim_error(x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]) -> Float[Array, "b"]:
-    """1 - SSIM of each picture (Wang et al. 2004), by dm-pix with a data range of 1; in [0, 2].
-
-    To train by; `ssim_error_and_map` is the one to score by.
-    """
-    return 1 - dm_pix.ssim(x, y, filter_fn=_gaussian_blur)
-
-
-def ssim_error_and_map(
-    x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]
-) -> tuple[Float[Array, "b"], Float[Array, "b h w"]]:
-    """`ssim_error` and 1 - SSIM of the window around each pixel, averaged over channels.
-
-    Windows lie wholly inside the picture, so the map's outermost 5 pixels repeat their neighbour's
-    value, and its mean is close to the first but not equal to it.
-
-    The same formula as dm-pix's in a tenth of its time on a CPU: of the squares only their sum is
-    needed, and moments are blurred in stacks, which XLA does not merge into what uses them, and so
-    does not compute again for each use. Slow to differentiate.
-    """
-    x, y = jnp.moveaxis(x, -1, 1), jnp.moveaxis(y, -1, 1)  # a plane a channel
-    x_mean, y_mean = _slid(jnp.stack([x, y]))
-    squares, product = _slid(jnp.stack([x * x + y * y, x * y]))
-    mean_squares, mean_product = x_mean**2 + y_mean**2, x_mean * y_mean
-    variances = jnp.maximum(squares - mean_squares, 0)
-    covariances = jnp.clip(2 * (product - mean_product), -variances, variances)  # rounding aside
-    c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * mean_product + c1) / (mean_squares + c1)
-    inside = 1 - luminance * (covariances + c2) / (variances + c2)
-    margin = SSIM_WINDOW // 2
-    around = ((0, 0), (margin, margin), (margin, margin))
-    return inside.mean((1, 2, 3)), jnp.pad(inside.mean(1), around, mode="edge")
-
-
-def _slid(planes: Float[Array, "*n h w"]) -> Float[Array, "*n h-10 w-10"]:
-    """SSIM's window as sums of shifted pictures, along rows and then along columns."""
-    height, width = (length - SSIM_WINDOW + 1 for length in planes.shape[-2:])
-    weights = list(enumerate(_window()))
-    rows = sum(weight * planes[..., i : i + height, :] for i, weight in weights)
-    return sum(weight * rows[..., i : i + width] for i, weight in weights)
-
-
-def _gaussian_blur(image: Float[Array, "b h w c"]) -> Float[Array, "b h-10 w-10 c"]:
-    """SSIM's window as two banded matrix products: on a CPU 13 times as fast as dm-pix's own. An
-    accelerator reads and writes a third as much for the sums, and has no products to tune."""
-    if jax.default_backend() != "cpu":
-        # Held apart: fused into what follows in the gradient, its sums take XLA seconds to compile.
-        planes = lax.optimization_barrier(jnp.moveaxis(image, -1, 1))
-        return jnp.moveaxis(_slid(planes), 1, -1)
-    rows, columns = (jnp.asarray(_band(size), image.dtype) for size in image.shape[1:3])
-    return jnp.einsum("ih,bhwc,jw->bijc", rows, image, columns, precision="highest")
-
-
-@functools.cache
-def _band(size: int) -> Float[np.ndarray, "size-10 size"]:
-    band = np.zeros((size - SSIM_WINDOW + 1, size), np.float32)
-    for row in range(len(band)):
-        band[row, row : row + SSIM_WINDOW] = _window()
-    return band
-
-
-@functools.cache
-def _window() -> tuple[float, ...]:
-    offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
-    weights = np.exp(-0.5 * (offsets / _SSIM_SIGMA) ** 2)
-    return tuple((weights / weights.sum()).tolist())
 
 
 def perceptual(
@@ -146,3 +72,13 @@ def discriminator_logs(
 ) -> dict[str, Float[Array, ""]]:
     """D's mean output in [0, 1] on real and on fake: health looks at both."""
     return {"real": jax.nn.sigmoid(real).mean(), "fake": jax.nn.sigmoid(fake).mean()}
+
+
+def spread_logs(
+    generated: Float[Array, "b h w c"], real: Float[Array, "b h w c"]
+) -> dict[str, Float[Array, ""]]:
+    """How much pictures vary: the standard deviation over the batch, averaged over pixels.
+
+    Of the pictures on one device: it is 0 for both where each device holds a single one.
+    """
+    return {"spread": generated.std(0).mean(), "real_spread": real.std(0).mean()}

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve as precision_recall_points
 from sklearn.metrics import roc_curve as roc_points
 
-from bigan_jax.metrics.image import decide
+from bigan_jax.metrics.thresholds import decide
 
 NORMAL, ANOMALOUS, CALIBRATION, INK, QUIET = "#0072B2", "#D55E00", "#009E73", "#222222", "#6E6E6E"
 Band = tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"], Float[np.ndarray, "k"]]  # x, low, high
@@ -62,7 +62,7 @@ def score_histogram(
     figure, (axes,) = new_figure(1, (6.4, 3.6), above=0.5)
     everything = np.concatenate([normal, anomalous, calibration]).astype(np.float64)
     if not everything.size:
-        say(axes, "no scores")
+        text_only(axes, "no scores")
         return figure
     bins = _bins(everything)
     for name, scores, colour, hatch in (
@@ -183,11 +183,11 @@ def _frame(axes: Axes, label) -> bool:
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     if label.any() and not label.all():
         return True
-    say(axes, "needs normal and anomalous\ntest pictures")
+    text_only(axes, "needs normal and anomalous\ntest pictures")
     return False
 
 
-def say(axes: Axes, text: str) -> None:
+def text_only(axes: Axes, text: str) -> None:
     """Words in an empty frame."""
     axes.text(0.5, 0.55, text, ha="center", fontsize=9, transform=axes.transAxes)
 

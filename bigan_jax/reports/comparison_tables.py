@@ -2,15 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 
-from bigan_jax.evaluation.comparison import FIGURES, Row, Standings, apart
+from bigan_jax.evaluation.comparison import (
+    FIGURES,
+    ComparisonRow,
+    DatasetComparison,
+    differing_fields,
+)
 from bigan_jax.evaluation.paper_results import (
     METRICS,
     MODELS,
     contradiction,
-    fitting_prevalence,
+    feasible_prevalence,
     paper_table,
 )
-from bigan_jax.reports.tables import Difference, Spread, Table
+from bigan_jax.evaluation.statistics import Difference, Spread
+from bigan_jax.reports.tables import Table
 
 _HEADINGS = {"auroc": "AUROC", "f1": "F1"}
 _SEED_NOTE = "mean ± standard deviation over seeds, with their splits where these differ"
@@ -39,7 +45,7 @@ CSV_HEADER = (
 )
 
 
-def tables_of(found: Standings) -> list[Table]:
+def comparison_tables(found: DatasetComparison) -> list[Table]:
     """All tables of one set of pictures; those without rows are left out."""
     parts = _differences, _ablations, _localisation, _paper
     return [_results(found), *(table for part in parts for table in part(found))]
@@ -82,7 +88,7 @@ def _shown(name: str, figure: Spread | None):
     return figure.mean if figure and name in ("control", "pixel_control") else figure
 
 
-def _marked(row: Row) -> str:
+def _marked(row: ComparisonRow) -> str:
     return row.label + " †" * bool(row.wrong)
 
 
@@ -131,7 +137,7 @@ def _ablations(found):
                 if isinstance(value, str):
                     notes.append(f"{label}: no interval: {value}")
                     value = _less(row.figures["auroc"], start.figures["auroc"])
-                fields = apart(row, start).items()
+                fields = differing_fields(row, start).items()
                 changes = (f"{field} {new}, not {old}" for field, (new, old) in fields)
                 notes.append(f"{label}: {'; '.join(changes) or 'the same config'}")
                 rest = [_less(row.figures[name], start.figures[name]) for name in others]
@@ -159,7 +165,7 @@ def _paper(found):
         reason = contradiction(said)
         if reason:
             notes.append(f"The paper's {MODELS[model]}: {reason}")
-        fits = "none" if reason else " to ".join(f"{p:.3f}" for p in fitting_prevalence(said))
+        fits = "none" if reason else " to ".join(f"{p:.3f}" for p in feasible_prevalence(said))
         ours = [row for row in found.rows if row.model == model and not row.ablations]
         for row in ours or [None]:
             name = (
@@ -171,7 +177,7 @@ def _paper(found):
     yield Table(title, columns, rows, notes)
 
 
-def overview(found: Sequence[Standings]) -> list[Table]:
+def overview(found: Sequence[DatasetComparison]) -> list[Table]:
     """AUROC by model and set of pictures, where there are several sets."""
     if len(found) < 2:
         return []
@@ -190,7 +196,7 @@ def overview(found: Sequence[Standings]) -> list[Table]:
     return [Table("Overview", columns, rows, [_SEED_NOTE])]
 
 
-def csv_rows(found: Sequence[Standings]) -> Iterator[list]:
+def csv_rows(found: Sequence[DatasetComparison]) -> Iterator[list]:
     """Long form, a figure a line. source: mean, run, difference (to the best), ablation, paper."""
     for each in found:
         where = [each.dataset, each.category]

@@ -1,31 +1,22 @@
 """What an evaluation leaves: evaluation.json, scores.csv, figures, the report, and a few lines."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from bigan_jax.data.audit import Audit
-from bigan_jax.data.dataset import Pictures
+from bigan_jax.data.dataset import Images
 from bigan_jax.errors import printable
-from bigan_jax.evaluation.scorer import Scores
+from bigan_jax.evaluation.assess import Assessment
 from bigan_jax.evaluation.verdict import verdict
-from bigan_jax.metrics.image import decide
+from bigan_jax.metrics.thresholds import decide
 from bigan_jax.reports import figures, html_report
-from bigan_jax.runtime.run_config import write_json, write_table, write_whole
-from bigan_jax.training.saving.train_log import read_history, rollbacks
+from bigan_jax.runtime.files import write_atomic, write_csv, write_json
+from bigan_jax.training.saving.train_log import read_train_log, rollbacks
 
 
-class Assessment(NamedTuple):
-    """What evaluation.json holds, and what it was made from."""
-
-    evaluation: dict
-    calibration: Scores
-    test: Scores
-
-
-def write(
-    workdir: Path, config: ConfigDict, test: Pictures, found: Audit, assessment: Assessment
+def write_evaluation(
+    workdir: Path, config: ConfigDict, test: Images, found: Audit, assessment: Assessment
 ) -> None:
     """Writes scores.csv, figures, the report and evaluation.json to a run's workdir, and tells the
     result.
@@ -46,7 +37,7 @@ def write(
 def _health(workdir):
     """What the last epoch's health check warned of, how often any did before, and when training
     diverged and went back."""
-    rows = read_history(workdir)
+    rows = read_train_log(workdir)
     checks = [row.get("health", []) for row in rows]
     earlier = sum(map(bool, checks[:-1]))
     found = list(checks[-1]) if checks else []
@@ -76,15 +67,17 @@ def _write_scores(path, test, scores, threshold):
                 *([f"{scores.native[i]:.8g}"] if native else []),
             ]
         )
-    write_table(path, rows)
+    write_csv(path, rows)
 
 
 def _write_pictures(workdir, config, evaluation, test, found, calibration, scores):
     threshold, limits = evaluation["threshold"], evaluation["colour_limits"]
-    history = read_history(workdir)
-    pictures = figures.draw(test, scores, calibration.score, threshold, limits, history)
+    history = read_train_log(workdir)
+    pictures = figures.evaluation_figures(
+        test, scores, calibration.score, threshold, limits, history
+    )
     for name, png in pictures.items():
-        write_whole(workdir / "figures" / f"{name}.png", png)
+        write_atomic(workdir / "figures" / f"{name}.png", png)
     for name in ("error_maps", "healthy_and_anomalous"):
         del pictures[name]  # the report's gallery shows the same, and more
     items = figures.gallery(test, scores, threshold, limits)

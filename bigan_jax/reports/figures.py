@@ -5,29 +5,19 @@ from functools import partial
 import numpy as np
 from jaxtyping import Bool, Float
 
-from bigan_jax.data.dataset import Pictures
+from bigan_jax.data.dataset import Images
 from bigan_jax.evaluation.scorer import Scores
-from bigan_jax.metrics.bootstrap import bands
-from bigan_jax.metrics.image import decide
-from bigan_jax.png import png_bytes
+from bigan_jax.metrics.bootstrap import curve_bands
+from bigan_jax.metrics.thresholds import decide
 from bigan_jax.reports import charts as plots
 from bigan_jax.reports import html_report, image_grid, training_curves
+from bigan_jax.reports.html import png_bytes
 
 _LONGEST_IN_REPORT = 256  # pixels
-_COLOUR_QUANTILE = (
-    0.999  # of the calibration normals' pixels: what is above is as bright as it gets
-)
 
 
-def colour_limits(normals: Scores) -> dict[str, float]:
-    """The error that is as bright as it gets, in every picture alike: of each term's map and of
-    their combination, from pictures that are known to be normal and not tested."""
-    maps = {**normals.terms.map, "combined": normals.error_map}
-    return {name: float(np.quantile(errors, _COLOUR_QUANTILE)) for name, errors in maps.items()}
-
-
-def draw(
-    test: Pictures,
+def evaluation_figures(
+    test: Images,
     scores: Scores,
     calibration: Float[np.ndarray, "c"],
     threshold: float,
@@ -37,7 +27,7 @@ def draw(
     """PNG bytes of each figure by name. calibration: the scores of the calibration normals."""
     normal, anomalous = scores.score[~test.label], scores.score[test.label]
     measured = scores.score, test.label
-    band = bands(*measured, test.group) or {}
+    band = curve_bands(*measured, test.group) or {}
 
     def rows(chosen):
         return [_row(test, scores, i, threshold) for i in chosen]
@@ -52,7 +42,7 @@ def draw(
     }
     sheets = {
         "error_maps": image_grid.gallery(
-            rows(for_show(test.label, scores.score)),
+            rows(representative_indices(test.label, scores.score)),
             [limits[name] for name in ("mse", "ssim", "combined")],
         ),
         "healthy_and_anomalous": image_grid.healthy_and_anomalous(
@@ -65,7 +55,7 @@ def draw(
 
 
 def gallery(
-    test: Pictures, scores: Scores, threshold: float, limits: dict[str, float]
+    test: Images, scores: Scores, threshold: float, limits: dict[str, float]
 ) -> list[html_report.GalleryItem]:
     """Up to 180 test pictures for the report."""
     png = partial(png_bytes, longest=_LONGEST_IN_REPORT)
@@ -86,11 +76,11 @@ def gallery(
             if test.has_mask[i] and test.label[i]
             else None,
         )
-        for i in for_show(test.label, scores.score, each=30)
+        for i in representative_indices(test.label, scores.score, each=30)
     ]
 
 
-def for_show(
+def representative_indices(
     label: Bool[np.ndarray, "n"], score: Float[np.ndarray, "n"], each: int = 2
 ) -> list[int]:
     """Indices of the lowest scores of each class, of those in the middle and of the highest."""

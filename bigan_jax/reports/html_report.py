@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bigan_jax.evaluation.verdict import pixel_verdict, verdict, words
-from bigan_jax.png import data_uri, png_bytes
+from bigan_jax.evaluation.verdict import label, pixel_verdict, verdict
 from bigan_jax.reports import html as pages
 from bigan_jax.reports.charts import error_map_rgb
-from bigan_jax.runtime.run_config import write_whole
+from bigan_jax.reports.html import data_uri, png_bytes
+from bigan_jax.runtime.files import write_atomic
 
 EXTREMES = 6
 MODEL = "this model"
@@ -70,7 +70,7 @@ def write_report(
       audit: what audit.json holds; the pictures of its first pairs may have an `image`, uint8.
       config: what config.json holds.
     """
-    html = pages.render(
+    html = pages.render_html(
         "report.html.jinja",
         filters={
             "number": _number,
@@ -78,7 +78,7 @@ def write_report(
             "precise": _precise,
             "data_uri": data_uri,
             "png": png_bytes,
-            "words": words,
+            "words": label,
         },
         tests={"table": _is_table},
         e=defaultdict(lambda: None, evaluation),
@@ -88,7 +88,7 @@ def write_report(
         verdict=verdict(evaluation),
         pixel_verdict=pixel_verdict(evaluation),
         figures=[
-            (name, FIGURES.get(name, words(name)), figures[name]) for name in _ordered(figures)
+            (name, FIGURES.get(name, label(name)), figures[name]) for name in _ordered(figures)
         ],
         training=_training(history),
         gallery=_galleries(gallery, evaluation.get("threshold")),
@@ -96,7 +96,7 @@ def write_report(
         config=config,
         colour_bar=png_bytes(error_map_rgb(np.linspace(0, 1, 256)[None], 1.0)),
     )
-    write_whole(Path(path), html)
+    write_atomic(Path(path), html)
     return Path(path)
 
 

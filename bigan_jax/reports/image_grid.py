@@ -50,7 +50,7 @@ class _Block(NamedTuple):
     rows: Sequence[GalleryRow]
 
 
-def gallery(rows: Sequence[GalleryRow], vmax: float | Sequence[float]) -> "Sheet":
+def gallery(rows: Sequence[GalleryRow], vmax: float | Sequence[float]) -> "ImageSheet":
     """Input, reconstruction, squared error, 1 - SSIM, combined error and mask of some pictures.
 
     `vmax` fixes the colours of the error maps, on every row alike: one number, or one for each
@@ -67,7 +67,7 @@ def gallery(rows: Sequence[GalleryRow], vmax: float | Sequence[float]) -> "Sheet
 
 def healthy_and_anomalous(
     healthy: Sequence[GalleryRow], anomalous: Sequence[GalleryRow], vmax: float
-) -> "Sheet":
+) -> "ImageSheet":
     """The paper's Figs. 5 and 6: input, reconstruction and error map of normal pictures on the
     left, of anomalous ones, with their true mask, on the right. `vmax` is that of the combined
     error: one scale of colours for both."""
@@ -93,7 +93,7 @@ _PICTURES = (
 _MASK = _Column("mask", "true mask", 1.0, "", _grey)
 
 
-class Sheet:
+class ImageSheet:
     """White paper for pictures and words; places are pixels from its upper left corner."""
 
     def __init__(self, width: int, height: int):
@@ -132,7 +132,7 @@ class Sheet:
         return stream.getvalue()
 
 
-def _sheet(blocks: Sequence[_Block]) -> Sheet:
+def _sheet(blocks: Sequence[_Block]) -> ImageSheet:
     """The blocks beside each other, each with a head of titles and colour bars over its rows."""
     pictures = [row.image for block in blocks for row in block.rows] or [np.zeros((64, 64))]
     # Small pictures are enlarged pixel by pixel, so that words and bars have room beside them.
@@ -143,7 +143,7 @@ def _sheet(blocks: Sequence[_Block]) -> Sheet:
         lefts.append(lefts[-1] + len(block.columns) * (width + GAP) + 3 * GAP)
     above = TITLE * any(block.title for block in blocks) + HEAD
     most = max(1, *(len(block.rows) for block in blocks), 1)
-    sheet = Sheet(lefts[-1] - 3 * GAP, above + most * (height + CAPTION))
+    sheet = ImageSheet(lefts[-1] - 3 * GAP, above + most * (height + CAPTION))
     for block, left in zip(blocks, lefts, strict=False):
         sheet.write(left, 4, block.title, 14, bold=True)
         for number, column in enumerate(block.columns):
@@ -165,7 +165,7 @@ def _sheet(blocks: Sequence[_Block]) -> Sheet:
     return sheet
 
 
-def _head(sheet: Sheet, x: int, foot: int, width: int, column: _Column) -> None:
+def _head(sheet: ImageSheet, x: int, foot: int, width: int, column: _Column) -> None:
     """A column's title and, where its values have a size, the bar that says what a colour means."""
     sheet.write(x + width / 2, foot - 43, column.title, 13, "ma")
     if not column.unit:
@@ -178,7 +178,7 @@ def _head(sheet: Sheet, x: int, foot: int, width: int, column: _Column) -> None:
     sheet.write(x + width, foot - 15, most, 10, "ra", QUIET)
 
 
-def _caption(sheet: Sheet, x: int, y: int, room: int, row: GalleryRow) -> None:
+def _caption(sheet: ImageSheet, x: int, y: int, room: int, row: GalleryRow) -> None:
     right = row.label == row.decision
     truth, call = (("normal", "anomalous")[int(flag)] for flag in (row.label, row.decision))
     verdict = f"{truth}, called {call}" + ("" if right else ": wrong")

@@ -11,22 +11,22 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from bigan_jax.data.files.images import in_threads, read_as_shown
-from bigan_jax.data.files.unreadable import Broken, attempt
+from bigan_jax.data.files.images import map_in_threads, read_as_shown
+from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.reports.charts import ERROR_PALETTE, error_levels
 
 OPACITY = 0.8  # of the brightest error on an overlay; where there is no error, none
 LONGEST_NAME = 200  # bytes of a file's or folder's name; file systems take 255
 
 
-def draw(
+def write_overlays(
     contents: Mapping[str, bytes],
     names: Sequence[str],
     maps: Float[np.ndarray, "n h w"],
     limit: float,
     output: Path,
     window: bool = False,
-) -> list[Broken]:
+) -> list[UnreadableFile]:
     """Writes an error map and an overlay of each picture, as `paint` makes them, to error_maps/ and
     overlays/ of `output`; those that cannot be drawn come back.
 
@@ -34,12 +34,12 @@ def draw(
       networks see them.
     """
 
-    def draw_one(i: int) -> Broken | None:
+    def draw_one(i: int) -> UnreadableFile | None:
         name = names[i]
-        made = attempt(
-            name, lambda: paint(read_as_shown(io.BytesIO(contents[name]), window), maps[i], limit)
+        made = try_read(
+            name, lambda: overlay(read_as_shown(io.BytesIO(contents[name]), window), maps[i], limit)
         )
-        if isinstance(made, Broken):
+        if isinstance(made, UnreadableFile):
             return made
         for kind, picture in zip(("error_maps", "overlays"), made, strict=True):
             path = output / kind / output_name(name)
@@ -47,10 +47,10 @@ def draw(
             picture.save(path, compress_level=3)  # more takes longer for little
         return None
 
-    return [broken for broken in in_threads(draw_one, range(len(names)), "drawings") if broken]
+    return [broken for broken in map_in_threads(draw_one, range(len(names)), "drawings") if broken]
 
 
-def paint(
+def overlay(
     picture: Image.Image, errors: Float[np.ndarray, "h w"], limit: float
 ) -> tuple[Image.Image, Image.Image]:
     """An error map in colours, and the same laid over the picture, both of the picture's size.

@@ -10,28 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from bigan_jax.errors import printable
-
-
-class Spread(NamedTuple):
-    """A figure over n runs: mean and, from two runs on, standard deviation (n - 1)."""
-
-    mean: float
-    std: float | None
-    n: int
-
-
-class Difference(NamedTuple):
-    """A figure less another's, with its 95 % interval where that could be had; or the mean over
-    so many splits, with the standard deviation over them."""
-
-    value: float
-    interval: tuple[float, float] | None = None
-    std: float | None = None
-    splits: int = 1
-
+from bigan_jax.evaluation.statistics import Difference, Spread
 
 Cell = str | float | Spread | Difference | None
 
@@ -45,19 +25,7 @@ class Table(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def spread(values: Iterable[float | None]) -> Spread | None:
-    """Mean and standard deviation of what there is; None where there is nothing."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return Spread(float(np.mean(known)), _std(known), len(known))
-
-
-def _std(values):
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def text(cell: Cell) -> str:
+def format_cell(cell: Cell) -> str:
     """A cell for people: three decimals, a dash for what does not apply."""
     match cell:
         case None:
@@ -102,7 +70,7 @@ def spans(table: Table) -> list[tuple[str, int]]:
 def markdown(table: Table) -> str:
     """The table with its title as a heading of level 3 and its notes as a list."""
     headings = [" ".join(filter(None, column)) for column in table.columns]
-    lines = [headings, *([text(cell) for cell in row] for row in table.rows)]
+    lines = [headings, *([format_cell(cell) for cell in row] for row in table.rows)]
     rows = [f"| {' | '.join(map(markdown_text, line))} |" for line in lines]
     rows.insert(1, "| --- |" + " ---: |" * (len(headings) - 1))
     notes = [f"- {markdown_text(note)}" for note in table.notes]
@@ -154,7 +122,9 @@ def latex(table: Table) -> str:
             column += count
         headings = [" & ".join(cells) + r" \\", "".join(rules)]
     headings.append(" & ".join(latex_text(name) for _, name in table.columns) + r" \\")
-    body = [" & ".join(latex_text(text(cell)) for cell in row) + r" \\" for row in table.rows]
+    body = [
+        " & ".join(latex_text(format_cell(cell)) for cell in row) + r" \\" for row in table.rows
+    ]
     return "\n".join(
         [
             r"\begin{table}",

@@ -17,7 +17,7 @@ from bigan_jax.reports.charts import (
     NORMAL,
     QUIET,
     new_figure,
-    say,
+    text_only,
 )
 
 COLOURS = (NORMAL, ANOMALOUS, CALIBRATION, "#CC79A7", INK)
@@ -68,7 +68,7 @@ def training_curves(history: Sequence[dict]) -> Figure:
             words += ". Cross: the health check warned"
         figure.suptitle(printable(words), fontsize=8, color=QUIET)
     else:
-        say(frames[0], "no training log")
+        text_only(frames[0], "no training log")
     return figure
 
 

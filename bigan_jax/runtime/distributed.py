@@ -22,7 +22,7 @@ from bigan_jax.errors import UserError
 PAUSE = 1.0  # seconds between two looks at the store
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
     """Whether this process is one of several."""
     return jax.process_count() > 1
 
@@ -32,30 +32,30 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def from_primary(tree: PyTree) -> PyTree:
+def broadcast(tree: PyTree) -> PyTree:
     """Process 0's values, in every process. tree: of arrays and numbers of the same shapes."""
-    return multihost_utils.broadcast_one_to_all(tree) if several() else tree
+    return multihost_utils.broadcast_one_to_all(tree) if is_multiprocess() else tree
 
 
-def told_by_primary(content: dict) -> dict:
+def broadcast_json(content: dict) -> dict:
     """Process 0's content, of what JSON can hold, in every process."""
-    if not several():
+    if not is_multiprocess():
         return content
     text = np.frombuffer(json.dumps(content).encode(), np.uint8)
-    length = int(from_primary(np.array(len(text))))
-    return json.loads(from_primary(np.resize(text, length)).tobytes())
+    length = int(broadcast(np.array(len(text))))
+    return json.loads(broadcast(np.resize(text, length)).tobytes())
 
 
-def highest(value: int) -> int:
+def all_max(value: int) -> int:
     """The highest of the processes' values, in every process; all of them have to call this."""
-    if not several():
+    if not is_multiprocess():
         return value
     return int(multihost_utils.process_allgather(np.array(value)).max())
 
 
-def check_same(what: str, value: str) -> None:
+def require_equal(what: str, value: str) -> None:
     """Raises UserError, in every process, where the processes' values are not the same."""
-    if several():
+    if is_multiprocess():
         digest = blake2b(value.encode(), digest_size=16).digest()
         all_of_them = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
         others = np.flatnonzero((all_of_them != all_of_them[0]).any(1))
@@ -69,15 +69,15 @@ def check_same(what: str, value: str) -> None:
 @contextmanager
 def primary_first(task: str) -> Iterator[None]:
     """Within, process 0 does something alone; the others do it when it is through."""
-    while several() and not is_primary():
+    while is_multiprocess() and not is_primary():
         if await_key(f"done/{task}", PAUSE) is not None:  # a signal is heard in between
             break
     yield
-    if several() and is_primary():
+    if is_multiprocess() and is_primary():
         store().key_value_set(f"done/{task}", "", allow_overwrite=True)
 
 
-def folder(workdir: Path) -> Path:
+def shared_folder(workdir: Path) -> Path:
     """Where this process writes what a run leaves: process 0 in the workdir, any other in a folder
     that goes when it ends, so that the workdir need not be shared."""
     return workdir if is_primary() else scratch() / workdir.name

@@ -1,5 +1,6 @@
 """What is kept between runs in the user's cache folder: converted weights, compiled programs."""
 
+import ctypes
 import os
 import re
 import stat
@@ -8,27 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from bigan_jax.errors import UserError
+from bigan_jax.runtime.files import user_cache_dir
 
 OFF = "off"
 _PROGRAM = re.compile(r".+-[0-9a-f]{64}-cache")  # as JAX names them
 _MOST = 2 * 2**30  # bytes of compiled programs; a run of the Improved BiGAN leaves a few million
 
 
-def user_cache() -> Path:
-    """Where this user's programs keep what they could make again; it need not exist yet.
-
-    $XDG_CACHE_HOME/bigan_jax where that is set, else in the place that the platform has for it.
-    """
-    if os.environ.get("XDG_CACHE_HOME"):
-        base = Path(os.environ["XDG_CACHE_HOME"])
-    elif sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
-        base = Path(os.environ["LOCALAPPDATA"])
-    else:
-        base = Path("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
-    return base.expanduser() / "bigan_jax"
-
-
-def keep_programs(folder: str = "", most: int = _MOST) -> None:
+def enable_compilation_cache(folder: str = "", most: int = _MOST) -> None:
     """Lets JAX keep compiled programs, so that only the first of like runs compiles them.
 
     Sets JAX's own variables in this process's environment, for itself and the processes it starts:
@@ -45,7 +33,7 @@ def keep_programs(folder: str = "", most: int = _MOST) -> None:
         return
     if not folder and "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    path = Path(folder).expanduser().absolute() if folder else user_cache() / "programs"
+    path = Path(folder).expanduser().absolute() if folder else user_cache_dir() / "programs"
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         reason = _unsafe(path)
@@ -90,3 +78,28 @@ def _prune(folder, most):
         with suppress(OSError):
             path.unlink()
         size -= files[path][1]
+
+
+_MIN_TRIM_BYTES = 2**31 - 1  # bytes free at the end of the heap before any go back
+
+
+_MALLOC_SETTINGS = {
+    -8: 1,
+    -4: 0,
+    -1: _MIN_TRIM_BYTES,
+}  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Lets glibc keep what is freed for what is asked for next. Returns whether it could.
+
+    A step's intermediate results lie in one allocation of hundreds of MiB. Left alone it is mapped
+    anew for each step, and each of its pages faults and is zeroed when it is first written: a sixth
+    of a step's time. Only where memory is glibc's and the user has not set its allocator up; call
+    it before JAX is imported, in a program and not in a library.
+    """
+    chosen = "GLIBC_TUNABLES" in os.environ or any(x.startswith("MALLOC_") for x in os.environ)
+    if sys.platform != "linux" or chosen:
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(mallopt(*setting) for setting in _MALLOC_SETTINGS.items())

@@ -19,7 +19,7 @@ _GRACE = 10  # seconds between asking a process to end and ending it
 LOST = -1  # the exit status of a run whose machine was lost
 
 
-def here(tasks: Mapping[Path, Sequence[str]], parallel: int) -> Iterator[dict[Path, int]]:
+def run_locally(tasks: Mapping[Path, Sequence[str]], parallel: int) -> Iterator[dict[Path, int]]:
     """Runs commands on this machine, so many at a time, in the order given."""
     waiting, running = deque(tasks.items()), {}
     try:
@@ -36,7 +36,7 @@ def here(tasks: Mapping[Path, Sequence[str]], parallel: int) -> Iterator[dict[Pa
         _end(running.values())
 
 
-def on_ray(
+def run_on_ray(
     tasks: Mapping[Path, Sequence[str]], parallel: int, address: str
 ) -> Iterator[dict[Path, int]]:
     """Runs commands on a Ray cluster whose machines share this folder and its file system.

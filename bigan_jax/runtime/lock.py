@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bigan_jax.errors import UserError
-from bigan_jax.runtime.run_config import cannot_write, refuse_links
+from bigan_jax.runtime.files import refuse_links, write_error
 
 try:
     import fcntl
@@ -20,7 +20,7 @@ NAME = "lock"
 
 
 @contextmanager
-def alone(workdir: Path) -> Iterator[None]:
+def exclusive_lock(workdir: Path) -> Iterator[None]:
     """Holds a workdir. It is made where it is not there, and goes again where nothing was put in.
 
     The system lets go of the lock with the process, however that ends: nothing stale remains.
@@ -48,7 +48,7 @@ def _locked(path: Path, workdir: Path) -> BinaryIO:
             workdir.mkdir(parents=True, exist_ok=True)
             file = path.open("a+b")
         except OSError as error:
-            raise cannot_write(workdir, error) from error
+            raise write_error(workdir, error) from error
         try:
             _take(file, workdir)
             if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):

@@ -12,14 +12,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bigan_jax.errors import AGAIN
+from bigan_jax.errors import EXIT_RESUME
 
 # The status that a command ends with: as shells have it, and EX_TEMPFAIL of sysexits.h for what
 # a queue should start again.
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 REASON = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 if hasattr(signal, "SIGALRM"):
-    STATUS[signal.SIGALRM] = AGAIN
+    STATUS[signal.SIGALRM] = EXIT_RESUME
     REASON[signal.SIGALRM] = "out of time"
 
 
@@ -31,7 +31,7 @@ class Stopped(KeyboardInterrupt):
         self.status = STATUS[signum]
 
 
-def catch(time_limit: float = 0.0) -> None:
+def install_handlers(time_limit: float = 0.0) -> None:
     """From now on each of these signals raises Stopped in the main thread.
 
     time_limit: minutes after which the program is asked to end; 0: none. Not on Windows.
@@ -48,7 +48,7 @@ def _raise(signum, _):
     raise Stopped(signum)
 
 
-class Asked:
+class StopRequest:
     """What `deferred` yields."""
 
     signum: int | None = None  # the first signal that came to this process
@@ -56,13 +56,13 @@ class Asked:
 
 
 @contextmanager
-def deferred(note: str) -> Iterator[Asked]:
+def defer_signals(note: str) -> Iterator[StopRequest]:
     """Signals are noted instead of acted on, and the body ends when it sees fit.
 
     note: printed at the first one. A Ctrl-C after it ends the program at once, whatever it is
     doing. Outside of the main thread nothing is caught.
     """
-    asked = Asked()
+    asked = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return

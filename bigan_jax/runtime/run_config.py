@@ -1,20 +1,18 @@
 """The files of a run: its config, its history, its results."""
 
-import csv
-import io
+import importlib.metadata
 import json
-import os
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from bigan_jax.errors import UserError, reason
+from bigan_jax.errors import UserError
+from bigan_jax.runtime.files import read_bounded, write_json
 
 FORMAT = 2  # of a workdir; a change that an older version would misread adds one
 
 # What may change between two starts of one run: none of it has a part in training.
-_FREE = (
+_CHANGEABLE_FIELDS = (
     "score.",
     "sweep.",
     "threshold.",
@@ -67,14 +65,14 @@ def default_name(config: ConfigDict) -> Path:
     return Path("runs") / "-".join([*filter(None, parts), *map(str, config.ablations), which])
 
 
-def check(workdir: Path, config: ConfigDict) -> None:
+def require_same_config(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError when the folder holds a run of another config, naming what differs."""
     if (workdir / "config.json").exists():
         theirs, ours = _flat(read_config(workdir)), _flat(config)
         differing = [
             f"  {name}: {theirs.get(name)!r} there, {ours.get(name)!r} now"
             for name in sorted(theirs.keys() | ours.keys())
-            if theirs.get(name) != ours.get(name) and not name.startswith(_FREE)
+            if theirs.get(name) != ours.get(name) and not name.startswith(_CHANGEABLE_FIELDS)
         ]
         if differing:
             raise UserError(
@@ -84,12 +82,12 @@ def check(workdir: Path, config: ConfigDict) -> None:
             )
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
+def write_config(workdir: Path, config: ConfigDict) -> None:
     """Writes the config, or joins the run of the same config that is in the folder.
 
     An evaluation by other fields goes: what reads it may not take it for one by these.
     """
-    check(workdir, config)
+    require_same_config(workdir, config)
     if (workdir / "config.json").exists() and _flat(read_config(workdir)) != _flat(config):
         (workdir / "evaluation.json").unlink(missing_ok=True)
     write_json(workdir / "config.json", {"format": FORMAT, **config.to_dict()})
@@ -110,7 +108,7 @@ def read_config(workdir: Path) -> ConfigDict:
     try:
         fields = json.loads(content)
         check_format(fields.pop("format", FORMAT), workdir)
-        complete(fields)
+        fill_missing_fields(fields)
         for name, kind in _TYPES.items():
             if type(fields.get(name)) is not kind:
                 raise ValueError(f"its {name} is missing or wrong")
@@ -119,7 +117,7 @@ def read_config(workdir: Path) -> ConfigDict:
         raise UserError(f"{workdir} holds no run: config.json cannot be read ({error})") from error
 
 
-def complete(fields: dict) -> None:
+def fill_missing_fields(fields: dict) -> None:
     """Gives a config, as JSON has it, the fields that are newer than it, with what it meant.
 
     Raises what reading a stranger's JSON may where its groups are none.
@@ -135,35 +133,6 @@ def complete(fields: dict) -> None:
         for group in groups:
             node = node.setdefault(group, {})
         node.setdefault(field, value)
-
-
-def read_bounded(path: Path, most: int) -> bytes:
-    """What a file holds. Raises UserError for more than `most` bytes, and for what is no file or
-    cannot be read, without the folder's name."""
-    if not path.is_file():  # a pipe or a device would never end
-        raise UserError(f"no {path.name}")
-    try:
-        with path.open("rb") as file:
-            content = file.read(most + 1)
-    except OSError as error:
-        raise UserError(f"{path.name} cannot be read ({error.strerror})") from error
-    if len(content) > most:
-        raise UserError(f"{path.name} is larger than {most // 2**20} MiB")
-    return content
-
-
-def refuse_links(workdir: Path) -> None:
-    """Raises UserError for a link in the folder that leads out of it, where what is written to it,
-    or deleted, would be somebody else's. The folder itself may be one."""
-    home = os.path.realpath(workdir)
-    for parent, folders, names in os.walk(home):
-        for name in (*folders, *names):
-            path = os.path.join(parent, name)
-            if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(home):
-                raise UserError(
-                    f"{path} is a link that leads out of the workdir: put what it means there, or "
-                    "make a link of the workdir itself"
-                )
 
 
 def check_format(number: object, what: object) -> None:
@@ -188,42 +157,10 @@ def _flat(config: ConfigDict) -> dict:
     return dict(walk(json.loads(json.dumps(config.to_dict())), ""))
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all, whenever the program or the machine stops.
-
-    content: text is written as UTF-8; what came from file names may be none (surrogateescape).
-    Raises UserError where it cannot be written.
-    """
-    if isinstance(content, str):
-        content = content.encode("utf-8", "surrogateescape")
-    part = path.with_name(path.name + ".part")
+def package_version(package: str) -> str:
+    """Of an installed package; "not installed" of one that is only there, such as a checkout of
+    this project whose folder is on the path."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes a file whole or not at all. Raises UserError where it cannot be written."""
-    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_table(path: Path, rows: Iterable[Sequence]) -> None:
-    """Writes a CSV file whole or not at all. Raises UserError where it cannot be written."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    write_whole(path, text.getvalue())
-
-
-def cannot_write(path: Path, error: Exception) -> UserError:
-    """The error for a full disk, a folder that is read-only, a quota."""
-    why = getattr(error, "strerror", None) or reason(error, 300)
-    return UserError(
-        f"{path} cannot be written ({why}): make room or name another folder, and give the same "
-        "command again. A run goes on from its last checkpoint."
-    )
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -23,14 +23,14 @@ import jax
 from jax._src import distributed
 from jax.errors import JaxRuntimeError
 
-from bigan_jax.errors import AGAIN, UserError
+from bigan_jax.errors import EXIT_RESUME, UserError
 from bigan_jax.runtime.distributed import (
     PAUSE,
     await_key,
-    check_same,
+    is_multiprocess,
     is_primary,
+    require_equal,
     scratch,
-    several,
     store,
 )
 
@@ -39,7 +39,7 @@ _ALONE = "--num_processes=1 trains in this process alone."
 
 
 @contextmanager
-def joined(
+def join_processes(
     coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float
 ) -> Iterator[None]:
     """Within, this process is one of those that train one run, or alone where there are no others.
@@ -56,10 +56,10 @@ def joined(
     if not _connect(coordinator, num_processes, process_id, timeout):
         yield
         return
-    watch = _Watch(timeout)
+    watch = _Heartbeat(timeout)
     watch.start()
     try:
-        check_same("number of devices", str(jax.local_device_count()))
+        require_equal("number of devices", str(jax.local_device_count()))
         with nullcontext() if is_primary() else redirect_stdout(open(os.devnull, "w")):
             yield
     except BaseException as error:
@@ -107,10 +107,10 @@ def _connect(coordinator, num_processes, process_id, timeout):
         raise UserError(f"the processes cannot be joined: {error}\n{_ALONE}") from error
     except Exception as error:  # of Kubernetes' client, of a metadata server, ...
         raise UserError(f"the processes cannot be joined: {error!r}\n{_ALONE}") from error
-    return several()
+    return is_multiprocess()
 
 
-class _Watch(threading.Thread):
+class _Heartbeat(threading.Thread):
     """Gives this process's signs of life, looks for those of the others, and ends this process when
     one is lost or has said that it fails."""
 
@@ -139,8 +139,8 @@ class _Watch(threading.Thread):
                 _leave(*json.loads(ended))
             if lost:
                 message = self._lost_line(lost[0])
-                _tell_all(AGAIN, message)
-                _leave(AGAIN, message)
+                _tell_all(EXIT_RESUME, message)
+                _leave(EXIT_RESUME, message)
 
     def report(self, error: BaseException) -> None:
         """Tells the others why this process ends. Where the end of another may be the reason, as
@@ -192,7 +192,7 @@ def _on_abort(explain):
     def handle(_):
         _wait_if_leaving()
         if line := explain():
-            _leave(AGAIN, line)
+            _leave(EXIT_RESUME, line)
         signal_(signal.SIGABRT, None)
 
     # Python's own handlers would only be run by the main thread, later.

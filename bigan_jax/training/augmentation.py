@@ -35,21 +35,21 @@ def augment(
     brightness: times a factor in [1 - brightness, 1 + brightness], uniformly; cut off at 1.
     Raises UserError for what is negative or more than a picture bears.
     """
-    check(dict(translate=translate, scale=scale, rotate=rotate, brightness=brightness))
+    validate(dict(translate=translate, scale=scale, rotate=rotate, brightness=brightness))
     if flip:
         swap = jax.vmap(lambda key: random.bernoulli(random.fold_in(key, 0)))(keys)
         image = jnp.where(swap[:, None, None, None], image[:, :, ::-1], image)
     if rotate:
-        image = jax.vmap(lambda key, x: _turn(key, x, translate, scale, rotate))(keys, image)
+        image = jax.vmap(lambda key, x: _rotate(key, x, translate, scale, rotate))(keys, image)
     elif translate or scale:
-        image = jax.vmap(lambda key, x: _move(key, x, translate, scale))(keys, image)
+        image = jax.vmap(lambda key, x: _translate_scale(key, x, translate, scale))(keys, image)
     if brightness:
         factor = 1 + brightness * jax.vmap(lambda key: _uniform(key, 4))(keys)
         image = jnp.minimum(image * factor[:, None, None, None], 1)
     return image
 
 
-def check(fields: Mapping[str, float]) -> None:
+def validate(fields: Mapping[str, float]) -> None:
     """Raises UserError for what `augment` would."""
     for name, most in _MOST.items():
         if not 0 <= fields[name] <= most:
@@ -60,7 +60,7 @@ def _uniform(key, purpose, shape=()):
     return random.uniform(random.fold_in(key, purpose), shape, minval=-1.0)
 
 
-def _move(key, image, translate, scale):
+def _translate_scale(key, image, translate, scale):
     """Without a turn each axis is resampled by itself: two matrix products, and no gather."""
     size = jnp.array(image.shape[:2], jnp.float32)
     factor = 1 + scale * _uniform(key, 1)
@@ -76,7 +76,7 @@ def _move(key, image, translate, scale):
     return jnp.clip(moved, 0, 1)
 
 
-def _turn(key, image, translate, scale, rotate):
+def _rotate(key, image, translate, scale, rotate):
     size = jnp.array(image.shape[:2], jnp.float32)
     factor = 1 + scale * _uniform(key, 1) if scale else 1.0
     shift = translate * size * _uniform(key, 2, (2,)) if translate else jnp.zeros(2)

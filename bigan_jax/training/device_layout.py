@@ -62,7 +62,7 @@ def _split(tree, number):
     return [jax.tree.map(itemgetter(i), tree) for i in range(number)]
 
 
-class Layout:
+class DeviceLayout:
     """Where states and batches lie, and steps mapped over them."""
 
     def __init__(self, seeds: int = 0):

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from bigan_jax.detector import State
-from bigan_jax.errors import UserError, printable, unknown
+from bigan_jax.detector import TrainState
+from bigan_jax.errors import UserError, printable, unknown_name
 from bigan_jax.training import epoch_runner
-from bigan_jax.training.epoch_runner import Runner
+from bigan_jax.training.epoch_runner import EpochRunner
 from bigan_jax.training.saving.progress import Progress
 
 POLICIES = ("stop", "rollback")
@@ -21,7 +21,7 @@ MOST_ROLLBACKS = 3
 _NAMED = 5  # pictures in a message; the file has all
 
 
-class Finding(NamedTuple):
+class Divergence(NamedTuple):
     """Where training diverged."""
 
     epoch: int  # from 1
@@ -51,13 +51,15 @@ class Finding(NamedTuple):
         return {**self._asdict(), "loss": str(self.loss), "message": self.sentence()}
 
 
-def check_policy(name: str) -> None:
+def validate_policy(name: str) -> None:
     """Raises UserError for a policy that there is not."""
     if name not in POLICIES:
-        raise unknown("config.on_nan", name, POLICIES)
+        raise unknown_name("config.on_nan", name, POLICIES)
 
 
-def go_back(finding: Finding, rollbacks: Sequence[Mapping], policy: str, to: Progress) -> Progress:
+def roll_back(
+    finding: Divergence, rollbacks: Sequence[Mapping], policy: str, to: Progress
+) -> Progress:
     """The progress to go on from, with one rollback more than there were.
 
     Raises UserError where the policy is to stop, or where there were enough.
@@ -84,18 +86,18 @@ def rate_scale(rollbacks: Sequence[Mapping]) -> float:
     return 0.5 ** len(rollbacks)
 
 
-def finite_losses(logs: Mapping[str, Sequence[float]]) -> bool:
+def losses_are_finite(logs: Mapping[str, Sequence[float]]) -> bool:
     """Whether every loss among the logs of some steps is finite."""
     return all(np.isfinite(v).all() for name, v in logs.items() if name.endswith("/loss"))
 
 
-def lost_networks(state: State) -> list[str]:
+def nonfinite_networks(state: TrainState) -> list[str]:
     """The networks with a parameter or statistic that is not finite, of one device's state."""
     return [name for name, finite in jax.device_get(finite_networks(state)).items() if not finite]
 
 
 @jax.jit
-def finite_networks(state: State) -> dict[str, Bool[Array, ""]]:
+def finite_networks(state: TrainState) -> dict[str, Bool[Array, ""]]:
     """Whether all parameters and statistics are finite, by network, of one device's state; it is
     not waited for."""
 
@@ -109,16 +111,16 @@ def finite_networks(state: State) -> dict[str, Bool[Array, ""]]:
     }
 
 
-def find(
-    make_runner: Callable[..., Runner],
-    start: State,
+def locate(
+    make_runner: Callable[..., EpochRunner],
+    start: TrainState,
     due: tuple[str, ...],
     order: Int[np.ndarray, "steps batch"],
     paths: Sequence[str],
     progress: Progress,
     logs: Mapping[str, Float[np.ndarray, "done"]],
-    state: State,
-) -> Finding:
+    state: TrainState,
+) -> Divergence:
     """Takes the steps of an epoch again, update by update, until something is not finite.
 
     start: replicated, before the first of these steps; it is used up. order: theirs.
@@ -126,16 +128,16 @@ def find(
     logs: of these steps, when they were taken first. state: after them or later, on one device.
     """
     epoch, step = progress.epochs + 1, progress.step + 1
-    if lost := lost_networks(epoch_runner.first(start)):
-        return Finding(epoch, step, "", math.nan, lost, [])
+    if lost := nonfinite_networks(epoch_runner.first(start)):
+        return Divergence(epoch, step, "", math.nan, lost, [])
     for at, name, moved, seen in make_runner(scanned=False).updates(start, due, order):
         loss, lost = (
             float(np.ravel(seen[f"{name}/loss"])[0]),
-            lost_networks(epoch_runner.first(moved)),
+            nonfinite_networks(epoch_runner.first(moved)),
         )
         if lost or not math.isfinite(loss):
             batch = [str(paths[i]) for i in order[at]]
-            return Finding(epoch, step + at, name, loss, lost, batch)
+            return Divergence(epoch, step + at, name, loss, lost, batch)
     # Where the device does not add in the same order each time, what was seen has to do.
     losses = {name: np.isfinite(v) for name, v in logs.items() if name.endswith("/loss")}
     bad = {name: int(np.argmin(fine)) for name, fine in losses.items() if not fine.all()}
@@ -143,4 +145,4 @@ def find(
     at = bad.get(first, len(order) - 1)
     batch = [str(paths[i]) for i in order[at]]
     name = first.removesuffix("/loss")
-    return Finding(epoch, step + at, name, math.nan, lost_networks(state), batch)
+    return Divergence(epoch, step + at, name, math.nan, nonfinite_networks(state), batch)

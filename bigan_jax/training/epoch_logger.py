@@ -7,12 +7,12 @@ import numpy as np
 from tqdm import tqdm
 
 from bigan_jax.runtime import distributed
-from bigan_jax.runtime.preemption import Asked
+from bigan_jax.runtime.preemption import StopRequest
 from bigan_jax.training import divergence, health
 from bigan_jax.training.saving.progress import Progress
-from bigan_jax.training.saving.tensorboard import Events
-from bigan_jax.training.saving.train_log import History
-from bigan_jax.training.schedules import Moment
+from bigan_jax.training.saving.tensorboard import TensorBoardWriter
+from bigan_jax.training.saving.train_log import TrainLog
+from bigan_jax.training.schedules import ScheduledEpoch
 
 _LOOK = 10  # steps between two looks at the losses: a look waits for the device
 
@@ -29,14 +29,16 @@ def progress_bar(epochs: int, steps: int, progress: Progress) -> tqdm:
     )
 
 
-class Record:
+class EpochLogger:
     """What is kept of each epoch: train.jsonl, and events for TensorBoard."""
 
     def __init__(self, workdir: Path, progress: Progress):
-        self._history = History(workdir, progress.history)
-        self._events = Events(workdir / "events", progress.epochs + 1)
+        self._history = TrainLog(workdir, progress.history)
+        self._events = TensorBoardWriter(workdir / "events", progress.epochs + 1)
 
-    def add(self, progress: Progress, moment: Moment, batch_size: int, bar: tqdm) -> Progress:
+    def add(
+        self, progress: Progress, moment: ScheduledEpoch, batch_size: int, bar: tqdm
+    ) -> Progress:
         """Keeps and tells what is to be told of the epoch that was just done, and counts it."""
         row = _row(progress, moment, batch_size)
         for warning in row["health"]:
@@ -52,10 +54,10 @@ class Record:
         self._events.close()
 
 
-class Watch:
+class StepMonitor:
     """Shows the steps of an epoch, and ends it where that was asked for or a loss is not finite."""
 
-    def __init__(self, bar: tqdm, done: int, steps: int, asked: Asked):
+    def __init__(self, bar: tqdm, done: int, steps: int, asked: StopRequest):
         self.done, self._bar, self._steps, self._asked = done, bar, steps, asked
         self._before = self._shown = done
 
@@ -67,12 +69,12 @@ class Watch:
         look, diverged = self.done // _LOOK > before // _LOOK, False
         if look:  # reading a loss waits for the device
             losses = _losses(logs)
-            diverged = not divergence.finite_losses(losses)
+            diverged = not divergence.losses_are_finite(losses)
             self._show(losses)
         else:
             self._count()
-        if look or not distributed.several():  # which would wait for each other as well
-            self._asked.heeded = distributed.highest(self._asked.signum or 0)
+        if look or not distributed.is_multiprocess():  # which would wait for each other as well
+            self._asked.heeded = distributed.all_max(self._asked.signum or 0)
         return diverged or self._asked.heeded > 0
 
     def end(self, logs: dict) -> None:
@@ -94,7 +96,7 @@ def _losses(logs):
     return {name: values for name, values in logs.items() if name.endswith("/loss")}
 
 
-def _row(progress: Progress, moment: Moment, batch_size: int) -> dict:
+def _row(progress: Progress, moment: ScheduledEpoch, batch_size: int) -> dict:
     """What train.jsonl tells of the epoch that was just done."""
     row = {
         "epoch": progress.epochs + 1,
@@ -106,5 +108,5 @@ def _row(progress: Progress, moment: Moment, batch_size: int) -> dict:
     }
     if progress.rollbacks and progress.rollbacks[-1]["back_to"] == progress.epochs:
         row["rollbacks"] = progress.rollbacks
-    row["health"] = health.warnings(row)
+    row["health"] = health.health_warnings(row)
     return row

@@ -19,28 +19,26 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Int, PyTree
 
-from bigan_jax.data.streaming import read_ahead
-from bigan_jax.detector import (
-    Detector,
-    State,
+from bigan_jax.data.streaming import prefetch
+from bigan_jax.detector import Detector, TrainState, tree_mean
+from bigan_jax.errors import UserError
+from bigan_jax.training.device_layout import DeviceLayout, copy, first, replicate, scatter
+from bigan_jax.training.train_step import (
     TrainingSet,
-    advance,
     batch_statistics,
-    prepare,
-    tree_mean,
+    finish_step,
+    prepare_batch,
     update,
     with_statistics,
 )
-from bigan_jax.errors import UserError
-from bigan_jax.training.device_layout import Layout, copy, first, replicate, scatter
 
-__all__ = ["STATISTICS", "Runner", "copy", "first", "fit_batches", "replicate"]
+__all__ = ["STATISTICS", "EpochRunner", "copy", "first", "replicate", "steps_and_batch_size"]
 
 STATISTICS = ("statistics",)  # their program's name, among those of what is due in a step
 _CHUNK = 16 * 2**20  # bytes of pictures that one scanned program is given where they are streamed
 
 
-def fit_batches(batch_size: int, pictures: int) -> tuple[int, int]:
+def steps_and_batch_size(batch_size: int, pictures: int) -> tuple[int, int]:
     """(steps an epoch, global batch size): as asked, or one batch of all when there are fewer.
 
     Raises UserError when the devices cannot share a batch evenly.
@@ -62,7 +60,7 @@ def fit_batches(batch_size: int, pictures: int) -> tuple[int, int]:
     return pictures // batch_size, batch_size
 
 
-class Runner:
+class EpochRunner:
     """Trains epochs of a detector. Frozen variables are replicated ones, and states as
     `layout.place` gives them."""
 
@@ -79,17 +77,17 @@ class Runner:
         """pictures: replicated; or on the host (LazyImages, an array), and they are streamed.
         scanned: an epoch, or a chunk of a streamed one, as one program; by default wherever that
         is not slower. seeds: so many states side by side; 0: a single one, without that axis."""
-        self.frozen, self.pictures, self.layout = frozen, pictures, Layout(seeds)
+        self.frozen, self.pictures, self.layout = frozen, pictures, DeviceLayout(seeds)
         self._streamed = not isinstance(pictures.image, jax.Array)
         self._scanned = jax.default_backend() != "cpu" if scanned is None else scanned
         each, mapped = self.layout.over_seeds, self.layout.over_devices
-        self._prepare = each(partial(prepare, augmentation=augmentation), 0, None, 0)
+        self._prepare = each(partial(prepare_batch, augmentation=augmentation), 0, None, 0)
         self._updates = {
             name: each(partial(update, detector, optimizers[name], name), 0, None, 0, None)
             for name in detector.objectives
         }
-        self._advance = each(partial(advance, detector), 0)
-        self._plain_batch = each(partial(prepare, augmentation={}), 0, None, 0)
+        self._advance = each(partial(finish_step, detector), 0)
+        self._plain_batch = each(partial(prepare_batch, augmentation={}), 0, None, 0)
         self._batch_statistics = each(partial(batch_statistics, detector), 0, None, 0)
         self._statistics = mapped(self._summed_statistics if self._scanned else self._statistics_of)
         self._programs, self._compiling, self._compilers = {}, {}, None
@@ -103,11 +101,11 @@ class Runner:
 
     def epoch(
         self,
-        state: State,
+        state: TrainState,
         due: tuple[str, ...],
         order: Int[np.ndarray, "steps *seeds batch"],
         on_step: Callable[[int, dict], bool | None] = lambda done, logs: None,
-    ) -> tuple[State, dict[str, Float[np.ndarray, "*seeds done"]]]:
+    ) -> tuple[TrainState, dict[str, Float[np.ndarray, "*seeds done"]]]:
         """One pass over `order`, the global batches' indices into the pictures.
 
         due: the objectives' names, in the order of the updates of each step.
@@ -120,11 +118,11 @@ class Runner:
 
     def begin(
         self,
-        state: State,
+        state: TrainState,
         due: tuple[str, ...],
         order: Int[np.ndarray, "steps *seeds batch"],
         on_step: Callable[[int, dict], bool | None] = lambda done, logs: None,
-    ) -> tuple[State, list[dict]]:
+    ) -> tuple[TrainState, list[dict]]:
         """As `epoch`, without waiting for the devices: `logs` does, of what this returns."""
         if not len(order):
             return state, []
@@ -154,8 +152,8 @@ class Runner:
         return self.layout.take_log(np.moveaxis(log, 1, -1))
 
     def updates(
-        self, state: State, due: tuple[str, ...], order: Int[np.ndarray, "steps batch"]
-    ) -> Iterator[tuple[int, str, State, dict]]:
+        self, state: TrainState, due: tuple[str, ...], order: Int[np.ndarray, "steps batch"]
+    ) -> Iterator[tuple[int, str, TrainState, dict]]:
         """The same pass, update by update: (step, objective, state, its logs). Not scanned."""
         with closing(self._pieces(order, scanned=False)) as pieces:
             for step, (pictures, indices) in enumerate(pieces):
@@ -178,7 +176,7 @@ class Runner:
             steps = max(1, _CHUNK // (share[:, 0].size * math.prod(self.pictures.image.shape[1:])))
             parts = [share[:, i : i + steps] for i in range(0, len(order), steps)]
         if self._streamed:
-            return read_ahead(self._fetch, parts)
+            return prefetch(self._fetch, parts)
         # Put there by name: all else that goes to the devices within an epoch would be a mistake.
         return ((self.pictures, scatter(part)) for part in parts)
 
@@ -233,7 +231,7 @@ class Runner:
 
     def compile_ahead(
         self,
-        state: State,
+        state: TrainState,
         programs: Iterable[tuple[str, ...]],
         order: Int[np.ndarray, "steps *seeds batch"],
     ) -> None:
@@ -272,7 +270,9 @@ class Runner:
             self._compilers.shutdown(cancel_futures=True)
         self._compiling.clear()
 
-    def with_statistics(self, state: State, order: Int[np.ndarray, "steps *seeds batch"]) -> State:
+    def with_statistics(
+        self, state: TrainState, order: Int[np.ndarray, "steps *seeds batch"]
+    ) -> TrainState:
         """The state with BatchNorm statistics averaged over the batches of `order`, pictures as
         they are, without augmentation."""
         if not _has_statistics(state):

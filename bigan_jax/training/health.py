@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
 
 # D's mean output: it is hardly ever wrong. Small sound games stayed below 0.91 on real pictures for
 # 60 steps; with D's learning rate a hundredfold they passed this within 16.
@@ -22,17 +21,7 @@ _COLLAPSED = 0.1
 _FEWEST_CODES = 2.0
 
 
-def spread_logs(
-    generated: Float[Array, "b h w c"], real: Float[Array, "b h w c"]
-) -> dict[str, Float[Array, ""]]:
-    """How much pictures vary: the standard deviation over the batch, averaged over pixels.
-
-    Of the pictures on one device: it is 0 for both where each device holds a single one.
-    """
-    return {"spread": generated.std(0).mean(), "real_spread": real.std(0).mean()}
-
-
-def warnings(row: Mapping[str, Any]) -> list[str]:
+def health_warnings(row: Mapping[str, Any]) -> list[str]:
     """What is wrong with an epoch, in sentences; empty when all is well.
 
     row: as in train.jsonl: "<objective>/<log>" to its mean over the epoch, among other fields.

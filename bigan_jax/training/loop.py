@@ -16,50 +16,33 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
-from bigan_jax.commands.setup import Task
-from bigan_jax.detector import State
+from bigan_jax.detector import TrainState
 from bigan_jax.runtime import distributed
-from bigan_jax.runtime.preemption import Asked
+from bigan_jax.runtime.preemption import StopRequest
 from bigan_jax.training import divergence, epoch_runner, schedules
-from bigan_jax.training.epoch_logger import Record, Watch, progress_bar
-from bigan_jax.training.epoch_runner import STATISTICS, Runner
+from bigan_jax.training.epoch_logger import EpochLogger, StepMonitor, progress_bar
+from bigan_jax.training.epoch_runner import STATISTICS, EpochRunner
+from bigan_jax.training.run import TrainingRun
 from bigan_jax.training.saving.progress import Progress
-from bigan_jax.training.schedules import Moment
+from bigan_jax.training.schedules import ScheduledEpoch
 
 _LONG = 1.0  # seconds of an epoch beside which the host's work is little
 
 
-class Run:
-    """How far a run has come, and its checkpoints."""
-
-    def __init__(self, task: Task):
-        self.task = task
-        with ExitStack() as held:
-            self.checkpoints = held.enter_context(closing(task.checkpoints()))
-            self.restore()
-            held.pop_all()
-
-    def restore(self) -> None:
-        """Goes to the newest sound checkpoint, or to the beginning."""
-        self.progress, self.state = self.task.newest(self.checkpoints)
-
-    def close(self) -> None:
-        """Waits for what is still being written. Raises UserError where it cannot be."""
-        self.checkpoints.close()
-
-
-class Attempt(NamedTuple):
+class EpochResult(NamedTuple):
     """An epoch as one run went through it, or what had been left of it."""
 
-    run: Run
+    run: TrainingRun
     progress: Progress  # before it
-    start: State | None  # the state then, replicated; not kept where several go side by side
+    start: TrainState | None  # the state then, replicated; not kept where several go side by side
     due: tuple[str, ...]
     order: Int[np.ndarray, "steps batch"]
     logs: Mapping[str, Float[np.ndarray, "done"]]
 
 
-def advance(runs: Sequence[Run], runner: Runner, asked: Asked) -> list[Attempt]:
+def train_epochs(
+    runs: Sequence[TrainingRun], runner: EpochRunner, asked: StopRequest
+) -> list[EpochResult]:
     """Trains to the end, or until that is asked for or a run diverges: the attempts that did.
 
     All other runs are saved, and have the progress and state to go on from.
@@ -73,15 +56,16 @@ def advance(runs: Sequence[Run], runner: Runner, asked: Asked) -> list[Attempt]:
     with ExitStack() as held:
         bar = held.enter_context(closing(progress_bar(task.epochs, task.steps, start)))
         records = {
-            run: held.enter_context(closing(Record(run.task.workdir, run.progress))) for run in runs
+            run: held.enter_context(closing(EpochLogger(run.task.workdir, run.progress)))
+            for run in runs
         }
-        course = held.enter_context(closing(_Course(records, runner, asked, bar)))
+        course = held.enter_context(closing(TrainLoop(records, runner, asked, bar)))
         course.prepare()
         begun = deque()
         for number in range(start.epochs, task.epochs):
             if begun and not course.may_run_ahead(number):
                 course.end(begun.popleft())
-            asked.heeded = distributed.highest(asked.signum or 0)
+            asked.heeded = distributed.all_max(asked.signum or 0)
             if asked.heeded or course.diverged:
                 break
             begun.append(course.begin(number))
@@ -100,34 +84,40 @@ def epoch_order(seed: int, epoch: int, pictures: int, steps: int, batch_size: in
     return shuffled[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
 
 
-class _Epoch(NamedTuple):
+class PendingEpoch(NamedTuple):
     """One that the devices were given."""
 
-    moment: Moment
+    moment: ScheduledEpoch
     orders: list[Int[np.ndarray, "steps batch"]]  # each run's
-    start: State | None
+    start: TrainState | None
     rows: list[dict]  # logs, still on the devices
     to_save: bool  # whether what it leaves is,
-    left: list["_Left"] | None  # which is taken at once where the next may begin before its end
-    watch: Watch
+    left: list["Snapshot"] | None  # which is taken at once where the next may begin before its end
+    watch: StepMonitor
     began: float
 
 
-class _Left(NamedTuple):
+class Snapshot(NamedTuple):
     """What an epoch left of a run, on one device."""
 
-    state: State
+    state: TrainState
     finite: dict[str, Bool[Array, ""]]  # by network, still on the device
 
 
-class _Course:
+class TrainLoop:
     """The runs' way through epochs, which begin in turn and end in turn."""
 
-    def __init__(self, records: Mapping[Run, Record], runner: Runner, asked: Asked, bar: tqdm):
+    def __init__(
+        self,
+        records: Mapping[TrainingRun, EpochLogger],
+        runner: EpochRunner,
+        asked: StopRequest,
+        bar: tqdm,
+    ):
         self.records, self.runner, self.asked, self.bar = records, runner, asked, bar
         self.runs, self.diverged = list(records), {}
         self.task, self.several = self.runs[0].task, runner.layout.seeds > 0
-        self.attempts: dict[Run, Attempt] = {}  # at the epoch that ended last;
+        self.attempts: dict[TrainingRun, EpochResult] = {}  # at the epoch that ended last;
         self.ended, self.seconds = 0.0, 0.0  # when that was, what it took,
         self.unsaved: int | None = None  # and its steps, while what it left is not saved
         for run in self.runs:
@@ -137,14 +127,16 @@ class _Course:
         together = jax.tree.map(lambda *x: jnp.stack(x), *states) if self.several else states[0]
         self.state = runner.layout.place(together)
         # Several processes have to agree after each epoch on whether they go on.
-        self.ahead = runner.whole_epochs and not distributed.several()
+        self.ahead = runner.whole_epochs and not distributed.is_multiprocess()
 
     def prepare(self) -> None:
         """Begins to compile all programs that are to come, where they are whole epochs."""
         if self.ahead:
             left = map(self._moment, range(self.runs[0].progress.epochs, self.task.epochs))
             order = self._together(self._orders(0))
-            self.runner.compile_ahead(self.state, dict.fromkeys(map(schedules.due, left)), order)
+            self.runner.compile_ahead(
+                self.state, dict.fromkeys(map(schedules.active_objectives, left)), order
+            )
 
     def close(self) -> None:
         self.runner.stop_compiling()
@@ -152,11 +144,14 @@ class _Course:
     def may_run_ahead(self, number: int) -> bool:
         """Whether an epoch may begin before the one before has ended, which shall not wait for a
         compilation; and is not worth it where the host's work is little beside the devices'."""
-        needed = [schedules.due(self._moment(number)), *[STATISTICS] * self._is_saved(number)]
+        needed = [
+            schedules.active_objectives(self._moment(number)),
+            *[STATISTICS] * self._is_saved(number),
+        ]
         compiled = all(map(self.runner.is_compiled, needed))
         return self.ahead and self.seconds < _LONG and compiled
 
-    def begin(self, number: int) -> _Epoch:
+    def begin(self, number: int) -> PendingEpoch:
         """Gives the devices an epoch, or what is left of it."""
         self.attempts = {}  # which would hold states that nobody will ask for
         task, moment = self.task, self._moment(number)
@@ -165,24 +160,24 @@ class _Course:
         done = progress.step if number == progress.epochs else 0
         orders = [order[done:] for order in self._orders(number)]
         start = None if self.several else epoch_runner.copy(self.state)
-        watch = Watch(self.bar, done, task.steps, self.asked)
+        watch = StepMonitor(self.bar, done, task.steps, self.asked)
         began = time.perf_counter()
         self.state, rows = self.runner.begin(
-            self.state, schedules.due(moment), self._together(orders), watch
+            self.state, schedules.active_objectives(moment), self._together(orders), watch
         )
         to_save = self._is_saved(number) and watch.done == task.steps
         left = self._take(watch.done) if to_save and self.ahead else None
-        return _Epoch(moment, orders, start, rows, to_save, left, watch, began)
+        return PendingEpoch(moment, orders, start, rows, to_save, left, watch, began)
 
-    def end(self, epoch: _Epoch) -> None:
+    def end(self, epoch: PendingEpoch) -> None:
         """Waits for what came of it, tells it, and keeps what is sound."""
-        logs, due = self.runner.logs(epoch.rows), schedules.due(epoch.moment)
+        logs, due = self.runner.logs(epoch.rows), schedules.active_objectives(epoch.moment)
         ended = time.perf_counter()
         self.seconds, self.ended = ended - max(epoch.began, self.ended), ended
         epoch.watch.end(logs)
         self.unsaved = epoch.watch.done
         self.attempts = {
-            run: Attempt(run, run.progress, epoch.start, due, order, its)
+            run: EpochResult(run, run.progress, epoch.start, due, order, its)
             for run, order, its in zip(self.runs, epoch.orders, self._each(logs), strict=True)
             if run not in self.diverged
         }
@@ -190,7 +185,7 @@ class _Course:
             run.checkpoints.look()
             share = self.seconds / len(self.runs)
             run.progress = run.progress.after(epoch.watch.done, attempt.logs, share)
-            if not divergence.finite_losses(attempt.logs):
+            if not divergence.losses_are_finite(attempt.logs):
                 self.diverged[run] = attempt
             elif epoch.watch.done == self.task.steps:
                 record, batch_size = self.records[run], self.task.batch_size
@@ -223,14 +218,14 @@ class _Course:
             order = self._together(self._orders(0))
             self.state = self.runner.with_statistics(self.state, order)
         states = self.runner.layout.take_each(self.state)
-        return [_Left(state, divergence.finite_networks(state)) for state in states]
+        return [Snapshot(state, divergence.finite_networks(state)) for state in states]
 
     def _is_saved(self, number):
         done = number + 1
         return done == self.task.epochs or done % self.task.config.checkpoint.every == 0
 
     def _moment(self, number):
-        return schedules.moment(self.task.built.phases, number)
+        return schedules.schedule_at(self.task.built.phases, number)
 
     def _orders(self, number):
         shape = len(self.task.dataset.train.image), self.task.steps, self.task.batch_size
@@ -245,3 +240,8 @@ class _Course:
         if not self.several:
             return [logs]
         return [{name: log[i] for name, log in logs.items()} for i in range(len(self.runs))]
+
+
+STOP_NOTICE = (
+    "what was begun is finished and saved; Ctrl-C again ends at once"  # when it is asked to stop
+)

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import optax
 
-from bigan_jax.errors import UserError, unknown
+from bigan_jax.errors import UserError, unknown_name
 
 
-class Turn(NamedTuple):
+class UpdateFrequency(NamedTuple):
     """How often an objective acts: `times` in each step of every `every`-th epoch of its phase."""
 
     every: int = 1
@@ -23,10 +23,10 @@ class Phase(NamedTuple):
 
     name: str
     epochs: int
-    objectives: dict[str, Turn]
+    objectives: dict[str, UpdateFrequency]
 
 
-class Moment(NamedTuple):
+class ScheduledEpoch(NamedTuple):
     """An epoch's place in the schedule."""
 
     phase: Phase
@@ -44,8 +44,14 @@ def parse(phases: Mapping[str, Mapping], objectives: Iterable[str]) -> tuple[Pha
     parsed = []
     for name, phase in sorted(phases.items()):
         for objective in set(phase["objectives"]) - set(objectives):
-            raise unknown(f"objective in config.phases.{name}.objectives", objective, objectives)
-        turns = {n: Turn(**phase["objectives"][n]) for n in objectives if n in phase["objectives"]}
+            raise unknown_name(
+                f"objective in config.phases.{name}.objectives", objective, objectives
+            )
+        turns = {
+            n: UpdateFrequency(**phase["objectives"][n])
+            for n in objectives
+            if n in phase["objectives"]
+        }
         if phase["epochs"] < 0 or any(t.every < 1 or t.times < 0 for t in turns.values()):
             raise UserError(
                 f"config.phases.{name}: epochs and times must be at least 0, every at least 1"
@@ -59,21 +65,21 @@ def total_epochs(phases: Iterable[Phase]) -> int:
     return sum(phase.epochs for phase in phases)
 
 
-def moment(phases: Iterable[Phase], epoch: int) -> Moment:
+def schedule_at(phases: Iterable[Phase], epoch: int) -> ScheduledEpoch:
     """Where the `epoch`-th epoch of the run (from 0) falls."""
     for index, phase in enumerate(phases):
         if epoch < phase.epochs:
-            return Moment(phase, index, epoch)
+            return ScheduledEpoch(phase, index, epoch)
         epoch -= phase.epochs
     raise IndexError("the schedule has ended")
 
 
-def due(moment: Moment) -> tuple[str, ...]:
+def active_objectives(moment: ScheduledEpoch) -> tuple[str, ...]:
     """The updates of each step of this epoch, in order; an objective stands there `times` times."""
     return tuple(
         name
-        for name, turn in moment.phase.objectives.items()
-        if moment.epoch % turn.every == 0
+        for name, turn in schedule_at.phase.objectives.items()
+        if schedule_at.epoch % turn.every == 0
         for _ in range(turn.times)
     )
 
@@ -82,13 +88,13 @@ def updates_by_phase(phases: Iterable[Phase], objective: str, steps_per_epoch: i
     """How many updates an objective makes in each phase."""
     counts = []
     for phase in phases:
-        turn = phase.objectives.get(objective, Turn(times=0))
+        turn = phase.objectives.get(objective, UpdateFrequency(times=0))
         epochs_due = -(-phase.epochs // turn.every)
         counts.append(epochs_due * turn.times * steps_per_epoch)
     return counts
 
 
-def optimizer(
+def make_optimizer(
     updates: list[int],
     *,
     learning_rate: float,
@@ -105,7 +111,7 @@ def optimizer(
     if rate == "constant":
         return optax.adam(learning_rate, b1, b2)
     if rate != "one_cycle":
-        raise unknown("rate of an optimizer", rate, ["constant", "one_cycle"])
+        raise unknown_name("rate of an optimizer", rate, ["constant", "one_cycle"])
     counts = [n for n in updates if n] or [1]
     cycles = [_one_cycle(n, learning_rate) for n in counts]
     ends = [sum(counts[: i + 1]) for i in range(len(counts) - 1)]

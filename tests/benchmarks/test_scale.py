@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from benchmarks import scale, scale_plots, scale_pod
-from bigan_jax.commands.build import Build
-from bigan_jax.detector import Detector, Objective, init
+from bigan_jax.detector import Detector, Objective, init_state
 from bigan_jax.nn.blocks import BATCH_AXIS
+from bigan_jax.training.run import DetectorBuild
 from tests.commands.test_seeds import BIGAN
 from tests.commands.test_seeds import SHAPE as BIGAN_SHAPE
 
@@ -33,7 +33,7 @@ def convolution(norm=False):
 
 
 def built(detector):
-    return Build(detector, dict.fromkeys(detector.objectives, optax.sgd(0.1)), ())
+    return DetectorBuild(detector, dict.fromkeys(detector.objectives, optax.sgd(0.1)), ())
 
 
 def products():
@@ -71,7 +71,7 @@ def test_what_batchnorm_sends_is_counted():
 def test_bytes_of_the_improved_bigan():
     """The states' arrays, and little else."""
     build, name = built(BIGAN), "reconstruction"
-    state = jax.eval_shape(lambda: init(BIGAN, build.optimizers, 0, BIGAN_SHAPE))
+    state = jax.eval_shape(lambda: init_state(BIGAN, build.optimizers, 0, BIGAN_SHAPE))
     cost = scale_pod.update_cost(build, name, BIGAN_SHAPE)
     networks = BIGAN.objectives[name].networks
     held = [(state.params[n], state.collections[n]) for n in networks]

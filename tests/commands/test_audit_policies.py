@@ -7,10 +7,10 @@ from functools import partial
 
 import numpy as np
 import pytest
-from bigan_jax.configs import cae
 
 import bigan_jax
-from bigan_jax.commands.evaluate import load_audited
+from bigan_jax.commands.setup import load_audited
+from bigan_jax.configs import cae
 from bigan_jax.data import audit as leaks
 from bigan_jax.data.audit.fingerprints import BLOCK
 from bigan_jax.data.streaming import LazyImages
@@ -31,16 +31,16 @@ def leaking():
 def test_policies():
     set_ = leaking()
     with pytest.raises(UserError, match=r"(?s)3 pictures.*train/.*duplicates=drop") as stopped:
-        leaks.settle(set_, leaks.audit(set_))
+        leaks.drop_duplicates(set_, leaks.audit(set_))
     assert set_.train.path[0] in str(stopped.value) and set_.test.path[0] in str(stopped.value)
 
-    kept = leaks.settle(set_, leaks.audit(set_, "keep"))
+    kept = leaks.drop_duplicates(set_, leaks.audit(set_, "keep"))
     assert [len(p.path) for p in kept[:3]] == [len(p.path) for p in set_[:3]]
     assert "exact" in leaks.audit(set_, "keep").warnings[0]
 
     for policy, gone in (("drop", [0, 1]), ("drop_near", [0, 1, 3, 4])):
         audit = leaks.audit(set_, policy)
-        settled = leaks.settle(set_, audit)
+        settled = leaks.drop_duplicates(set_, audit)
         np.testing.assert_array_equal(settled.train.image, np.delete(set_.train.image, gone, 0))
         assert set(set_.train.path) - set(settled.train.path) == set(set_.train.path[gone])
         assert set(set_.calibration.path) - set(settled.calibration.path) == {
@@ -58,7 +58,7 @@ def test_policies():
         leaks.audit(set_, "dorp")
     same = dataset(set_.train, set_.calibration, set_.train)
     with pytest.raises(UserError, match="every picture of train"):
-        leaks.settle(same, leaks.audit(same, "drop"))
+        leaks.drop_duplicates(same, leaks.audit(same, "drop"))
 
 
 def test_files_and_table(tmp_path):
@@ -114,9 +114,9 @@ def test_pictures_that_are_decoded_on_demand():
     assert max(asked) <= BLOCK < len(train.path)
     assert audit.as_dict() == leaks.audit(set_, "drop").as_dict()
     asked.clear()
-    settled = leaks.settle(streamed, audit).train
+    settled = leaks.drop_duplicates(streamed, audit).train
     assert not asked and isinstance(settled.image, LazyImages)
-    kept = leaks.settle(set_, leaks.audit(set_, "drop")).train
+    kept = leaks.drop_duplicates(set_, leaks.audit(set_, "drop")).train
     assert settled.image.shape == kept.image.shape
     np.testing.assert_array_equal(settled.image[:], kept.image)
     assert settled.mask.shape == kept.mask.shape

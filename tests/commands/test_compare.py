@@ -12,11 +12,11 @@ from sklearn.metrics import roc_auc_score
 from bigan_jax.commands.compare import _plot, compare
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import statistics
-from bigan_jax.evaluation.comparison import standings
+from bigan_jax.evaluation.comparison import compare_runs
 from bigan_jax.evaluation.paper_results import METRICS
 from bigan_jax.evaluation.results import read_run
-from bigan_jax.reports.comparison_tables import csv_rows, tables_of
-from bigan_jax.reports.tables import Difference
+from bigan_jax.evaluation.statistics import Difference
+from bigan_jax.reports.comparison_tables import comparison_tables, csv_rows
 from tests.helpers.datasets import pictures, write_run
 
 
@@ -103,7 +103,7 @@ def test_scores_that_cannot_be_paired_are_said(tmp_path, spoil, reason):
         path.write_text(spoil(path.read_text()))
     else:
         path.unlink()
-    (found,) = standings(runs_in(tmp_path / "runs"))
+    (found,) = compare_runs(runs_in(tmp_path / "runs"))
     assert reason in found.differences["vae"]
 
 
@@ -112,7 +112,7 @@ def test_scores_that_cannot_be_paired_are_said(tmp_path, spoil, reason):
 
 def test_seeds_are_averaged(tmp_path):
     contents = [write_run(tmp_path / f"s{seed}", seed=seed, native=0.5) for seed in range(4)]
-    (found,) = standings(runs_in(tmp_path))
+    (found,) = compare_runs(runs_in(tmp_path))
     (row,) = found.rows
     for name in METRICS:
         values = [content[name] for content in contents]
@@ -131,7 +131,7 @@ def test_what_is_not_the_same_detector_gets_its_own_row(tmp_path):
     write_run(tmp_path / "d", config={"model.latent": 64}, quick=True)
     write_run(tmp_path / "e", config={"model.latent": 64}, ablations=["no_se"])
     write_run(tmp_path / "f", dataset="brain", category="")
-    found = {each.title: each for each in standings(runs_in(tmp_path))}
+    found = {each.title: each for each in compare_runs(runs_in(tmp_path))}
     assert list(found) == ["brain", "phantom, bottle"]
     rows = {row.label: len(row.runs) for row in found["phantom, bottle"].rows}
     assert rows == {
@@ -150,7 +150,7 @@ def test_two_folders_under_one_name_are_told_apart(tmp_path):
     write_run(tmp_path / "nuts", dataset="folder", category="")
     screws = pictures(normal=60)
     write_run(tmp_path / "screws", dataset="folder", category="", test=screws)
-    (found,) = standings(runs_in(tmp_path))
+    (found,) = compare_runs(runs_in(tmp_path))
     assert len(found.rows[0].runs) == 1
     (note,) = (note for note in found.notes if "screws" in note)
     assert "other pictures than" in note and "data.name" in note
@@ -160,7 +160,7 @@ def test_an_older_config_means_what_it_meant(tmp_path):
     """A field that it lacks is not one in which runs agree."""
     write_run(tmp_path / "old", config={"model.latent": 16})
     write_run(tmp_path / "new", config={"model.latent": 16, "data.window": True}, seed=1)
-    (found,) = standings(runs_in(tmp_path))
+    (found,) = compare_runs(runs_in(tmp_path))
     labels = {row.label for row in found.rows}
     assert labels == {"cae [data.window=false]", "cae [data.window=true]"}
 
@@ -168,7 +168,7 @@ def test_an_older_config_means_what_it_meant(tmp_path):
 def test_a_doubted_threshold_is_told(tmp_path):
     write_run(tmp_path / "a", model="cae", evaluation={"threshold_note": "from 3 groups only"})
     write_run(tmp_path / "b", model="vae")
-    (found,) = standings(runs_in(tmp_path))
+    (found,) = compare_runs(runs_in(tmp_path))
     (told,) = [note for note in found.notes if "calibrated" in note]
     assert told.endswith(": cae")
 
@@ -179,7 +179,7 @@ def test_notes_tell_what_is_not_comparable(tmp_path):
     write_run(tmp_path / "c", model="vae", config={"data.split_seed": 2}, seed=1)
     write_run(tmp_path / "d", model="fcae", config={"phases.phase1.epochs": 9})
     write_run(tmp_path / "e", model="bigan", evaluation={"accuracy": 0.99})
-    (found,) = standings(runs_in(tmp_path))
+    (found,) = compare_runs(runs_in(tmp_path))
     notes = "\n".join(found.notes)
     assert "n_train differs: 7, 80 (vae); 80 (" in notes
     assert "data.split_seed differs: 1 (cae); 2 (vae)" in notes
@@ -196,7 +196,7 @@ def test_runs_of_a_row_with_each_their_own_split_are_told_together(tmp_path):
             write_run(
                 tmp_path / f"{model}{seed}", model=model, seed=seed, config=fields, evaluation=sizes
             )
-    (found,) = standings(runs_in(tmp_path))
+    (found,) = compare_runs(runs_in(tmp_path))
     told = [note for note in found.notes if "differs" in note]
     labels = ", ".join(row.label for row in found.rows)
     assert told == [
@@ -232,7 +232,9 @@ def test_paired_bootstrap_is_that_of_a_loop(tmp_path):
         test = path, label, group
         write_run(tmp_path / f"{i}", model=model, seed=i % 2, score=score, test=test)
     runs = runs_in(tmp_path)
-    found = statistics.difference(runs[:2], runs[2:], samples := statistics.samples(runs))
+    found = statistics.paired_difference(
+        runs[:2], runs[2:], samples := statistics.bootstrap_samples(runs)
+    )
     drawn = np.array(list(brute_force(scores, label, group, 4000, np.random.default_rng(7))))
     difference = drawn[:, :2].mean(1) - drawn[:, 2:].mean(1)
     ends = np.quantile(difference, [0.025, 0.975])
@@ -242,7 +244,7 @@ def test_paired_bootstrap_is_that_of_a_loop(tmp_path):
     assert unpaired[1] - unpaired[0] > 1.5 * width  # so the first assertion tells pairing
     aurocs = [roc_auc_score(label, score) for score in scores]
     assert found.value == pytest.approx(np.mean(aurocs[:2]) - np.mean(aurocs[2:]))
-    assert statistics.difference(runs[:1], runs[:1], samples) == Difference(0.0, (0.0, 0.0))
+    assert statistics.paired_difference(runs[:1], runs[:1], samples) == Difference(0.0, (0.0, 0.0))
 
 
 def test_pairs_need_the_same_pictures_in_any_order(tmp_path):
@@ -251,17 +253,19 @@ def test_pairs_need_the_same_pictures_in_any_order(tmp_path):
     write_run(tmp_path / "c", model="fcae", test=pictures(prefix="q"))
     write_run(tmp_path / "d", model="bigan", test=pictures(normal=39, anomalous=31))
     write_run(tmp_path / "e", model="cvae", test=pictures(1, 30, per_group=1))
-    straight = standings(runs_in(tmp_path))[0].differences
+    straight = compare_runs(runs_in(tmp_path))[0].differences
     head, *rows = (tmp_path / "b" / "scores.csv").read_text().splitlines()
     (tmp_path / "b" / "scores.csv").write_text("\n".join([head, *rows[::-1]]) + "\n")
-    (found,) = standings(runs_in(tmp_path))
+    (found,) = compare_runs(runs_in(tmp_path))
     assert found.differences["vae"] == straight["vae"]
     assert found.differences["vae"].value < 0
     assert found.differences["fcae"] == "not tested on the same pictures"
     assert found.differences["bigan"] == "not tested on the same pictures"
     assert found.differences["cvae"] == "not tested on the same pictures"
     few = [row.runs for row in found.rows if row.model == "cvae"] * 2
-    assert "fewer than two groups" in statistics.difference(*few, statistics.samples(few[0]))
+    assert "fewer than two groups" in statistics.paired_difference(
+        *few, statistics.bootstrap_samples(few[0])
+    )
 
 
 def test_over_splits_each_is_paired_with_its_own(tmp_path):
@@ -277,7 +281,7 @@ def test_over_splits_each_is_paired_with_its_own(tmp_path):
                 tmp_path / f"{model}{seed}",
                 model=model, seed=seed, test=test, strength=strength, config=fields,
             )  # fmt: skip
-    (found,) = standings(runs_in(tmp_path))
+    (found,) = compare_runs(runs_in(tmp_path))
     aurocs = {row.label: [run.evaluation["auroc"] for run in row.runs] for row in found.rows}
     best = next(iter(aurocs))
     assert best == "cae"
@@ -289,7 +293,7 @@ def test_over_splits_each_is_paired_with_its_own(tmp_path):
     assert (
         found.differences["fcae"] == found.differences["cvae"] == "not tested on the same pictures"
     )
-    (table,) = [t for t in tables_of(found) if t.title.startswith("Differences")]
+    (table,) = [t for t in comparison_tables(found) if t.title.startswith("Differences")]
     assert ["vae", value, "over 2 splits"] in table.rows
     lines = list(csv_rows([found]))
     (line,) = [row for row in lines if row[0] == "difference" and row[3] == "vae"]
@@ -301,7 +305,7 @@ def test_the_plot_has_an_interval_where_all_runs_have_one(tmp_path):
         write_run(tmp_path / f"a{seed}", model="cae", seed=seed)
         less = {"auroc_ci": None} if seed else {}
         write_run(tmp_path / f"b{seed}", model="vae", seed=seed, evaluation=less)
-    (section,) = [_plot(found) for found in standings(runs_in(tmp_path))]
+    (section,) = [_plot(found) for found in compare_runs(runs_in(tmp_path))]
     assert {dot.label: dot.interval is not None for dot in section.dots} == {
         "cae": True,
         "vae": False,
@@ -314,7 +318,7 @@ def test_a_split_without_a_class_is_said(tmp_path):
         for seed in range(2):
             fields, test = {"data.split_seed": seed}, lacking if seed else None
             write_run(tmp_path / f"{model}{seed}", model=model, seed=seed, test=test, config=fields)
-    (found,) = standings(runs_in(tmp_path))
+    (found,) = compare_runs(runs_in(tmp_path))
     assert list(found.differences.values()) == ["a test lacks a class"]
 
 
@@ -322,7 +326,7 @@ def test_ablations_stand_against_their_full_model(tmp_path):
     full = write_run(tmp_path / "a", model="improved_bigan", strength=2.0)
     part = write_run(tmp_path / "b", model="improved_bigan", ablations=["no_se"], strength=1.0)
     write_run(tmp_path / "c", model="improved_bigan", ablations=["no_se"], quick=True)
-    (found,) = standings(runs_in(tmp_path))
+    (found,) = compare_runs(runs_in(tmp_path))
     ((pair, value),) = found.ablations.items()
     assert pair == ("improved_bigan", "improved_bigan, no_se")
     assert value.value == pytest.approx(part["auroc"] - full["auroc"])
@@ -332,7 +336,7 @@ def test_ablations_stand_against_their_full_model(tmp_path):
 def test_ablations_stand_against_every_row_that_lacks_fewer_parts(tmp_path):
     for number, parts in enumerate((["a"], ["a", "b"], ["c", "b", "a"], ["b", "d"])):
         write_run(tmp_path / str(number), model="improved_bigan", ablations=parts)
-    (found,) = standings(runs_in(tmp_path))
+    (found,) = compare_runs(runs_in(tmp_path))
     name = "improved_bigan, {}".format
     one, two, three = name("a"), name("a, b"), name("c, b, a")
     assert set(found.ablations) == {(one, two), (one, three), (two, three)}
@@ -344,6 +348,8 @@ def test_an_ablation_is_told_by_the_fields_that_differ(tmp_path):
     whole = {field: 16, "batch_size": 4, "data.dir": "y"}
     write_run(tmp_path / "a", model="improved_bigan", config=whole)
     write_run(tmp_path / "b", model="improved_bigan", ablations=["no_se"], config=ablated)
-    (found,) = standings(runs_in(tmp_path))
-    (table,) = [t for t in tables_of(found) if t.title.startswith("Ablations of improved_bigan")]
+    (found,) = compare_runs(runs_in(tmp_path))
+    (table,) = [
+        t for t in comparison_tables(found) if t.title.startswith("Ablations of improved_bigan")
+    ]
     assert "improved_bigan, no_se: batch_size 8, not 4; model.se_ratio 0, not 16" in table.notes

@@ -7,26 +7,29 @@ import json
 import jax
 import numpy as np
 import pytest
-from bigan_jax.configs import cae, common, improved_bigan
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import bigan_jax
-from bigan_jax.commands.build import build, picture_shape
-from bigan_jax.commands.evaluate import assess, data_fields, load_audited
+from bigan_jax.commands.build import build
+from bigan_jax.commands.setup import data_fields, load_audited
+from bigan_jax.configs import cae, common, improved_bigan
 from bigan_jax.data import loading
 from bigan_jax.data.audit.result import SPLIT
-from bigan_jax.detector import init
+from bigan_jax.data.loading import image_shape
+from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation.anomaly_score import Formula
-from bigan_jax.evaluation.scorer import Scorer
+from bigan_jax.evaluation.anomaly_score import ScoreFormula
+from bigan_jax.evaluation.assess import assess
+from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.nn import losses
-from bigan_jax.nn.vgg16 import network as vgg16
-from bigan_jax.nn.vgg16.network import VGG16, load
-from bigan_jax.runtime.run_config import write_json, write_table
-from bigan_jax.training.saving.checkpoints import Checkpoints
+from bigan_jax.nn.vgg16 import weights as vgg16_weights
+from bigan_jax.nn.vgg16.network import VGG16
+from bigan_jax.nn.vgg16.weights import load_weights
+from bigan_jax.runtime.files import write_csv, write_json
+from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
 
-PAPER = Formula({"mse": 0.7, "ssim": 0.3})
+PAPER = ScoreFormula({"mse": 0.7, "ssim": 0.3})
 SMALL = {
     "data.image_size": 32,
     "data.category": "bottle,leaf",
@@ -49,7 +52,7 @@ def untrained(config, conditions=1):
     """A detector and a state of its shapes, filled by a generator: nothing is compiled."""
     built = build(config, conditions, steps_per_epoch=1)
     like = jax.eval_shape(
-        lambda: init(built.detector, built.optimizers, config.seed, picture_shape(config))
+        lambda: init_state(built.detector, built.optimizers, config.seed, image_shape(config))
     )
     rng = np.random.default_rng(0)
     # Positive as a variance is, of either sign elsewhere: what matters is that pictures differ.
@@ -62,7 +65,7 @@ def untrained(config, conditions=1):
 def small():
     """A config, its pictures and a detector for them that was never trained."""
     config = configured(cae, **SMALL)
-    return config, loading.load(**data_fields(config)), *untrained(config, 2)
+    return config, loading.load_dataset(**data_fields(config)), *untrained(config, 2)
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +157,9 @@ def test_kinds_conditions_and_intervals_are_in_the_evaluation(assessed, small):
 def test_controls_share_the_score(small):
     """Rated as the model's own reconstructions are, whatever the formula and the batches."""
     config, dataset, detector, state = small
-    shape = picture_shape(config)
-    formula = Formula({"mse": 2.0, "ssim": 0.5}, "top1")
-    scorer = Scorer(detector, state, formula, shape, batch_size=8)
+    shape = image_shape(config)
+    formula = ScoreFormula({"mse": 2.0, "ssim": 0.5}, "top1")
+    scorer = AnomalyScorer(detector, state, formula, shape, batch_size=8)
     scores = scorer.score(dataset.test.image[:11])
     rated = scorer.rate(
         dataset.test.image[:11].astype(np.float32) / 255,
@@ -202,7 +205,7 @@ def finished(small, tmp_path):
 
 
 def save(workdir, state, epochs=1):
-    checkpoints = Checkpoints(workdir)
+    checkpoints = CheckpointManager(workdir)
     checkpoints.save(Progress(epochs), state)
     checkpoints.close()
 
@@ -290,7 +293,7 @@ def test_an_evaluation_that_fails_leaves_the_one_before(small, finished, monkeyp
     def no_score(*_, **__):
         raise UserError("no finite score")
 
-    monkeypatch.setattr(Scorer, "score", no_score)
+    monkeypatch.setattr(AnomalyScorer, "score", no_score)
     other = configured(cae, **SMALL, **{"score.reduction": "max"})
     with pytest.raises(UserError, match="no finite score"):
         bigan_jax.evaluate(finished, other)
@@ -301,7 +304,7 @@ def test_a_training_that_is_not_finished_and_pictures_that_came_later_are_told(f
     config = configured(cae, **SMALL)
     _, found = load_audited(config)
     table = [row for row in found.split if row[-2] == "train"]
-    write_table(finished / "split.csv", [SPLIT, *table[3:]])
+    write_csv(finished / "split.csv", [SPLIT, *table[3:]])
     warnings = bigan_jax.evaluate(finished)["warnings"]
     wanted = config.phases.phase1.epochs
     assert f"Trained for 1 of {wanted} epochs: it is not finished." in warnings
@@ -329,10 +332,10 @@ def test_scoring_needs_no_vgg16_though_training_did(monkeypatch, tmp_path):
     def gone(*_):
         raise UserError("no weights on this machine")
 
-    monkeypatch.setattr(vgg16, "load", gone)
+    monkeypatch.setattr(vgg16_weights, "load_weights", gone)
     pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
     found = bigan_jax.load(tmp_path).score(pictures)
-    expected = Scorer(detector, state, PAPER, (32, 32, 1))
+    expected = AnomalyScorer(detector, state, PAPER, (32, 32, 1))
     np.testing.assert_allclose(found.score, expected.score(pictures).score, rtol=1e-5)
     with config.unlocked():
         config.score.perceptual = 0.1
@@ -344,10 +347,10 @@ def test_scoring_needs_no_vgg16_though_training_did(monkeypatch, tmp_path):
 @pytest.mark.parametrize("unit", [True, False])
 def test_a_perceptual_score_is_vgg16_s(unit, small):
     config, dataset, detector, state = small
-    formula = Formula({"perceptual": 1.0})
-    scorer = Scorer(detector, state, formula, picture_shape(config), unit_features=unit)
+    formula = ScoreFormula({"perceptual": 1.0})
+    scorer = AnomalyScorer(detector, state, formula, image_shape(config), unit_features=unit)
     image = dataset.test.image[:2].astype(np.float32) / 255
-    loaded = load()
+    loaded = load_weights()
     network = VGG16(convention=loaded.convention)
     features, others = (network.apply({"params": loaded.params}, x) for x in (image, 1 - image))
     if unit:

@@ -11,23 +11,25 @@ from pathlib import PurePosixPath
 import jax
 import numpy as np
 import pytest
-from bigan_jax.configs import cvae, fcae
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 import bigan_jax
 from bigan_jax.commands import predict as prediction
-from bigan_jax.commands.build import build, picture_shape
+from bigan_jax.commands.build import build
 from bigan_jax.commands.predict import predict
+from bigan_jax.configs import cvae, fcae
 from bigan_jax.data import phantom
-from bigan_jax.detector import init
+from bigan_jax.data.loading import image_shape
+from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError, printable
-from bigan_jax.evaluation.scorer import Scorer
+from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.reports.charts import error_map_rgb
 from bigan_jax.reports.overlays import output_name
-from bigan_jax.runtime.run_config import claim, write_json
-from bigan_jax.training.saving.checkpoints import Checkpoints
+from bigan_jax.runtime.files import write_json
+from bigan_jax.runtime.run_config import write_config
+from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
 from tests.commands.test_train import ROOT, command, configured, environment
 
@@ -302,7 +304,7 @@ def test_scores_come_without_pictures_where_none_are_wanted(trained, predicted, 
 def test_what_was_finished_stays(trained, tmp_path, monkeypatch):
     workdir, pictures = trained
     monkeypatch.setattr(prediction, "BLOCK", 10)
-    blocks, score = [], Scorer.score
+    blocks, score = [], AnomalyScorer.score
 
     def stopped_in_the_third(self, *arguments, **options):
         blocks.append(len(arguments[0]))
@@ -310,7 +312,7 @@ def test_what_was_finished_stays(trained, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return score(self, *arguments, **options)
 
-    monkeypatch.setattr(Scorer, "score", stopped_in_the_third)
+    monkeypatch.setattr(AnomalyScorer, "score", stopped_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         predict(workdir, pictures, tmp_path / "out")
     rows = table(tmp_path / "out")
@@ -323,10 +325,10 @@ def test_conditions(tmp_path):
     """A conditional model goes by the nearest folder or by what it is told, and asks else. Its
     workdir holds no more than a prediction needs."""
     config = configured(cvae, "phantom", SMALL | {"model.latent": 4, "model.widths": (4, 8)})
-    claim(tmp_path / "run", config)
+    write_config(tmp_path / "run", config)
     built = build(config, conditions=2, steps_per_epoch=1)
-    state = jax.jit(lambda: init(built.detector, built.optimizers, 0, picture_shape(config)))()
-    checkpoints = Checkpoints(tmp_path / "run")
+    state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, image_shape(config)))()
+    checkpoints = CheckpointManager(tmp_path / "run")
     checkpoints.save(Progress(1), state)
     checkpoints.close()
     evaluation = {

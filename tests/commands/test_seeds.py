@@ -10,21 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bigan_jax.configs import cae
 
 import bigan_jax
 from bigan_jax import detector as game
 from bigan_jax.commands import seeds, sweep_plan
 from bigan_jax.commands.load import restore
-from bigan_jax.commands.setup import prepared
-from bigan_jax.detector import TrainingSet, init
+from bigan_jax.commands.setup import prepare_jobs
+from bigan_jax.configs import cae
+from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError
 from bigan_jax.models import fcae, improved_bigan
 from bigan_jax.runtime import preemption
 from bigan_jax.runtime.run_config import default_name, read_config
 from bigan_jax.training import epoch_runner
 from bigan_jax.training.loop import epoch_order
-from bigan_jax.training.saving.train_log import read_history
+from bigan_jax.training.saving.train_log import read_train_log
+from bigan_jax.training.train_step import TrainingSet
 from tests.commands.test_train import configured
 from tests.helpers.datasets import write_run
 from tests.training.test_divergence import by_programs
@@ -52,7 +53,7 @@ def devices(monkeypatch, number):
 
 
 def runner(detector, optimizer, scanned, seeds=0, streamed=False):
-    return epoch_runner.Runner(
+    return epoch_runner.EpochRunner(
         detector,
         dict.fromkeys(detector.objectives, optimizer),
         AUGMENTATION,
@@ -75,7 +76,7 @@ def trained(run, state, orders, due=DUE):
 
 def states(detector, optimizer, seeds):
     optimizers = dict.fromkeys(detector.objectives, optimizer)
-    begin = jax.jit(lambda seed: init(detector, optimizers, seed, SHAPE))
+    begin = jax.jit(lambda seed: init_state(detector, optimizers, seed, SHAPE))
     return [begin(seed) for seed in seeds]
 
 
@@ -156,7 +157,7 @@ def config(**fields):
 
 def runs(workdir, seeds=(0, 1), **fields):
     """The tasks of `task.prepared`."""
-    return prepared({workdir / f"seed{k}": config(seed=k, **fields) for k in seeds})
+    return prepare_jobs({workdir / f"seed{k}": config(seed=k, **fields) for k in seeds})
 
 
 def state_of(workdir):
@@ -164,7 +165,7 @@ def state_of(workdir):
 
 
 def without_times(workdir):
-    rows = read_history(workdir)
+    rows = read_train_log(workdir)
     return [
         {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows
     ]
@@ -226,8 +227,8 @@ def test_seeds_side_by_side_score_as_alone(alone, tmp_path):
 def test_stopped_side_by_side_ends_as_if_never_stopped(tmp_path, monkeypatch, scanned, at, place):
     """Within an epoch; where it is a program, once it is done; and in the last of all."""
     with runs(tmp_path / "whole") as tasks:
-        seeds.train_abreast(tasks, scanned)
-    begin, calls = epoch_runner.Runner.begin, []
+        seeds.train_side_by_side(tasks, scanned)
+    begin, calls = epoch_runner.EpochRunner.begin, []
 
     def stop(self, *arguments):
         calls.append(arguments)
@@ -236,11 +237,11 @@ def test_stopped_side_by_side_ends_as_if_never_stopped(tmp_path, monkeypatch, sc
         return begin(self, *arguments)
 
     with runs(tmp_path / "broken") as tasks:
-        monkeypatch.setattr(epoch_runner.Runner, "begin", stop)
+        monkeypatch.setattr(epoch_runner.EpochRunner, "begin", stop)
         with pytest.raises(preemption.Stopped, match=f"saved after {place} of 3 epochs"):
-            seeds.train_abreast(tasks, scanned)
+            seeds.train_side_by_side(tasks, scanned)
     with runs(tmp_path / "broken") as tasks:
-        seeds.train_abreast(tasks, scanned)
+        seeds.train_side_by_side(tasks, scanned)
     for seed in ("seed0", "seed1"):
         whole, broken = tmp_path / "whole" / seed, tmp_path / "broken" / seed
         jax.tree.map(np.testing.assert_array_equal, state_of(whole), state_of(broken))
@@ -252,14 +253,14 @@ def test_a_seed_that_diverges_leaves_the_others_alone(alone, tmp_path, monkeypat
     """Side by side, also when the next epoch has begun by the time that it is seen; afterwards it
     is told as it would be alone."""
     by_programs(monkeypatch, scanned)
-    begin = init
+    begin = init_state
 
     def with_one_bad(detector, optimizers, seed, shape):
         state = begin(detector, optimizers, seed, shape)
         bad = jax.tree.map(lambda x: jnp.where(seed == 2, jnp.nan, x), state.params)
         return state._replace(params=bad)
 
-    monkeypatch.setattr(game, "init", with_one_bad)
+    monkeypatch.setattr(game, "init_state", with_one_bad)
     with pytest.raises(UserError, match=r"1 of 3 seeds failed\n.*seed2: Training diverged"):
         seeds.train(config(seeds=3), tmp_path, side_by_side=True)
     assert json.loads((tmp_path / "summary.json").read_text())["seeds"] == [0, 1]
@@ -297,7 +298,7 @@ def test_seeds_of_two_sets_have_no_summary(tmp_path):
     for seed, folder in enumerate(folders):
         write_run(folder, seed=seed, category=("bottle", "pill")[seed])
     with pytest.raises(UserError, match=r"different pictures \(.*bottle.*pill"):
-        seeds.summarise(tmp_path, folders)
+        seeds.summarize(tmp_path, folders)
 
 
 def test_seeds_that_differ_in_more_have_no_summary(tmp_path):
@@ -306,5 +307,5 @@ def test_seeds_that_differ_in_more_have_no_summary(tmp_path):
         reduction = ("mean", "top1")[seed]
         write_run(folder, seed=seed, config={"score.reduction": reduction})
     with pytest.raises(UserError, match=r"score\.reduction"):
-        seeds.summarise(tmp_path, folders)
+        seeds.summarize(tmp_path, folders)
     assert (tmp_path / "comparison.md").exists() and not (tmp_path / "summary.json").exists()

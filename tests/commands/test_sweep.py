@@ -10,10 +10,10 @@ import types
 from pathlib import Path
 
 import pytest
-from bigan_jax.configs import cae, improved_bigan
 
 from bigan_jax.commands.sweep import sweep
 from bigan_jax.commands.sweep_plan import is_finished, plan
+from bigan_jax.configs import cae, improved_bigan
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.paper_results import MODELS
 from bigan_jax.runtime import launchers
@@ -254,7 +254,7 @@ def test_processes_run_side_by_side_as_many_as_asked(tmp_path):
     tasks = {
         tmp_path / str(i): [sys.executable, "-c", program, str(now / str(i))] for i in range(5)
     }
-    news = [item for ended in launchers.here(tasks, 2) for item in ended.items()]
+    news = [item for ended in launchers.run_locally(tasks, 2) for item in ended.items()]
     assert dict(news) == dict.fromkeys(tasks, 0) and len(news) == 5
     seen = [int((folder / "log.txt").read_text()) for folder in tasks]
     assert max(seen) == 2
@@ -263,14 +263,14 @@ def test_processes_run_side_by_side_as_many_as_asked(tmp_path):
 def test_without_ray_its_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"bigan_jax\[cluster\]"):
-        next(launchers.on_ray({}, 1, "local"))
+        next(launchers.run_on_ray({}, 1, "local"))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "nonsense"])
 def test_a_cluster_that_does_not_answer_is_named(address, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
     with pytest.raises(UserError, match=f"config.sweep.ray={address}: no cluster"):
-        next(launchers.on_ray({}, 1, address))
+        next(launchers.run_on_ray({}, 1, address))
 
 
 @pytest.mark.long
@@ -288,7 +288,7 @@ def test_the_same_runs_on_a_ray_cluster_of_two_workers(tmp_path, runner, capsys)
 
     # What is closed early ends what runs there.
     (run,) = plan(*configured(cae, CAE, **{"seed": 8}), tmp_path)
-    ended = launchers.on_ray({run.workdir: [*runner, *run.arguments]}, 2, "local")
+    ended = launchers.run_on_ray({run.workdir: [*runner, *run.arguments]}, 2, "local")
     wait_for(lambda: next(ended) is None or (run.workdir / "pid").exists())
     wait_for(lambda: (run.workdir / "pid").read_text())
     ended.close()

@@ -15,17 +15,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from bigan_jax.configs import cae, improved_bigan
 
 import bigan_jax
 from bigan_jax.commands.build import build
-from bigan_jax.commands.evaluate import data_fields
 from bigan_jax.commands.load import restore
+from bigan_jax.commands.setup import data_fields
+from bigan_jax.configs import cae, improved_bigan
 from bigan_jax.data import loading
 from bigan_jax.errors import UserError
 from bigan_jax.runtime.run_config import read_config
 from bigan_jax.training.loop import epoch_order
-from bigan_jax.training.saving.checkpoints import Checkpoints
+from bigan_jax.training.saving.checkpoints import CheckpointManager
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -112,7 +112,7 @@ def test_what_scores_has_the_statistics_of_the_training_pictures(finished):
     workdir, _ = finished
     config = read_config(workdir)
     state, *_ = restore(config, workdir, 1)
-    images = loading.load(**data_fields(config)).train.image
+    images = loading.load_dataset(**data_fields(config)).train.image
     shape = len(images), len(images) // config.batch_size, config.batch_size
     images = images[epoch_order(config.seed, 0, *shape).ravel()] / np.float32(255)
     kernel = state.params["encoder"]["EncoderStage_0"]["Downsample_0"]["kernel"]
@@ -146,7 +146,7 @@ def test_python_does_as_the_command(finished, tmp_path):
     assert evaluation["auroc"] == pytest.approx(theirs["auroc"], abs=0.02)
 
     scorer = bigan_jax.load(workdir)
-    dataset = loading.load(**data_fields(config))
+    dataset = loading.load_dataset(**data_fields(config))
     scores = scorer.score(dataset.test.image)
     rows = list(csv.DictReader((workdir / "scores.csv").open()))
     np.testing.assert_allclose(scores.score, [float(row["score"]) for row in rows], rtol=1e-4)
@@ -180,7 +180,7 @@ def test_colour_reaches_score_and_map(tmp_path):
     config = configured(improved_bigan, "phantom,no_perceptual", fields)
     evaluation = bigan_jax.train(config, tmp_path)
     assert np.isfinite(evaluation["auroc"]) and evaluation["controls"]["pca_8"] is not None
-    pictures = loading.load(**data_fields(config)).test.image
+    pictures = loading.load_dataset(**data_fields(config)).test.image
     assert pictures.shape[1:] == (32, 32, 3)
     scores = bigan_jax.load(tmp_path).score(pictures)
     assert scores.reconstruction.shape == pictures.shape
@@ -312,7 +312,7 @@ def wait_for_rows(path, rows, process):
 
 
 def final_state(workdir):
-    assert Checkpoints(workdir, read_only=True).names()[-1] == (6, 0)
+    assert CheckpointManager(workdir, read_only=True).names()[-1] == (6, 0)
     return restore(read_config(workdir), workdir, 1)[0]
 
 

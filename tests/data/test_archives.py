@@ -14,7 +14,12 @@ import pytest
 
 from bigan_jax.data.files import archives
 from bigan_jax.errors import UserError
-from tests.data.test_tfds import by_path, draw, draw_mvtec, load, same  # noqa: F401 (load: a fixture)
+from tests.data.test_tfds import (
+    by_path,
+    draw,
+    draw_mvtec,
+    same,
+)
 
 
 def pack(folder, archive, inside=""):
@@ -47,7 +52,7 @@ def everything_below(folder):
 
 
 @pytest.mark.parametrize("name", ["mvtec.tar.xz", "mvtec.tar.gz", "mvtec.zip", "mvtec.tar.bz2"])
-def test_mvtec_as_it_downloads(tmp_path, load, name):  # noqa: F811
+def test_mvtec_as_it_downloads(tmp_path, load, name):
     folder = draw_mvtec(tmp_path / "mvtec")
     archive = pack(folder, tmp_path / name)
     assert same(load("mvtec", archive), load("mvtec", folder))
@@ -57,7 +62,7 @@ def test_mvtec_as_it_downloads(tmp_path, load, name):  # noqa: F811
     assert before == {p: p.stat().st_mtime_ns for p in extracted.rglob("*")}  # once
 
 
-def test_one_category_alone(tmp_path, load):  # noqa: F811
+def test_one_category_alone(tmp_path, load):
     folder = draw_mvtec(tmp_path / "mvtec", ["bottle"])
     wanted = load("mvtec", folder)
     assert same(load("mvtec", pack(folder, tmp_path / "bottle.tar.xz")), wanted)
@@ -65,7 +70,7 @@ def test_one_category_alone(tmp_path, load):  # noqa: F811
     assert bare.conditions == ("bottle",) and same(bare, load("mvtec", folder / "bottle"))
 
 
-def test_plant_village_of_kaggle(tmp_path, load):  # noqa: F811
+def test_plant_village_of_kaggle(tmp_path, load):
     folder = tmp_path / "classes"
     for i in range(0, 2000, 50):
         draw(folder / "Potato___healthy" / f"u___RS_HL {i}.JPG")
@@ -83,7 +88,7 @@ def test_plant_village_of_kaggle(tmp_path, load):  # noqa: F811
     assert any("PlantVillage" in note for note in loaded.notes)
 
 
-def test_brain_tumours_of_kaggle(tmp_path, load):  # noqa: F811
+def test_brain_tumours_of_kaggle(tmp_path, load):
     for part, n in ("Training", 20), ("Testing", 5):
         normals(tmp_path / "a" / part / "notumor", n)
         for kind in "glioma", "meningioma", "pituitary":
@@ -95,7 +100,7 @@ def test_brain_tumours_of_kaggle(tmp_path, load):  # noqa: F811
 
 
 @pytest.mark.parametrize("inside", ["", "pictures", "a/b"])
-def test_a_user_s_pictures_all_normal(tmp_path, load, inside):  # noqa: F811
+def test_a_user_s_pictures_all_normal(tmp_path, load, inside):
     folder = normals(tmp_path / "mine")
     loaded = load("folder", pack(folder, tmp_path / "mine.zip", inside))
     assert not loaded.test.label.any()
@@ -105,13 +110,13 @@ def test_a_user_s_pictures_all_normal(tmp_path, load, inside):  # noqa: F811
     assert all(np.array_equal(images[name], wanted[name]) for name in wanted)
 
 
-def test_the_layout_is_found_below_a_folder_as_well(tmp_path, load):  # noqa: F811
+def test_the_layout_is_found_below_a_folder_as_well(tmp_path, load):
     normals(tmp_path / "x" / "y" / "normal")
     draw(tmp_path / "x" / "y" / "anomalous" / "1.png")
     assert load("folder", tmp_path).test.label.sum() == 1
 
 
-def test_an_archive_that_changes_or_goes(tmp_path, load):  # noqa: F811
+def test_an_archive_that_changes_or_goes(tmp_path, load):
     folder = normals(tmp_path / "mine")
     archive = pack(folder, tmp_path / "mine.zip")
     load("folder", archive)
@@ -148,7 +153,7 @@ HARMFUL = {
 
 
 @pytest.mark.parametrize("harm", HARMFUL)
-def test_a_tar_that_would_leave_its_folder_is_refused(tmp_path, load, harm):  # noqa: F811
+def test_a_tar_that_would_leave_its_folder_is_refused(tmp_path, load, harm):
     archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.tar")
     with tarfile.open(archive, "a") as out:
         for info, content in HARMFUL[harm]:
@@ -160,7 +165,7 @@ def test_a_tar_that_would_leave_its_folder_is_refused(tmp_path, load, harm):  # 
 
 
 @pytest.mark.parametrize("harm", ["up", "absolute", "backslash", "drive", "symlink"])
-def test_a_zip_that_would_leave_its_folder_is_refused(tmp_path, load, harm):  # noqa: F811
+def test_a_zip_that_would_leave_its_folder_is_refused(tmp_path, load, harm):
     archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip")
     with zipfile.ZipFile(archive, "a") as out:
         for info, content in HARMFUL[harm]:
@@ -173,7 +178,7 @@ def test_a_zip_that_would_leave_its_folder_is_refused(tmp_path, load, harm):  # 
     assert everything_below(tmp_path) - before <= {"tfds", "tfds/extracted"}
 
 
-def test_bombs_are_refused(tmp_path, load, monkeypatch):  # noqa: F811
+def test_bombs_are_refused(tmp_path, load, monkeypatch):
     huge, _ = entry("a.png")
     huge.size = 10**13
     (tmp_path / "huge.tar").write_bytes(huge.tobuf() + bytes(1024))
@@ -198,7 +203,7 @@ def test_bombs_are_refused(tmp_path, load, monkeypatch):  # noqa: F811
         load("folder", tmp_path / "tail.tar.gz")
 
 
-def test_no_room_is_told_before_it_is_taken(tmp_path, load, monkeypatch):  # noqa: F811
+def test_no_room_is_told_before_it_is_taken(tmp_path, load, monkeypatch):
     archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(UserError, match="there is room for 0"):
@@ -209,7 +214,7 @@ def test_no_room_is_told_before_it_is_taken(tmp_path, load, monkeypatch):  # noq
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
-def test_an_archive_that_is_cut_short_is_told(tmp_path, load, suffix):  # noqa: F811
+def test_an_archive_that_is_cut_short_is_told(tmp_path, load, suffix):
     archive = pack(normals(tmp_path / "mine"), tmp_path / f"mine.{suffix}")
     content = archive.read_bytes()
     cuts = [700, len(content) // 2, len(content) - 30]
@@ -225,7 +230,7 @@ def test_an_archive_that_is_cut_short_is_told(tmp_path, load, suffix):  # noqa: 
     assert len(by_path(load("folder", archive))) == 12
 
 
-def test_a_changed_byte_is_noticed(tmp_path, load):  # noqa: F811
+def test_a_changed_byte_is_noticed(tmp_path, load):
     archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip")
     content = bytearray(archive.read_bytes())
     content[len(content) // 3] ^= 255
@@ -242,19 +247,19 @@ def test_a_changed_byte_is_noticed(tmp_path, load):  # noqa: F811
         (b"", "not an archive that can be read"),
     ],
 )
-def test_what_is_no_archive_is_told(tmp_path, load, content, told):  # noqa: F811
+def test_what_is_no_archive_is_told(tmp_path, load, content, told):
     (tmp_path / "archive.zip").write_bytes(content)
     with pytest.raises(UserError, match=told):
         load("mvtec", tmp_path / "archive.zip")
 
 
-def test_the_wrong_archive_is_met_with_the_layout(tmp_path, load):  # noqa: F811
+def test_the_wrong_archive_is_met_with_the_layout(tmp_path, load):
     archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip", "cats")
     with pytest.raises(UserError, match="train/good"):
         load("mvtec", archive)
 
 
-def test_a_locked_zip_is_told(tmp_path, load):  # noqa: F811
+def test_a_locked_zip_is_told(tmp_path, load):
     archive = pack(normals(tmp_path / "mine", 1), tmp_path / "mine.zip")
     content = bytearray(archive.read_bytes())
     content[content.rindex(b"PK\x01\x02") + 8] |= 1  # the flag in the central directory

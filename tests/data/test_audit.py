@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bigan_jax.configs import cae, common
 from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
-from bigan_jax.commands.evaluate import load_audited
+from bigan_jax.commands.setup import load_audited
+from bigan_jax.configs import cae, common
 from bigan_jax.data import audit as leaks
 from bigan_jax.data.audit import duplicates
 from bigan_jax.data.audit.fingerprints import headers
-from bigan_jax.data.audit.shortcuts import TOGETHER, better_sign, fact_aurocs, telling
-from bigan_jax.data.dataset import Dataset, Pictures
+from bigan_jax.data.audit.shortcuts import TOGETHER, better_sign, shortcut_aurocs, significant
+from bigan_jax.data.dataset import Dataset, Images
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 SIZE = 64
@@ -48,7 +48,7 @@ def part(pictures, name, label=False, group=None, condition=0):
     n = len(pictures)
     path = np.array([f"{name}/{i}x0.png" for i in range(n)], str)  # no numbers that follow
     label = np.broadcast_to(np.asarray(label, bool), n).copy()
-    return Pictures(
+    return Images(
         image=pictures,
         label=label,
         group=path if group is None else np.asarray(group, str),
@@ -155,7 +155,7 @@ def test_pairs_are_those_of_a_loop_over_all(monkeypatch):
     assert 10 < len(wanted) < 40
     for entries in (70, 2000, 10**6):
         monkeypatch.setattr(duplicates, "ENTRIES", entries)
-        first, second, distance = duplicates.near_copies(signature, near, of_usual)
+        first, second, distance = duplicates.near_duplicates(signature, near, of_usual)
         assert dict(zip(zip(first, second, strict=True), distance, strict=True)) == pytest.approx(
             wanted, abs=1e-9
         )
@@ -165,7 +165,7 @@ def test_pairs_are_those_of_a_loop_over_all(monkeypatch):
 def test_every_copy_counts_however_often_a_picture_is_there():
     digest = np.array(list("aaabcdaaeacb"))
     part = np.array(["test"] * 7 + ["calibration"] * 2 + ["train"] * 3)
-    pairs = duplicates.exact_copies(digest, part)
+    pairs = duplicates.exact_duplicates(digest, part)
     found = set(zip(*pairs[:2], strict=True))
     for i, j in combinations(range(len(digest)), 2):  # all but few among equals in one part
         if digest[i] == digest[j] and part[i] != part[j] and i < 7:
@@ -177,8 +177,10 @@ def test_every_copy_counts_however_often_a_picture_is_there():
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_pictures_have_no_pairs(count):
-    assert len(duplicates.near_copies(np.ones((count, 4)) / 2).first) <= 1
-    pairs = duplicates.exact_copies(np.array(["a"] * count, str), np.array(["test"] * count, str))
+    assert len(duplicates.near_duplicates(np.ones((count, 4)) / 2).first) <= 1
+    pairs = duplicates.exact_duplicates(
+        np.array(["a"] * count, str), np.array(["test"] * count, str)
+    )
     assert len(pairs.first) == max(0, count - 1)
 
 
@@ -270,18 +272,18 @@ def test_facts_alone_and_together():
     common = rng.normal(size=300)
     facts = {"a": common + 0.1 * label, "b": common, "constant": np.ones(300)}
     own, one = np.arange(300).astype(str), np.zeros(300, int)
-    aurocs = fact_aurocs(facts, label, own, one)
+    aurocs = shortcut_aurocs(facts, label, own, one)
     assert aurocs["constant"] == 0.5 and aurocs["a"] < 0.6 and aurocs[TOGETHER] > 0.9
-    assert list(telling(aurocs, label)) == [TOGETHER]
-    assert fact_aurocs(facts, label, own, label.astype(int))["condition"] == 1
+    assert list(significant(aurocs, label)) == [TOGETHER]
+    assert shortcut_aurocs(facts, label, own, label.astype(int))["condition"] == 1
     # A fact of the group alone, of which a model that has seen the group makes much.
     group = np.repeat(np.arange(30), 10)
     of_group = rng.integers(0, 2, 30).astype(bool)[group]
     random = {str(i): rng.normal(size=30)[group] for i in range(25)}
-    assert fact_aurocs(random, of_group, own, one)[TOGETHER] > 0.95
-    assert fact_aurocs(random, of_group, group.astype(str), one)[TOGETHER] < 0.8
+    assert shortcut_aurocs(random, of_group, own, one)[TOGETHER] > 0.95
+    assert shortcut_aurocs(random, of_group, group.astype(str), one)[TOGETHER] < 0.8
     few = label[:8]
-    assert not telling({"lucky": better_sign(np.array([9, 1, 2, 8, 3, 4, 7, 5.0]), few)}, few)
+    assert not significant({"lucky": better_sign(np.array([9, 1, 2, 8, 3, 4, 7, 5.0]), few)}, few)
 
 
 def test_conditions_that_mean_nothing_are_no_leak():
@@ -289,9 +291,9 @@ def test_conditions_that_mean_nothing_are_no_leak():
     rng, told, alarms = np.random.default_rng(0), [], 0
     for _ in range(20):
         label, own = rng.random(100) < 0.5, np.arange(100).astype(str)
-        aurocs = fact_aurocs({"a": rng.normal(size=100)}, label, own, rng.integers(0, 15, 100))
+        aurocs = shortcut_aurocs({"a": rng.normal(size=100)}, label, own, rng.integers(0, 15, 100))
         told.append((aurocs["condition"], aurocs[TOGETHER]))
-        alarms += bool(telling(aurocs, label))
+        alarms += bool(significant(aurocs, label))
     assert np.abs(np.mean(told, axis=0) - 0.5).max() < 0.05 and not alarms
 
 

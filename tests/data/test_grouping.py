@@ -6,8 +6,8 @@ import pytest
 from etils import epath
 
 from bigan_jax.data.files.folders import open_folder
-from bigan_jax.data.layouts.grouping import with_camera, with_table
-from bigan_jax.data.split import Record
+from bigan_jax.data.layouts.grouping import apply_metadata, group_by_camera
+from bigan_jax.data.records import ImageRecord
 from bigan_jax.errors import UserError
 from tests.data.test_loading import load, write, write_mask
 
@@ -59,8 +59,8 @@ def grouped(folder, table, names=("normal/a.png", "normal/b.png", "c.png"), sour
     """Each picture's group by a table, and the notes."""
     (folder / "metadata.csv").write_bytes(table if isinstance(table, bytes) else table.encode())
     write(folder / "some.png")  # tables are looked for above pictures
-    records = [Record(name, False, name.partition("#")[0]) for name in names]
-    told = with_table(records, open_folder(epath.Path(folder)), source)
+    records = [ImageRecord(name, False, name.partition("#")[0]) for name in names]
+    told = apply_metadata(records, open_folder(epath.Path(folder)), source)
     return [r.group for r in told.records], told.notes
 
 
@@ -154,4 +154,4 @@ def test_a_table_that_contradicts_itself_or_names_nothing(tmp_path):
     ],
 )
 def test_camera_numbers_are_read_from_names(name, group):
-    assert with_camera(Record(f"healthy/{name}", False, "own")).group == group
+    assert group_by_camera(ImageRecord(f"healthy/{name}", False, "own")).group == group

@@ -16,8 +16,8 @@ from bigan_jax.data import loading
 from bigan_jax.data.files import unreadable
 from bigan_jax.data.files.images import (
     encoded,
-    list_pictures,
-    picture_size,
+    image_size,
+    list_images,
     read_all,
     read_as_shown,
     read_image,
@@ -79,7 +79,7 @@ def test_every_mode_gives_its_grey_and_its_colour(tmp_path, name):
     np.testing.assert_allclose(three, np.broadcast_to(rgb, (8, 8, 3)), atol=2.1)
     content = encoded(tmp_path / name)
     np.testing.assert_array_equal(read_image(io.BytesIO(content), 8, 3), three)
-    assert picture_size(tmp_path / name) == picture_size(io.BytesIO(content)) == (9, 7)
+    assert image_size(tmp_path / name) == image_size(io.BytesIO(content)) == (9, 7)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
@@ -91,7 +91,7 @@ def test_exif_orientation_is_applied(tmp_path, suffix):
     Image.fromarray(pixels).save(tmp_path / f"turned.{suffix}", exif=exif)
     image = read_image(tmp_path / f"turned.{suffix}", 16, 1)[..., 0]
     assert image[:6].max() < 30 and image[10:].min() > 170
-    assert picture_size(tmp_path / f"turned.{suffix}") == (24, 32)
+    assert image_size(tmp_path / f"turned.{suffix}") == (24, 32)
 
 
 def test_a_phone_s_picture_of_several_is_its_first(tmp_path):
@@ -235,7 +235,7 @@ def test_everything_refused_is_named_with_its_reason(tmp_path):
     NOISE.save(tmp_path / "fine.png")
     NOISE.save(tmp_path / "fine.jpg", "PNG")  # a wrong suffix does no harm
     results, found = read_all(
-        lambda x, _: read_image(x, 8, 1), tmp_path, list_pictures(tmp_path), "pictures"
+        lambda x, _: read_image(x, 8, 1), tmp_path, list_images(tmp_path), "pictures"
     )
     reasons = dict(found)
     assert reasons.keys() == REFUSED.keys()
@@ -243,7 +243,7 @@ def test_everything_refused_is_named_with_its_reason(tmp_path):
         assert expected in reasons[name] and str(tmp_path) not in reasons[name], name
     assert sum(result is not None for result in results) == 2
     with pytest.raises(UserError, match=f"{len(REFUSED)} of {len(results)} pictures") as error:
-        decoded(tmp_path, list_pictures(tmp_path), 8)
+        decoded(tmp_path, list_images(tmp_path), 8)
     assert all(f"  {name}: {reason}" in str(error.value) for name, reason in reasons.items())
 
 
@@ -268,13 +268,13 @@ def test_a_file_without_permission_is_named(tmp_path):
     def denied():
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
-    assert unreadable.attempt("a.png", denied) == ("a.png", "no permission to read it")
+    assert unreadable.try_read("a.png", denied) == ("a.png", "no permission to read it")
     NOISE.save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)
     if os.access(tmp_path / "a.png", os.R_OK):
         pytest.skip("this user may read everything")
     with pytest.raises(UserError, match=r"a\.png: no permission"):
-        decoded(tmp_path, list_pictures(tmp_path), 8)
+        decoded(tmp_path, list_images(tmp_path), 8)
 
 
 def test_links_stay_inside_the_folder(tmp_path):
@@ -289,7 +289,7 @@ def test_links_stay_inside_the_folder(tmp_path):
     (root / "around").symlink_to(root)
     (root / "elsewhere").symlink_to(other)
     os.mkfifo(root / "pipe.png")
-    names = list_pictures(root)
+    names = list_images(root)
     assert "around/sub/a.png" not in names and "elsewhere/a.png" not in names
     names += ["../other/a.png", "elsewhere/a.png"]
     _, found = read_all(lambda x, _: read_image(x, 8, 1), root, names, "pictures")
@@ -315,7 +315,7 @@ def test_a_name_that_is_not_utf8_is_told_in_utf8(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     with pytest.raises(UserError, match="is not UTF-8: rename it") as error:
-        decoded(tmp_path, list_pictures(tmp_path), 8)
+        decoded(tmp_path, list_images(tmp_path), 8)
     assert r"caf\udce9.png" in str(error.value).encode().decode()
 
 
@@ -324,7 +324,7 @@ def test_listing_is_sorted_and_passes_over_loops_and_hidden_files(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
-    assert list_pictures(tmp_path) == ["a.jpg", "b/1.tif", "b/2.PNG"]
+    assert list_images(tmp_path) == ["a.jpg", "b/1.tif", "b/2.PNG"]
 
 
 # --- whole sets ---
@@ -332,7 +332,7 @@ def test_listing_is_sorted_and_passes_over_loops_and_hidden_files(tmp_path):
 
 def load(folder, **changes):
     options = dict(dir=folder, category="", image_size=16, channels=1, split_seed=0)
-    return loading.load("folder", **options | changes)
+    return loading.load_dataset("folder", **options | changes)
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bigan_jax.data import loading
-from bigan_jax.data.layouts.base import choose
-from bigan_jax.data.layouts.grouping import with_camera
-from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, Record, sides, split, uniform
+from bigan_jax.data.layouts.base import select_categories
+from bigan_jax.data.layouts.grouping import group_by_camera
+from bigan_jax.data.records import ImageRecord
+from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, assign_groups, split, uniform
 from bigan_jax.errors import UserError
 from tests.helpers.datasets import everything
 
@@ -21,7 +22,7 @@ REAL = Path(__file__).parents[3] / "shared" / "data"
 
 def load(source, folder, **changes):
     options = dict(dir=folder, category="", image_size=16, channels=1, split_seed=0)
-    return loading.load(source, **options | changes)
+    return loading.load_dataset(source, **options | changes)
 
 
 def write(path, value=100, size=(20, 20), mode="L"):
@@ -45,7 +46,7 @@ seeds = st.integers(0, 2**32)
 @settings(max_examples=50, deadline=None)
 @given(names, seeds)
 def test_every_side_gets_a_group(groups, seed):
-    side = sides(groups, seed, 0.2, 0.1)
+    side = assign_groups(groups, seed, 0.2, 0.1)
     assert set(side) == groups
     assert set(side.values()) == {TRAIN, CALIBRATION, TEST}
 
@@ -58,26 +59,26 @@ def test_a_side_does_not_depend_on_order_or_on_other_groups(groups, more, seed):
         for g in groups | more
     }
     if len({rule[g] for g in groups}) == 3:  # no side would be empty
-        few = sides(groups, seed, 0.2, 0.1)
-        many = sides(reversed(sorted(groups | more)), seed, 0.2, 0.1)
+        few = assign_groups(groups, seed, 0.2, 0.1)
+        many = assign_groups(reversed(sorted(groups | more)), seed, 0.2, 0.1)
         assert few == {g: rule[g] for g in groups} == {g: many[g] for g in groups}
 
 
 def test_an_empty_side_gets_the_nearest_group_only():
     groups = [f"g{i}" for i in range(400)]
     high = sorted((g for g in groups if uniform(0, g) > 0.5), key=lambda g: uniform(0, g))
-    side = sides(high, 0, 0.2, 0.1)
+    side = assign_groups(high, 0, 0.2, 0.1)
     assert [side[g] for g in high[:2]] == [TEST, CALIBRATION]
     assert {side[g] for g in high[2:]} == {TRAIN}
     low = sorted((g for g in groups if uniform(0, g) < 0.15), key=lambda g: -uniform(0, g))
-    side = sides(low, 0, 0.2, 0.1)
+    side = assign_groups(low, 0, 0.2, 0.1)
     assert [side[g] for g in low[:2]] == [TRAIN, CALIBRATION]
 
 
 @settings(max_examples=20, deadline=None)
 @given(seeds)
 def test_fractions_are_about_right(seed):
-    part = list(sides(map(str, range(2000)), seed, 0.2, 0.1).values())
+    part = list(assign_groups(map(str, range(2000)), seed, 0.2, 0.1).values())
     assert abs(part.count(TEST) / 2000 - 0.2) < 0.05
     assert abs(part.count(CALIBRATION) / 2000 - 0.08) < 0.04
 
@@ -87,14 +88,15 @@ def test_the_hash_is_fixed_for_all_machines():
 
 
 def test_a_fraction_of_zero_leaves_that_part_empty():
-    assert set(sides(map(str, range(50)), 0, 0, 0).values()) == {TRAIN}
+    assert set(assign_groups(map(str, range(50)), 0, 0, 0).values()) == {TRAIN}
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=40, max_size=80), seeds)
 def test_no_group_is_on_two_sides_and_anomalies_are_test_only(pictures, seed):
     records = [
-        Record(str(i), label, f"patient {patient}") for i, (patient, label) in enumerate(pictures)
+        ImageRecord(str(i), label, f"patient {patient}")
+        for i, (patient, label) in enumerate(pictures)
     ]
     if len({r.group for r in records if not r.label}) < 3:
         return
@@ -112,7 +114,7 @@ def test_no_group_is_on_two_sides_and_anomalies_are_test_only(pictures, seed):
 
 def test_a_part_far_from_what_was_asked_is_told_with_the_remedy():
     """Of ten patients one has 310 of the 400 pictures, and a test wants 80."""
-    records = [Record(str(i), False, f"patient {min(i // 10, 9)}") for i in range(400)]
+    records = [ImageRecord(str(i), False, f"patient {min(i // 10, 9)}") for i in range(400)]
     for seed in range(10):
         parts, notes = split(records, seed, 0.2, 0.1)
         if len(parts[TEST]) in range(40, 161):
@@ -122,7 +124,7 @@ def test_a_part_far_from_what_was_asked_is_told_with_the_remedy():
 
 
 def test_too_few_groups_and_wrong_fractions_are_explained():
-    records = [Record(str(i), False, f"patient {i % 2}") for i in range(20)]
+    records = [ImageRecord(str(i), False, f"patient {i % 2}") for i in range(20)]
     with pytest.raises(UserError, match=r"2 group\(s\) only"):
         split(records, 0, 0.2, 0.1)
     with pytest.raises(UserError, match="test_fraction is 2"):
@@ -131,7 +133,7 @@ def test_too_few_groups_and_wrong_fractions_are_explained():
 
 def test_pictures_at_a_border_between_camera_blocks_are_left_out():
     numbers = range(1000, 2000)
-    records = [with_camera(Record(f"healthy/JR_HL_{n}.jpg", False, "")) for n in numbers]
+    records = [group_by_camera(ImageRecord(f"healthy/JR_HL_{n}.jpg", False, "")) for n in numbers]
     parts, notes = split(records, 0, 0.2, 0.1)
     part = {r.camera[1]: name for name, rs in parts.items() for r in rs}
     for a, b in pairwise(numbers):
@@ -312,8 +314,8 @@ def test_plant_class_folders_give_species_and_camera_blocks(tmp_path):
 
 
 def test_categories_are_a_comma_list():
-    assert choose(" b,a, b ", ["a", "b", "c"]) == ["b", "a"]
-    assert choose("", ["a", "b"]) == choose("all", ["a", "b"]) == ["a", "b"]
+    assert select_categories(" b,a, b ", ["a", "b", "c"]) == ["b", "a"]
+    assert select_categories("", ["a", "b"]) == select_categories("all", ["a", "b"]) == ["a", "b"]
 
 
 @pytest.mark.parametrize("source", ["folder", "brain", "mvtec", "plant"])

@@ -11,8 +11,8 @@ from bigan_jax.data import loading
 from bigan_jax.data.files import medical
 from bigan_jax.data.files.images import (
     encoded,
-    list_pictures,
-    picture_size,
+    image_size,
+    list_images,
     read_all,
     read_image,
     read_mask,
@@ -73,7 +73,7 @@ def test_dicom_frames_are_pictures_and_patients_are_groups(tmp_path):
     write_dicom(tmp_path / "many.dcm", frames, PatientID="Ada")
     write_dicom(tmp_path / "one.dcm", frames[0], PatientID="Ada")
     write_dicom(tmp_path / "other.dcm", frames[0], StudyInstanceUID="1.2.3")
-    names = list_pictures(tmp_path)
+    names = list_images(tmp_path)
     assert names == ["many.dcm#000", "many.dcm#001", "many.dcm#002", "one.dcm", "other.dcm"]
     images = decoded(tmp_path, names, 16)[..., 0]
     np.testing.assert_allclose(images[2], windowed(frames[2]), atol=0.51)
@@ -97,14 +97,14 @@ def write_nifti(path, values, scale=(1, 0), version=1):
 def test_a_volume_is_its_slices_along_the_third_axis(tmp_path, name, version):
     values = np.random.default_rng(0).integers(0, 4000, (20, 16, 12)).astype(np.int16)
     write_nifti(tmp_path / "a" / name, values, (2.0, 1.0), version)
-    names = list_pictures(tmp_path)
+    names = list_images(tmp_path)
     assert names == [f"a/{name}#{i:03d}" for i in range(12)]
     images = decoded(tmp_path, names, 16)
     single = [read_image(tmp_path / n, 16, 1) for n in names]
     stored = [read_image(io.BytesIO(encoded(tmp_path / n)), 16, 1) for n in names]
     np.testing.assert_array_equal(images, single)
     np.testing.assert_array_equal(images, stored)
-    assert picture_size(tmp_path / names[0]) == (20, 16)
+    assert image_size(tmp_path / names[0]) == (20, 16)
     # Without resizing: x to the right, y upwards.
     values = next(medical.slices(tmp_path / "a" / name, [7]))
     assert values[-1, 3] == values.T[3, -1] and values.shape == (16, 20)
@@ -139,7 +139,7 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch, suffix):
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
     with pytest.raises(UserError, match=r"pip install 'bigan_jax\[medical\]'"):
-        list_pictures(tmp_path)
+        list_images(tmp_path)
 
 
 def test_medical_files_that_cannot_be_read_tell_why(tmp_path):
@@ -162,7 +162,7 @@ def test_medical_files_that_cannot_be_read_tell_why(tmp_path):
     )
     deflated = pydicom.uid.DeflatedExplicitVRLittleEndian
     write_dicom(tmp_path / "deflated.dcm", noise[..., 0].astype(np.uint16), syntax=deflated)
-    names = list_pictures(tmp_path)
+    names = list_images(tmp_path)
     assert [n for n in names if n.startswith("cut")] == [f"cut.nii.gz#{i:03d}" for i in range(9)]
     results, found = read_all(lambda x, _: read_image(x, 8, 1), tmp_path, names, "pictures")
     reasons = dict(found)
@@ -188,7 +188,7 @@ def test_a_set_of_volumes(tmp_path):
     lesion[4:8, 4:8, 1] = 1
     write_nifti(tmp_path / "anomalous" / "x.nii.gz", values)
     write_nifti(tmp_path / "masks" / "x.nii.gz", lesion)
-    loaded = loading.load(
+    loaded = loading.load_dataset(
         "folder", dir=tmp_path, category="", image_size=16, channels=1, split_seed=0
     )
     groups = [set(part.group) for part in loaded[:3]]

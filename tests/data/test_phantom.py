@@ -71,9 +71,9 @@ def test_a_mean_image_does_not_solve_it(domain):
 
 def test_loading_splits_by_seed_and_keeps_each_condition():
     options = dict(dir=None, image_size=16, channels=1, phantom_normal=60, phantom_anomalous=7)
-    first = loading.load("phantom", category="leaf, head", split_seed=0, **options)
-    again = loading.load("phantom", category="leaf, head", split_seed=0, **options)
-    other = loading.load("phantom", category="leaf, head", split_seed=1, **options)
+    first = loading.load_dataset("phantom", category="leaf, head", split_seed=0, **options)
+    again = loading.load_dataset("phantom", category="leaf, head", split_seed=0, **options)
+    other = loading.load_dataset("phantom", category="leaf, head", split_seed=1, **options)
     assert first.conditions == ("leaf", "head")
     assert first.test.label.sum() == 14 and not first.train.label.any()
     assert sum(len(part.label) for part in first[:3]) == 134

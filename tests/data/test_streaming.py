@@ -12,18 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bigan_jax.configs import fcae as fcae_config
 from PIL import Image
 
 from bigan_jax.commands import train
+from bigan_jax.configs import fcae as fcae_config
 from bigan_jax.data import loading
 from bigan_jax.data.streaming import LazyImages
-from bigan_jax.detector import TrainingSet, init
+from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import baselines
 from bigan_jax.models import fcae
 from bigan_jax.training import epoch_runner
 from bigan_jax.training.loop import epoch_order
+from bigan_jax.training.train_step import TrainingSet
 from tests.commands.test_train import configured
 
 SHAPE = (16, 16, 1)
@@ -55,12 +56,12 @@ def runner(image, scanned=False):
 @cache  # its programs serve several tests
 def compiled(local, scanned, streamed):
     pictures = TrainingSet(IMAGES if streamed else jnp.asarray(IMAGES), CONDITION)
-    return epoch_runner.Runner(DETECTOR, OPTIMIZERS, {}, {}, pictures, scanned)
+    return epoch_runner.EpochRunner(DETECTOR, OPTIMIZERS, {}, {}, pictures, scanned)
 
 
 @cache
 def first_state():
-    return jax.device_get(jax.jit(lambda: init(DETECTOR, OPTIMIZERS, 3, SHAPE))())
+    return jax.device_get(jax.jit(lambda: init_state(DETECTOR, OPTIMIZERS, 3, SHAPE))())
 
 
 def orders(epochs=2, steps=10, batch=8):
@@ -155,19 +156,21 @@ def test_lazy_images_are_indexed_as_an_array():
 def test_controls_fit_on_a_bounded_draw(monkeypatch):
     monkeypatch.setattr(baselines, "MOST_STREAMED", 20)
     read = []
-    drawn = baselines.fitting_pictures(counting(read))
+    drawn = baselines.fitting_images(counting(read))
     np.testing.assert_array_equal(drawn, IMAGES[sorted(read)])
     assert len(set(read)) == 20 and np.ptp(read) > 60
-    np.testing.assert_array_equal(drawn, baselines.fitting_pictures(counting([])))
+    np.testing.assert_array_equal(drawn, baselines.fitting_images(counting([])))
     assert "20 of the 90" in baselines.fitting_note(counting([]))[0]
-    assert baselines.fitting_pictures(IMAGES) is not None and not baselines.fitting_note(IMAGES)
+    assert baselines.fitting_images(IMAGES) is not None and not baselines.fitting_note(IMAGES)
 
 
 def test_a_folder_gives_the_same_set(tmp_path):
     """Broken files are told before training, or left out, though none but the batch is held."""
     for i, image in enumerate(IMAGES[:40]):
         Image.fromarray(image[..., 0]).save(tmp_path / f"{i:02d}.png")
-    load = partial(loading.load, "folder", dir=tmp_path, category="", image_size=16, channels=1)
+    load = partial(
+        loading.load_dataset, "folder", dir=tmp_path, category="", image_size=16, channels=1
+    )
     load = partial(load, split_seed=0)
     broken = [load().train.path[i] for i in (2, 7)]
     for path in broken:

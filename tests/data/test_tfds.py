@@ -28,7 +28,7 @@ def load(tmp_path):
     def load(source, folder, **changes):
         options = dict(category="", image_size=16, channels=1, split_seed=0)
         options["tfds_dir"] = tmp_path / "tfds"
-        return loading.load(source, dir=folder, **options | changes)
+        return loading.load_dataset(source, dir=folder, **options | changes)
 
     return load
 
@@ -288,10 +288,10 @@ def test_each_name_has_a_folder_of_its_own(tmp_path):
     """Also where it is made of letters that a file system may not have."""
     home, folder = epath.Path(tmp_path), epath.Path(tmp_path / "set")
     names = ["", "data", "a b", "a_b", "a/b", "瓶", "缶", "x" * 70, "x" * 71, "bottle,pill"]
-    places = {prepared.place("mvtec", home, name, folder).parent.name for name in names}
+    places = {prepared.prepared_path("mvtec", home, name, folder).parent.name for name in names}
     assert len(places) == len(names) - 1  # "" is called data
     assert all(place.isascii() and len(place) < 120 for place in places)
-    assert prepared.place("mvtec", home, "pill", folder).parent.name.startswith("pill-")
+    assert prepared.prepared_path("mvtec", home, "pill", folder).parent.name.startswith("pill-")
 
 
 def test_broken_files_are_told_as_if_nothing_lay_between(tmp_path, load):

@@ -8,10 +8,10 @@ from sklearn.metrics import roc_auc_score
 
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import anomaly_score
-from bigan_jax.evaluation.anomaly_score import Formula, Terms
+from bigan_jax.evaluation.anomaly_score import ScoreFormula, ScoreTerms
 from bigan_jax.nn import losses
 
-PAPER = Formula({"mse": 0.7, "ssim": 0.3})
+PAPER = ScoreFormula({"mse": 0.7, "ssim": 0.3})
 
 
 def pair(n=6, size=24, channels=1, seed=0):
@@ -28,7 +28,7 @@ def some_terms(n=40, seed=0):
         "mse": rng.gamma(1.0, 0.01, (n, 20, 15)).astype(np.float32),
         "ssim": rng.gamma(2.0, 0.2, (n, 20, 15)).astype(np.float32),
     }
-    return Terms({name: m.mean((1, 2)) * np.float32(1.01) for name, m in maps.items()}, maps)
+    return ScoreTerms({name: m.mean((1, 2)) * np.float32(1.01) for name, m in maps.items()}, maps)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -63,7 +63,7 @@ def test_reductions_by_a_loop(reduction):
             "top1": falling[:3].mean(),  # 3 of 300 pixels
         }[reduction]
         assert float(score) == pytest.approx(expected, rel=1e-5)
-    on_device = Terms(*({k: jnp.asarray(v) for k, v in part.items()} for part in terms))
+    on_device = ScoreTerms(*({k: jnp.asarray(v) for k, v in part.items()} for part in terms))
     formula = PAPER._replace(reduction=reduction)
     np.testing.assert_allclose(anomaly_score.score(formula, on_device), found, rtol=1e-5)
 
@@ -78,10 +78,10 @@ def test_standardised_terms_spread_by_one_on_the_calibration_pictures():
     spread = anomaly_score.spread(terms)
     assert spread["ssim"] == pytest.approx(np.std(terms.value["ssim"]), rel=1e-5)
     for name in spread:
-        alone = Formula({name: 1.0}).divided_by(spread)
+        alone = ScoreFormula({name: 1.0}).divided_by(spread)
         assert np.std(anomaly_score.score(alone, terms)) == pytest.approx(1, rel=1e-4)
     # A term in another unit changes nothing once it is standardised.
-    scaled = Terms(
+    scaled = ScoreTerms(
         terms.value | {"mse": terms.value["mse"] * 1000},
         terms.map | {"mse": terms.map["mse"] * 1000},
     )
@@ -103,15 +103,17 @@ def test_what_cannot_be_a_formula_is_named():
         anomaly_score.formula({"mse": 0.0, "ssim": 0.0}, "mean")
     with pytest.raises(UserError, match=r"standardise: ssim does not vary"):
         PAPER.divided_by({"mse": 1.0, "ssim": 0.0})
-    assert anomaly_score.formula({"mse": 1, "perceptual": 0}, "max") == Formula({"mse": 1.0}, "max")
+    assert anomaly_score.formula({"mse": 1, "perceptual": 0}, "max") == ScoreFormula(
+        {"mse": 1.0}, "max"
+    )
 
 
 def test_the_table_holds_every_way_once():
     terms, calibration = some_terms(600), some_terms(20, seed=1)
     label = np.arange(600) % 3 == 0
     spread = anomaly_score.spread(calibration)
-    used = Formula({"mse": 0.5, "ssim": 0.1}, "top1")
-    rows = anomaly_score.table(terms, label, spread, used, standardised=True)
+    used = ScoreFormula({"mse": 0.5, "ssim": 0.1}, "top1")
+    rows = anomaly_score.score_table(terms, label, spread, used, standardised=True)
     ways = [(row["score"], row["standardise"], row["reduction"]) for row in rows]
     paper, mine = "0.7 mse + 0.3 ssim", "0.5 mse + 0.1 ssim"
     names = [
@@ -127,7 +129,7 @@ def test_the_table_holds_every_way_once():
 
     weights = {"mse": {"mse": 1}, "ssim": {"ssim": 1}, paper: PAPER.weights, mine: used.weights}
     for row in rows:
-        formula = Formula(weights[row["score"]], row["reduction"])
+        formula = ScoreFormula(weights[row["score"]], row["reduction"])
         if row["standardise"]:
             formula = formula.divided_by(spread)
         expected = roc_auc_score(label, np.asarray(anomaly_score.score(formula, terms)))
@@ -137,12 +139,12 @@ def test_the_table_holds_every_way_once():
 def test_the_table_of_one_term_in_use():
     terms = some_terms(10)
     label = np.arange(10) < 5
-    rows = anomaly_score.table(
-        terms, label, anomaly_score.spread(terms), Formula({"mse": 3.0}, "max"), True
+    rows = anomaly_score.score_table(
+        terms, label, anomaly_score.spread(terms), ScoreFormula({"mse": 3.0}, "max"), True
     )
     assert [(r["score"], r["reduction"]) for r in rows if r["used"]] == [("mse", "max")]
     flat = {"mse": 0.0, "ssim": 1.0}  # without spread there is no standardised score
-    rows = anomaly_score.table(terms, label & False, flat, PAPER, False)
+    rows = anomaly_score.score_table(terms, label & False, flat, PAPER, False)
     assert {(r["standardise"], r["auroc"]) for r in rows} == {(False, None)}
 
 
@@ -164,7 +166,7 @@ def test_the_perceptual_map_is_the_features_difference_at_the_picture_s_size():
     spot = np.asarray(anomaly_score.terms(image, other, (features, changed)).map["perceptual"][0])
     row, column = np.unravel_index(spot.argmax(), spot.shape)
     assert 4 <= row < 8 and 24 <= column < 28 and spot[12:].max() == 0
-    score = anomaly_score.score(Formula({"mse": 1.0, "perceptual": 0.1}), terms)
+    score = anomaly_score.score(ScoreFormula({"mse": 1.0, "perceptual": 0.1}), terms)
     np.testing.assert_allclose(
         score, terms.value["mse"] + 0.1 * jnp.asarray(terms.value["perceptual"]), rtol=1e-6
     )

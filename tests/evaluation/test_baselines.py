@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bigan_jax.configs import fcae
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import splits
-from bigan_jax.commands.evaluate import data_fields
-from bigan_jax.data.loading import load
+from bigan_jax.commands.setup import data_fields
+from bigan_jax.configs import fcae
+from bigan_jax.data import thumbnails
+from bigan_jax.data.loading import load_dataset
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import baselines
 from tests.commands.test_train import configured
@@ -30,7 +31,7 @@ def random_pictures(count, size=32, channels=1, seed=0):
 @pytest.mark.parametrize("size, channels", [(32, 1), (20, 3), (12, 1)])
 def test_every_control_scores_every_picture(size, channels):
     train, test = random_pictures(30, size, channels), random_pictures(7, size, channels, seed=1)
-    scores = baselines.control_scores(train, test, squared_error)
+    scores = baselines.baseline_scores(train, test, squared_error)
     assert list(scores) == [
         *("mean_image", "pca_8", "pca_64", "nearest_neighbour"),
         *("mahalanobis_16", "mean_intensity", "corner_pixels"),
@@ -42,7 +43,7 @@ def test_every_control_scores_every_picture(size, channels):
 def test_closed_forms():
     train, test = random_pictures(9), random_pictures(4, seed=1)
     test[0] = train[5]
-    scores = baselines.control_scores(train, test, squared_error)
+    scores = baselines.baseline_scores(train, test, squared_error)
     unit = train / 255, test / 255
     assert scores["mean_image"] == pytest.approx(squared_error(unit[1], unit[0].mean(0)), rel=1e-4)
     assert scores["mean_intensity"] == pytest.approx(unit[1].mean((1, 2, 3)), rel=1e-5)
@@ -63,7 +64,7 @@ def test_pca_equals_the_singular_value_decomposition(monkeypatch, most, toleranc
     # A low-rank trend, as pictures have: noise alone has no leading components.
     trend = np.linspace(0, 1, 60)[:, None, None, None] * np.arange(16)[:, None] * 12
     train = (train // 8 + trend).astype(np.uint8)
-    found = baselines.control_scores(train, test, squared_error)
+    found = baselines.baseline_scores(train, test, squared_error)
     flat, new = train.reshape(60, -1) / 255, test.reshape(5, -1) / 255
     mean = flat.mean(0)
     every = np.linalg.svd(flat - mean, full_matrices=False)[2]
@@ -75,7 +76,7 @@ def test_pca_equals_the_singular_value_decomposition(monkeypatch, most, toleranc
 def test_pictures_that_are_all_alike_have_no_axes():
     train = np.full((5, 12, 12, 1), 100, np.uint8)
     test = np.stack([train[0], train[0] + 50])
-    found = baselines.control_scores(train, test, squared_error)
+    found = baselines.baseline_scores(train, test, squared_error)
     expected = [0, (50 / 255) ** 2]
     for name in ("mean_image", "pca_8", "pca_64", "nearest_neighbour"):
         assert found[name] == pytest.approx(expected, abs=1e-6), name
@@ -83,8 +84,8 @@ def test_pictures_that_are_all_alike_have_no_axes():
 
 def test_a_test_picture_does_not_move_its_neighbours():
     train, test = random_pictures(30), random_pictures(6, seed=1)
-    together = baselines.control_scores(train, test, squared_error)
-    alone = baselines.control_scores(train, test[2:3], squared_error)
+    together = baselines.baseline_scores(train, test, squared_error)
+    alone = baselines.baseline_scores(train, test[2:3], squared_error)
     for name in together:
         assert alone[name][0] == pytest.approx(together[name][2], rel=1e-4), name
 
@@ -92,35 +93,35 @@ def test_a_test_picture_does_not_move_its_neighbours():
 def test_thumbnails_average_areas():
     images = np.random.default_rng(0).random((2, 64, 32, 3)).astype(np.float32)
     blocks = images.reshape(2, 16, 4, 16, 2, 3).mean((2, 4)).reshape(2, -1)
-    assert baselines.thumbnails(images) == pytest.approx(blocks, rel=1e-5)
+    assert thumbnails.thumbnails(images) == pytest.approx(blocks, rel=1e-5)
     odd = np.random.default_rng(0).random((2, 50, 23, 1)).astype(np.float32)
-    assert baselines.thumbnails(odd).mean(1) == pytest.approx(odd.mean((1, 2, 3)), rel=1e-5)
-    assert baselines.thumbnails(np.ones((1, 10, 37, 1), np.float32)) == pytest.approx(1)
+    assert thumbnails.thumbnails(odd).mean(1) == pytest.approx(odd.mean((1, 2, 3)), rel=1e-5)
+    assert thumbnails.thumbnails(np.ones((1, 10, 37, 1), np.float32)) == pytest.approx(1)
 
 
 def test_corners_are_eight_pixels_at_128():
     image = np.zeros((1, 128, 128, 1), np.float32)
     image[0, :8, :8], image[0, :8, -8:], image[0, -8:, :8], image[0, -8:, -8:] = 1, 2, 3, 4
-    assert baselines.corners(image).tolist() == [[1, 2, 3, 4]]
+    assert thumbnails.corners(image).tolist() == [[1, 2, 3, 4]]
 
 
 def test_only_brightness_takes_its_better_sign():
     label = np.array([False, False, True, True])
     falling = np.array([4.0, 3.0, 2.0, 1.0])
-    found = baselines.control_aurocs({"mean_image": falling, "mean_intensity": falling}, label)
+    found = baselines.baseline_aurocs({"mean_image": falling, "mean_intensity": falling}, label)
     assert found == {"mean_image": 0.0, "mean_intensity": 1.0}
-    assert baselines.control_aurocs({"mean_intensity": falling}, label & False) == {
+    assert baselines.baseline_aurocs({"mean_intensity": falling}, label & False) == {
         "mean_intensity": None
     }
 
 
 def test_bad_input_is_named():
     with pytest.raises(UserError, match="at least two training"):
-        baselines.control_scores(random_pictures(1), random_pictures(2), squared_error)
+        baselines.baseline_scores(random_pictures(1), random_pictures(2), squared_error)
     with pytest.raises(UserError, match="at least one test"):
-        baselines.control_scores(random_pictures(3), random_pictures(0), squared_error)
+        baselines.baseline_scores(random_pictures(3), random_pictures(0), squared_error)
     with pytest.raises(UserError, match=r"\(32, 32, 1\), test ones \(16, 16, 1\)"):
-        baselines.control_scores(random_pictures(2), random_pictures(2, 16), squared_error)
+        baselines.baseline_scores(random_pictures(2), random_pictures(2, 16), squared_error)
 
 
 def read(paths):
@@ -145,7 +146,7 @@ def test_bottle_gives_the_known_figures():
     paths = sorted(BOTTLE.glob("test/*/*.png"))
     label = np.array([path.parent.name != "good" for path in paths])
     train = read(sorted(BOTTLE.glob("train/good/*.png")))
-    found = baselines.control_aurocs(baselines.control_scores(train, read(paths), score), label)
+    found = baselines.baseline_aurocs(baselines.baseline_scores(train, read(paths), score), label)
     del found["pca_8"]
     assert found == pytest.approx(
         {
@@ -168,7 +169,7 @@ def test_each_split_has_its_own_row():
     column = [name for _, name in found.columns].index("mean_intensity")
     values = []
     for split, row in enumerate(found.rows[:2]):
-        pictures = load(**data_fields(config) | {"split_seed": split})
+        pictures = load_dataset(**data_fields(config) | {"split_seed": split})
         assert row[:3] == [str(split), len(pictures.train.label), len(pictures.calibration.label)]
         means = pictures.test.image.mean((1, 2, 3))
         value = roc_auc_score(pictures.test.label, means)

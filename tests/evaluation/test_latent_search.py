@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from bigan_jax.detector import Batch, inference_net, init
-from bigan_jax.evaluation.anomaly_score import Formula
-from bigan_jax.evaluation.latent_search import Searcher
-from bigan_jax.evaluation.scorer import Scorer
+from bigan_jax.detector import Batch, inference_net, init_state
+from bigan_jax.evaluation.anomaly_score import ScoreFormula
+from bigan_jax.evaluation.latent_search import LatentSearcher
+from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.models import anogan
 
 SHAPE = (16, 16, 1)
@@ -27,7 +27,7 @@ close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
 def state():
     detector = ANOGAN()
     optimizers = dict.fromkeys(detector.objectives, optax.sgd(1.0))
-    state = jax.jit(lambda: init(detector, optimizers, 0, SHAPE))()
+    state = jax.jit(lambda: init_state(detector, optimizers, 0, SHAPE))()
     # Kernels as large as a trained GAN's: from N(0, 0.02) such small networks say nearly nothing.
     return state._replace(params=jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, state.params))
 
@@ -46,7 +46,7 @@ def compiled(scanned, **fields):
         net = inference_net(detector, state, {})
         return detector.native_score(net, batch, None), detector.reconstruct(net, batch, None)
 
-    return Searcher(detector, scanned), score
+    return LatentSearcher(detector, scanned), score
 
 
 def searched(state, pictures, scanned=False, **fields):
@@ -116,7 +116,9 @@ def test_restarts_are_never_worse(state, pictures):
 
 def test_the_scorer_searches(state, pictures):
     """The last batch's padding changes nothing, nor does a picture's place."""
-    scorer = Scorer(ANOGAN(), state, Formula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=2)
+    scorer = AnomalyScorer(
+        ANOGAN(), state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=2
+    )
     scores = scorer.score(pictures, progress="test")
     backwards = scorer.score(pictures[::-1])
     close(scores.native, backwards.native[::-1])
@@ -129,5 +131,5 @@ def test_progress_counts_every_step(state, pictures):
     keys = jnp.broadcast_to(jax.random.key(1), 5)
     for scanned in (False, True):
         seen = []
-        Searcher(ANOGAN(), scanned)(state, {}, batch, keys, seen.append)
+        LatentSearcher(ANOGAN(), scanned)(state, {}, batch, keys, seen.append)
         assert sum(seen) == STEPS

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigan_jax.evaluation import paper_results
-from bigan_jax.evaluation.paper_results import METRICS, contradiction, fitting_prevalence
+from bigan_jax.evaluation.paper_results import METRICS, contradiction, feasible_prevalence
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT.parent / "shared" / "paper.txt"
@@ -29,7 +29,7 @@ def test_every_confusion_matrix_can_be_true(positive, negative, data):
     }
     share = positive / (positive + negative)
     rounded = {name: round(value, 3) for name, value in row.items()}
-    low, high = fitting_prevalence(rounded)
+    low, high = feasible_prevalence(rounded)
     assert low - 1e-6 <= share <= high + 1e-6
     assert contradiction(rounded) is None
     assert contradiction(row, (share, share)) is None
@@ -58,7 +58,7 @@ def test_three_of_the_papers_thirty_rows_can_be_true():
         assert table.rows.keys() == paper_results.MODELS.keys()
         for model, row in table.rows.items():
             said = dict(zip(METRICS, row, strict=True))
-            fits = fitting_prevalence(said)
+            fits = feasible_prevalence(said)
             assert (fits is not None) == grid_has_a_witness(row), (table.number, model)
             assert (contradiction(said) is None) == (fits is not None)
             if fits:

@@ -6,19 +6,19 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from bigan_jax.configs import cae
 from scipy.stats import spearmanr
 
-from bigan_jax.commands.evaluate import data_fields
+from bigan_jax.commands.setup import data_fields
+from bigan_jax.configs import cae
 from bigan_jax.data import loading
 from bigan_jax.evaluation import anomaly_score
-from bigan_jax.evaluation.anomaly_score import Formula
-from bigan_jax.evaluation.baselines import control_aurocs, control_scores
+from bigan_jax.evaluation.anomaly_score import ScoreFormula
+from bigan_jax.evaluation.baselines import baseline_aurocs, baseline_scores
 from bigan_jax.metrics.image import auroc
 from bigan_jax.metrics.pixel import pixel_metrics
 
 REAL = Path(__file__).parents[3] / "shared/data"
-PAPER = Formula({"mse": 0.7, "ssim": 0.3})
+PAPER = ScoreFormula({"mse": 0.7, "ssim": 0.3})
 FOLDERS = {"mvtec": "mvtec_ad", "plant": "plant", "brain": "brain", "brain_mixed": "brain_mixed"}
 long = pytest.mark.long
 
@@ -30,7 +30,7 @@ def load(preset, folder=None, **fields):
     config = cae.get_config(preset)
     with config.unlocked():
         config.data.update(dir=str(folder), **fields)
-    return loading.load(**data_fields(config))
+    return loading.load_dataset(**data_fields(config))
 
 
 @jax.jit
@@ -39,8 +39,8 @@ def rate(images, reconstructions):
 
 
 def control_figures(dataset):
-    scores = control_scores(dataset.train.image, dataset.test.image, rate)
-    return control_aurocs(scores, dataset.test.label)
+    scores = baseline_scores(dataset.train.image, dataset.test.image, rate)
+    return baseline_aurocs(scores, dataset.test.label)
 
 
 # Means over as many splits as sets whose splits differ widely need; the official bottle has one.
@@ -115,9 +115,9 @@ def test_the_paper_s_score_ranks_bottles_almost_as_ssim_alone():
 
     def by(weights):
         score = jax.jit(
-            lambda x, y: anomaly_score.score(Formula(weights), anomaly_score.terms(x, y))
+            lambda x, y: anomaly_score.score(ScoreFormula(weights), anomaly_score.terms(x, y))
         )
-        return control_scores(dataset.train.image, dataset.test.image, score)["pca_64"]
+        return baseline_scores(dataset.train.image, dataset.test.image, score)["pca_64"]
 
     squared, ssim, both = by({"mse": 1.0}), by({"ssim": 1.0}), by(PAPER.weights)
     assert 30 < np.median(ssim / squared) < 300

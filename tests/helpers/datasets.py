@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from bigan_jax.data.dataset import Pictures
+from bigan_jax.data.dataset import Images
 from bigan_jax.data.files.images import read_all, read_image
 from bigan_jax.data.files.unreadable import unreadable
 from bigan_jax.metrics.image import image_metrics
@@ -23,7 +23,7 @@ def decoded(root, paths, size):
 
 def everything(dataset):
     """The pictures of all three parts, as one."""
-    return Pictures(*map(np.concatenate, zip(*dataset[:3], strict=True)))
+    return Images(*map(np.concatenate, zip(*dataset[:3], strict=True)))
 
 
 def pictures(normal=40, anomalous=30, per_group=2, prefix="p"):

@@ -14,14 +14,12 @@ from bigan_jax.metrics import bootstrap
 from bigan_jax.metrics.image import (
     auroc,
     by_condition,
-    by_kind,
-    conformal_threshold,
-    decide,
+    by_defect_type,
     image_metrics,
-    manual_threshold,
     oracle_threshold,
     predict_all,
 )
+from bigan_jax.metrics.thresholds import conformal_threshold, decide, manual_threshold
 
 # No deadline: a busy machine is not a wrong result.
 few = settings(max_examples=40, deadline=None)
@@ -209,7 +207,7 @@ def test_kinds_and_conditions_equal_their_pictures_alone():
     score = rng.random(90) + 0.2 * label
     kind = np.where(label, rng.choice(["crack", "stain"], 90), "good")
     condition = rng.integers(0, 2, 90)
-    rows = by_kind(score, label, kind, 0.7)
+    rows = by_defect_type(score, label, kind, 0.7)
     assert [row["kind"] for row in rows] == ["crack", "stain"]
     for row in rows:
         chosen = np.isin(kind, ["good", row["kind"]])
@@ -223,7 +221,7 @@ def test_kinds_and_conditions_equal_their_pictures_alone():
         assert row["auroc"] == pytest.approx(sk.roc_auc_score(label[own], score[own]))
         assert row["specificity"] == pytest.approx((score[own & ~label] < 0.7).mean())
         assert (row["n_normal"], row["n_anomalous"]) == ((own & ~label).sum(), (own & label).sum())
-    assert by_kind(score, label, np.where(label, "crack", "good"), 0.7) is None
+    assert by_defect_type(score, label, np.where(label, "crack", "good"), 0.7) is None
     assert by_condition(score, label, condition * 0, ["tea"], 0.7) is None
     # A condition with normal pictures only has no AUROC, but a specificity.
     rows = by_condition(score, label & (condition == 0), condition, ["tea", "oak"], 0.7)
@@ -234,7 +232,7 @@ def test_kinds_and_conditions_equal_their_pictures_alone():
 
 
 def interval(score, label, group, **options):
-    found = bootstrap.bootstrap(score, label, group, threshold=0.5, **options)
+    found = bootstrap.bootstrap_intervals(score, label, group, threshold=0.5, **options)
     return found and found["auroc"]
 
 
@@ -244,7 +242,7 @@ def test_interval_draws_equal_scikit_learn_on_repeated_pictures(data, groups, se
     """With one draw an interval is that draw's figure: resample by hand and compare."""
     score, label = data
     group = np.arange(len(score)) % groups
-    found = bootstrap.bootstrap(score, label, group, 0.6, draws=1, seed=seed)
+    found = bootstrap.bootstrap_intervals(score, label, group, 0.6, draws=1, seed=seed)
     positive = np.array([label[group == g].any() for g in np.unique(group)])
     negative = np.array([(~label[group == g]).any() for g in np.unique(group)])
     strata = np.bincount(positive + 2 * negative, minlength=4)  # none, alone, alone, both
@@ -274,7 +272,9 @@ def test_intervals_cover_the_true_figures():
     trials = 200
     for trial in range(trials):
         score = rng.normal(size=120) + label
-        found = bootstrap.bootstrap(score, label, np.arange(120), 0.8, draws=200, seed=trial)
+        found = bootstrap.bootstrap_intervals(
+            score, label, np.arange(120), 0.8, draws=200, seed=trial
+        )
         for name, (low, high) in found.items():
             covered[name] += low <= true[name] <= high
     # Four standard errors below 0.95, less a little: percentiles of 120 pictures are a bit narrow.

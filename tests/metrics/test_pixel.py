@@ -10,9 +10,9 @@ from scipy import ndimage
 from sklearn import metrics as sk
 
 from bigan_jax.metrics import bootstrap
-from bigan_jax.metrics.image import decide
-from bigan_jax.metrics.pixel import dice, pixel_metrics, pixel_threshold, region_shares
-from bigan_jax.metrics.pixel_bootstrap import pixel_bootstrap
+from bigan_jax.metrics.pixel import dice, pixel_metrics, region_shares
+from bigan_jax.metrics.pixel_bootstrap import pixel_bootstrap_intervals
+from bigan_jax.metrics.thresholds import decide, pixel_threshold
 
 few = settings(max_examples=40, deadline=None)  # a busy machine is not a wrong result
 
@@ -181,8 +181,8 @@ def test_intervals_are_those_of_drawn_pictures(defects):
     maps = (rng.beta(1, 8, masks.shape) + 0.1 * masks * rng.random((16, 1, 1))).astype(np.float32)
     group = np.array([f"g{i // 2}" for i in range(16)])
     shares = region_shares(masks)
-    found = pixel_bootstrap(maps, masks, group, shares, draws=60)
-    member, times = bootstrap.resampled(masks.any((1, 2)), group, 60)
+    found = pixel_bootstrap_intervals(maps, masks, group, shares, draws=60)
+    member, times = bootstrap.group_resampling(masks.any((1, 2)), group, 60)
     samples = []
     for drawn in times:
         rows = np.repeat(np.arange(16), drawn[member])
@@ -198,6 +198,6 @@ def test_there_is_no_interval_where_nothing_varies():
     masks[3:, 4, 4] = True
     maps, shares = np.random.default_rng(0).random(masks.shape), region_shares(masks)
     one_patient = np.array(["a", "b", "c", "d", "d", "d"])
-    assert pixel_bootstrap(maps, masks, one_patient, shares) is None
+    assert pixel_bootstrap_intervals(maps, masks, one_patient, shares) is None
     none = np.zeros_like(masks)
-    assert pixel_bootstrap(maps, none, one_patient, np.zeros(0)) is None
+    assert pixel_bootstrap_intervals(maps, none, one_patient, np.zeros(0)) is None

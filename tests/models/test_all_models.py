@@ -12,13 +12,14 @@ import optax
 import pytest
 
 from bigan_jax.commands.build import build
-from bigan_jax.detector import Batch, Net, TrainingSet, inference_net, init, picture_keys
+from bigan_jax.detector import Batch, Net, example_keys, inference_net, init_state
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation.anomaly_score import Formula
-from bigan_jax.evaluation.scorer import Scorer
+from bigan_jax.evaluation.anomaly_score import ScoreFormula
+from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.training import epoch_runner
-from bigan_jax.training.saving.checkpoints import Checkpoints
+from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
+from bigan_jax.training.train_step import TrainingSet
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
@@ -69,9 +70,9 @@ def pictures():
 
 def begin(detector, pictures, optimizer=None):
     optimizers = dict.fromkeys(detector.objectives, optimizer or optax.adam(1e-3))
-    state = jax.jit(lambda: init(detector, optimizers, 3, SHAPE))()
+    state = jax.jit(lambda: init_state(detector, optimizers, 3, SHAPE))()
     frozen = epoch_runner.replicate(dict(detector.frozen))
-    runner = epoch_runner.Runner(
+    runner = epoch_runner.EpochRunner(
         detector, optimizers, {}, frozen, epoch_runner.replicate(pictures), False
     )
     return runner, epoch_runner.replicate(state)
@@ -82,7 +83,9 @@ def host(state):
 
 
 def scorer_of(detector, state):
-    return Scorer(detector, state, Formula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=8)
+    return AnomalyScorer(
+        detector, state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=8
+    )
 
 
 @pytest.fixture(scope="module")
@@ -192,10 +195,10 @@ def assert_near(a, b):
 def test_saved_and_restored_states_are_equal(name, pictures, one_device, tmp_path):
     _, state = begin(tiny(name), pictures)
     saved = epoch_runner.first(state)
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointManager(tmp_path)
     checkpoints.save(Progress(1), saved)
     checkpoints.close()
-    _, restored = Checkpoints(tmp_path, read_only=True).restore(jax.eval_shape(lambda: saved))
+    _, restored = CheckpointManager(tmp_path, read_only=True).restore(jax.eval_shape(lambda: saved))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(saved))
 
 
@@ -220,7 +223,7 @@ def test_every_owned_parameter_has_a_gradient(name, pictures, one_device):
     _, state = begin(detector, pictures)
     state = epoch_runner.first(state)
     batch = Batch(jnp.asarray(pictures.image / 255, jnp.float32), jnp.asarray(pictures.condition))
-    keys = picture_keys(jax.random.key(0), jnp.arange(16))
+    keys = example_keys(jax.random.key(0), jnp.arange(16))
     for objective, (networks, loss) in detector.objectives.items():
 
         def value(owned, loss=loss):
@@ -241,7 +244,7 @@ def test_every_owned_parameter_has_a_gradient(name, pictures, one_device):
 def test_parameter_count_is_as_stated(name):
     config = config_of(name, "brain")
     built = build(config, 1, steps_per_epoch=1)
-    state = jax.eval_shape(lambda: init(built.detector, built.optimizers, 0, (128, 128, 1)))
+    state = jax.eval_shape(lambda: init_state(built.detector, built.optimizers, 0, (128, 128, 1)))
     count = sum(x.size for x in jax.tree.leaves(state.params))
     model = __import__(f"bigan_jax.models.{config.model_name}", fromlist=["create"])
     stated = re.search(r"([\d,]+) parameters at 128x128x1", model.__doc__)

@@ -9,7 +9,7 @@ import optax
 import pytest
 from scipy import integrate, stats
 
-from bigan_jax.detector import Batch, Net, init
+from bigan_jax.detector import Batch, Net, init_state
 from bigan_jax.models import cae, fcae, vae, vqvae
 
 SHAPE = (16, 16, 1)
@@ -33,7 +33,7 @@ def a_batch(condition=0, size=4):
 def scattered_net(detector):
     """Inference with random variables throughout: statistics, scales and biases included."""
     optimizers = dict.fromkeys(detector.objectives, optax.sgd(1.0))
-    state = jax.eval_shape(lambda: init(detector, optimizers, 0, SHAPE))
+    state = jax.eval_shape(lambda: init_state(detector, optimizers, 0, SHAPE))
     rng = np.random.default_rng(1)
 
     def scatter(path, x):

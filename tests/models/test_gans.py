@@ -10,11 +10,12 @@ import optax
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
-from bigan_jax.detector import Batch, Net, TrainingSet, inference_net, init, picture_keys
+from bigan_jax.detector import Batch, Net, example_keys, inference_net, init_state
 from bigan_jax.errors import UserError
 from bigan_jax.models import anogan, bigan, ganomaly
 from bigan_jax.nn.blocks import BATCH_AXIS
 from bigan_jax.training import epoch_runner, health
+from bigan_jax.training.train_step import TrainingSet
 
 SHAPE = (16, 16, 1)
 LATENT = 8
@@ -61,8 +62,10 @@ def runner(name):
     """What trains the model, and its first state on the host, learning rates included."""
     adam = optax.inject_hyperparams(optax.adam, static_args="b1")
     optimizers = {k: adam(learning_rate=rate, b1=0.5) for k, rate in RATES[name].items()}
-    state = jax.jit(lambda: init(GANS[name], optimizers, 0, SHAPE))()
-    run = epoch_runner.Runner(GANS[name], optimizers, {}, {}, epoch_runner.replicate(pictures()))
+    state = jax.jit(lambda: init_state(GANS[name], optimizers, 0, SHAPE))()
+    run = epoch_runner.EpochRunner(
+        GANS[name], optimizers, {}, {}, epoch_runner.replicate(pictures())
+    )
     return run, jax.device_get(state)
 
 
@@ -91,7 +94,7 @@ def in_training(detector, state, run):
     variables = {
         name: {"params": state.params[name], **state.collections[name]} for name in state.params
     }
-    keys = picture_keys(jax.random.key(5), jnp.arange(6))
+    keys = example_keys(jax.random.key(5), jnp.arange(6))
 
     def one_shard(_):
         return run(Net(detector.networks, variables, train=True), keys)
@@ -330,7 +333,7 @@ def test_a_broken_run_is_noticed_and_a_sound_one_left_alone(name):
         for epoch in range(10):
             order = np.random.default_rng(epoch).permutation(32).reshape(4, 8)
             state, logs = run.epoch(state, tuple(RATES[name]), order)
-            found += health.warnings({"epoch": epoch, **jax.tree.map(np.mean, logs)})
+            found += health.health_warnings({"epoch": epoch, **jax.tree.map(np.mean, logs)})
     assert warned[1] == []
     assert any("saturated" in warning for warning in warned[100])
 
@@ -361,8 +364,8 @@ SOUND = {
     ],
 )
 def test_sound_epochs(change):
-    assert health.warnings(SOUND | change) == []
-    assert health.warnings({"epoch": 1, "reconstruction/loss": 0.1}) == []
+    assert health.health_warnings(SOUND | change) == []
+    assert health.health_warnings({"epoch": 1, "reconstruction/loss": 0.1}) == []
 
 
 @pytest.mark.parametrize(
@@ -379,6 +382,6 @@ def test_sound_epochs(change):
     ],
 )
 def test_unsound_epochs(change, word):
-    found = health.warnings(SOUND | change)
+    found = health.health_warnings(SOUND | change)
     assert any(word in warning for warning in found)
     assert all(warning.endswith(".") for warning in found)

@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from bigan_jax.detector import TrainingSet, init
+from bigan_jax.detector import init_state
 from bigan_jax.models import vqvae
 from bigan_jax.nn.blocks import BATCH_AXIS
 from bigan_jax.training import epoch_runner
+from bigan_jax.training.train_step import TrainingSet
 from tests.models.test_autoencoders import SHAPE, VQVAE, a_batch, keys, run, scattered_net
 
 # --- the codebook
@@ -142,9 +143,9 @@ def test_one_looping_and_four_scanning_devices_make_one_codebook(monkeypatch, re
     for devices, scanned in ((1, False), (4, True)):
         monkeypatch.setattr(jax, "local_device_count", lambda devices=devices: devices)
         monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
-        state = jax.jit(lambda: init(detector, optimizers, 3, SHAPE))()
+        state = jax.jit(lambda: init_state(detector, optimizers, 3, SHAPE))()
         begin = jax.device_get(state)
-        run = epoch_runner.Runner(
+        run = epoch_runner.EpochRunner(
             detector, optimizers, {}, {}, epoch_runner.replicate(pictures), scanned
         )
         state, logs = run.epoch(epoch_runner.replicate(state), ("reconstruction",), order)

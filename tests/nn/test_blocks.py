@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from bigan_jax.nn import blocks
+from bigan_jax.nn.blocks import DecoderStage, SqueezeExcite, dropout
+from bigan_jax.nn.networks import ConvDecoder, JointDiscriminator
 
 
 def draw(seed, shape):
@@ -13,7 +14,7 @@ def draw(seed, shape):
 
 def test_squeeze_excite_by_hand():
     x = draw(0, (2, 3, 5, 8))
-    y, variables = blocks.SqueezeExcite(ratio=4).init_with_output(jax.random.key(1), x)
+    y, variables = SqueezeExcite(ratio=4).init_with_output(jax.random.key(1), x)
     first, second = (variables["params"][f"Dense_{i}"] for i in (0, 1))
     assert first["kernel"].shape == (8, 2)
     pooled = np.mean(x, (1, 2))
@@ -24,9 +25,9 @@ def test_squeeze_excite_by_hand():
 
 def test_residual_adds_the_enlarged_projection():
     x = draw(0, (2, 3, 4, 5))
-    stage = blocks.DecoderStage(6, residual=True)
+    stage = DecoderStage(6, residual=True)
     variables = stage.init(jax.random.key(1), x, train=False)
-    without = blocks.DecoderStage(6)
+    without = DecoderStage(6)
     kernel = variables["params"]["Dense_0"]["kernel"]
     skip = np.kron(np.einsum("bhwd,dc->bhwc", x, kernel), np.ones((1, 2, 2, 1)))
     np.testing.assert_allclose(
@@ -38,7 +39,7 @@ def test_residual_adds_the_enlarged_projection():
 
 @pytest.mark.parametrize("last", ["upsample", "conv"])
 def test_decoder_fills_the_picture(last):
-    decoder = blocks.ConvDecoder((32, 64, 3), 8, (8, 4), last=last)
+    decoder = ConvDecoder((32, 64, 3), 8, (8, 4), last=last)
     image, _ = decoder.init_with_output(jax.random.key(0), draw(1, (2, 5)), train=False)
     assert image.shape == (2, 32, 64, 3)
     assert image.min() >= 0 and image.max() <= 1
@@ -47,17 +48,17 @@ def test_decoder_fills_the_picture(last):
 def test_dropout_keeps_the_mean_and_is_each_pictures_own():
     keys = jax.random.split(jax.random.key(0), 4)
     features = 1 + draw(1, (4, 50, 40)) ** 2
-    dropped = blocks.dropout(keys, features, 0.3)
+    dropped = dropout(keys, features, 0.3)
     kept = np.asarray(dropped != 0)
     np.testing.assert_allclose(dropped[kept], features[kept] / 0.7, rtol=1e-6)
     assert kept.mean() == pytest.approx(0.7, abs=0.03)
-    np.testing.assert_array_equal(blocks.dropout(keys[2:3], features[2:3], 0.3)[0], dropped[2])
+    np.testing.assert_array_equal(dropout(keys[2:3], features[2:3], 0.3)[0], dropped[2])
 
 
 def test_the_discriminator_drops_only_where_keys_are_given():
     image, code = draw(0, (4, 16, 16, 1)), draw(1, (4, 8))
     keys = jax.random.split(jax.random.key(2), 4)
-    network = blocks.JointDiscriminator((8, 16), 8, dropout=0.5)
+    network = JointDiscriminator((8, 16), 8, dropout=0.5)
     variables = network.init(jax.random.key(3), image, code, train=False)
     plain, features = network.apply(variables, image, code, train=False)
     dropped, fewer = network.apply(variables, image, code, keys, train=False)

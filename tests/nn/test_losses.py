@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import log_expit
 
-from bigan_jax.nn import losses
+from bigan_jax.nn import losses, ssim
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def pair():
 def test_ssim_and_its_gradient_equal_dm_pix(pair, backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     x, y = map(jnp.asarray, pair)
-    ours, our_gradient = jax.value_and_grad(lambda y: losses.ssim_error(x, y).sum())(y)
+    ours, our_gradient = jax.value_and_grad(lambda y: ssim.ssim_error(x, y).sum())(y)
     theirs, gradient = jax.value_and_grad(lambda y: (1 - dm_pix.ssim(x, y)).sum())(y)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     np.testing.assert_allclose(our_gradient, gradient, atol=1e-6)
@@ -32,9 +32,9 @@ def test_ssim_and_its_gradient_equal_dm_pix(pair, backend, monkeypatch):
 
 def test_ssim_error_of_equals_is_zero_and_of_constants_is_luminance_only():
     x = jnp.full((1, 16, 16, 1), 0.5)
-    np.testing.assert_allclose(losses.ssim_error(x, x), 0, atol=1e-6)
+    np.testing.assert_allclose(ssim.ssim_error(x, x), 0, atol=1e-6)
     luminance = (2 * 0.5 * 0.25 + 0.01**2) / (0.5**2 + 0.25**2 + 0.01**2)
-    np.testing.assert_allclose(losses.ssim_error(x, x / 2), 1 - luminance, atol=1e-4)
+    np.testing.assert_allclose(ssim.ssim_error(x, x / 2), 1 - luminance, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 32, 2), (2, 12, 40, 1), (1, 64, 64, 3)])
@@ -43,7 +43,7 @@ def test_what_is_scored_by_equals_dm_pix(shape):
     x = rng.random(shape, np.float32)
     y = np.clip(x + 0.1 * rng.standard_normal(shape, np.float32), 0, 1)
     for one, other in ((x, y), (x, 1 - x), (0.01 * x, 0.01 * y), (np.round(x), np.round(y))):
-        value, error = jax.jit(losses.ssim_error_and_map)(one, other)
+        value, error = jax.jit(ssim.ssim_error_and_map)(one, other)
         np.testing.assert_allclose(value, 1 - dm_pix.ssim(one, other), atol=3e-6)
         expected = 1 - dm_pix.ssim(one, other, return_map=True).mean(-1)
         np.testing.assert_allclose(error[:, 5:-5, 5:-5], expected, atol=2e-5)
@@ -54,7 +54,7 @@ def test_ssim_map_is_at_the_window_s_centre(pair):
     x = pair[0]
     y = x.copy()
     y[:, 12, 20] = 1 - y[:, 12, 20]
-    _, error = losses.ssim_error_and_map(jnp.asarray(x), jnp.asarray(y))
+    _, error = ssim.ssim_error_and_map(jnp.asarray(x), jnp.asarray(y))
     assert error.shape == x.shape[:3]
     touched = np.argwhere(np.abs(error[0]) > 1e-6)
     assert touched.min(0).tolist() == [7, 15] and touched.max(0)[0] == 17

@@ -8,7 +8,8 @@ import pytest
 from scipy import signal
 
 from bigan_jax.errors import UserError
-from bigan_jax.nn.vgg16.network import VGG16, _halve, _relu, load
+from bigan_jax.nn.vgg16.network import VGG16, _max_pool, _relu
+from bigan_jax.nn.vgg16.weights import load_weights
 
 # Mean, standard deviation and maximum after the ReLU, computed with PyTorch from these weights.
 GOLDEN = {
@@ -84,7 +85,7 @@ def test_bfloat16_is_close(weights):
 def test_builds_only_what_is_asked_for_in_the_order_asked():
     shapes = jax.eval_shape(VGG16(("relu2_1", "relu1_1")).init, jax.random.key(0), picture())
     assert list(shapes["params"]) == ["conv1_1", "conv1_2", "conv2_1"]
-    loaded = load("", ("relu2_1", "relu1_1"))
+    loaded = load_weights("", ("relu2_1", "relu1_1"))
     same = jax.tree.map(
         lambda made, read: made.shape == read.shape, shapes["params"], loaded.params
     )
@@ -105,18 +106,18 @@ def test_halving_is_max_pooling_and_so_is_its_gradient():
     x, weight = jax.random.normal(jax.random.key(0), (2, 2, 7, 10, 3))
     weight = weight[:, :3, :5]
     pooled = nn.max_pool(x, (2, 2), strides=(2, 2))
-    np.testing.assert_array_equal(_halve(x), pooled)
-    ours = jax.grad(lambda x: (weight * _halve(x)).sum())(x)
+    np.testing.assert_array_equal(_max_pool(x), pooled)
+    ours = jax.grad(lambda x: (weight * _max_pool(x)).sum())(x)
     theirs = jax.grad(lambda x: (weight * nn.max_pool(x, (2, 2), strides=(2, 2))).sum())(x)
     np.testing.assert_array_equal(ours, theirs)
 
 
 def test_equal_maxima_share_the_gradient_of_halving():
     x = jnp.array([[1.0, 3.0, 2.0, 2.0], [3.0, 0.0, 2.0, 2.0]])[None, :, :, None]
-    found = jax.grad(lambda x: (_halve(x) * jnp.array([6.0, 8.0])[:, None]).sum())(x)
+    found = jax.grad(lambda x: (_max_pool(x) * jnp.array([6.0, 8.0])[:, None]).sum())(x)
     np.testing.assert_array_equal(found[0, :, :, 0], [[0, 3, 2, 2], [3, 0, 2, 2]])
     three = jnp.array([[5.0, 5.0], [1.0, 5.0]])[None, :, :, None]
-    found = jax.grad(lambda x: 9 * _halve(x).sum())(three)
+    found = jax.grad(lambda x: 9 * _max_pool(x).sum())(three)
     np.testing.assert_array_equal(found[0, :, :, 0], [[3, 3], [0, 3]])
 
 
@@ -125,7 +126,7 @@ def test_halving_loses_no_gradient_where_it_is_compiled_in_bfloat16():
 
     @jax.jit
     def gradient(x):
-        return jax.grad(lambda x: _halve(x * 1.1).astype(jnp.float32).sum())(x)
+        return jax.grad(lambda x: _max_pool(x * 1.1).astype(jnp.float32).sum())(x)
 
     per_cell = gradient(x).astype(jnp.float32).reshape(2, 4, 2, 4, 2, 16).sum((2, 4))
     np.testing.assert_allclose(per_cell, 1.1, rtol=2e-2)
@@ -155,4 +156,4 @@ def test_wrong_use_is_named(fields, shape, message):
 
 def test_unknown_layer_is_named_before_anything_is_read():
     with pytest.raises(UserError, match="unknown VGG16 layer 'relu6_1'"):
-        load("nowhere.pth", ("relu6_1",))
+        load_weights("nowhere.pth", ("relu6_1",))

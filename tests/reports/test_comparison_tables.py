@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bigan_jax.commands.compare import compare
-from bigan_jax.evaluation import paper_results
+from bigan_jax.evaluation import paper_results, statistics
 from bigan_jax.evaluation.paper_results import METRICS
 from bigan_jax.reports import tables
 from tests.helpers.datasets import pictures, write_run
@@ -166,16 +166,16 @@ def test_one_class_alone_has_a_row_and_no_dot(tmp_path):
         (None, "–"),
         (0.5, "0.500"),
         (3, "3"),
-        (tables.spread([0.5]), "0.500"),
-        (tables.spread([0.4, None, 0.6]), "0.500 ± 0.141"),
-        (tables.spread([None]), "–"),
-        (tables.Difference(-0.0004), "0.000"),
-        (tables.Difference(0.1, (-0.05, 0.25)), "+0.100 (−0.050 to +0.250)"),
-        (tables.Difference(-0.1, None, 0.02), "−0.100 ± 0.020"),
+        (statistics.spread([0.5]), "0.500"),
+        (statistics.spread([0.4, None, 0.6]), "0.500 ± 0.141"),
+        (statistics.spread([None]), "–"),
+        (statistics.Difference(-0.0004), "0.000"),
+        (statistics.Difference(0.1, (-0.05, 0.25)), "+0.100 (−0.050 to +0.250)"),
+        (statistics.Difference(-0.1, None, 0.02), "−0.100 ± 0.020"),
     ],
 )
 def test_cells(cell, words):
-    assert tables.text(cell) == words
+    assert tables.format_cell(cell) == words
 
 
 def test_formulas_are_disarmed_in_csv():

@@ -22,8 +22,8 @@ from PIL import Image
 
 from bigan_jax.commands.load import restore
 from bigan_jax.runtime.run_config import read_config
-from bigan_jax.training.saving.checkpoints import Checkpoints
-from bigan_jax.training.saving.train_log import read_history
+from bigan_jax.training.saving.checkpoints import CheckpointManager
+from bigan_jax.training.saving.train_log import read_train_log
 from tests.commands.test_train import ROOT, command, environment, flags
 
 FIELDS = {
@@ -152,13 +152,13 @@ def survive(stages, pictures, home, epochs, seed=0):
 def ends_equal(whole, broken, epochs):
     states = []
     for home in (whole, broken):
-        assert Checkpoints(home / "run", read_only=True).names()[-1] == (epochs, 0)
+        assert CheckpointManager(home / "run", read_only=True).names()[-1] == (epochs, 0)
         states.append(restore(read_config(home / "run"), home / "run", 1)[0])
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, states))
     for name in ("scores.csv", "split.csv", "audit.json"):
         assert (whole / "run" / name).read_bytes() == (broken / "run" / name).read_bytes()
     histories = [
-        [{k: v for k, v in row.items() if k not in TIMES} for row in read_history(home / "run")]
+        [{k: v for k, v in row.items() if k not in TIMES} for row in read_train_log(home / "run")]
         for home in (whole, broken)
     ]
     assert histories[0] == histories[1] and len(histories[0]) == epochs

@@ -64,7 +64,7 @@ def little_memory(most=2**25):
 
 
 def unpack(archive, **options):
-    return archives.unpacked(inputs.as_path(archive), archive.parent / "home", **options)
+    return archives.extract_once(inputs.as_path(archive), archive.parent / "home", **options)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -155,11 +155,11 @@ def test_a_full_disk_names_the_place_to_change(tmp_path, monkeypatch):
         unpack(archive)
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match=r"disk is full.*--output=DIR"):
-        inputs.opened(archive, tmp_path / "out").__enter__()
+        inputs.open_inputs(archive, tmp_path / "out").__enter__()
     monkeypatch.undo()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(UserError, match=r"room for 0.*--output=DIR"):
-        inputs.opened(archive, tmp_path / "out").__enter__()
+        inputs.open_inputs(archive, tmp_path / "out").__enter__()
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -183,7 +183,7 @@ def test_a_reason_is_short_and_printable():
     def fails():
         raise ValueError("\x1b[2J\u202e" + "x" * 10**6)
 
-    reason = unreadable.attempt("a", fails).reason
+    reason = unreadable.try_read("a", fails).reason
     assert reason.isprintable() and "\\x1b" in reason and len(reason) < 1000
 
 

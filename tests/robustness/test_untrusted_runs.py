@@ -9,23 +9,23 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from bigan_jax.configs import cae, fcae
 
 from bigan_jax.commands import predict
 from bigan_jax.commands.load import load
+from bigan_jax.configs import cae, fcae
 from bigan_jax.data.files import unreadable
-from bigan_jax.detector import State
-from bigan_jax.errors import UserError, shown
+from bigan_jax.detector import TrainState
+from bigan_jax.errors import UserError, printable_lines
 from bigan_jax.evaluation import results
-from bigan_jax.evaluation.anomaly_score import Terms
-from bigan_jax.evaluation.results import epochs_done, read_judgement, read_run, read_scores
+from bigan_jax.evaluation.anomaly_score import ScoreTerms
+from bigan_jax.evaluation.results import epochs_done, read_decision_settings, read_run, read_scores
 from bigan_jax.evaluation.scorer import Scores
 from bigan_jax.reports import evaluation_files
 from bigan_jax.runtime import lock
 from bigan_jax.runtime.run_config import read_config
-from bigan_jax.training.saving.checkpoints import Checkpoints
+from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
-from bigan_jax.training.saving.train_log import read_history
+from bigan_jax.training.saving.train_log import read_train_log
 from tests.commands.test_train import ROOT
 from tests.helpers.datasets import write_run
 from tests.robustness.test_untrusted_files import little_memory
@@ -75,7 +75,7 @@ def test_one_long_name_among_many_takes_no_memory(tmp_path, monkeypatch):
 
 def test_an_error_shows_names_harmlessly_line_by_line():
     error = UserError("a\x1b[2J:\n  b\u202ec.png")
-    assert shown(error) == "a\\x1b[2J:\n  b\\u202ec.png"
+    assert printable_lines(error) == "a\\x1b[2J:\n  b\\u202ec.png"
 
 
 @pytest.mark.parametrize(
@@ -110,28 +110,30 @@ def test_a_link_out_of_a_workdir_is_refused_before_anything_is_written(tmp_path,
         (outside / "9.deleting").mkdir(parents=True)
     (workdir / link).parent.mkdir(parents=True)
     (workdir / link).symlink_to(outside)
-    with pytest.raises(UserError, match="link that leads out"), lock.alone(workdir):
+    with pytest.raises(UserError, match="link that leads out"), lock.exclusive_lock(workdir):
         pass
     with pytest.raises(UserError, match="link that leads out"):
-        Checkpoints(workdir)
+        CheckpointManager(workdir)
     assert outside.read_text() == "precious" if outside.is_file() else any(outside.iterdir())
     # The workdir itself may be one, and links within it lead nowhere else.
     (workdir / link).unlink()
     (workdir / "again").symlink_to(workdir / "train.jsonl")
     (tmp_path / "link").symlink_to(workdir)
-    with lock.alone(tmp_path / "link"):
+    with lock.exclusive_lock(tmp_path / "link"):
         pass
 
 
 def test_a_network_that_the_files_cannot_hold_is_not_made(tmp_path):
-    state = State(*[None] * len(State._fields))._replace(params={"w": np.ones((4, 4), np.float32)})
-    checkpoints = Checkpoints(tmp_path)
+    state = TrainState(*[None] * len(TrainState._fields))._replace(
+        params={"w": np.ones((4, 4), np.float32)}
+    )
+    checkpoints = CheckpointManager(tmp_path)
     checkpoints.save(Progress(1), state)
     checkpoints.close()
     huge = state._replace(params={"w": jax.ShapeDtypeStruct((2**20, 2**20), np.float32)})
     with pytest.raises(UserError, match=r"4,096 GiB.*do not belong together"):
-        Checkpoints(tmp_path, read_only=True).restore(huge)
-    assert Checkpoints(tmp_path, read_only=True).restore(state)[1].params["w"].sum() == 16
+        CheckpointManager(tmp_path, read_only=True).restore(huge)
+    assert CheckpointManager(tmp_path, read_only=True).restore(state)[1].params["w"].sum() == 16
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_a_row_that_no_run_writes_ends_the_history(tmp_path, line):
     rest = '\n{"epoch": 3}\n'
     text = (first + line + rest).encode("utf-8", "surrogateescape")
     (tmp_path / "train.jsonl").write_bytes(text)
-    assert [row["epoch"] for row in read_history(tmp_path)] == [1]
+    assert [row["epoch"] for row in read_train_log(tmp_path)] == [1]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,9 @@ def test_a_config_that_no_run_writes_is_told(tmp_path, change):
 @pytest.mark.parametrize("name", ["config.json", "train.jsonl", "evaluation.json"])
 def test_a_pipe_is_not_waited_for_and_a_huge_file_not_read(tmp_path, name):
     """What is read of a huge one: as much as is allowed, and a byte."""
-    read = {"config.json": read_config, "train.jsonl": read_history}.get(name, read_judgement)
+    read = {"config.json": read_config, "train.jsonl": read_train_log}.get(
+        name, read_decision_settings
+    )
     os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match=f"no {name}"):
         read(tmp_path)
@@ -210,12 +214,14 @@ def test_a_pipe_is_not_waited_for_and_a_huge_file_not_read(tmp_path, name):
     ],
 )
 def test_progress_that_no_run_saves_is_damage_even_with_its_checksum(tmp_path, wrong, capsys):
-    state = State(*[None] * len(State._fields))._replace(params={"w": np.ones(4, np.float32)})
-    checkpoints = Checkpoints(tmp_path)
+    state = TrainState(*[None] * len(TrainState._fields))._replace(
+        params={"w": np.ones(4, np.float32)}
+    )
+    checkpoints = CheckpointManager(tmp_path)
     for progress in Progress(1), Progress(2)._replace(**wrong):
         checkpoints.save(progress, state)
     checkpoints.close()
-    assert Checkpoints(tmp_path, read_only=True).restore(state)[0] == Progress(1)._replace(
+    assert CheckpointManager(tmp_path, read_only=True).restore(state)[0] == Progress(1)._replace(
         rollbacks=[]
     )
     assert "checkpoints/2 is damaged (its progress is not what" in capsys.readouterr().err
@@ -240,10 +246,10 @@ def test_a_judgement_that_no_run_writes_is_told(tmp_path, name, value):
     content = {"threshold": 0.5, "conditions": ["a"], "calibration_scores": [1, 2]}
     content |= {"colour_limits": {"combined": 0.5}, "score": {"spread": {"mse": 1}}, "steps": 3}
     (tmp_path / "evaluation.json").write_text(json.dumps(content))
-    assert read_judgement(tmp_path).calibration.tolist() == [1, 2]
+    assert read_decision_settings(tmp_path).calibration.tolist() == [1, 2]
     (tmp_path / "evaluation.json").write_text(json.dumps(content | {name: value}))
     with pytest.raises(UserError, match=r"holds no finished run: evaluation\.json: .* is not "):
-        read_judgement(tmp_path)
+        read_decision_settings(tmp_path)
 
 
 def test_an_edited_config_is_told_when_a_run_is_loaded(tmp_path):
@@ -263,11 +269,11 @@ def test_names_are_printed_harmlessly_in_tables(tmp_path):
     names = np.array(["a\x1b[2J.png", "b\u202egnp.png", "<script>.png"])
     test = SimpleNamespace(path=names, label=np.array([True, False, True]), group=names)
     values = np.arange(3.0)
-    terms = Terms(dict.fromkeys(("mse", "ssim", "perceptual"), values), {})
+    terms = ScoreTerms(dict.fromkeys(("mse", "ssim", "perceptual"), values), {})
     scores = Scores(values, terms, error_map=None, reconstruction=None)
     evaluation_files._write_scores(tmp_path / "scores.csv", test, scores, 1.0)
     text = (tmp_path / "scores.csv").read_text()
     assert text.startswith("path,label,group,mse,ssim_error,perceptual,score,decision\n")
     assert text.replace("\n", "").isprintable() and "a\\x1b[2J.png,anomalous,a\\x1b[2J" in text
-    predict._list([unreadable.Broken(names[0], "why\x1b")], tmp_path / "unreadable.csv")
+    predict._list([unreadable.UnreadableFile(names[0], "why\x1b")], tmp_path / "unreadable.csv")
     assert (tmp_path / "unreadable.csv").read_text().replace("\n", "").isprintable()

@@ -14,15 +14,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from bigan_jax.configs import fcae
 
 from bigan_jax.commands import train
 from bigan_jax.commands.load import restore
-from bigan_jax.errors import AGAIN, UserError
-from bigan_jax.evaluation.anomaly_score import Formula
-from bigan_jax.evaluation.scorer import Scorer
+from bigan_jax.configs import fcae
+from bigan_jax.errors import EXIT_RESUME, UserError
+from bigan_jax.evaluation.anomaly_score import ScoreFormula
+from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.runtime import distributed
-from bigan_jax.runtime.watchdog import joined
+from bigan_jax.runtime.watchdog import join_processes
 from tests.commands.test_train import ROOT, command, configured, environment, flags
 
 EPOCHS = 12
@@ -123,7 +123,9 @@ def assert_same(ours, theirs):
     states, scores = [], []
     for workdir in (ours, theirs):
         state, detector, _ = restore(config, workdir, 1)
-        scorer = Scorer(detector, state, Formula({"mse": 0.7, "ssim": 0.3}), (16, 16, 1))
+        scorer = AnomalyScorer(
+            detector, state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), (16, 16, 1)
+        )
         scores.append(scorer.score(image).score)
         # The decoder's first BatchNorm subtracts the code's bias again: the gradient of that is
         # rounding, for which Adam steps as far as for any.
@@ -149,7 +151,7 @@ def test_two_processes_train_as_one_whatever_happens(alone, tmp_path):
     (status, _, told), (gone, *_) = pair.wait()
     print(told)
     assert time.monotonic() - killed < TIMEOUT + 20 and gone == -signal.SIGKILL
-    assert status == AGAIN and "Traceback" not in told, told
+    assert status == EXIT_RESUME and "Traceback" not in told, told
     assert "error: process 1 of 2 was lost. The same command" in told
 
     pair = Pair(workdir, slurm=True)
@@ -177,7 +179,7 @@ def test_the_end_of_process_0_ends_the_others(tmp_path):
     killed = time.monotonic()
     _, (status, _, told) = pair.wait()
     assert time.monotonic() - killed < 3 * TIMEOUT + 20
-    assert status == AGAIN and "Traceback" not in told, told
+    assert status == EXIT_RESUME and "Traceback" not in told, told
     assert told.rstrip().splitlines()[-1].startswith("error: process 0 of 2 was lost. The same")
 
 
@@ -191,7 +193,7 @@ def test_one_that_hangs_ends_the_others(tmp_path, process):
     other = pair.processes[1 - process]
     _, told = other.communicate(timeout=200)
     assert time.monotonic() - stopped < 3 * TIMEOUT + 20
-    assert other.returncode == AGAIN, told
+    assert other.returncode == EXIT_RESUME, told
     assert f"error: process {process} of 2 was lost. The same command" in told
     pair.processes[process].kill()
     pair.wait()
@@ -227,7 +229,7 @@ def test_what_one_process_finds_wrong_ends_all(alone, tmp_path):
     ],
 )
 def test_flags_that_make_no_sense(given, words):
-    with pytest.raises(UserError, match=words), joined(*given, 60):
+    with pytest.raises(UserError, match=words), join_processes(*given, 60):
         pass
 
 
@@ -236,17 +238,16 @@ def test_the_only_task_of_a_job_is_alone(monkeypatch, variable):
     """And keeps all its devices."""
     for name, value in (srun(1, 0) | {variable: "1"}).items():
         monkeypatch.setitem(os.environ, name, value)
-    with joined(None, None, None, 60):
-        assert not distributed.several() and distributed.is_primary()
+    with join_processes(None, None, None, 60):
+        assert not distributed.is_multiprocess() and distributed.is_primary()
 
 
 def test_alone_nobody_is_asked(tmp_path):
     content = {"a": [1.5]}
     assert (
-        distributed.told_by_primary(content) is content
-        and distributed.from_primary(content) is content
+        distributed.broadcast_json(content) is content and distributed.broadcast(content) is content
     )
-    assert distributed.highest(3) == 3 and distributed.folder(tmp_path) == tmp_path
-    distributed.check_same("config", "anything")
+    assert distributed.all_max(3) == 3 and distributed.shared_folder(tmp_path) == tmp_path
+    distributed.require_equal("config", "anything")
     with distributed.primary_first("anything"):
         pass

@@ -45,7 +45,7 @@ def program(folder, letter, length, used):
 
 
 def test_programs_go_to_the_user_s_cache_which_is_the_user_s_alone(tmp_path):
-    jax_setup.keep_programs()
+    jax_setup.enable_compilation_cache()
     folder = tmp_path / "cache" / "bigan_jax" / "programs"
     assert os.environ[FOLDER] == str(folder)
     assert mode(folder) == 0o700
@@ -53,15 +53,15 @@ def test_programs_go_to_the_user_s_cache_which_is_the_user_s_alone(tmp_path):
 
 def test_what_the_user_said_holds(tmp_path, monkeypatch):
     monkeypatch.setenv(FOLDER, "/elsewhere")
-    jax_setup.keep_programs()
+    jax_setup.enable_compilation_cache()
     assert os.environ[FOLDER] == "/elsewhere" and not (tmp_path / "cache").exists()
-    jax_setup.keep_programs(str(tmp_path / "named" / "deep"))
+    jax_setup.enable_compilation_cache(str(tmp_path / "named" / "deep"))
     assert os.environ[FOLDER] == str(tmp_path / "named" / "deep")
     assert mode(tmp_path / "named" / "deep") == 0o700
 
 
 def test_none_are_kept_where_that_is_asked(tmp_path):
-    jax_setup.keep_programs("off")
+    jax_setup.enable_compilation_cache("off")
     assert FOLDER not in os.environ and not (tmp_path / "cache").exists()
     assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
 
@@ -71,25 +71,25 @@ def test_a_folder_where_others_may_write_is_not_trusted(tmp_path, bits):
     folder = tmp_path / "cache" / "bigan_jax" / "programs"
     folder.mkdir(parents=True)
     folder.chmod(bits)
-    jax_setup.keep_programs()
+    jax_setup.enable_compilation_cache()
     assert FOLDER not in os.environ
     with pytest.raises(UserError, match=f"others may write.*chmod 700 {folder}"):
-        jax_setup.keep_programs(str(folder))
+        jax_setup.enable_compilation_cache(str(folder))
 
 
 def test_another_user_s_folder_is_not_trusted(tmp_path, monkeypatch):
     me = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: me + 1)
     with pytest.raises(UserError, match="another user's"):
-        jax_setup.keep_programs(str(tmp_path / "theirs"))
+        jax_setup.enable_compilation_cache(str(tmp_path / "theirs"))
 
 
 def test_a_place_that_cannot_be_is_done_without_or_told(tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("a file")
-    jax_setup.keep_programs()
+    jax_setup.enable_compilation_cache()
     assert FOLDER not in os.environ
     with pytest.raises(UserError, match=r"--compilation_cache=.*Name another, or 'off'"):
-        jax_setup.keep_programs(str(tmp_path / "cache"))
+        jax_setup.enable_compilation_cache(str(tmp_path / "cache"))
 
 
 def test_the_programs_not_used_for_longest_go_first_and_nothing_else(tmp_path):
@@ -99,9 +99,9 @@ def test_the_programs_not_used_for_longest_go_first_and_nothing_else(tmp_path):
     mine.write_bytes(b"x" * 1000)
     old, read, new = (program(folder, c, 100, used) for c, used in (("a", 1), ("b", 2), ("c", 3)))
     os.utime(read, (4, 2))  # written second, but read last
-    jax_setup.keep_programs(str(folder), most=200)
+    jax_setup.enable_compilation_cache(str(folder), most=200)
     assert (old.exists(), read.exists(), new.exists()) == (False, True, True)
-    jax_setup.keep_programs(str(folder), most=100)
+    jax_setup.enable_compilation_cache(str(folder), most=100)
     assert (read.exists(), new.exists(), mine.exists()) == (True, False, True)
 
 

@@ -12,14 +12,14 @@ import time
 import jax
 import numpy as np
 import pytest
-from bigan_jax.configs import cae, improved_bigan
 
 import bigan_jax
 from bigan_jax.commands import train
+from bigan_jax.configs import cae, improved_bigan
 from bigan_jax.runtime import preemption
 from bigan_jax.training import epoch_logger
-from bigan_jax.training.saving.checkpoints import Checkpoints
-from bigan_jax.training.saving.train_log import read_history
+from bigan_jax.training.saving.checkpoints import CheckpointManager
+from bigan_jax.training.saving.train_log import read_train_log
 from tests.commands.test_train import (
     ROOT,
     SMALL,
@@ -42,7 +42,7 @@ def start(workdir, *more, **fields):
     words = command([f"--config={CAE}", f"--workdir={workdir}", *wanted, *more])
     process = started(words, subprocess.DEVNULL)
     deadline = time.monotonic() + 200
-    while not (workdir / "train.jsonl").exists() or len(read_history(workdir)) < 3:
+    while not (workdir / "train.jsonl").exists() or len(read_train_log(workdir)) < 3:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -87,8 +87,8 @@ def test_asked_once_it_saves_and_tells_how_to_go_on(tmp_path, how, status, word)
     last = told.strip().splitlines()[-1]
     epochs, step = map(int, re.search(r"saved after (\d+) epochs(?: and (\d+))?", last).groups(0))
     assert last.startswith(word) and 3 <= epochs < EPOCHS
-    assert Checkpoints(workdir, read_only=True).names() == [(epochs, step)]
-    assert len(read_history(workdir)) == epochs
+    assert CheckpointManager(workdir, read_only=True).names() == [(epochs, step)]
+    assert len(read_train_log(workdir)) == epochs
     again = shlex.split(last.partition("go on with: ")[2])
     assert again[:2] == ["python", "launch.py"] and f"--workdir={workdir}" in again
 
@@ -102,7 +102,7 @@ def test_a_second_interrupt_ends_at_once(tmp_path):
     assert any(line.startswith("interrupted: ") for line in process.stderr)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=5) == 130
-    assert Checkpoints(tmp_path).names() == []
+    assert CheckpointManager(tmp_path).names() == []
 
 
 def test_out_of_time_ends_with_a_status_for_the_queue(tmp_path):
@@ -116,7 +116,7 @@ def test_out_of_time_ends_with_a_status_for_the_queue(tmp_path):
     left = float(re.search(r"^\d{4}\.\d+$", output, re.MULTILINE)[0])
     assert 5700 < left < 6000
     assert process.returncode == 75 and "out of time: saved after" in told
-    assert Checkpoints(tmp_path).names()
+    assert CheckpointManager(tmp_path).names()
 
 
 @pytest.mark.parametrize("scanned", [False, True])
@@ -135,7 +135,7 @@ def test_stopped_within_epochs_it_ends_as_if_never_stopped(tmp_path, monkeypatch
         config = configured(improved_bigan, "phantom,no_perceptual", SMALL_BIGAN | fields)
     bigan_jax.train(config, tmp_path / "whole")
 
-    watch, seen = epoch_logger.Watch.__call__, []
+    watch, seen = epoch_logger.StepMonitor.__call__, []
 
     def stop(self, fresh, logs):
         watch(self, fresh, logs)
@@ -145,20 +145,20 @@ def test_stopped_within_epochs_it_ends_as_if_never_stopped(tmp_path, monkeypatch
             time.sleep(0.2)  # for the thread that listens
         return watch(self, fresh, logs)
 
-    monkeypatch.setattr(epoch_logger.Watch, "__call__", stop)
+    monkeypatch.setattr(epoch_logger.StepMonitor, "__call__", stop)
     places = []
     while len(states) < 2:
         try:
             bigan_jax.train(config, tmp_path / "broken")
         except preemption.Stopped as stopped:
             assert stopped.status == 143
-            places.append(Checkpoints(tmp_path / "broken").names()[-1])
+            places.append(CheckpointManager(tmp_path / "broken").names()[-1])
     assert places == ([(1, 0), (4, 0)] if scanned else [(1, 2), (4, 0), (6, 0)])
     jax.tree.map(np.testing.assert_array_equal, *states)
     histories = [
         [
             {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
-            for row in read_history(tmp_path / name)
+            for row in read_train_log(tmp_path / name)
         ]
         for name in ("whole", "broken")
     ]
@@ -207,7 +207,7 @@ def test_ctrl_c_is_heard_in_the_midst_of_a_long_call():
 
 def test_in_another_thread_nothing_is_caught():
     def look():
-        with preemption.deferred("") as asked:
+        with preemption.defer_signals("") as asked:
             found.append((asked.signum, signal.getsignal(signal.SIGTERM)))
 
     found = []

@@ -14,16 +14,17 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 import pytest
-from bigan_jax.configs import cae, fcae, improved_bigan
 
 import bigan_jax
 from bigan_jax.commands import train
+from bigan_jax.configs import cae, fcae, improved_bigan
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.results import read_run
-from bigan_jax.runtime.lock import alone
-from bigan_jax.runtime.run_config import FORMAT, claim, read_config, write_table, write_whole
-from bigan_jax.training.saving.checkpoints import Checkpoints
-from bigan_jax.training.saving.train_log import read_history
+from bigan_jax.runtime.files import write_atomic, write_csv
+from bigan_jax.runtime.lock import exclusive_lock
+from bigan_jax.runtime.run_config import FORMAT, read_config, write_config
+from bigan_jax.training.saving.checkpoints import CheckpointManager
+from bigan_jax.training.saving.train_log import read_train_log
 from tests.commands.test_train import ROOT, configured
 from tests.helpers.datasets import write_run
 
@@ -66,21 +67,21 @@ def test_a_second_run_is_refused_by_name_and_a_dead_one_holds_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["lock"]
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with alone(tmp_path):
+    with exclusive_lock(tmp_path):
         pass
 
 
 def test_a_lock_is_held_against_threads_and_evaluations_too(tmp_path):
-    claim(tmp_path, small())
-    with alone(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} on"):
+    write_config(tmp_path, small())
+    with exclusive_lock(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} on"):
         bigan_jax.evaluate(tmp_path)
 
 
 def test_a_folder_that_nothing_was_put_in_goes_again(tmp_path):
-    with pytest.raises(ZeroDivisionError), alone(tmp_path / "new"):
+    with pytest.raises(ZeroDivisionError), exclusive_lock(tmp_path / "new"):
         raise ZeroDivisionError
     assert not (tmp_path / "new").exists()
-    with alone(tmp_path / "new"):
+    with exclusive_lock(tmp_path / "new"):
         (tmp_path / "new" / "file").touch()
     assert (tmp_path / "new" / "lock").exists()
 
@@ -92,7 +93,7 @@ def test_of_many_at_once_one_holds_it(tmp_path):
     def run():
         for _ in range(200):
             try:
-                with alone(tmp_path / "run"):
+                with exclusive_lock(tmp_path / "run"):
                     inside.append(1)
                     most.append(len(inside))
                     inside.pop()
@@ -134,7 +135,7 @@ def test_on_a_full_disk_nothing_is_lost(tmp_path, monkeypatch):
     states = unmounted_evaluation(monkeypatch)
     bigan_jax.train(small(), tmp_path / "whole")
     with mounted(tmp_path / "small", "size=4m") as disk:
-        fill, save = disk / "fill", Checkpoints.save
+        fill, save = disk / "fill", CheckpointManager.save
 
         def filling(self, progress, state):
             save(self, progress, state)
@@ -145,14 +146,14 @@ def test_on_a_full_disk_nothing_is_lost(tmp_path, monkeypatch):
                         file.write(bytes(4096))
                         file.flush()
 
-        monkeypatch.setattr(Checkpoints, "save", filling)
+        monkeypatch.setattr(CheckpointManager, "save", filling)
         with pytest.raises(UserError, match=rf"{disk}/run/\S+ cannot be written .*make room"):
             bigan_jax.train(small(), disk / "run")
-        assert Checkpoints(disk / "run", read_only=True).names()[-1] == (2, 0)
+        assert CheckpointManager(disk / "run", read_only=True).names()[-1] == (2, 0)
         fill.unlink()
-        monkeypatch.setattr(Checkpoints, "save", save)
+        monkeypatch.setattr(CheckpointManager, "save", save)
         bigan_jax.train(small(), disk / "run")
-        assert [row["epoch"] for row in read_history(disk / "run")] == [1, 2, 3, 4]
+        assert [row["epoch"] for row in read_train_log(disk / "run")] == [1, 2, 3, 4]
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
@@ -165,7 +166,7 @@ def test_a_disk_that_may_not_be_written(tmp_path):
 
 def test_a_file_is_there_whole_or_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "sub" / "file"
-    write_whole(path, "first")
+    write_atomic(path, "first")
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -173,10 +174,10 @@ def test_a_file_is_there_whole_or_as_it_was(tmp_path, monkeypatch):
     for name in ("fsync", "replace"):
         monkeypatch.setattr(os, name, full)
         with pytest.raises(UserError, match=rf"{path} cannot be written \(No space left"):
-            write_whole(path, b"second")
+            write_atomic(path, b"second")
         assert path.read_text() == "first"
         monkeypatch.undo()
-    write_table(path, [["a", 'b"'], ["\udcff", 1]])
+    write_csv(path, [["a", 'b"'], ["\udcff", 1]])
     assert path.read_bytes() == b'a,"b"""\r\n\xff,1\r\n'
 
 
@@ -215,25 +216,25 @@ def test_a_workdir_of_a_version_to_come_is_left_alone(tmp_path):
 
 def test_the_format_is_no_field_of_the_config(tmp_path):
     config = small()
-    claim(tmp_path, config)
+    write_config(tmp_path, config)
     assert json.loads((tmp_path / "config.json").read_text())["format"] == FORMAT
     assert read_config(tmp_path).to_dict() == json.loads(json.dumps(config.to_dict()))
 
 
 def test_results_by_another_score_do_not_outlive_the_config(tmp_path):
     """Or a run that is killed while it scores anew would be taken for one that is done."""
-    claim(tmp_path, small())
+    write_config(tmp_path, small())
     mark = tmp_path / "evaluation.json"
     mark.write_text("{}")
-    claim(tmp_path, small())
+    write_config(tmp_path, small())
     assert mark.exists()
-    claim(tmp_path, small(**{"score.reduction": "max"}))
+    write_config(tmp_path, small(**{"score.reduction": "max"}))
     assert not mark.exists()
 
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     """By days, there and back, after each epoch and in the midst of its save."""
-    states, sound, save = unmounted_evaluation(monkeypatch), time.time, Checkpoints.save
+    states, sound, save = unmounted_evaluation(monkeypatch), time.time, CheckpointManager.save
     bigan_jax.train(small(), tmp_path / "steady")
     days, jumps = [0], iter((3, -2, 5, -7))
 
@@ -244,11 +245,11 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
             time.sleep(0.001)
         days[0] = next(jumps)
 
-    monkeypatch.setattr(Checkpoints, "save", jumping)
+    monkeypatch.setattr(CheckpointManager, "save", jumping)
     monkeypatch.setattr(time, "time", lambda: sound() + 86400 * days[0])
     bigan_jax.train(small(), tmp_path / "jumping")
     jax.tree.map(np.testing.assert_array_equal, *states)
-    rows = read_history(tmp_path / "jumping")
+    rows = read_train_log(tmp_path / "jumping")
     assert len(rows) == 4 and all(0 < row["seconds"] < 600 for row in rows)
 
 
@@ -266,7 +267,7 @@ def test_durations_are_taken_by_a_clock_that_nobody_sets():
 def test_a_config_from_before_a_field_means_what_it_meant(tmp_path):
     """VGG16's features were compared as they are, where a model has them, and pictures too."""
     for module, expected, perceptual in (improved_bigan, False, 0.0), (cae, None, 0.3):
-        claim(tmp_path, module.get_config("phantom"))
+        write_config(tmp_path, module.get_config("phantom"))
         fields = json.loads((tmp_path / "config.json").read_text())
         fields["model"].pop("unit_features", None)
         del fields["data"]["window"], fields["score"]["unit_features"]

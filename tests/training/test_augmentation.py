@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from bigan_jax.errors import UserError
-from bigan_jax.training.augmentation import _move, _warp, augment
+from bigan_jax.training.augmentation import _translate_scale, _warp, augment
 
 KEYS = jax.random.split(jax.random.key(0), 64)
 
@@ -31,7 +31,7 @@ def test_a_ramp_is_moved_and_scaled_linearly():
     """A ramp a + bx + cy stays one: its slopes are divided by the factor, its middle is shifted."""
     y, x = np.mgrid[:40, :40] + 0.5
     ramp = jnp.asarray((0.5 + 0.004 * (x - 20) + 0.002 * (y - 20)), jnp.float32)[..., None]
-    moved = np.asarray(_move(KEYS[3], ramp, 0.1, 0.2))[8:-8, 8:-8, 0]
+    moved = np.asarray(_translate_scale(KEYS[3], ramp, 0.1, 0.2))[8:-8, 8:-8, 0]
     slope = np.diff(moved, axis=1).mean()
     factor = 0.004 / slope
     assert 0.8 <= factor <= 1.2

@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bigan_jax.configs import fcae
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from benchmarks import accelerator
 from bigan_jax.commands import train
-from bigan_jax.detector import Batch, update
+from bigan_jax.configs import fcae
+from bigan_jax.detector import Batch
 from bigan_jax.models import cae, improved_bigan, vqvae
 from bigan_jax.nn.blocks import BATCH_AXIS
 from bigan_jax.training import epoch_logger, loop
+from bigan_jax.training.train_step import update
 from tests.commands.test_seeds import BIGAN, DUE, SHAPE, devices, runner, states
 from tests.commands.test_train import configured
 
@@ -222,12 +223,12 @@ def test_nothing_is_compiled_after_the_first_epoch_of_a_run(tmp_path, monkeypatc
     """What goes on around the steps included: each epoch would cost time, and memory for ever."""
     seen = []
 
-    class Counted(epoch_logger.Record):
+    class Counted(epoch_logger.EpochLogger):
         def add(self, *arguments):
             seen.append(compilations())
             return super().add(*arguments)
 
-    monkeypatch.setattr(loop, "Record", Counted)
+    monkeypatch.setattr(loop, "EpochLogger", Counted)
     monkeypatch.setattr(train, "evaluate_run", lambda *_: {})
     fields = {
         "data.image_size": 16,

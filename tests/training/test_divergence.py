@@ -8,16 +8,16 @@ import jax
 import numpy as np
 import optax
 import pytest
-from bigan_jax.configs import cae, improved_bigan
 
 import bigan_jax
 from bigan_jax.commands import setup
 from bigan_jax.commands import train as training
 from bigan_jax.commands.build import build
+from bigan_jax.configs import cae, improved_bigan
 from bigan_jax.errors import UserError
 from bigan_jax.training import divergence, epoch_logger, epoch_runner, loop, schedules
-from bigan_jax.training.saving.checkpoints import Checkpoints
-from bigan_jax.training.saving.train_log import read_history
+from bigan_jax.training.saving.checkpoints import CheckpointManager
+from bigan_jax.training.saving.train_log import read_train_log
 from tests.commands.test_train import SMALL, SMALL_BIGAN, configured
 
 STEPS = 2  # an epoch
@@ -37,7 +37,7 @@ def small(**fields):
 
 def breaks(monkeypatch, at, above=0.0, value=np.nan):
     """Optimisers whose learning rate is above a limit multiply their `at`-th update by `value`."""
-    sound = schedules.optimizer
+    sound = schedules.make_optimizer
 
     def optimizer(updates, *, learning_rate, **others):
         adam = sound(updates, learning_rate=learning_rate, **others)
@@ -51,21 +51,21 @@ def breaks(monkeypatch, at, above=0.0, value=np.nan):
 
         return optax.GradientTransformation(adam.init, update)
 
-    monkeypatch.setattr(schedules, "optimizer", optimizer)
+    monkeypatch.setattr(schedules, "make_optimizer", optimizer)
 
 
 def by_programs(monkeypatch, scanned):
     """Epochs are programs, as on an accelerator, and each begins before the last one is told; or
     steps are."""
-    runner = epoch_runner.Runner.__init__
+    runner = epoch_runner.EpochRunner.__init__
 
     def init(self, *args, **options):
         if options["scanned"] is None:  # the default of this kind of device
             options["scanned"] = scanned
         runner(self, *args, **options)
 
-    monkeypatch.setattr(epoch_runner.Runner, "__init__", init)
-    monkeypatch.setattr(epoch_runner.Runner, "is_compiled", lambda *_: True)
+    monkeypatch.setattr(epoch_runner.EpochRunner, "__init__", init)
+    monkeypatch.setattr(epoch_runner.EpochRunner, "is_compiled", lambda *_: True)
     monkeypatch.setattr(loop, "_LONG", math.inf)
 
 
@@ -74,7 +74,7 @@ def train(config, workdir, monkeypatch):
     states = []
     monkeypatch.setattr(training, "evaluate_run", lambda *args: states.append(args[-2]))
     bigan_jax.train(config, workdir)
-    return read_history(workdir), states[0]
+    return read_train_log(workdir), states[0]
 
 
 @pytest.mark.parametrize("scanned", [False, True])
@@ -95,8 +95,8 @@ def test_a_run_stops_before_the_bad_state_is_saved(tmp_path, monkeypatch, scanne
     assert found["pictures"] == [paths[i] for i in order[16 : 2 * 16]]
     for word in ("epoch 2", "reconstruction", found["pictures"][0], "nan.json", "on_nan=rollback"):
         assert word in str(told.value)
-    assert Checkpoints(tmp_path).names() == [(1, 0)]
-    assert [row["epoch"] for row in read_history(tmp_path)][:1] == [1]
+    assert CheckpointManager(tmp_path).names() == [(1, 0)]
+    assert [row["epoch"] for row in read_train_log(tmp_path)][:1] == [1]
 
 
 def test_a_lost_loss_ends_the_epoch(tmp_path, monkeypatch):
@@ -104,15 +104,15 @@ def test_a_lost_loss_ends_the_epoch(tmp_path, monkeypatch):
     config = small(**{"checkpoint.every": 100, "batch_size": 1})  # 45 steps an epoch
     breaks(monkeypatch, at=13)
     steps = []
-    watch = epoch_logger.Watch.__call__
+    watch = epoch_logger.StepMonitor.__call__
     monkeypatch.setattr(
-        epoch_logger.Watch, "__call__", lambda self, *a: steps.append(a[0]) or watch(self, *a)
+        epoch_logger.StepMonitor, "__call__", lambda self, *a: steps.append(a[0]) or watch(self, *a)
     )
     with pytest.raises(UserError, match=r"epoch 1, step 13: .*nan\.json has them all"):
         train(config, tmp_path, monkeypatch)
     assert steps == list(range(1, 21))
     assert len(json.loads((tmp_path / "nan.json").read_text())["pictures"]) == 1
-    assert Checkpoints(tmp_path).names() == []
+    assert CheckpointManager(tmp_path).names() == []
 
 
 def test_the_first_to_go_wrong_is_named(tmp_path, monkeypatch):
@@ -120,7 +120,7 @@ def test_the_first_to_go_wrong_is_named(tmp_path, monkeypatch):
     not the cause."""
     fields = SMALL_BIGAN | {"phases.phase1.epochs": 0}
     config = configured(improved_bigan, "phantom,no_perceptual", fields)
-    due = schedules.due(schedules.moment(build(config, 1, STEPS).phases, 0))
+    due = schedules.active_objectives(schedules.schedule_at(build(config, 1, STEPS).phases, 0))
     assert due[0] == "discriminator" and len(set(due)) == 3
     rates = {name: fields.learning_rate for name, fields in config.optimizers.items()}
     with config.unlocked():
@@ -139,7 +139,7 @@ def test_it_is_found_on_a_device_that_scans(tmp_path, monkeypatch, scanned):
     breaks(monkeypatch, at=1)
     with pytest.raises(UserError, match="epoch 1, step 1"):
         train(small(), tmp_path, monkeypatch)
-    assert Checkpoints(tmp_path).names() == []
+    assert CheckpointManager(tmp_path).names() == []
 
 
 def test_going_back_halves_the_rates_and_is_told(tmp_path, monkeypatch):
@@ -158,8 +158,8 @@ def test_going_back_halves_the_rates_and_is_told(tmp_path, monkeypatch):
     half = small(**{"phases.phase1.epochs": 2})
     train(half, tmp_path / "hand", monkeypatch)
     slower = small(**{"optimizers.reconstruction.learning_rate": rate / 4})
-    monkeypatch.setattr(setup, "check", lambda *_: None)
-    monkeypatch.setattr(setup, "claim", lambda *_: None)
+    monkeypatch.setattr(setup, "require_same_config", lambda *_: None)
+    monkeypatch.setattr(setup, "write_config", lambda *_: None)
     _, expected = train(slower, tmp_path / "hand", monkeypatch)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 
@@ -173,7 +173,7 @@ def test_three_times_are_enough(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="went back 3 times"):
         train(config, tmp_path, monkeypatch)
     assert tried == [1, 0.5, 0.25, 0.125]
-    assert Checkpoints(tmp_path).names() == [(1, 0)]
+    assert CheckpointManager(tmp_path).names() == [(1, 0)]
 
 
 def test_a_policy_that_there_is_not(tmp_path):

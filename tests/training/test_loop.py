@@ -8,17 +8,17 @@ import jax
 import numpy as np
 import optax
 import pytest
-from bigan_jax.configs import cae, improved_bigan
 
 from bigan_jax.commands import train
-from bigan_jax.commands.setup import prepared
+from bigan_jax.commands.setup import prepare_jobs
+from bigan_jax.configs import cae, improved_bigan
 from bigan_jax.errors import UserError
-from bigan_jax.nn.vgg16 import network
-from bigan_jax.nn.vgg16.network import load
+from bigan_jax.nn.vgg16 import weights as vgg16_weights
+from bigan_jax.nn.vgg16.weights import load_weights
 from bigan_jax.training import epoch_runner, loop
-from bigan_jax.training.epoch_runner import Runner
-from bigan_jax.training.saving.checkpoints import Checkpoints
-from bigan_jax.training.saving.train_log import read_history
+from bigan_jax.training.epoch_runner import EpochRunner
+from bigan_jax.training.saving.checkpoints import CheckpointManager
+from bigan_jax.training.saving.train_log import read_train_log
 from tests.commands.test_seeds import runner, states
 from tests.commands.test_train import SMALL, SMALL_BIGAN, configured
 from tests.training.test_compiled_programs import BIGAN, DUE, ORDER
@@ -35,7 +35,7 @@ def one_device(monkeypatch):
 
 def trained(workdir, monkeypatch, scanned, ahead=True):
     """Each checkpoint's state, the rows, and what was done in which order, of a small run."""
-    done, begin, add = [], Runner.begin, loop.Record.add
+    done, begin, add = [], EpochRunner.begin, loop.EpochLogger.add
 
     def noted(function, word):
         def call(*arguments):
@@ -48,34 +48,34 @@ def trained(workdir, monkeypatch, scanned, ahead=True):
     config = configured(improved_bigan, "phantom,no_perceptual", SMALL_BIGAN | fields)
     with monkeypatch.context() as patched:
         by_programs(patched, scanned)
-        patched.setattr(Runner, "begin", noted(begin, "begun"))
-        patched.setattr(loop.Record, "add", noted(add, "told"))
+        patched.setattr(EpochRunner, "begin", noted(begin, "begun"))
+        patched.setattr(loop.EpochLogger, "add", noted(add, "told"))
         if not ahead:
             patched.setattr(loop, "_LONG", 0)
-        with prepared({workdir: config}) as (task,):
+        with prepare_jobs({workdir: config}) as (task,):
             train.fit(task)
             like = jax.eval_shape(partial(task.begin, config.seed))
-            saved = Checkpoints(workdir, EPOCHS)
+            saved = CheckpointManager(workdir, EPOCHS)
             found = {name: saved._read(name, like)[1] for name in saved.names()}
             saved.close()
     rows = [
         {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
-        for row in read_history(workdir)
+        for row in read_train_log(workdir)
     ]
     return found, rows, done
 
 
 def test_statistics_are_of_batches_that_mix_all_kinds(tmp_path, monkeypatch):
     """Pictures lie sorted by kind, and a batch of one kind lacks the variance between kinds."""
-    orders, with_statistics = [], Runner.with_statistics
+    orders, with_statistics = [], EpochRunner.with_statistics
 
     def noted(self, state, order):
         orders.append(order)
         return with_statistics(self, state, order)
 
-    monkeypatch.setattr(Runner, "with_statistics", noted)
+    monkeypatch.setattr(EpochRunner, "with_statistics", noted)
     fields = SMALL | {"data.category": "head,leaf", "phases.phase1.epochs": 2}
-    with prepared({tmp_path: configured(cae, "phantom", fields)}) as (task,):
+    with prepare_jobs({tmp_path: configured(cae, "phantom", fields)}) as (task,):
         train.fit(task)
         kinds = task.dataset.train.condition
     assert (np.diff(kinds) >= 0).all() and len(set(kinds)) == 2
@@ -87,7 +87,7 @@ def test_statistics_are_of_batches_that_mix_all_kinds(tmp_path, monkeypatch):
 def test_an_evaluation_goes_once_training_goes_on(tmp_path):
     """It would pass for one of what was trained last."""
     fields = SMALL | {"phases.phase1.epochs": 1}
-    with prepared({tmp_path: configured(cae, "phantom", fields)}) as (task,):
+    with prepare_jobs({tmp_path: configured(cae, "phantom", fields)}) as (task,):
         (tmp_path / "evaluation.json").write_text("{}")
         train.fit(task)
         assert not (tmp_path / "evaluation.json").exists()
@@ -99,19 +99,19 @@ def test_an_evaluation_goes_once_training_goes_on(tmp_path):
 def test_other_weights_of_a_loss_are_another_training(tmp_path, monkeypatch):
     """Which no field tells: a file's content may change, or the package that carries them."""
     fields = SMALL_BIGAN | {"model.perceptual_layers": ("relu1_1",)}
-    config, read = configured(improved_bigan, "phantom", fields), load
+    config, read = configured(improved_bigan, "phantom", fields), load_weights
     for _ in range(2):
-        with prepared({tmp_path: config}) as (task,):
+        with prepare_jobs({tmp_path: config}) as (task,):
             task.begin_to_train()
 
     def others(*arguments):
         found = read(*arguments)
         return found._replace(params=jax.tree.map(lambda x: x / 2, found.params))
 
-    monkeypatch.setattr(network, "load", others)
+    monkeypatch.setattr(vgg16_weights, "load_weights", others)
     with (
         pytest.raises(UserError, match=r"other VGG16 weights.*vgg16\.weights"),
-        prepared({tmp_path: config}),
+        prepare_jobs({tmp_path: config}),
     ):
         pass
 

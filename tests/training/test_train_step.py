@@ -9,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from bigan_jax.detector import Batch, Detector, Net, Objective, TrainingSet, inference_net, init
+from bigan_jax.detector import Batch, Detector, Net, Objective, inference_net, init_state
 from bigan_jax.errors import UserError
 from bigan_jax.models import improved_bigan
 from bigan_jax.nn import losses
 from bigan_jax.training import epoch_runner
+from bigan_jax.training.train_step import TrainingSet
 
 SHAPE = (16, 16, 1)
 TERMS = {"mse": 0.5, "mae": 0.2, "ssim": 0.3}
@@ -39,9 +40,9 @@ def pictures():
 def runner(detector, pictures, scanned=False, optimizer=None):
     optimizers = dict.fromkeys(detector.objectives, optimizer or optax.adam(1e-3))
     augmentation = {"flip": True, "translate": 0.05, "scale": 0.05}
-    state = jax.jit(lambda: init(detector, optimizers, 3, SHAPE))()
+    state = jax.jit(lambda: init_state(detector, optimizers, 3, SHAPE))()
     return (
-        epoch_runner.Runner(
+        epoch_runner.EpochRunner(
             detector,
             optimizers,
             augmentation,
@@ -135,8 +136,8 @@ def test_an_update_is_the_gradient_of_its_loss():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, 2, 2, 1), np.uint8)
     optimizers = {"fit": optax.sgd(0.1)}
-    state = init(detector, optimizers, 0, (2, 2, 1))
-    run = epoch_runner.Runner(
+    state = init_state(detector, optimizers, 0, (2, 2, 1))
+    run = epoch_runner.EpochRunner(
         detector,
         optimizers,
         {},
@@ -192,7 +193,7 @@ def test_statistics_do_not_touch_the_course_of_training(pictures):
 def test_one_picture_s_reconstruction_is_its_own(pictures):
     detector = BIGAN()
     optimizers = dict.fromkeys(detector.objectives, optax.sgd(1.0))
-    state = jax.jit(lambda: init(detector, optimizers, 0, SHAPE))()
+    state = jax.jit(lambda: init_state(detector, optimizers, 0, SHAPE))()
     net = inference_net(detector, state, detector.frozen)
     image = jnp.asarray(pictures.image / 255, jnp.float32)
     keys = jnp.broadcast_to(jax.random.key(0), 32)
@@ -217,12 +218,12 @@ def test_a_network_called_twice_keeps_the_mean_of_both():
 
 def test_batches_fit_the_devices(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    assert epoch_runner.fit_batches(32, 100) == (3, 32)
-    assert epoch_runner.fit_batches(32, 30) == (1, 28)
+    assert epoch_runner.steps_and_batch_size(32, 100) == (3, 32)
+    assert epoch_runner.steps_and_batch_size(32, 30) == (1, 28)
     with pytest.raises(UserError, match="multiple of 4"):
-        epoch_runner.fit_batches(30, 100)
+        epoch_runner.steps_and_batch_size(30, 100)
     for batch_size in (0, -4):
         with pytest.raises(UserError, match=rf"batch_size={batch_size}: it counts pictures"):
-            epoch_runner.fit_batches(batch_size, 100)
+            epoch_runner.steps_and_batch_size(batch_size, 100)
     with pytest.raises(UserError, match="too few"):
-        epoch_runner.fit_batches(32, 3)
+        epoch_runner.steps_and_batch_size(32, 3)

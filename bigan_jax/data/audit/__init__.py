@@ -9,16 +9,16 @@ import numpy as np
 from bigan_jax.data.audit import checks
 from bigan_jax.data.audit.duplicates import (
     Pairs,
-    exact_copies,
-    near_copies,
-    number_neighbours,
+    exact_duplicates,
+    file_number_neighbors,
+    near_duplicates,
     signatures,
 )
-from bigan_jax.data.audit.fingerprints import headers, look, rarity
-from bigan_jax.data.audit.result import LEFT_OUT, PARTS, Audit, Copy, Every, Picture
-from bigan_jax.data.audit.shortcuts import fact_aurocs, likeness, telling
+from bigan_jax.data.audit.fingerprints import fingerprint, headers, rarity
+from bigan_jax.data.audit.result import LEFT_OUT, SPLITS, AllImages, Audit, AuditImage, Duplicate
+from bigan_jax.data.audit.shortcuts import neighbor_similarity, shortcut_aurocs, significant
 from bigan_jax.data.dataset import Dataset
-from bigan_jax.errors import UserError, printable, unknown
+from bigan_jax.errors import UserError, printable, unknown_name
 
 __all__ = ["POLICIES", "Audit", "audit", "check_policy", "settle"]
 
@@ -29,10 +29,10 @@ SHOWN = 24  # pairs in the report
 NAMED = 20  # pairs in an error
 
 
-def check_policy(policy: str) -> None:
+def validate_policy(policy: str) -> None:
     """Raises UserError for what is not one of POLICIES."""
     if policy not in POLICIES:
-        raise unknown("config.data.duplicates", policy, POLICIES)
+        raise unknown_name("config.data.duplicates", policy, POLICIES)
 
 
 def audit(dataset: Dataset, policy: str = "stop") -> Audit:
@@ -43,34 +43,37 @@ def audit(dataset: Dataset, policy: str = "stop") -> Audit:
       those that train or calibrate, "drop_near" also their near copies, "keep" everything.
     Raises UserError for a policy that there is not.
     """
-    check_policy(policy)
-    parts = [getattr(dataset, name) for name in PARTS]
+    validate_policy(policy)
+    parts = [getattr(dataset, name) for name in SPLITS]
     sizes = [len(part.path) for part in parts]
-    every = Every(
-        np.repeat(PARTS, sizes),
+    every = AllImages(
+        np.repeat(SPLITS, sizes),
         np.concatenate([np.arange(size) for size in sizes]),
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in Every._fields[2:]),
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in AllImages._fields[2:]
+        ),
     )
-    looks = [look(part) for part in parts]
+    looks = [fingerprint(part) for part in parts]
     digest, thumbnail = (
         np.concatenate([getattr(seen, name) for seen in looks]) for name in ("digest", "thumbnail")
     )
     signature = signatures(thumbnail, every.condition, every.part == "train")
-    exact, near = exact_copies(digest, every.part), near_copies(signature)
+    exact, near = exact_duplicates(digest, every.part), near_duplicates(signature)
     near = near.where(digest[near.first] != digest[near.second])
-    neighbours = number_neighbours(every.path.tolist())
-    alike = likeness(signature, neighbours, 2 * every.condition + every.label)
+    neighbours = file_number_neighbors(every.path.tolist())
+    alike = neighbor_similarity(signature, neighbours, 2 * every.condition + every.label)
 
     trivial = looks[0].facts | _of_files(dataset.open, every)
     test = dataset.test
-    aurocs = fact_aurocs(trivial, test.label, test.group, test.condition)
+    aurocs = shortcut_aurocs(trivial, test.label, test.group, test.condition)
 
     dropping = {"drop": [exact], "drop_near": [exact, near]}.get(policy, [])
     later = [checks.in_later_part(pairs, every) for pairs in dropping]
     nothing = np.zeros(0, int)
     left_out = {
         part: np.unique(np.concatenate([nothing, *(rows[part] for rows in later)]))
-        for part in PARTS
+        for part in SPLITS
     }
     lines = [
         checks.copies_across("exact", exact, every, ("drop", "drop_near"), policy),
@@ -79,7 +82,7 @@ def audit(dataset: Dataset, policy: str = "stop") -> Audit:
         checks.contradictions(exact, near, every),
         checks.groups_across(every),
         checks.neighbours_across(neighbours, alike, every),
-        checks.facts(aurocs, telling(aurocs, test.label)),
+        checks.facts(aurocs, significant(aurocs, test.label)),
         *checks.conditions(dataset),
     ]
     return Audit(
@@ -94,7 +97,7 @@ def audit(dataset: Dataset, policy: str = "stop") -> Audit:
     )
 
 
-def settle(dataset: Dataset, found: Audit) -> Dataset:
+def drop_duplicates(dataset: Dataset, found: Audit) -> Dataset:
     """The dataset without what the audit's policy leaves out, and a note that says so.
 
     Raises UserError for the policy "stop" where pictures of two parts have the same pixels, and
@@ -136,15 +139,15 @@ def _split(every, digest, left_out, conditions):
     ]
 
 
-def _listed(exact: Pairs, near: Pairs, every: Every, dataset: Dataset) -> list[Copy]:
+def _listed(exact: Pairs, near: Pairs, every: AllImages, dataset: Dataset) -> list[Duplicate]:
     """The pairs in two parts first, of these and of the others the nearest first."""
     first, second, distance = map(np.concatenate, zip(exact, near, strict=True))
     within = every.part[first] == every.part[second]
     order = np.lexsort((distance, within))[:LISTED]
 
-    def picture(i: int, shown: bool) -> Picture:
+    def picture(i: int, shown: bool) -> AuditImage:
         image = getattr(dataset, every.part[i]).image
-        return Picture(
+        return AuditImage(
             str(every.part[i]),
             str(every.path[i]),
             LABELS[int(every.label[i])],
@@ -152,7 +155,7 @@ def _listed(exact: Pairs, near: Pairs, every: Every, dataset: Dataset) -> list[C
         )
 
     return [
-        Copy(
+        Duplicate(
             picture(first[pair], place < SHOWN),
             picture(second[pair], place < SHOWN),
             float(distance[pair]),

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from bigan_jax.data.audit.duplicates import Pairs
-from bigan_jax.data.audit.result import PARTS, Every, Finding
+from bigan_jax.data.audit.result import SPLITS, AllImages, Finding
 from bigan_jax.data.dataset import Dataset
 
 # How far neighbouring numbers look alike (facts.likeness) when they mean nothing: 0.50 on the
@@ -14,19 +14,19 @@ from bigan_jax.data.dataset import Dataset
 ALIKE = 0.7
 
 
-def across(pairs: Pairs, every: Every) -> Pairs:
+def across(pairs: Pairs, every: AllImages) -> Pairs:
     """The pairs that lie in two parts."""
     return pairs.where(every.part[pairs.first] != every.part[pairs.second])
 
 
-def in_later_part(pairs: Pairs, every: Every) -> dict[str, Int[np.ndarray, "k"]]:
+def in_later_part(pairs: Pairs, every: AllImages) -> dict[str, Int[np.ndarray, "k"]]:
     """By part: the rows that have a copy in an earlier part."""
     rows = np.unique(across(pairs, every).second)
-    return {part: every.row[rows[every.part[rows] == part]] for part in PARTS}
+    return {part: every.row[rows[every.part[rows] == part]] for part in SPLITS}
 
 
 def copies_across(
-    kind: str, pairs: Pairs, every: Every, policies: tuple[str, ...], policy: str
+    kind: str, pairs: Pairs, every: AllImages, policies: tuple[str, ...], policy: str
 ) -> Finding:
     """Copies in two parts. policies: those that leave them out, the mildest first."""
     check = f"{kind} copies across parts"
@@ -53,10 +53,10 @@ def copies_across(
     )
 
 
-def copies_within(exact: Pairs, near: Pairs, every: Every) -> Finding:
+def copies_within(exact: Pairs, near: Pairs, every: AllImages) -> Finding:
     """Copies in one part: they count twice, and an interval may not know."""
     counts = []
-    for part in PARTS[::-1]:
+    for part in SPLITS[::-1]:
         own = every.part == part
         pairs = [p.where(own[p.first] & own[p.second]) for p in (exact, near)]
         rows = np.unique(np.concatenate([row for p in pairs for row in p[:2]]))
@@ -64,7 +64,7 @@ def copies_within(exact: Pairs, near: Pairs, every: Every) -> Finding:
     return Finding("copies within a part", ", ".join(counts) or "none")
 
 
-def contradictions(exact: Pairs, near: Pairs, every: Every) -> Finding:
+def contradictions(exact: Pairs, near: Pairs, every: AllImages) -> Finding:
     """Copies of which one is normal and the other anomalous."""
     check = "copies with both labels"
     count = sum(
@@ -79,7 +79,7 @@ def contradictions(exact: Pairs, near: Pairs, every: Every) -> Finding:
     )
 
 
-def groups_across(every: Every) -> Finding:
+def groups_across(every: AllImages) -> Finding:
     """Patients, camera blocks and the like that are in more than one part."""
     check = "groups across parts"
     parts_of = {}
@@ -97,7 +97,7 @@ def groups_across(every: Every) -> Finding:
     )
 
 
-def neighbours_across(pairs: Pairs, alike: float | None, every: Every) -> Finding:
+def neighbours_across(pairs: Pairs, alike: float | None, every: AllImages) -> Finding:
     """Files with neighbouring numbers in two parts, where such files look alike."""
     check = "neighbouring file numbers"
     if alike is None:
@@ -174,7 +174,7 @@ def class_balance(dataset: Dataset) -> list[dict]:
             "normal": int(np.count_nonzero(own & ~pictures.label)),
             "anomalous": int(np.count_nonzero(own & pictures.label)),
         }
-        for part in PARTS[::-1]
+        for part in SPLITS[::-1]
         for pictures in [getattr(dataset, part)]
         for index, name in enumerate(dataset.conditions)
         for own in [pictures.condition == index]

@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from bigan_jax.data.audit.fingerprints import unit
-from bigan_jax.data.layouts.grouping import with_camera
-from bigan_jax.data.split import Record
+from bigan_jax.data.layouts.grouping import group_by_camera
+from bigan_jax.data.records import ImageRecord
 
 # Measured at 128x128: JPEG at quality 50, half and a third of the size, a contrast of 85 % lie
 # below 0.012 on bottle and below 0.004 on the brains and on plant; two different bottles of MVTec
 # come as near as 0.028, two slices of different patients 0.05, two views of one leaf 0.11.
-NEAR = 0.015
+MAX_BITS = 0.015
 OF_USUAL = 0.1  # and a copy is at least ten times nearer than pictures of this set are as a rule
 ENTRIES = 2**23  # distances held at a time
 FEW = 10  # training pictures of a condition, below which their mean says little
@@ -52,7 +52,7 @@ def signatures(
     return signature * thumbnail.any(axis=1, keepdims=True)  # a blank picture is like no other
 
 
-def exact_copies(digest: Shaped[np.ndarray, "n"], part: Shaped[np.ndarray, "n"]) -> Pairs:
+def exact_duplicates(digest: Shaped[np.ndarray, "n"], part: Shaped[np.ndarray, "n"]) -> Pairs:
     """Each row, paired with the first row that has its digest in every part."""
     firsts, found = defaultdict(dict), set()
     for row, (value, where) in enumerate(zip(digest.tolist(), part.tolist(), strict=True)):
@@ -63,8 +63,8 @@ def exact_copies(digest: Shaped[np.ndarray, "n"], part: Shaped[np.ndarray, "n"])
     return Pairs(first, second, np.zeros(len(found)))
 
 
-def near_copies(
-    signature: Float[np.ndarray, "n d"], near: float = NEAR, of_usual: float = OF_USUAL
+def near_duplicates(
+    signature: Float[np.ndarray, "n d"], near: float = MAX_BITS, of_usual: float = OF_USUAL
 ) -> Pairs:
     """Pairs whose distance (1 - correlation) is at most `near`, and small for this set.
 
@@ -95,7 +95,7 @@ def near_copies(
     return Pairs(low, high, distance[both].clip(0))
 
 
-def number_neighbours(paths: Sequence[str], within: int = 2) -> Pairs:
+def file_number_neighbors(paths: Sequence[str], within: int = 2) -> Pairs:
     """Pairs of files that differ in the last number of their names alone, by at most `within`.
 
     Cameras and scanners count: such files often show one thing twice. The distance is the
@@ -104,7 +104,7 @@ def number_neighbours(paths: Sequence[str], within: int = 2) -> Pairs:
     numbers = [
         (*camera, row)
         for row, path in enumerate(paths)
-        if (camera := with_camera(Record(path, False, path)).camera)
+        if (camera := group_by_camera(ImageRecord(path, False, path)).camera)
     ]
     found = [
         (min(i, j), max(i, j), b - a)

@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from PIL import Image
 
-from bigan_jax.data.dataset import Pictures
-from bigan_jax.data.files.images import in_threads
-from bigan_jax.evaluation.baselines import corners, thumbnails
+from bigan_jax.data.dataset import Images
+from bigan_jax.data.files.images import map_in_threads
+from bigan_jax.data.thumbnails import corners, thumbnails
 
 BLOCK = 64  # pictures held as floats at a time
 
 
-class Look(NamedTuple):
+class Fingerprints(NamedTuple):
     """What the audit keeps of `n` pictures, rows in their order."""
 
     digest: Shaped[np.ndarray, "n"]  # equal where all pixels are equal, hexadecimal
@@ -24,7 +24,7 @@ class Look(NamedTuple):
     facts: dict[str, Float[np.ndarray, "n"]]
 
 
-def look(pictures: Pictures) -> Look:
+def fingerprint(pictures: Images) -> Fingerprints:
     """Reads `pictures.image` block by block, so that it may be decoded on demand.
 
     Facts, in [0, 1]: the mean and the standard deviation of a picture, the mean over its four
@@ -40,11 +40,11 @@ def look(pictures: Pictures) -> Look:
         digests = [blake2b(picture, digest_size=16).hexdigest() for picture in image]
         return digests, unit(thumbnails(grey)), _facts(image, grey)
 
-    blocks = in_threads(block, range(0, len(pictures.path), BLOCK), "leak audit")
+    blocks = map_in_threads(block, range(0, len(pictures.path), BLOCK), "leak audit")
     if not blocks:
-        return Look(np.zeros(0, str), np.zeros((0, 256), np.float32), {})
+        return Fingerprints(np.zeros(0, str), np.zeros((0, 256), np.float32), {})
     digests, small, facts = zip(*blocks, strict=True)
-    return Look(
+    return Fingerprints(
         np.concatenate(digests),
         np.concatenate(small),
         {name: np.concatenate([f[name] for f in facts]) for name in facts[0]},
@@ -96,7 +96,7 @@ def headers(
         except Exception:  # decoders of broken files raise nearly anything
             return None
 
-    found = in_threads(read, list(paths), "file headers")
+    found = map_in_threads(read, list(paths), "file headers")
     if not found or None in found:
         return {}
     width, height, size, quantisation, encoding = map(np.array, zip(*found, strict=True))

@@ -11,16 +11,16 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32, Shaped, UInt8
 
 from bigan_jax.errors import UserError, printable
-from bigan_jax.runtime.run_config import read_bounded, write_json, write_table
+from bigan_jax.runtime.files import read_bounded, write_csv, write_json
 
-PARTS = ("test", "calibration", "train")  # of two copies the one in the later part is left out
+SPLITS = ("test", "calibration", "train")  # of two copies the one in the later part is left out
 SPLIT = ("path", "label", "group", "condition", "part", "pixels")  # their digest
 LEFT_OUT = "left out"
 _MOST_SPLIT = 256 * 2**20  # bytes
 WIDTH = 100  # of lines on the terminal
 
 
-class Every(NamedTuple):
+class AllImages(NamedTuple):
     """All pictures of a dataset, one row each, in the order of PARTS."""
 
     part: Shaped[np.ndarray, "n"]
@@ -39,7 +39,7 @@ class Finding(NamedTuple):
     meaning: str = ""
 
 
-class Picture(NamedTuple):
+class AuditImage(NamedTuple):
     """A picture of a pair."""
 
     part: str
@@ -48,11 +48,11 @@ class Picture(NamedTuple):
     image: UInt8[np.ndarray, "h w c"] | None = None  # of the first pairs
 
 
-class Copy(NamedTuple):
+class Duplicate(NamedTuple):
     """Two pictures that are one; `distance` is 0 for the same pixels, at most `copies.NEAR`."""
 
-    first: Picture
-    second: Picture
+    first: AuditImage
+    second: AuditImage
     distance: float
 
 
@@ -63,7 +63,7 @@ class Audit(NamedTuple):
     balance: list[dict]  # by part and condition: how many normal and anomalous pictures
     findings: list[Finding]
     facts: dict[str, float]  # AUROC of trivial facts on the test, best first
-    copies: list[Copy]  # those across parts first, then the nearest
+    copies: list[Duplicate]  # those across parts first, then the nearest
     exact: dict[str, Int[np.ndarray, "k"]]  # by part: rows with the same pixels in an earlier part
     left_out: dict[str, Int[np.ndarray, "k"]]  # by part: rows that the policy leaves out
     split: list[tuple[str, ...]]  # the rows of split.csv, under the names SPLIT
@@ -87,7 +87,7 @@ class Audit(NamedTuple):
         """
         ours = self._training()
         gone = [row for row in _trained(workdir / "split.csv") if row[-1] not in ours]
-        write_table(workdir / "split.csv", [SPLIT, *self.split, *gone])
+        write_csv(workdir / "split.csv", [SPLIT, *self.split, *gone])
 
     def number_trained(self, workdir: Path) -> int:
         """How many pictures trained the run in the folder; where its split.csv does not tell, how
@@ -130,7 +130,7 @@ class Audit(NamedTuple):
     def as_dict(self, images: bool = False) -> dict:
         """The content of audit.json; with `images`, those that a report shows as well."""
 
-        def picture(p: Picture) -> dict:
+        def picture(p: AuditImage) -> dict:
             shown = {"image": p.image} if images and p.image is not None else {}
             return {"part": p.part, "path": printable(p.path), "label": p.label, **shown}
 

@@ -13,13 +13,15 @@ from bigan_jax.data.audit.duplicates import Pairs
 from bigan_jax.metrics.image import auroc
 
 TOGETHER = "all of these together"
-TELLS = 0.7  # the AUROC from which on a fact is worth a warning, when chance does not reach it
-TELL_TOGETHER = 0.9  # defects move these facts as well: on bottle, without a leak, to 0.79
+SUSPICIOUS_AUROC = (
+    0.7  # the AUROC from which on a fact is worth a warning, when chance does not reach it
+)
+SUSPICIOUS_TOGETHER = 0.9  # defects move these facts as well: on bottle, without a leak, to 0.79
 FOLDS = 5
-ENOUGH = 20  # pairs to judge by
+MIN_IMAGES = 20  # pairs to judge by
 
 
-def fact_aurocs(
+def shortcut_aurocs(
     facts: Mapping[str, Float[np.ndarray, "n"]],
     label: Bool[np.ndarray, "n"],
     group: Shaped[np.ndarray, "n"],
@@ -64,22 +66,22 @@ def better_sign(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> 
     return max(value, 1 - value)
 
 
-def telling(aurocs: Mapping[str, float], label: Bool[np.ndarray, "n"]) -> dict[str, float]:
+def significant(aurocs: Mapping[str, float], label: Bool[np.ndarray, "n"]) -> dict[str, float]:
     """Those above TELLS or TELL_TOGETHER, and three standard errors above chance.
 
     The error is that of the Mann-Whitney statistic of two samples of one distribution.
     """
     normal, anomalous = np.count_nonzero(~label), np.count_nonzero(label)
     error = np.sqrt((normal + anomalous + 1) / (12 * max(1, normal * anomalous)))
-    least = {TOGETHER: TELL_TOGETHER}
+    least = {TOGETHER: SUSPICIOUS_TOGETHER}
     return {
         name: value
         for name, value in aurocs.items()
-        if value >= max(least.get(name, TELLS), 0.5 + 3 * error)
+        if value >= max(least.get(name, SUSPICIOUS_AUROC), 0.5 + 3 * error)
     }
 
 
-def likeness(
+def neighbor_similarity(
     signature: Float[np.ndarray, "n d"], pairs: Pairs, kind: Int[np.ndarray, "n"]
 ) -> float | None:
     """How surely a pair looks more alike than two pictures of its kind that chance put together.
@@ -88,7 +90,7 @@ def likeness(
     pairs. Chance has a fixed seed.
     """
     first, second, _ = pairs
-    if len(first) < ENOUGH:
+    if len(first) < MIN_IMAGES:
         return None
     rng = np.random.default_rng(0)
     other = np.empty_like(first)

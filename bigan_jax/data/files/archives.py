@@ -18,9 +18,10 @@ from typing import BinaryIO, NamedTuple
 from etils import epath
 from tqdm import tqdm
 
-from bigan_jax.data.files.folders import appearing, identity, stamp
+from bigan_jax.data.files.folders import identity, stamp
 from bigan_jax.data.files.medical import is_medical
 from bigan_jax.errors import UserError, printable
+from bigan_jax.runtime.files import atomic_directory
 
 MAX_FILES = 1_000_000
 MAX_BYTES = 200 * 2**30
@@ -57,7 +58,7 @@ def is_archive(name: str) -> bool:
     return bool(_SUFFIX.search(name)) and not is_medical(name)
 
 
-def unpacked(archive: epath.Path, home: Path, elsewhere: str = ELSEWHERE) -> epath.Path | None:
+def extract_once(archive: epath.Path, home: Path, elsewhere: str = ELSEWHERE) -> epath.Path | None:
     """The folder with what is in an archive; None where `archive` is a folder or never was there.
 
     It is `home`/extracted/<name>-<identity>, unpacked on first use and when the archive changed;
@@ -76,8 +77,8 @@ def unpacked(archive: epath.Path, home: Path, elsewhere: str = ELSEWHERE) -> epa
     if (target / STAMP).exists() and (target / STAMP).read_text() == known:
         return inside
     try:
-        with archive.open("rb") as file, appearing(target) as new:
-            _unpack(file, size, new / name, archive, elsewhere)
+        with archive.open("rb") as file, atomic_directory(target) as new:
+            _extract(file, size, new / name, archive, elsewhere)
             (new / STAMP).write_text(known)
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -93,14 +94,14 @@ def unpacked(archive: epath.Path, home: Path, elsewhere: str = ELSEWHERE) -> epa
     return inside
 
 
-def _unpack(file: BinaryIO, size: int, target: Path, archive: epath.Path, elsewhere: str) -> None:
+def _extract(file: BinaryIO, size: int, target: Path, archive: epath.Path, elsewhere: str) -> None:
     begin = file.read(512)
     file.seek(0)
     kind = next((kind for magic, kind in _KINDS.items() if begin.startswith(magic)), None)
     if kind == "zip":
         members = _zip_members(file, archive)
     elif kind or begin[257:262] == b"ustar":
-        members = _tar_members(_Bounded(kind(file) if kind else file, size, archive))
+        members = _tar_members(_LimitedStream(kind(file) if kind else file, size, archive))
         if not kind:
             file.seek(-1024, 2)
             if file.read().strip(b"\0"):
@@ -185,7 +186,7 @@ def _zip_members(file: BinaryIO, archive: epath.Path) -> Iterator[Member]:
         yield Member(info.filename, info.file_size, lambda info=info: opened.open(info))
 
 
-class _Bounded:
+class _LimitedStream:
     """Stops a stream that unpacks to more than a tar of pictures would: also in its headers, which
     tarfile reads whole, and after its end."""
 
@@ -206,7 +207,7 @@ class _Bounded:
         self.next_header = self.total + size
 
 
-def _tar_members(file: _Bounded) -> Iterator[Member]:
+def _tar_members(file: _LimitedStream) -> Iterator[Member]:
     with tarfile.open(fileobj=file, mode="r|") as opened:
         for info in opened:
             if info.size < 0 or info.issparse():

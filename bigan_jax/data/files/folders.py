@@ -1,11 +1,7 @@
 """Where data lie, here or in a bucket: a folder's files by name, and folders that appear whole."""
 
 import os
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -13,22 +9,20 @@ from typing import NamedTuple
 from etils import epath
 
 from bigan_jax.data.files import medical
-from bigan_jax.data.files.images import SUFFIXES, encoded, in_threads, list_pictures, read_all
+from bigan_jax.data.files.images import SUFFIXES, encoded, list_images, map_in_threads, read_all
 from bigan_jax.data.files.medical import is_medical, split_slice
-from bigan_jax.data.files.unreadable import Broken, attempt
+from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.errors import UserError
-from bigan_jax.runtime.jax_setup import user_cache
+from bigan_jax.runtime.files import user_cache_dir
 
 METADATA = "metadata.csv"
-INCOMPLETE = "incomplete."  # TFDS's own name for what is being written
-A_DAY = 86_400  # seconds after which what is incomplete was left by a process that died
 
 Stamp = tuple[int, int | str]  # bytes, and time of change or whatever a bucket has for it
 # The files with these names, which are masks or not; slices of volumes are made pictures.
-Contents = Callable[[Sequence[str], bool], list[bytes | Broken]]
+Contents = Callable[[Sequence[str], bool], list[bytes | UnreadableFile]]
 
 
-class Folder(NamedTuple):
+class DataFolder(NamedTuple):
     """A data folder as the names in it: pictures, tables; read only when they are wanted."""
 
     root: epath.Path
@@ -53,13 +47,13 @@ class Folder(NamedTuple):
         """What a picture belongs with (`medical.group`); for most files, only itself."""
         return path if is_remote(self.root) else medical.group(Path(self.root), path)
 
-    def enter(self, inside: str) -> "Folder":
+    def enter(self, inside: str) -> "DataFolder":
         """The folder `inside` of this one, "" for this one."""
         if not inside:
             return self
         start = f"{inside}/"
         files = {f[len(start) :]: stamp for f, stamp in self.files.items() if f.startswith(start)}
-        return Folder(
+        return DataFolder(
             self.root / inside,
             files,
             lambda names, masks: self.read([start + name for name in names], masks),
@@ -116,29 +110,29 @@ def local_home(home: epath.Path) -> Path:
     """A folder of this machine for what `home` holds: `home`, or a cache where it is a bucket."""
     if not is_remote(home):
         return Path(home)
-    return user_cache() / identity(home)
+    return user_cache_dir() / identity(home)
 
 
-def open_folder(root: epath.Path) -> Folder:
+def open_folder(root: epath.Path) -> DataFolder:
     """The pictures (`list_pictures`) and, in the folders above them, the tables of a folder; no
     files where there is none.
 
     Raises UserError for a bucket that cannot be listed.
     """
     if is_remote(root):
-        return Folder(root, _list_bucket(os.fspath(root)), _reads_bucket(root))
+        return DataFolder(root, _list_bucket(os.fspath(root)), _reads_bucket(root))
     here = Path(root)
-    names = list_pictures(here) if here.is_dir() else []
+    names = list_images(here) if here.is_dir() else []
     holding = {PurePosixPath(folder) for folder in {name.rpartition("/")[0] for name in names}}
     above = {folder for path in holding for folder in (path, *path.parents)}
     tables = [(f / METADATA).as_posix() for f in above if (here / f / METADATA).is_file()]
     return some_files(root, [*names, *tables])
 
 
-def some_files(root: epath.Path, names: Sequence[str]) -> Folder:
+def some_files(root: epath.Path, names: Sequence[str]) -> DataFolder:
     """A folder of which only the files (or slices) with these names are seen."""
     stamps = {name: stamp(root / split_slice(name)[0]) for name in names}
-    return Folder(root, stamps, _reads_bucket(root) if is_remote(root) else _reads(Path(root)))
+    return DataFolder(root, stamps, _reads_bucket(root) if is_remote(root) else _reads(Path(root)))
 
 
 def stamp(file: epath.Path) -> Stamp:
@@ -158,7 +152,7 @@ def stamp(file: epath.Path) -> Stamp:
 
 
 def _reads(root):
-    def read(names: Sequence[str], masks: bool) -> list[bytes | Broken]:
+    def read(names: Sequence[str], masks: bool) -> list[bytes | UnreadableFile]:
         contents, broken = read_all(lambda x, _: encoded(x, masks), root, names, "files")
         reason = {b.path: b for b in broken}
         return [reason.get(n, content) for n, content in zip(names, contents, strict=True)]
@@ -172,8 +166,8 @@ def _reads_bucket(root):
             raise UserError("DICOM and NIfTI are not read from a bucket: copy the folder here")
         return (root / name).read_bytes()
 
-    return lambda names, masks: in_threads(
-        lambda name: attempt(name, lambda: read(name)), names, "files"
+    return lambda names, masks: map_in_threads(
+        lambda name: try_read(name, lambda: read(name)), names, "files"
     )
 
 
@@ -202,32 +196,3 @@ def _bucket_stamp(info):
 
 # What a bucket says of a file's content or its last change.
 _CHANGED = ("etag", "ETag", "md5Hash", "blob_id", "mtime", "LastModified", "last_modified")
-
-
-@contextmanager
-def appearing(target: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `target` when all went well.
-
-    Whatever happens in between, `target` is as it was before, complete, or not there. Of several
-    processes that fill one target, each gives a complete one, and one of them stays.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f"{INCOMPLETE}*"):
-        with suppress(FileNotFoundError):  # another process takes it away as well
-            if time.time() - left.stat().st_mtime > A_DAY:
-                shutil.rmtree(left, ignore_errors=True)
-    beside = Path(tempfile.mkdtemp(prefix=INCOMPLETE, dir=target.parent))
-    try:
-        new = beside / "new"
-        new.mkdir()
-        yield new
-        while new.exists():
-            if target.exists():
-                target.replace(Path(tempfile.mkdtemp(dir=beside)) / "old")
-            try:
-                new.rename(target)
-            except OSError:  # another process was faster
-                if not target.exists():
-                    raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

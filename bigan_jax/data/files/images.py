@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from bigan_jax.data.files import medical
-from bigan_jax.data.files.unreadable import Broken, attempt, check_file, is_inside
+from bigan_jax.data.files.unreadable import UnreadableFile, check_file, is_inside, try_read
 from bigan_jax.errors import UserError
 
 SUFFIXES = medical.SUFFIXES | {
@@ -35,7 +35,7 @@ MANY = 200  # files from which on a progress bar is worth its line
 Source = Path | BinaryIO | Num[np.ndarray, "h w ..."]
 
 
-class Form(NamedTuple):
+class ImageFormat(NamedTuple):
     """What a picture is made before a network sees it."""
 
     size: int  # pixels a side
@@ -43,7 +43,7 @@ class Form(NamedTuple):
     window: bool = False  # stretched from its own 1st to its 99th percentile (`medical.stretch`)
 
 
-def list_pictures(folder: Path) -> list[str]:
+def list_images(folder: Path) -> list[str]:
     """Every picture below `folder`, as sorted relative paths with forward slashes.
 
     A file of several slices is listed slice by slice (`bigan_jax.data.medical`). Hidden files and
@@ -93,10 +93,10 @@ def read_image(
         # A large JPEG is decoded to a half, a quarter or an eighth: in a fifth of the time at 12
         # megapixels, and within 2 of 255, as long as four times the size remain.
         picture.draft(None, (4 * size, 4 * size))
-        return fit(picture, size, channels, window)
+        return to_format(picture, size, channels, window)
 
 
-def fit(
+def to_format(
     picture: Image.Image, size: int, channels: int, window: bool = False
 ) -> UInt8[np.ndarray, "size size channels"]:
     """`read_image` of a picture that is open already. Raises UserError as that does."""
@@ -118,7 +118,9 @@ def _as_shown(picture, window):
         return _eight_bit(picture)
     # Of few levels among 65,536 nothing would be left in 8 bits, and a window needs no scale.
     deep = picture.mode.startswith(("I", "F"))
-    return Image.fromarray(medical.stretch(np.asarray(picture if deep else _eight_bit(picture))))
+    return Image.fromarray(
+        medical.percentile_stretch(np.asarray(picture if deep else _eight_bit(picture)))
+    )
 
 
 def read_mask(
@@ -144,7 +146,7 @@ def read_mask(
     return (cover > 0) & (cover >= min(0.5, cover.max()) - 1e-6)
 
 
-def picture_size(source: Path | BinaryIO) -> tuple[int, int]:
+def image_size(source: Path | BinaryIO) -> tuple[int, int]:
     """Width and height as the picture is shown, from its header."""
     if isinstance(source, Path) and medical.is_medical(source.name):
         return medical.shape(Path(medical.split_slice(str(source))[0]))[:2]
@@ -216,7 +218,7 @@ def _check_size(width, height):
 
 
 # A table: arithmetic would take eight bytes a pixel several times over.
-_SIXTEEN_TO_EIGHT = np.round(np.arange(2**16) / 257).astype(np.uint8)
+_SIXTEEN_TO_EIGHT_BITS = np.round(np.arange(2**16) / 257).astype(np.uint8)
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
@@ -225,7 +227,7 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
         values = np.asarray(picture)
         if values.min() < 0 or values.max() > 65535:
             raise UserError("values outside 0 to 65535: save it with 8 or 16 bits")
-        return Image.fromarray(_SIXTEEN_TO_EIGHT[values])
+        return Image.fromarray(_SIXTEEN_TO_EIGHT_BITS[values])
     if picture.mode == "F":
         values = np.asarray(picture)
         if not np.isfinite(values).all():
@@ -240,7 +242,7 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
 
 
-def in_threads(work: Callable, items: Sequence, what: str) -> list:
+def map_in_threads(work: Callable, items: Sequence, what: str) -> list:
     """`work(item)` for all `items`, in order, with a progress bar where there are many."""
     quiet = len(items) < MANY or None  # None: quiet where stderr is no terminal
     # Decoders release the lock, but not all the time: on two cores four threads were fastest.
@@ -253,7 +255,7 @@ def read_all(
     root: Path,
     paths: Sequence[str],
     what: str,
-) -> tuple[list[Shaped[np.ndarray, "..."] | None], list[Broken]]:
+) -> tuple[list[Shaped[np.ndarray, "..."] | None], list[UnreadableFile]]:
     """`read(source, path)` of all `paths` below `root`, by several threads, with a progress bar.
 
     Returns the results in order, None for what cannot be read, and these with their reasons. So is
@@ -264,12 +266,12 @@ def read_all(
     def read_file(names: list[str]) -> list:
         file = medical.split_slice(names[0])[0]
         sources = _sources(root, file, names)
-        return [attempt(name, lambda name=name: read(next(sources), name)) for name in names]
+        return [try_read(name, lambda name=name: read(next(sources), name)) for name in names]
 
     files = [list(names) for _, names in groupby(paths, lambda p: medical.split_slice(p)[0])]
-    results = [result for part in in_threads(read_file, files, what) for result in part]
-    broken = [result for result in results if isinstance(result, Broken)]
-    return [None if isinstance(result, Broken) else result for result in results], broken
+    results = [result for part in map_in_threads(read_file, files, what) for result in part]
+    broken = [result for result in results if isinstance(result, UnreadableFile)]
+    return [None if isinstance(result, UnreadableFile) else result for result in results], broken
 
 
 def _sources(root, file, names):

@@ -142,10 +142,10 @@ def window(
     The unit of MR is arbitrary and CT's range far wider than what differs within a slice, so that
     each slice is judged by its own contrast: an overall change of brightness is not seen.
     """
-    return values if values.ndim == 3 else stretch(values)
+    return values if values.ndim == 3 else percentile_stretch(values)
 
 
-def stretch(values: Num[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h w *c"]:
+def percentile_stretch(values: Num[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h w *c"]:
     """The picture's own 1st percentile, over all channels, becomes 0 and the 99th 255.
 
     Where the two are equal the picture is black. Raises UserError for values that are not finite.
@@ -164,7 +164,7 @@ def _dicom_slices(file, numbers):
     if kind == "PALETTE COLOR":
         raise UserError("DICOM with a palette is not read: save it as PNG")
     read = importlib.import_module("pydicom.pixels").iter_pixels
-    with _Honest(file.open("rb", buffering=0)) as stream:
+    with _BoundedReader(file.open("rb", buffering=0)) as stream:
         for pixels in read(stream, indices=numbers):
             if pixels.ndim == 3 and pixels.dtype != np.uint8:
                 raise UserError("DICOM colour with more than 8 bits is not read: save it as PNG")
@@ -214,7 +214,7 @@ def _check_extensions(stream, start, header):
         start += size
 
 
-class _Honest(io.BufferedReader):
+class _BoundedReader(io.BufferedReader):
     """A file that takes no more memory than it has bytes, whatever length it is asked for."""
 
     def read(self, size=-1):
@@ -224,7 +224,7 @@ class _Honest(io.BufferedReader):
 
 def _dicom_header(file):
     pydicom = _library(file)
-    with _Honest(file.open("rb", buffering=0)) as stream:
+    with _BoundedReader(file.open("rb", buffering=0)) as stream:
         pydicom.filereader.read_preamble(stream, force=False)
         # As dcmread reads it, who inflates a deflated file whole.
         meta = pydicom.filereader.read_dataset(

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from PIL import UnidentifiedImageError
 
-from bigan_jax.errors import UserError, printable, reason
+from bigan_jax.errors import UserError, one_line, printable
 
 MAX_LISTED = 20  # files told with their reasons; of the others, the names
 MAX_NAMED = 1000
@@ -16,19 +16,19 @@ MAX_REASON = 500  # characters: some decoders quote what they found
 Result = TypeVar("Result")
 
 
-class Broken(NamedTuple):
+class UnreadableFile(NamedTuple):
     """A file that cannot be read."""
 
     path: str
-    reason: str
+    one_line: str
 
 
-def attempt(path: str, work: Callable[[], Result]) -> Result | Broken:
+def try_read(path: str, work: Callable[[], Result]) -> Result | UnreadableFile:
     """What `work()` gives, or why it fails: decoders of broken files raise nearly anything."""
     try:
         return work()
     except Exception as error:
-        return Broken(path, _REASONS.get(type(error)) or reason(error, MAX_REASON))
+        return UnreadableFile(path, _REASONS.get(type(error)) or one_line(error, MAX_REASON))
 
 
 _REASONS = {
@@ -64,7 +64,9 @@ def check_file(path: Path, folder: Path) -> None:
         raise UserError("is empty (0 bytes)")
 
 
-def unreadable(broken: Sequence[Broken], root: str | os.PathLike, of: int, what: str) -> UserError:
+def unreadable(
+    broken: Sequence[UnreadableFile], root: str | os.PathLike, of: int, what: str
+) -> UserError:
     """The error that names the `broken` ones of `of` files of `root`, with the remedies."""
     broken = sorted(broken)
     lines = ["  " + _told(b) for b in broken[:MAX_LISTED]]
@@ -78,12 +80,12 @@ def unreadable(broken: Sequence[Broken], root: str | os.PathLike, of: int, what:
     )
 
 
-def broken_note(broken: Sequence[Broken]) -> tuple[str, ...]:
+def unreadable_note(broken: Sequence[UnreadableFile]) -> tuple[str, ...]:
     """The note of a data set that was loaded without its `broken` files; none if there are none."""
     named = "; ".join(map(_told, sorted(broken)[:MAX_LISTED]))
     more = f"; and {len(broken) - MAX_LISTED} more" if len(broken) > MAX_LISTED else ""
     return (f"{len(broken)} files left out that cannot be read ({named}{more})",) if broken else ()
 
 
-def _told(broken: Broken) -> str:
+def _told(broken: UnreadableFile) -> str:
     return printable(f"{broken.path}: {broken.reason}")

@@ -7,10 +7,11 @@ import re
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from bigan_jax.data.files.folders import METADATA, Folder
+from bigan_jax.data.files.folders import METADATA, DataFolder
 from bigan_jax.data.files.medical import split_slice
-from bigan_jax.data.files.unreadable import Broken
-from bigan_jax.data.split import Record, block
+from bigan_jax.data.files.unreadable import UnreadableFile
+from bigan_jax.data.records import ImageRecord
+from bigan_jax.data.split import block
 from bigan_jax.errors import UserError, printable
 
 GROUPED = ("brain", "folder")  # the sources that read metadata.csv
@@ -22,7 +23,7 @@ _NUMBER = re.compile(r"^(.*?)(\d+)(\.\d+)?\D*$")
 _MOST = 10**18  # prepared sets keep numbers of 64 bits; what is longer is no camera's
 
 
-def with_camera(record: Record) -> Record:
+def group_by_camera(record: ImageRecord) -> ImageRecord:
     """Group a plant's picture with its block of camera numbers, where its name has a number.
 
     The number is the last in the name (`JR_HL_5807`, `<uuid>___JR_HL 5807`); numbers of one
@@ -39,16 +40,16 @@ def with_camera(record: Record) -> Record:
     return record._replace(group=block(sequence, number), camera=(sequence, number))
 
 
-class Told(NamedTuple):
+class Metadata(NamedTuple):
     """What tables say of records."""
 
-    records: list[Record]
+    records: list[ImageRecord]
     conditions: tuple[str, ...]  # () where they tell none
     left_out: tuple[str, ...]  # conditions without normal pictures, whose records are gone
     notes: tuple[str, ...]
 
 
-def with_table(records: list[Record], folder: Folder, source: str) -> Told:
+def apply_metadata(records: list[ImageRecord], folder: DataFolder, source: str) -> Metadata:
     """Records by what tables named metadata.csv say: their groups, and the conditions they show.
 
     A table has a column `file`, a path from where it lies, and `group` or `patient`, `condition` or
@@ -83,11 +84,11 @@ def with_table(records: list[Record], folder: Folder, source: str) -> Told:
                 f"are called as {_named(records[0].path)}. A path begins where the table lies."
             )
     if not used:
-        return Told(records, (), (), tuple(notes))
+        return Metadata(records, (), (), tuple(notes))
     records, alone = _grouped(records, told["group"])
     if alone and (told["group"] or not told["condition"]):
         notes.append(f"{alone} pictures have no group in {METADATA}: each is taken as its own")
-    return Told(*_conditioned(records, told["condition"], folder.root), tuple(notes))
+    return Metadata(*_conditioned(records, told["condition"], folder.root), tuple(notes))
 
 
 def _grouped(records, named):
@@ -122,11 +123,11 @@ def _told(named, path):
     return named.get(path) or named.get(volume)
 
 
-def _read(folder: Folder, table: str) -> list[tuple[str, dict[str, str]]]:
+def _read(folder: DataFolder, table: str) -> list[tuple[str, dict[str, str]]]:
     """Files, by their path in `folder`, with the group and the condition of each, where they have
     one. Raises UserError where it cannot be had."""
     (content,) = folder.read([table], False)
-    if isinstance(content, Broken):
+    if isinstance(content, UnreadableFile):
         raise UserError(f"{folder.root / table} cannot be read ({content.reason})")
     text, here = content.decode("utf-8-sig", "replace"), table.removesuffix(METADATA)
     try:

@@ -3,11 +3,11 @@
 import posixpath
 from pathlib import PurePosixPath
 
-from bigan_jax.data.files.folders import Folder
+from bigan_jax.data.files.folders import DataFolder
 from bigan_jax.data.layouts.base import NORMAL
 
 
-def locate(source: str, folder: Folder) -> tuple[str, ...]:
+def find_layout_root(source: str, folder: DataFolder) -> tuple[str, ...]:
     """Where in `folder` the layout of `source` begins: "" for right there, else folders that are
     equally far down (two levels at most, counted from where there is more than one folder), those
     with most pictures first. () where it is not found.

@@ -12,7 +12,7 @@ from jaxtyping import Bool, UInt8
 
 from bigan_jax.data.phantom import bottle, head, leaf
 from bigan_jax.data.phantom.canvas import canvas, over, shrink
-from bigan_jax.data.split import Record
+from bigan_jax.data.records import ImageRecord
 
 DOMAINS = {"head": head, "bottle": bottle, "leaf": leaf}
 SUPERSAMPLING = 2
@@ -21,18 +21,18 @@ FIRST_ANOMALOUS = 100_000  # normal pictures count from 0, anomalous ones from h
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def records(categories: tuple[str, ...], normal: int, anomalous: int) -> list[Record]:
+def records(categories: tuple[str, ...], normal: int, anomalous: int) -> list[ImageRecord]:
     """`normal` and `anomalous` pictures of each category, kinds of defect in turn."""
     listed = []
     for condition, category in enumerate(categories):
         kinds = list(DOMAINS[category].DEFECTS)
         for index in range(normal):
             path = f"{category}/good/{index:06d}.png"
-            listed.append(Record(path, False, path, condition))
+            listed.append(ImageRecord(path, False, path, condition))
         for i in range(anomalous):
             kind = kinds[i % len(kinds)]
             path = f"{category}/{kind}/{FIRST_ANOMALOUS + i:06d}.png"
-            listed.append(Record(path, True, path, condition, kind))
+            listed.append(ImageRecord(path, True, path, condition, kind))
     return listed
 
 

@@ -13,9 +13,9 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
-from bigan_jax.data.files.folders import Folder, is_remote, stamp
-from bigan_jax.data.files.unreadable import Broken
-from bigan_jax.data.tfds.reader import open_builder
+from bigan_jax.data.files.folders import DataFolder, is_remote, stamp
+from bigan_jax.data.files.unreadable import UnreadableFile
+from bigan_jax.data.tfds.reader import open_builder_safely
 from bigan_jax.errors import UserError
 
 NAME = "plant_village"
@@ -23,14 +23,14 @@ INFO = "dataset_info.json"
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
-def find(home: epath.Path) -> epath.Path | None:
+def find_plant_village(home: epath.Path) -> epath.Path | None:
     """The newest version of it below `home`."""
-    found = [] if is_remote(home) else [v for v in (home / NAME).glob("*") if is_one(v)]
+    found = [] if is_remote(home) else [v for v in (home / NAME).glob("*") if is_plant_village(v)]
     versions = [v for v in found if _VERSION.fullmatch(v.name)]  # a copy may be called otherwise
     return max(versions, key=lambda v: [int(n) for n in v.name.split(".")], default=None)
 
 
-def is_one(folder: epath.Path) -> bool:
+def is_plant_village(folder: epath.Path) -> bool:
     """Whether TFDS's plant_village lies in `folder`."""
     return folder.parent.name == NAME and (folder / INFO).exists()
 
@@ -41,13 +41,13 @@ def fingerprint(folder: epath.Path) -> str:
     return blake2b(json.dumps(stamps).encode(), digest_size=16).hexdigest()
 
 
-def open_village(folder: epath.Path) -> Folder:
+def open_plant_village(folder: epath.Path) -> DataFolder:
     """Its pictures as <class>/<file name>, which give species, state and camera numbers.
 
     Reads the whole set once, for the names. Raises UserError where it cannot be read.
     """
     try:
-        info = open_builder(folder).info
+        info = open_builder_safely(folder).info
         keep = {"image": tfds.decode.SkipDecoding()}
         files, raw_of = {}, {}
         for raw in tqdm(list(_examples(info)), f"names in {folder}", disable=None, leave=False):
@@ -61,11 +61,11 @@ def open_village(folder: epath.Path) -> Folder:
             "again, or give a folder of pictures."
         ) from error
 
-    def read(names: Sequence[str], masks: bool) -> list[bytes | Broken]:
+    def read(names: Sequence[str], masks: bool) -> list[bytes | UnreadableFile]:
         raws = (raw_of[name]() for name in names)
         return [info.features.deserialize_example_np(raw, decoders=keep)["image"] for raw in raws]
 
-    return Folder(folder, files, read)
+    return DataFolder(folder, files, read)
 
 
 def _examples(info: tfds.core.DatasetInfo) -> Iterator[Callable[[], bytes]]:
@@ -76,7 +76,7 @@ def _examples(info: tfds.core.DatasetInfo) -> Iterator[Callable[[], bytes]]:
                 yield from _records(file)
         else:
             method = tfds.decode.DeserializeMethod.RAW_BYTES
-            source = open_builder(info.data_dir).as_data_source(
+            source = open_builder_safely(info.data_dir).as_data_source(
                 split.name, deserialize_method=method
             )
             yield from (partial(source.__getitem__, i) for i in range(len(source)))

@@ -23,13 +23,13 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from bigan_jax.data.files.folders import Contents, Stamp, appearing, identity, is_remote, local_home
+from bigan_jax.data.files.folders import Contents, Stamp, identity, is_remote, local_home
 from bigan_jax.data.files.images import MANY
-from bigan_jax.data.files.unreadable import Broken
-from bigan_jax.data.layouts.base import Listing
-from bigan_jax.data.split import Record
-from bigan_jax.data.tfds.reader import open_builder
+from bigan_jax.data.files.unreadable import UnreadableFile
+from bigan_jax.data.records import ImageRecord, Listing
+from bigan_jax.data.tfds.reader import open_builder_safely
 from bigan_jax.errors import UserError
+from bigan_jax.runtime.files import atomic_directory
 
 VERSION = "1.0.0"
 INDEX = "metadata.json"
@@ -52,7 +52,7 @@ class Prepared(NamedTuple):
         return example.features.feature[feature].bytes_list.value[0]
 
 
-class Encoded(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class EncodedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Encoded pictures and masks with what is known of them, in the order of the listing."""
 
     VERSION = tfds.core.Version(VERSION)
@@ -93,19 +93,19 @@ class Encoded(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         raise NotImplementedError  # _split_generators gives them
 
 
-class BrainMri(Encoded, skip_registration=True):
+class BrainMri(EncodedImages, skip_registration=True):
     """Brain MR slices, without a tumour and with one."""
 
 
-class MvtecAd(Encoded, skip_registration=True):
+class MvtecAd(EncodedImages, skip_registration=True):
     """A category of MVTec AD, or of a set in its layout."""
 
 
-class PlantDisease(Encoded, skip_registration=True):
+class PlantDisease(EncodedImages, skip_registration=True):
     """Leaves, healthy and diseased."""
 
 
-class ImageFolder(Encoded, skip_registration=True):
+class ImageFolder(EncodedImages, skip_registration=True):
     """A folder of somebody's own: normal pictures and, where there are any, anomalous ones."""
 
 
@@ -117,7 +117,7 @@ def fingerprint(listing: Listing, stamps: list[Stamp]) -> str:
     return blake2b(json.dumps([listing, stamps]).encode(), digest_size=16).hexdigest()
 
 
-def place(source: str, home: epath.Path, name: str, data: epath.Path) -> epath.Path:
+def prepared_path(source: str, home: epath.Path, name: str, data: epath.Path) -> epath.Path:
     """The folder of a set that is prepared from the folder `data`. name: of the set, for people;
     another name is another folder, also where file systems have no letters for it."""
     plain = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("._")[:60] or "data"
@@ -147,10 +147,10 @@ def reopen(folder: epath.Path) -> Prepared | None:
     try:
         listing = index["listing"]
         with _silence():
-            examples = open_builder(here).as_data_source(
+            examples = open_builder_safely(here).as_data_source(
                 SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
             )
-        records = [Record(*row[:-1], row[-1] and tuple(row[-1])) for row in listing["records"]]
+        records = [ImageRecord(*row[:-1], row[-1] and tuple(row[-1])) for row in listing["records"]]
         if len(examples) != len(records) or not (examples[0] and examples[len(records) - 1]):
             return None
     except Exception:  # whatever is wrong with it, it will be prepared anew
@@ -174,7 +174,7 @@ def prepare(
     name = config.rpartition("-")[0]
     examples = _examples(listing, read, index["broken"], f"preparing {name}")
     try:
-        with appearing(here) as new, _silence():
+        with atomic_directory(here) as new, _silence():
             root = new.parent / "tfds"  # whatever else TFDS writes there goes when all is done
             builder = BUILDERS[source](name=config, index=index, examples=examples, data_dir=root)
             builder.download_and_prepare(file_format="array_record")
@@ -202,13 +202,15 @@ def _examples(listing: Listing, read: Contents, broken: dict, title: str) -> Ite
             masks = dict(zip(masked, read(masked, True), strict=True))
             for record, image in zip(part, images, strict=True):
                 mask = masks.get(record.mask, b"")
-                failed = [content for content in (image, mask) if isinstance(content, Broken)]
+                failed = [
+                    content for content in (image, mask) if isinstance(content, UnreadableFile)
+                ]
                 broken.update((b.path, b.reason) for b in failed)
                 condition = listing.conditions[record.condition] if listing.conditions else ""
                 sequence, number = record.camera or ("", -1)
                 yield {
-                    "image": b"" if isinstance(image, Broken) else image,
-                    "mask": b"" if isinstance(mask, Broken) else mask,
+                    "image": b"" if isinstance(image, UnreadableFile) else image,
+                    "mask": b"" if isinstance(mask, UnreadableFile) else mask,
                     "path": os.fsencode(record.path),
                     "mask_path": os.fsencode(record.mask or ""),
                     "label": int(record.label),
@@ -230,7 +232,7 @@ def _read_index(folder) -> dict | None:
 
 
 def _download(bucket: epath.Path, here: Path) -> None:
-    with appearing(here) as new:
+    with atomic_directory(here) as new:
         for file in tqdm(
             list(bucket.iterdir()), f"from {bucket.parent}", disable=None, leave=False
         ):

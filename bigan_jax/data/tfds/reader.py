@@ -25,7 +25,7 @@ _KNOWN = frozenset(
 _NAMING = ("pythonClassName", "python_class_name", "type", "proto_cls")  # a class, in JSON
 
 
-def open_builder(folder: epath.Path) -> tfds.core.DatasetBuilder:
+def open_builder_safely(folder: epath.Path) -> tfds.core.DatasetBuilder:
     """What reads the set in a folder of TFDS's. Raises ValueError where it is made of other
     features than these sets are, and whatever TFDS raises."""
     features = json.loads((epath.Path(folder) / "features.json").read_text())

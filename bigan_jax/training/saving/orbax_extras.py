@@ -2,6 +2,10 @@
 a text first."""
 
 import dataclasses
+import logging
+import sys
+from functools import cache
+from inspect import iscoroutine
 from pathlib import Path
 
 from orbax.checkpoint import CheckpointHandler
@@ -11,10 +15,10 @@ _FILE = "bytes"
 
 
 class _Handler(CheckpointHandler):
-    def save(self, directory: Path, args: "Save") -> None:
+    def save(self, directory: Path, args: "BytesSave") -> None:
         Path(directory, _FILE).write_bytes(args.content)
 
-    def restore(self, directory: Path, args: "Restore") -> bytes:
+    def restore(self, directory: Path, args: "BytesRestore") -> bytes:
         path = Path(directory, _FILE)
         if path.stat().st_size > args.most:
             raise ValueError(f"{directory.name} is larger than {args.most // 2**20} MiB")
@@ -23,7 +27,7 @@ class _Handler(CheckpointHandler):
 
 @register_with_handler(_Handler, for_save=True)
 @dataclasses.dataclass
-class Save(CheckpointArgs):
+class BytesSave(CheckpointArgs):
     """What an item is to hold."""
 
     content: bytes
@@ -31,7 +35,30 @@ class Save(CheckpointArgs):
 
 @register_with_handler(_Handler, for_restore=True)
 @dataclasses.dataclass
-class Restore(CheckpointArgs):
+class BytesRestore(CheckpointArgs):
     """Asks for what an item holds, as bytes; ValueError where these are more than so many."""
 
     most: int
+
+
+@cache
+def silence_abandoned_reads() -> None:
+    """From now on nothing is printed of such reads. For once a damaged checkpoint was found."""
+    before = sys.unraisablehook
+
+    def hook(found):
+        if not _is_abandoned(found):
+            before(found)
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(_is_news)
+
+
+def _is_abandoned(found):
+    read = iscoroutine(found.object) and "orbax" in found.object.cr_code.co_filename
+    late = isinstance(found.exc_value, RuntimeError) and "loop is closed" in str(found.exc_value)
+    return read or late
+
+
+def _is_news(record):
+    return "exception was never retrieved" not in record.getMessage()

@@ -35,7 +35,7 @@ class Progress(NamedTuple):
         return f"{self.epochs} epochs" + f" and {self.step} of {self.steps} steps" * bool(self.step)
 
 
-def check_kinds(progress: Progress) -> None:
+def validate_types(progress: Progress) -> None:
     """Raises ValueError for values that no run has: a stranger's checksum may be right."""
     fits = all(type(count) is int and count >= 0 for count in progress[:3])
     fits = fits and isinstance(progress.seconds, int | float) and isinstance(progress.history, str)

@@ -9,10 +9,10 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from bigan_jax.runtime.run_config import cannot_write
+from bigan_jax.runtime.files import write_error
 
 
-class Events:
+class TensorBoardWriter:
     """A file of events. It is written by the caller's own thread: tensorboardX's SummaryWriter has
     one for it that a full disk ends, and whoever adds to it then waits for ever."""
 
@@ -24,7 +24,7 @@ class Events:
             # The name has the second only, and two of one second would be one file.
             self._file = EventsWriter(str(folder / "events"), f".{uuid.uuid4().hex}")
         except OSError as error:
-            raise cannot_write(folder, error) from error
+            raise write_error(folder, error) from error
         self._file.write_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, values: Mapping[str, float], step: int) -> None:
@@ -36,11 +36,11 @@ class Events:
                 self._file.write_event(event)
             self._file.flush()
         except OSError as error:
-            raise cannot_write(self._folder, error) from error
+            raise write_error(self._folder, error) from error
 
     def close(self) -> None:
         """Raises UserError where it cannot be written."""
         try:
             self._file.close()
         except OSError as error:
-            raise cannot_write(self._folder, error) from error
+            raise write_error(self._folder, error) from error

@@ -4,19 +4,19 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from bigan_jax.runtime.run_config import cannot_write, read_bounded, write_whole
+from bigan_jax.runtime.files import read_bounded, write_atomic, write_error
 
 MOST_BYTES = 2**28
 
 
-class History:
+class TrainLog:
     """train.jsonl: one object an epoch, each written as soon as the epoch ends."""
 
     def __init__(self, workdir: Path, text: str):
         """text: what is in the file, or should be: that of a checkpoint. Later rows go; they will
         be trained again."""
         self._path, self.text = workdir / "train.jsonl", text
-        write_whole(self._path, text)
+        write_atomic(self._path, text)
 
     def append(self, row: dict) -> None:
         """Adds an epoch. Raises UserError where it cannot be written."""
@@ -25,11 +25,11 @@ class History:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line)
         except OSError as error:
-            raise cannot_write(self._path, error) from error
+            raise write_error(self._path, error) from error
         self.text += line
 
 
-def read_history(workdir: Path) -> list[dict]:
+def read_train_log(workdir: Path) -> list[dict]:
     """The rows of train.jsonl; none where there is no such file, and none after a torn line or one
     that no run writes."""
     path, rows = workdir / "train.jsonl", []
@@ -69,9 +69,9 @@ def _are(kind, values):
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
-def history_until(workdir: Path, epochs: int) -> str:
+def train_log_until(workdir: Path, epochs: int) -> str:
     """The text of train.jsonl's first so many epochs, as far as it has them."""
-    return "".join(_line(row) for row in read_history(workdir) if row["epoch"] <= epochs)
+    return "".join(_line(row) for row in read_train_log(workdir) if row["epoch"] <= epochs)
 
 
 def rollbacks(rows: Iterable[dict]) -> list[dict]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from bigan_jax.data.files import archives
-from bigan_jax.data.inputs import opened
+from bigan_jax.data.inputs import open_inputs
 from bigan_jax.errors import UserError
 from tests.fuzz.mutations import NUMBERS, rewrapped, spoils, spoilt
 from tests.fuzz.targets.pictures import SEEDS as PICTURES
@@ -89,7 +89,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
     (folder / "out").mkdir()
     (archive := folder / f"a.{name}").write_bytes(content)
     try:
-        with opened(archive, folder / "out") as (found, names):
+        with open_inputs(archive, folder / "out") as (found, names):
             _look(folder / "out")
             contents = found.read(names, False)
             yield from (c.reason for c in contents if not isinstance(c, bytes))

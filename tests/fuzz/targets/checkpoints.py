@@ -12,18 +12,19 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bigan_jax.configs import fcae
 from hypothesis import strategies as st
 
-from bigan_jax.commands.build import build, picture_shape
+from bigan_jax.commands.build import build
 from bigan_jax.commands.load import load
-from bigan_jax.detector import init
+from bigan_jax.configs import fcae
+from bigan_jax.data.loading import image_shape
+from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation.results import read_judgement
-from bigan_jax.runtime.run_config import write_json
-from bigan_jax.training.saving.checkpoints import Checkpoints
+from bigan_jax.evaluation.results import read_decision_settings
+from bigan_jax.runtime.files import write_json
+from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
-from bigan_jax.training.saving.train_log import read_history
+from bigan_jax.training.saving.train_log import read_train_log
 from tests.fuzz.mutations import changes, replacements, retold, spoilt
 
 HISTORY = '{"epoch": 1, "phase": "phase1", "seconds": 1.0, "reconstruction/loss": 0.5}\n'
@@ -46,8 +47,8 @@ def _make() -> tuple[Path, list[list[np.ndarray]]]:
         config.model.hidden, config.data.image_size = (4, 2), 16
         config.score.standardise = True
     built = build(config, 2, 1)
-    state = jax.jit(lambda: init(built.detector, built.optimizers, 0, picture_shape(config)))()
-    checkpoints, saved = Checkpoints(workdir), []
+    state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, image_shape(config)))()
+    checkpoints, saved = CheckpointManager(workdir), []
     for epoch in 1, 2:
         state = jax.tree.map(lambda x: x + 1 if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
         checkpoints.save(Progress(epoch, history=HISTORY), state)
@@ -83,10 +84,10 @@ def attempt(case, folder: Path) -> Iterator[str]:
     kind, what = case
     _HOW[kind](workdir, what)
     try:
-        read_history(workdir)
+        read_train_log(workdir)
     except UserError as error:
         yield str(error)
-    judgement = read_judgement(workdir)
+    judgement = read_decision_settings(workdir)
     with contextlib.redirect_stderr(said := io.StringIO()):
         scorer = load(workdir)
     if said.getvalue():

@@ -13,8 +13,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 
 from bigan_jax.data.files import images, medical
-from bigan_jax.data.files.unreadable import Broken
-from bigan_jax.data.files.unreadable import attempt as tried
+from bigan_jax.data.files.unreadable import UnreadableFile
+from bigan_jax.data.files.unreadable import try_read as tried
 from tests.fuzz.mutations import rewrapped, spoils, spoilt
 
 images.MAX_PIXELS = 10**6
@@ -99,14 +99,14 @@ def attempt(case, folder: Path) -> Iterator[str]:
     data = folder / "data"
     data.mkdir()
     (file := data / f"a.{name.partition('.')[2]}").write_bytes(content)
-    names = images.list_pictures(data)
+    names = images.list_images(data)
     for read in lambda x, _: images.read_image(x, 8, 1), lambda x, _: images.read_mask(x, 8):
         _, broken = images.read_all(read, data, names, "pictures")
         yield from (b.reason for b in broken)
     for work in (
-        lambda: images.picture_size(data / names[0]),
+        lambda: images.image_size(data / names[0]),
         lambda: images.encoded(data / names[0], mask=True),
         lambda: medical.group(data, file.name),
     ):
-        if isinstance(made := tried(file.name, work), Broken):
+        if isinstance(made := tried(file.name, work), UnreadableFile):
             yield made.reason

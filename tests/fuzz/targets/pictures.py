@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from bigan_jax.data.files import images
-from bigan_jax.data.files.unreadable import Broken
-from bigan_jax.data.files.unreadable import attempt as tried
+from bigan_jax.data.files.unreadable import UnreadableFile
+from bigan_jax.data.files.unreadable import try_read as tried
 from tests.fuzz.mutations import rewrapped, spoils, spoilt
 from tests.helpers.datasets import tiled_tiff
 
@@ -91,9 +91,9 @@ def attempt(case, folder: Path) -> Iterator[str]:
     for work in (
         lambda: images.read_mask(io.BytesIO(content), 8),
         lambda: images.read_as_shown(io.BytesIO(content)),
-        lambda: images.picture_size(file),
+        lambda: images.image_size(file),
     ):
-        if isinstance(made := tried(file.name, work), Broken):
+        if isinstance(made := tried(file.name, work), UnreadableFile):
             yield made.reason
 
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
-from bigan_jax.configs import anogan, cae, common, cvae, improved_bigan
 from hypothesis import strategies as st
 from ml_collections import config_flags
 
 import launch
 from bigan_jax.commands.build import build
-from bigan_jax.commands.evaluate import check_fields
+from bigan_jax.commands.setup import validate_config
+from bigan_jax.configs import anogan, cae, common, cvae, improved_bigan
 from bigan_jax.errors import printable
 from bigan_jax.runtime.run_config import default_name
 from tests.fuzz.mutations import SNIPPETS
@@ -74,5 +74,5 @@ def attempt(case, folder: Path) -> Iterator[str]:
         return
     config = values["config"].value
     default_name(config)
-    check_fields(config)
+    validate_config(config)
     build(config, 2, 10, frozen=False)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bigan_jax.data.files.folders import METADATA, open_folder
-from bigan_jax.data.layouts.grouping import GROUPED, with_table
-from bigan_jax.data.split import Record
+from bigan_jax.data.layouts.grouping import GROUPED, apply_metadata
+from bigan_jax.data.records import ImageRecord
 from tests.fuzz.mutations import changes, spoilt
 
 NAMES = [f"normal/{i}.png" for i in range(4)]
@@ -28,8 +28,8 @@ def attempt(case, folder: Path) -> Iterator[str]:
         (folder / name).parent.mkdir(exist_ok=True)
         Image.new("L", (8, 8)).save(folder / name)
     (folder / METADATA).write_bytes(spoilt(SEEDS[seed].encode(), what, SEEDS[1 - seed].encode()))
-    records = [Record(name, False, name) for name in NAMES]
-    told = with_table(records, open_folder(epath.Path(folder)), source)
+    records = [ImageRecord(name, False, name) for name in NAMES]
+    told = apply_metadata(records, open_folder(epath.Path(folder)), source)
     assert [r.path for r in told.records] == NAMES and all(r.group for r in told.records)
     assert all(r.condition in range(max(1, len(told.conditions))) for r in told.records)
     yield from told.notes

@@ -1,0 +1,95 @@
+"""TODO docstring."""
+
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from bigan_jax.data.audit import Audit
+from bigan_jax.data.dataset import Dataset
+from bigan_jax.detector import Detector, TrainState
+from bigan_jax.runtime import distributed
+from bigan_jax.runtime.files import write_atomic
+from bigan_jax.training import schedules
+from bigan_jax.training.epoch_runner import EpochRunner
+from bigan_jax.training.saving.checkpoints import CheckpointManager
+from bigan_jax.training.saving.progress import Progress
+
+
+class DetectorBuild(NamedTuple):
+    """What a config describes."""
+
+    detector: Detector
+    optimizers: dict[str, optax.GradientTransformation]
+    phases: tuple[schedules.Phase, ...]
+
+
+class TrainingJob(NamedTuple):
+    """What is to be trained, on what, and where the run's files are."""
+
+    config: ConfigDict
+    built: DetectorBuild
+    dataset: Dataset
+    found: Audit
+    weights: str  # the digest of those that a loss looks through; "" where there are none
+    steps: int  # in every epoch,
+    batch_size: int  # of so many pictures each
+    begin: Callable[[int], TrainState]  # from a seed
+    runner: Callable[
+        ..., EpochRunner
+    ]  # from the scale of learning rates, and Runner's last arguments
+    workdir: Path
+
+    @property
+    def epochs(self) -> int:
+        return schedules.total_epochs(self.built.phases)
+
+    def checkpoints(self) -> CheckpointManager:
+        """Those of the run; whoever asks for them closes them."""
+        kept = self.config.checkpoint
+        return CheckpointManager(self.workdir, kept.keep, kept.keep_every)
+
+    def begin_to_train(self) -> None:
+        """Keeps what trains from here on, and by which frozen weights; an evaluation of what was
+        trained before goes."""
+        self.found.write_split(self.workdir)
+        if self.weights:
+            write_atomic(self.workdir / FROZEN_DIGEST_FILE, self.weights)
+        (self.workdir / "evaluation.json").unlink(missing_ok=True)
+
+    def newest(self, checkpoints: CheckpointManager) -> tuple[Progress, TrainState]:
+        """Where the newest sound checkpoint was, or the beginning; of several processes, as process
+        0 has it."""
+        begin = partial(self.begin, self.config.seed)
+        progress, state = checkpoints.restore(jax.eval_shape(begin)) or (Progress(0), begin())
+        progress = Progress(**distributed.broadcast_json(progress._asdict()))
+        return progress, distributed.broadcast(state)
+
+
+class TrainingRun:
+    """How far a run has come, and its checkpoints."""
+
+    def __init__(self, task: TrainingJob):
+        self.task = task
+        with ExitStack() as held:
+            self.checkpoints = held.enter_context(closing(task.checkpoints()))
+            self.restore()
+            held.pop_all()
+
+    def restore(self) -> None:
+        """Goes to the newest sound checkpoint, or to the beginning."""
+        self.progress, self.state = self.task.newest(self.checkpoints)
+
+    def close(self) -> None:
+        """Waits for what is still being written. Raises UserError where it cannot be."""
+        self.checkpoints.close()
+
+
+FROZEN_DIGEST_FILE = (
+    "vgg16.sha256"  # the digest of weights that a loss looks through, and nothing trains
+)
