@@ -41,8 +41,8 @@ def draw(folder, n, size):
 
 def decode(path, size):
     with Image.open(path) as picture:
-        grey = picture.convert("L").resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(grey)[..., None]
+        gray = picture.convert("L").resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(gray)[..., None]
 
 
 class Files:

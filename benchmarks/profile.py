@@ -2,7 +2,7 @@
 
 Where a training step's time goes, ours and eager PyTorch's, on one core, so that what runs at once
 does not hide in a sum: matrix products and convolutions, copies (transposed, padded, gathered), and
-the rest (activations, BatchNorm, losses, the optimiser). By the profilers of both; a step's whole
+the rest (activations, BatchNorm, losses, the optimizer). By the profilers of both; a step's whole
 time without one stands beside.
 """
 

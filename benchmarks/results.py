@@ -104,7 +104,7 @@ def _of_ways(title, tables):
     """A row for each folder, a column for each way to score that its table has."""
 
     def way(row):
-        return f"{'standardised ' * row['standardise']}{row['score']}, {row['reduction']}"
+        return f"{'standardized ' * row['standardize']}{row['score']}, {row['reduction']}"
 
     found = {
         folder.name: {way(row): row["auroc"] for row in rows} for folder, rows in tables.items()

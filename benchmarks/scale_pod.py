@@ -48,7 +48,7 @@ def counted(config=None) -> dict:
 
 def update_cost(built: DetectorBuild, name: str, shape: tuple[int, int, int]) -> dict[str, float]:
     """Of an objective's update: a picture's floating-point operations; those of the whole update
-    whatever its batch (the optimiser's); the bytes that are averaged over all devices, gradients,
+    whatever its batch (the optimizer's); the bytes that are averaged over all devices, gradients,
     statistics, logs and what BatchNorm sees of each batch; and in how many reductions that wait for
     one before: BatchNorm's, and one for all else."""
     detector, axes = built.detector, (None, None, 0, None)

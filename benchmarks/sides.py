@@ -80,7 +80,7 @@ def _prepare(task, cache):
         os.environ["JAX_PLATFORMS"] = task.platform
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one device, as for the other side
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    # What is compiled a second time, to be analysed, is found; nothing of an earlier run is.
+    # What is compiled a second time, to be analyzed, is found; nothing of an earlier run is.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -7,7 +7,7 @@ last tenth takes over 5 % more processor time or memory than the first, or holds
 
 A machine that others use too is not as fast at the end as it was at the start. So the last tenth
 takes turns with the first of a second run: ten epochs of the one, then ten of the other. All this
-is done several times, as a neighbour's work still moves a block's time by a tenth and more.
+is done several times, as a neighbor's work still moves a block's time by a tenth and more.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """python -m benchmarks.steps [--models=cae,vae] [--batches=32,256] [--output=steps.json]
 
 Pictures a second of a training step and of scoring, for each of the ten detectors, beside the same
-network, loss and optimiser in PyTorch (torch_models/): eager in channels_last, and under
+network, loss and optimizer in PyTorch (torch_models/): eager in channels_last, and under
 torch.compile with --torch=compiled, or both by --torch=eager,compiled. On a GPU take
 --dtype=bfloat16 (autocast there) as well.
 

@@ -38,7 +38,7 @@ class TorchSide:
         return {"torch": torch.__version__, "threads": torch.get_num_threads()}
 
     def start(self, layers) -> None:
-        """Detector, optimisers and averages as they begin, with the other side's weights."""
+        """Detector, optimizers and averages as they begin, with the other side's weights."""
         described = self.described
         detector = torch_models.DETECTORS[described["model"]](
             described["shape"], described["conditions"], **described["fields"]

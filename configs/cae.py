@@ -10,7 +10,7 @@ PCA on the same split.
         python launch.py --config=configs/cae.py:mvtec --config.data.dir=DIR \
         --config.data.image_size=64
 At twice the rate that it had, normal pictures that trained nothing end better reconstructed on the
-phantom, bottle and plant, in grey and in colour (results/LOG.md, 43).
+phantom, bottle and plant, in gray and in color (results/LOG.md, 43).
 """
 
 from bigan_jax.configs import common

@@ -51,7 +51,7 @@ def defaults() -> ConfigDict:
     config.data.tfds_dir = ""  # of prepared data; "" is TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.category = ""  # phantom domains, MVTec categories, plant species; "" takes all
     config.data.image_size = 128
-    config.data.channels = 1  # 1: grey, as in the paper; 3: RGB
+    config.data.channels = 1  # 1: gray, as in the paper; 3: RGB
     config.data.window = False  # stretch each picture from its own 1st to its 99th percentile
     config.data.split_seed = 0
     config.data.test_fraction = 0.2  # of the normal pictures
@@ -75,7 +75,7 @@ def defaults() -> ConfigDict:
     config.score.ssim = 0.3
     config.score.perceptual = 0.0  # VGG16's features; above 0 it costs far more than the rest
     config.score.unit_features = True  # scale them to one strength before they are compared
-    config.score.standardise = False  # divide each term by its spread on the calibration normals
+    config.score.standardize = False  # divide each term by its spread on the calibration normals
     config.score.reduction = "mean"  # or, of the combined map, "max", "top1" (its highest 1 %)
 
     config.vgg16 = ConfigDict()

@@ -20,9 +20,9 @@ At 64x64 with half the widths, without the perceptual loss and with a short seco
         with the perceptual loss 0.983 and 0.983 of seeds 0 and 1
     plant (blocks), 12 min: 0.804 (0.652 to 0.907); corner pixels 0.737;
         seed and split 1: 0.963; PCA-64 0.945; 2: 0.891 (0.747 to 0.965); PCA-64 0.850
-    brain_mixed, 10 min: 0.899 (0.854 to 0.939); nearest neighbour 0.856;
+    brain_mixed, 10 min: 0.899 (0.854 to 0.939); nearest neighbor 0.856;
         seeds 1 and 2: 0.897 (0.850 to 0.938), 0.899 (0.852 to 0.940)
-    plant in colour (--config.data.channels=3): 0.859 (0.741 to 0.938); Mahalanobis 0.885;
+    plant in color (--config.data.channels=3): 0.859 (0.741 to 0.938); Mahalanobis 0.885;
         seed and split 1: 0.963; 0.967; 2: 0.913 (0.797 to 0.973); 0.919
     brain (patients): 0.551 (0.470 to 0.626); Mahalanobis 0.589;
         seed and split 1: 0.479 (0.391 to 0.746); 0.626; 2: 0.490 (0.352 to 0.604); 0.630
@@ -30,7 +30,7 @@ On bottle with the paper's 500 epochs of phase 2 in place of 15: 0.982 (0.952 to
 
 The paper does not give the weight of the adversarial loss. At 0.01, beside 10 for reconstruction,
 normal pictures that trained nothing end better reconstructed than at 1, on the phantom, bottle and
-plant; at 1 the second phase undid what the first had learnt on the first two (results/LOG.md, 12).
+plant; at 1 the second phase undid what the first had learned on the first two (results/LOG.md, 12).
 Nor does it say how features are compared: scaled to one strength at each place, normal pictures end
 better reconstructed on the same three sets than by raw ones (results/LOG.md, 18).
 """

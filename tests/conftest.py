@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The tests compile far more than they compute: less optimised, that takes half the time.
+# The tests compile far more than they compute: less optimized, that takes half the time.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),

@@ -43,9 +43,9 @@ class SqueezeExcite(nn.Module):
         return x * gate[:, :, None, None]
 
 
-def encoder_stage(channels, features, se_ratio=0, normalise=True):
-    layers = [down(channels, features, bias=not normalise)]
-    if normalise:
+def encoder_stage(channels, features, se_ratio=0, normalize=True):
+    layers = [down(channels, features, bias=not normalize)]
+    if normalize:
         layers.append(nn.BatchNorm2d(features))
     layers.append(leaky())
     if se_ratio:
@@ -110,7 +110,7 @@ class JointDiscriminator(nn.Module):
         pairs = pairwise((channels, *widths))
         self.stages = nn.Sequential()
         for index, (c, d) in enumerate(pairs):
-            self.stages.append(encoder_stage(c, d, normalise=index > 0))
+            self.stages.append(encoder_stage(c, d, normalize=index > 0))
             if dropout:
                 self.stages.append(nn.Dropout(dropout))
         size = (height >> len(widths)) * (width >> len(widths)) * widths[-1]
@@ -192,7 +192,7 @@ class VGG16(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), False)
 
     def forward(self, image):
-        x = (image - self.mean) / self.std  # a grey picture becomes three channels here
+        x = (image - self.mean) / self.std  # a gray picture becomes three channels here
         features = {}
         for name, block in self.blocks.items():
             x = block(x)

@@ -7,7 +7,7 @@ import torch
 
 
 class Trainer:
-    """A detector's optimisers, and its weights' moving average where it takes one.
+    """A detector's optimizers, and its weights' moving average where it takes one.
 
     optimizers: by loss, {learning_rate, b1, b2, rate}, as in configs/.
     updates: by loss, how many there will be in each phase, for "one_cycle" rates.

@@ -1,4 +1,4 @@
-"""From a config to a detector, its schedule and its optimisers: where names become functions."""
+"""From a config to a detector, its schedule and its optimizers: where names become functions."""
 
 import importlib
 import pkgutil
@@ -23,7 +23,7 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def build(
     config: ConfigDict, conditions: int, steps_per_epoch: int, frozen: bool = True
 ) -> DetectorBuild:
-    """The config's detector, optimisers and phases.
+    """The config's detector, optimizers and phases.
 
     conditions: how many kinds of picture the data set tells apart.
     frozen: False leaves out the weights of networks that only train others, so that the detector
@@ -65,7 +65,7 @@ def optimizers(
     steps_per_epoch: int,
     scale: float = 1.0,
 ) -> dict[str, optax.GradientTransformation]:
-    """Each objective's optimiser. scale: of all learning rates."""
+    """Each objective's optimizer. scale: of all learning rates."""
     made = {}
     for name in detector.objectives:
         fields = config.optimizers[name].to_dict()

@@ -1,5 +1,5 @@
 """Scores to threshold to metrics to files. Nothing here that decides looks at a test picture's
-label, and no picture affects another's score, rounding aside, nor its decision or colours."""
+label, and no picture affects another's score, rounding aside, nor its decision or colors."""
 
 from pathlib import Path
 

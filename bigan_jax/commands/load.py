@@ -46,8 +46,8 @@ def load(workdir: str | Path) -> AnomalyScorer:
             conditions=told if config.model.get("conditional") and len(told) > 1 else (),
             window=config.data.window,
         )
-        if config.score.standardise:
-            scorer.standardise(judged.spread)
+        if config.score.standardize:
+            scorer.standardize(judged.spread)
     return scorer
 
 

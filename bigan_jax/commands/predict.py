@@ -58,7 +58,7 @@ def predict(
     workdir, output = Path(workdir), Path(output)
     read_config(workdir)  # tells better what is wrong where no run is
     judged = read_decision_settings(workdir)
-    if judged.calibration is None or judged.colour_limit is None:
+    if judged.calibration is None or judged.color_limit is None:
         raise UserError(
             f"{workdir} was evaluated by an older version, without what a prediction needs: "
             f"python launch.py --mode=evaluate --workdir={workdir} makes it"
@@ -67,7 +67,7 @@ def predict(
     with open_inputs(source, output) as (folder, names):
         scorer = load(workdir)
         known = infer_conditions(names, folder.root, scorer, condition)
-        limit = judged.colour_limit
+        limit = judged.color_limit
         try:
             return _predict(scorer, limit, folder, known, output, maps)
         except OSError as error:  # a full disk above all

@@ -129,7 +129,7 @@ def validate_config(config: ConfigDict) -> None:
     if not config.data.calibration_fraction > 0:
         raise UserError(
             f"config.data.calibration_fraction={config.data.calibration_fraction}: the threshold "
-            "and the colours of error maps come from calibration pictures, so it must be above 0."
+            "and the colors of error maps come from calibration pictures, so it must be above 0."
         )
     for field, name in ("name", config.name), ("data.name", config.data.name):
         if not results.is_name(name) or set(name) & set("/\\"):
@@ -176,8 +176,8 @@ def _check_splits(dataset, config):
         raise UserError(
             "no picture would be tested: raise --config.data.test_fraction, or add anomalous ones"
         )
-    if config.score.standardise and len(dataset.calibration.label) < 2:
+    if config.score.standardize and len(dataset.calibration.label) < 2:
         raise UserError(
-            "--config.score.standardise divides by the spread over the calibration pictures, and "
+            "--config.score.standardize divides by the spread over the calibration pictures, and "
             "there is one: raise --config.data.calibration_fraction"
         )

@@ -23,7 +23,7 @@ from bigan_jax.data.files.images import (
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.errors import UserError
 
-# A file, a picture of Pillow's, or an array: [h w] or [h w 1] grey, [h w 3] RGB, [h w 4] RGBA.
+# A file, a picture of Pillow's, or an array: [h w] or [h w 1] gray, [h w 3] RGB, [h w 4] RGBA.
 ImageInput = str | Path | Image.Image | UInt8[np.ndarray, "h w *c"]
 
 
@@ -53,10 +53,10 @@ def _in_memory(picture):
     if isinstance(picture, Image.Image):
         return picture
     picture = np.asarray(picture)
-    grey = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
-    if picture.dtype != np.uint8 or not (grey.ndim == 2 or grey.shape[2:] in ((3,), (4,))):
+    gray = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
+    if picture.dtype != np.uint8 or not (gray.ndim == 2 or gray.shape[2:] in ((3,), (4,))):
         raise UserError(f"{picture.dtype} {picture.shape} is no picture: uint8 (h, w[, 3]) is")
-    return Image.fromarray(grey)
+    return Image.fromarray(gray)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def load_dataset(
     stream: bool = False,
     skip_broken: bool = False,
 ) -> Dataset:
-    """Decode one of SOURCES into `image_size` square pictures with 1 (grey) or 3 (RGB) channels.
+    """Decode one of SOURCES into `image_size` square pictures with 1 (gray) or 3 (RGB) channels.
 
     With `window` each picture is stretched from its own 1st to its 99th percentile, so that its
     overall brightness is not seen.
@@ -75,7 +75,7 @@ def load_dataset(
     if source not in SOURCES:
         raise unknown_name("data source", source, SOURCES)
     if channels not in (1, 3):
-        raise UserError(f"data.channels is {channels}: it must be 1 (grey) or 3 (RGB).")
+        raise UserError(f"data.channels is {channels}: it must be 1 (gray) or 3 (RGB).")
     if image_size < 8:
         raise UserError(f"data.image_size is {image_size}: it must be at least 8.")
     form = ImageFormat(image_size, channels, window)
@@ -109,20 +109,20 @@ def load_dataset(
         except ImportError as error:
             raise UserError(f"{error.name} is not installed: pip install -e . again.") from error
         with distributed.primary_first("preparing data"):  # which they may share
-            catalogue = open_source(source, dir, tfds_dir, category.strip(), official_split)
-        root, records, conditions, notes, _ = catalogue
-        opened = catalogue.open
+            catalog = open_source(source, dir, tfds_dir, category.strip(), official_split)
+        root, records, conditions, notes, _ = catalog
+        opened = catalog.open
 
         def read(part: list[ImageRecord]) -> Images:
-            pictures, unread = _read_pictures(part, catalogue, form)
+            pictures, unread = _read_pictures(part, catalog, form)
             broken.extend(unread)
             return pictures
 
         def read_lazily(part: list[ImageRecord]) -> Images:
             def decode(r: ImageRecord) -> np.ndarray:
-                return read_image(catalogue.open(r.path), *form)
+                return read_image(catalog.open(r.path), *form)
 
-            part, unread = _usable(part, catalogue, form)
+            part, unread = _usable(part, catalog, form)
             broken.extend(unread)
             return _lazy_pictures(part, decode, form)
 
@@ -148,17 +148,17 @@ def load_dataset(
 
 
 def _read_pictures(
-    part: list[ImageRecord], catalogue: "ImageSource", form: ImageFormat
+    part: list[ImageRecord], catalog: "ImageSource", form: ImageFormat
 ) -> tuple[Images, list[UnreadableFile]]:
     """What can be read of `part`, and what cannot; a picture stays when its mask is broken."""
     paths, size = [r.path for r in part], form.size
-    images, broken = catalogue.read_all(
+    images, broken = catalog.read_all(
         lambda picture, _: read_image(picture, *form), paths, "pictures"
     )
     read = [(r, image) for r, image in zip(part, images, strict=True) if image is not None]
     picture_of = {r.mask: r.path for r, _ in read if r.mask}
-    masks, more = catalogue.read_all(
-        lambda mask, path: read_mask(mask, size, image_size(catalogue.open(picture_of[path]))),
+    masks, more = catalog.read_all(
+        lambda mask, path: read_mask(mask, size, image_size(catalog.open(picture_of[path]))),
         list(picture_of),
         "masks",
     )
@@ -180,11 +180,11 @@ def _tells(r: ImageRecord, image: np.ndarray, mask: np.ndarray | None) -> bool:
 
 
 def _usable(
-    part: list[ImageRecord], catalogue: "ImageSource", form: ImageFormat
+    part: list[ImageRecord], catalog: "ImageSource", form: ImageFormat
 ) -> tuple[list[ImageRecord], list[UnreadableFile]]:
     """Which pictures of `part`, all normal, `_read_pictures` would keep; none stays in memory."""
     record_of = {r.path: r for r in part}
-    tells, broken = catalogue.read_all(
+    tells, broken = catalog.read_all(
         lambda picture, path: _tells(record_of[path], read_image(picture, *form), None),
         list(record_of),
         "pictures",

@@ -69,7 +69,7 @@ def split(
     it, and calibration is then a part of official training. Anomalous pictures are test only,
     and those of a group whose normal pictures train or calibrate are left out. So are pictures
     within MARGIN camera numbers of a border between two blocks that went to different parts:
-    neighbouring numbers often show the same thing.
+    neighboring numbers often show the same thing.
     """
     divisible = {r.group for r in records if not r.label and r.official != TEST}
     official = any(r.official for r in records)

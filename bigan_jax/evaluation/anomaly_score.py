@@ -50,7 +50,7 @@ class ScoreFormula(NamedTuple):
         flat = [name for name in self.weights if not spread[name] > 0]
         if flat:
             raise UserError(
-                f"config.score.standardise: {', '.join(flat)} does not vary over the calibration "
+                f"config.score.standardize: {', '.join(flat)} does not vary over the calibration "
                 "pictures, so there is nothing to divide by. Set more normal pictures aside."
             )
         weights = {name: weight / spread[name] for name, weight in self.weights.items()}
@@ -157,15 +157,15 @@ def score_table(
     label: Bool[np.ndarray, "n"],
     spread: Mapping[str, float],
     used: ScoreFormula,
-    standardised: bool,
+    standardized: bool,
 ) -> list[dict]:
     """The AUROC of every score that costs no further reconstruction.
 
-    Each term alone, the paper's sum and the one in use, the sums with standardised terms as well,
+    Each term alone, the paper's sum and the one in use, the sums with standardized terms as well,
     each by every reduction.
 
     terms: of the test pictures. spread: of each term over the calibration normals.
-    used, standardised: what the evaluation goes by; weights as they were before.
+    used, standardized: what the evaluation goes by; weights as they were before.
     """
     in_use = dict(used.weights) if len(used.weights) > 1 else dict.fromkeys(used.weights, 1.0)
     sums = [_PAPER] if in_use == _PAPER or len(in_use) == 1 else [_PAPER, in_use]
@@ -173,7 +173,7 @@ def score_table(
     for weights in sums:
         varied = all(spread[name] > 0 for name in weights)
         ways += [(weights, flag) for flag in (False, True) if varied or not flag]
-    standardised = standardised and len(in_use) > 1  # one term is ranked alike by any unit
+    standardized = standardized and len(in_use) > 1  # one term is ranked alike by any unit
     rows = []
     for weights, flag in ways:
         formula = ScoreFormula(weights).divided_by(spread) if flag else ScoreFormula(weights)
@@ -183,11 +183,11 @@ def score_table(
             rows.append(
                 {
                     "score": _words(weights),
-                    "standardise": flag,
+                    "standardize": flag,
                     "reduction": reduction,
                     "auroc": auroc(np.asarray(scores[reduction]), label),
                     "paper": asked == (_PAPER, False, "mean"),
-                    "used": asked == (in_use, standardised, used.reduction),
+                    "used": asked == (in_use, standardized, used.reduction),
                 }
             )
     return rows
@@ -211,7 +211,7 @@ def _words(weights):
 
 
 def formula_from(score: ConfigDict) -> ScoreFormula:
-    """How config.score makes a score of terms, before it standardises them.
+    """How config.score makes a score of terms, before it standardizes them.
 
     Raises UserError for values that there are not.
     """

@@ -56,8 +56,8 @@ def assess(
     )
     calibration = scorer.score(normals.image, normals.condition, progress="calibration")
     spread = anomaly_score.spread(calibration.terms)
-    if config.score.standardise:
-        scorer.standardise(spread)
+    if config.score.standardize:
+        scorer.standardize(spread)
         calibration = scorer.rescore(calibration)
     scores = scorer.score(test.image, test.condition, progress="test")
 
@@ -101,11 +101,11 @@ def assess(
         "ssim_auroc": auroc(scores.ssim_error, test.label),
         "score": {**config.score.to_dict(), "spread": spread},
         "score_table": anomaly_score.score_table(
-            scores.terms, test.label, spread, formula_from(config.score), config.score.standardise
+            scores.terms, test.label, spread, formula_from(config.score), config.score.standardize
         ),
         "score_table_note": anomaly_score.TABLE_NOTE,
         "calibration_scores": calibration.score.tolist(),
-        "colour_limits": assess.color_limits(calibration),
+        "color_limits": assess.color_limits(calibration),
         "notes": [*dataset.notes, *baselines.fitting_note(dataset.train.image)],
         "warnings": list(detector.notes),
         "versions": {name: package_version(name) for name in ("bigan_jax", "jax", "flax")},

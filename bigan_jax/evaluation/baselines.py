@@ -1,4 +1,4 @@
-"""Training-free controls: what a picture gives away before any network has learnt a thing.
+"""Training-free controls: what a picture gives away before any network has learned a thing.
 
 They share the split and the score of the models. A model that does not beat the strongest of
 them has not been worth its training, and the report says so.
@@ -55,7 +55,7 @@ def baseline_scores(
         pictures a call, or nearly so many.
 
     Returns:
-      By name. `mean_image`, `pca_8`, `pca_64`, `nearest_neighbour`: `score` against the mean
+      By name. `mean_image`, `pca_8`, `pca_64`, `nearest_neighbor`: `score` against the mean
       training picture, the projection on the first principal components (fewer where there are
       fewer pictures) clipped to [0, 1], and the training picture nearest by L2.
       `mahalanobis_16`: squared Mahalanobis distance (Ledoit-Wolf) of 16x16 thumbnails.
@@ -73,10 +73,10 @@ def baseline_scores(
     train = _unit(train)
     known = train.reshape(len(train), -1)
     mean = known.mean(0)
-    centred = known - mean  # so that float32 tells pictures apart that are all alike
+    centered = known - mean  # so that float32 tells pictures apart that are all alike
     # The first 8 axes of 64 are the 8 axes.
-    axes = principal_axes(centred, min(64, len(train) - 1, known.shape[1]))
-    half_norm = np.einsum("nf,nf->n", centred, centred) / 2
+    axes = principal_axes(centered, min(64, len(train) - 1, known.shape[1]))
+    half_norm = np.einsum("nf,nf->n", centered, centered) / 2
     normal = LedoitWolf().fit(thumbnails(train).astype(np.float64))
 
     def scored(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -87,7 +87,7 @@ def baseline_scores(
             "mean_image": np.broadcast_to(mean, flat.shape),
             "pca_8": np.clip(code[:, :8] @ axes[:8] + mean, 0, 1),
             "pca_64": np.clip(code @ axes + mean, 0, 1),
-            "nearest_neighbour": known[(half_norm - apart @ centred.T).argmin(1)],
+            "nearest_neighbor": known[(half_norm - apart @ centered.T).argmin(1)],
         }
         scores = {
             name: np.asarray(score(images, reconstruction.reshape(images.shape)))
@@ -109,7 +109,7 @@ def baseline_aurocs(
 ) -> dict[str, float | None]:
     """Each control's AUROC, None with one class; the better sign for those in SIGN_FREE.
 
-    Choosing that sign uses the test labels: it favours the control, as a warning should.
+    Choosing that sign uses the test labels: it favors the control, as a warning should.
     """
     values = {name: auroc(score, label) for name, score in scores.items()}
     for name in SIGN_FREE:
@@ -118,20 +118,20 @@ def baseline_aurocs(
     return values
 
 
-def principal_axes(centred: Float[np.ndarray, "n f"], count: int) -> Float[np.ndarray, "count f"]:
-    """The first principal axes of centred rows, by falling variance; fewer where rows are alike.
+def principal_axes(centered: Float[np.ndarray, "n f"], count: int) -> Float[np.ndarray, "count f"]:
+    """The first principal axes of centered rows, by falling variance; fewer where rows are alike.
 
     Exact up to MOST_EXACT rows, by the products of rows with each other, which are far fewer than
-    those of pixels. Beyond, scikit-learn's randomised PCA costs less.
+    those of pixels. Beyond, scikit-learn's randomized PCA costs less.
     """
-    if len(centred) > MOST_EXACT:
-        return PCA(count, svd_solver="randomized", random_state=0).fit(centred).components_
-    last = len(centred) - 1
-    products = (centred @ centred.T).astype(np.float64)
+    if len(centered) > MOST_EXACT:
+        return PCA(count, svd_solver="randomized", random_state=0).fit(centered).components_
+    last = len(centered) - 1
+    products = (centered @ centered.T).astype(np.float64)
     variance, mixture = eigh(products, subset_by_index=(last - count + 1, last))
     variance, mixture = variance[::-1], mixture[:, ::-1]
     real = variance > 1e-6 * max(variance[0], np.finfo(np.float32).tiny)
-    return (mixture[:, real] / np.sqrt(variance[real])).T.astype(np.float32) @ centred
+    return (mixture[:, real] / np.sqrt(variance[real])).T.astype(np.float32) @ centered
 
 
 def _unit(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w c"]:

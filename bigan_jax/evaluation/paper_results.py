@@ -115,7 +115,7 @@ def feasible_prevalence(
 
     Is there a confusion matrix whose recall, specificity and `metrics` round to the row's figures?
     "lower <= numerator / denominator <= upper" is linear in the matrix's shares, so a linear
-    programme answers exactly. None where no prevalence in `within` does; a figure that is None or
+    program answers exactly. None where no prevalence in `within` does; a figure that is None or
     missing asks for nothing.
     """
     bounds = []

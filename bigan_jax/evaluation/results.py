@@ -51,7 +51,7 @@ class DecisionSettings(NamedTuple):
     threshold: float
     conditions: tuple[str, ...]
     calibration: Float[np.ndarray, "c"] | None  # scores of normals; None in an older version's
-    colour_limit: float | None  # as bright as an error map gets; None in an older version's
+    color_limit: float | None  # as bright as an error map gets; None in an older version's
     spread: dict[str, float]  # of each term of the score
     steps: int | None  # after which it was made
 
@@ -215,10 +215,10 @@ def read_decision_settings(workdir: Path) -> DecisionSettings:
     """
     try:
         content = _json_object(workdir / "evaluation.json")
-        limits, score = content.get("colour_limits", {}), content.get("score", {})
+        limits, score = content.get("color_limits", {}), content.get("score", {})
         found = {name: content.get(name) for name in ("threshold", "conditions", "steps")}
         found["calibration_scores"] = content.get("calibration_scores")
-        for name, part, field in ("colour_limits", limits, "combined"), ("score", score, "spread"):
+        for name, part, field in ("color_limits", limits, "combined"), ("score", score, "spread"):
             if not isinstance(part, dict):
                 raise UserError(f"evaluation.json: {name} is not an object")
             found[field] = part.get(field)

@@ -189,7 +189,7 @@ class AnomalyScorer:
     ) -> Prediction:
         """Scores and judges new pictures of any size, prepared as the training pictures were.
 
-        pictures: files, PIL images or uint8 arrays: [h w] or [h w 1], grey, [h w 3], RGB, or
+        pictures: files, PIL images or uint8 arrays: [h w] or [h w 1], gray, [h w 3], RGB, or
           [h w 4], RGBA. Give a large JPEG as a file: training reads such at a fraction of its size,
           which an image in memory cannot repeat to the last bit.
         condition: the name of what all pictures show, or one name each, where `conditions` is not
@@ -223,7 +223,7 @@ class AnomalyScorer:
             raise unknown_name("condition", name, self.conditions)
         return self.conditions.index(name)
 
-    def standardise(self, spread: Mapping[str, float]) -> None:
+    def standardize(self, spread: Mapping[str, float]) -> None:
         """From now on divides each term by its spread over the calibration normals."""
         self.formula = self.formula.divided_by(spread)
 

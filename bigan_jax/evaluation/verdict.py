@@ -14,7 +14,7 @@ LABELS = {
     "n_anomalous": "anomalous",
     "pca_8": "PCA, 8 components",
     "pca_64": "PCA, 64 components",
-    "nearest_neighbour": "nearest training picture",
+    "nearest_neighbor": "nearest training picture",
     "mahalanobis_16": "Mahalanobis distance of 16x16 thumbnails",
     "mean_intensity": "mean intensity alone",
     "corner_pixels": "corner pixels alone",

@@ -27,7 +27,7 @@ from bigan_jax.nn.convolutions import conv1x1, conv3x3
 DEAD_BELOW = 0.01
 
 
-class Quantised(NamedTuple):
+class Quantized(NamedTuple):
     """What the codebook makes of the encoder's output."""
 
     code: Float[Array, "b h w d"]  # nearest vectors; their gradient goes straight to the encoder
@@ -56,7 +56,7 @@ class Codebook(nn.Module):
     @nn.compact
     def __call__(
         self, outputs: Float[Array, "b h w d"], keys: Key[Array, "b"], train: bool
-    ) -> Quantised:
+    ) -> Quantized:
         depth = outputs.shape[-1]
         vectors = self.variable("codebook", "vectors", self._initial, depth)
         uses = self.variable("codebook", "uses", jnp.zeros, self.size)
@@ -86,7 +86,7 @@ class Codebook(nn.Module):
             smoothed = (uses.value + self.epsilon) / (total + self.size * self.epsilon) * total
             vectors.value = sums.value / smoothed[:, None]
 
-        return Quantised(
+        return Quantized(
             code=outputs + lax.stop_gradient(nearby - outputs),
             commitment=jnp.square(outputs - nearby).mean(),
             perplexity=perplexity(now_used),
@@ -113,8 +113,8 @@ class ResidualStack(nn.Module):
         return nn.relu(x)
 
 
-class QuantisingEncoder(nn.Module):
-    """Picture to quantised code: a strided convolution a width, 3x3, residual layers, 1x1."""
+class QuantizingEncoder(nn.Module):
+    """Picture to quantized code: a strided convolution a width, 3x3, residual layers, 1x1."""
 
     widths: tuple[int, ...]
     residual_layers: int
@@ -126,7 +126,7 @@ class QuantisingEncoder(nn.Module):
     @nn.compact
     def __call__(
         self, image: Float[Array, "b h w c"], keys: Key[Array, "b"], train: bool
-    ) -> Quantised:
+    ) -> Quantized:
         x = image
         for width in self.widths:
             x = nn.relu(Downsample(width, dtype=self.dtype)(x))
@@ -178,12 +178,12 @@ def create(
     decay, epsilon, reseed_dead: of the Codebook.
     commitment: weight of the pull of the encoder's outputs to their vectors.
     data_variance: of the pixels, by which the squared error is divided. 0.06 is sonnet's for
-        CIFAR-10; grey pictures in [0, 1] have about as much.
+        CIFAR-10; gray pictures in [0, 1] have about as much.
     """
     codebook = Codebook(codes, decay, epsilon, reseed_dead)
     residual = (residual_layers, residual_width)
     networks = {
-        "encoder": QuantisingEncoder(tuple(widths), *residual, latent, codebook, dtype=dtype),
+        "encoder": QuantizingEncoder(tuple(widths), *residual, latent, codebook, dtype=dtype),
         "decoder": Decoder(shape[-1], tuple(widths[::-1]), *residual, dtype=dtype),
     }
 
@@ -191,15 +191,15 @@ def create(
         return net("decoder", net("encoder", batch.image, keys).code)
 
     def reconstruction_loss(net, batch, keys):
-        quantised = net("encoder", batch.image, keys)
-        mse = losses.mse(batch.image, net("decoder", quantised.code)).mean()
+        quantized = net("encoder", batch.image, keys)
+        mse = losses.mse(batch.image, net("decoder", quantized.code)).mean()
         logs = {
             "mse": mse,
-            "commitment": quantised.commitment,
-            "perplexity": quantised.perplexity,
-            "dead_codes": quantised.dead,
+            "commitment": quantized.commitment,
+            "perplexity": quantized.perplexity,
+            "dead_codes": quantized.dead,
         }
-        return mse / data_variance + commitment * quantised.commitment, logs
+        return mse / data_variance + commitment * quantized.commitment, logs
 
     return Detector(
         networks=networks,

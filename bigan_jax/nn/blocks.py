@@ -1,7 +1,7 @@
-"""Building blocks that the detectors share: normalisation, attention, stages, trunks.
+"""Building blocks that the detectors share: normalization, attention, stages, trunks.
 
-Pictures are NHWC. Every module is called with `train`: True normalises by the batch's own
-statistics and collects them, False normalises by the collected ones.
+Pictures are NHWC. Every module is called with `train`: True normalizes by the batch's own
+statistics and collects them, False normalizes by the collected ones.
 """
 
 from functools import partial
@@ -68,14 +68,14 @@ class EncoderStage(nn.Module):
 
     features: int
     se_ratio: int = 0
-    normalise: bool = True
+    normalize: bool = True
     dtype: jnp.dtype | None = None
     kernel_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h/2 w/2 d"]:
-        x = Downsample(self.features, not self.normalise, self.dtype, self.kernel_init)(x)
-        if self.normalise:
+        x = Downsample(self.features, not self.normalize, self.dtype, self.kernel_init)(x)
+        if self.normalize:
             x = BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
         x = leaky_relu(x)
         return SqueezeExcite(self.se_ratio, dtype=self.dtype)(x) if self.se_ratio else x

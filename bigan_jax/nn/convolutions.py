@@ -250,7 +250,7 @@ def _same_by_product(image, kernel):
         return _around(image) @ kernel.reshape(-1, depth)
     parts = jnp.einsum("bhwc,ijcd->bhwijd", image, kernel)
     taps = [(i, j) for i in range(3) for j in range(3)]
-    return _summed(_neighbours(_neighbours(parts[:, :, :, i, j], 1, [i]), 2, [j]) for i, j in taps)
+    return _summed(_neighbors(_neighbors(parts[:, :, :, i, j], 1, [i]), 2, [j]) for i, j in taps)
 
 
 def flip_kernel(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "3 3 d c"]:
@@ -262,7 +262,7 @@ def _same_kernel_gradient_by_rows(image, code):
     """One matrix product: of the image, moved for each column of the kernel, and the code, moved
     for each row. Either alone would be copied nine times."""
     channels, depth = image.shape[-1], code.shape[-1]
-    taps = _product(_neighbours(image, 2, (0, 1, 2)), _neighbours(code, 1, (2, 1, 0)))
+    taps = _product(_neighbors(image, 2, (0, 1, 2)), _neighbors(code, 1, (2, 1, 0)))
     return taps.reshape(3, channels, 3, depth).transpose(2, 0, 1, 3)
 
 
@@ -277,10 +277,10 @@ def _picture_kernel_gradient(image, code):
 
 def _around(x, places=(0, 1, 2)):
     """[b, h, w, c] -> [b, h, w, 9 * c], by rows."""
-    return _neighbours(_neighbours(x, 2, places), 1, places)
+    return _neighbors(_neighbors(x, 2, places), 1, places)
 
 
-def _neighbours(x, axis, places):
+def _neighbors(x, axis, places):
     """Of 0, the pixel before, 1, the pixel itself, and 2, the one after, those asked for."""
     padded = jnp.pad(x, [(int(i == axis),) * 2 for i in range(4)])
     size = x.shape[axis]

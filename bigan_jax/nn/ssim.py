@@ -28,7 +28,7 @@ def ssim_error_and_map(
 ) -> tuple[Float[Array, "b"], Float[Array, "b h w"]]:
     """`ssim_error` and 1 - SSIM of the window around each pixel, averaged over channels.
 
-    Windows lie wholly inside the picture, so the map's outermost 5 pixels repeat their neighbour's
+    Windows lie wholly inside the picture, so the map's outermost 5 pixels repeat their neighbor's
     value, and its mean is close to the first but not equal to it.
 
     The same formula as dm-pix's in a tenth of its time on a CPU: of the squares only their sum is

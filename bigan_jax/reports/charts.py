@@ -1,8 +1,8 @@
 """The charts of an evaluation: functions that return a Matplotlib Figure; `to_png` makes it bytes.
 
 Figures are made without pyplot, so nothing global is touched and threads do not meet. Normal is
-blue and anomalous vermillion (Okabe and Ito's colour-blind-safe pair), told apart by hatching,
-dashes and shape too, so that a grey print stays readable.
+blue and anomalous vermillion (Okabe and Ito's color-blind-safe pair), told apart by hatching,
+dashes and shape too, so that a gray print stays readable.
 """
 
 import io
@@ -42,9 +42,9 @@ def error_levels(errors: Float[np.ndarray, "h w"], vmax: float) -> UInt8[np.ndar
 
 
 def error_map_rgb(errors: Float[np.ndarray, "h w"], vmax: float) -> UInt8[np.ndarray, "h w 3"]:
-    """An error map in perceptually uniform colours: black at 0, pale yellow from `vmax` on.
+    """An error map in perceptually uniform colors: black at 0, pale yellow from `vmax` on.
 
-    `vmax` comes from the calibration normals, so that a colour means one thing on every picture.
+    `vmax` comes from the calibration normals, so that a color means one thing on every picture.
     """
     return ERROR_PALETTE[error_levels(errors, vmax)]
 
@@ -65,15 +65,15 @@ def score_histogram(
         text_only(axes, "no scores")
         return figure
     bins = _bins(everything)
-    for name, scores, colour, hatch in (
+    for name, scores, color, hatch in (
         ("normal", normal, NORMAL, None),
         ("anomalous", anomalous, ANOMALOUS, "////"),
     ):
         if len(scores):
             axes.hist(
                 scores, bins, weights=np.full(len(scores), 1 / len(scores)), label=f"{name} test "
-                f"pictures ({len(scores)})", histtype="stepfilled", facecolor=(colour, 0.3),
-                edgecolor=colour, hatch=hatch,
+                f"pictures ({len(scores)})", histtype="stepfilled", facecolor=(color, 0.3),
+                edgecolor=color, hatch=hatch,
             )  # fmt: skip
     if len(calibration):
         axes.plot(

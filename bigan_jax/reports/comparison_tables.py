@@ -47,7 +47,7 @@ CSV_HEADER = (
 
 def comparison_tables(found: DatasetComparison) -> list[Table]:
     """All tables of one set of pictures; those without rows are left out."""
-    parts = _differences, _ablations, _localisation, _paper
+    parts = _differences, _ablations, _localization, _paper
     return [_results(found), *(table for part in parts for table in part(found))]
 
 
@@ -70,7 +70,7 @@ def _results(found):
     return Table(f"Results on {found.title}", columns, rows, [*notes, *found.notes])
 
 
-def _localisation(found):
+def _localization(found):
     shown = ("pixel_auroc", "pixel_average_precision", "aupro", "pixel_control")
     names = ("AUROC", "average precision", "AUPRO", "raw intensity's AUROC")
     columns = [("", "model"), ("", "seeds"), *(("pixels", name) for name in names)]
@@ -80,7 +80,7 @@ def _localisation(found):
         if row.figures["pixel_auroc"]
     ]
     if rows:
-        yield Table(f"Localisation on {found.title}", columns, rows, [_SEED_NOTE])
+        yield Table(f"Localization on {found.title}", columns, rows, [_SEED_NOTE])
 
 
 def _shown(name: str, figure: Spread | None):

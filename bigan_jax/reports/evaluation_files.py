@@ -71,7 +71,7 @@ def _write_scores(path, test, scores, threshold):
 
 
 def _write_pictures(workdir, config, evaluation, test, found, calibration, scores):
-    threshold, limits = evaluation["threshold"], evaluation["colour_limits"]
+    threshold, limits = evaluation["threshold"], evaluation["color_limits"]
     history = read_train_log(workdir)
     pictures = figures.evaluation_figures(
         test, scores, calibration.score, threshold, limits, history

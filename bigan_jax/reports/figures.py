@@ -1,4 +1,4 @@
-"""What is seen of an evaluation: its figures, the gallery, and one fixed scale of colours."""
+"""What is seen of an evaluation: its figures, the gallery, and one fixed scale of colors."""
 
 from functools import partial
 

@@ -57,8 +57,8 @@ def png_bytes(
     longest: int | None = None,
     palette: UInt8[np.ndarray, "256 3"] | None = None,
 ) -> bytes:
-    """The PNG file of a picture: [h w], [h w 1] (grey) or [h w 3] (RGB), in 0..255, or [h w],
-    places in a palette, which takes half the bytes of as many colours.
+    """The PNG file of a picture: [h w], [h w 1] (gray) or [h w 3] (RGB), in 0..255, or [h w],
+    places in a palette, which takes half the bytes of as many colors.
 
     `longest` shrinks a larger picture, a side to at most so many pixels.
     """

@@ -94,7 +94,7 @@ def write_report(
         gallery=_galleries(gallery, evaluation.get("threshold")),
         audit=audit,
         config=config,
-        colour_bar=png_bytes(error_map_rgb(np.linspace(0, 1, 256)[None], 1.0)),
+        color_bar=png_bytes(error_map_rgb(np.linspace(0, 1, 256)[None], 1.0)),
     )
     write_atomic(Path(path), html)
     return Path(path)

@@ -18,7 +18,7 @@ from bigan_jax.reports.charts import ANOMALOUS, INK, QUIET, error_map_rgb
 
 # In pixels: a picture's side, the gap to the next, a block's title, a column's head, a caption.
 SIDE, GAP, TITLE, HEAD, CAPTION = 128, 6, 22, 46, 38
-EMPTY = 235  # the grey where there is no picture
+EMPTY = 235  # the gray where there is no picture
 
 
 class GalleryRow(NamedTuple):
@@ -39,7 +39,7 @@ class GalleryRow(NamedTuple):
 class _Column(NamedTuple):
     field: str
     title: str
-    limit: float  # what the brightest colour stands for
+    limit: float  # what the brightest color stands for
     unit: str = ""
     paint: Callable[[np.ndarray, float], UInt8[np.ndarray, "h w 3"]] = error_map_rgb
 
@@ -53,7 +53,7 @@ class _Block(NamedTuple):
 def gallery(rows: Sequence[GalleryRow], vmax: float | Sequence[float]) -> "ImageSheet":
     """Input, reconstruction, squared error, 1 - SSIM, combined error and mask of some pictures.
 
-    `vmax` fixes the colours of the error maps, on every row alike: one number, or one for each
+    `vmax` fixes the colors of the error maps, on every row alike: one number, or one for each
     of squared error, 1 - SSIM and combined, whose sizes differ a hundredfold.
     """
     squared, ssim, combined = (float(limit) for limit in np.broadcast_to(vmax, 3))
@@ -70,7 +70,7 @@ def healthy_and_anomalous(
 ) -> "ImageSheet":
     """The paper's Figs. 5 and 6: input, reconstruction and error map of normal pictures on the
     left, of anomalous ones, with their true mask, on the right. `vmax` is that of the combined
-    error: one scale of colours for both."""
+    error: one scale of colors for both."""
     columns = (*_PICTURES, _Column("combined", "error map", vmax, "score"))
     return _sheet(
         [
@@ -80,17 +80,17 @@ def healthy_and_anomalous(
     )
 
 
-def _grey(picture, limit):
+def _gray(picture, limit):
     picture = np.squeeze(picture)
     picture = picture if picture.ndim == 3 else np.stack([picture] * 3, -1)
     return np.round(np.clip(picture / limit, 0, 1) * 255).astype(np.uint8)
 
 
 _PICTURES = (
-    _Column("image", "input", 1.0, "intensity", _grey),
-    _Column("reconstruction", "reconstruction", 1.0, "intensity", _grey),
+    _Column("image", "input", 1.0, "intensity", _gray),
+    _Column("reconstruction", "reconstruction", 1.0, "intensity", _gray),
 )
-_MASK = _Column("mask", "true mask", 1.0, "", _grey)
+_MASK = _Column("mask", "true mask", 1.0, "", _gray)
 
 
 class ImageSheet:
@@ -111,7 +111,7 @@ class ImageSheet:
         words: str,
         size: int,
         anchor: str = "la",
-        colour: str = INK,
+        color: str = INK,
         bold: bool = False,
         room: float = np.inf,
     ) -> None:
@@ -123,7 +123,7 @@ class ImageSheet:
                 words = words[1:]
             words = f"…{words}"
         self.words.append(words)
-        self._pen.text((x, y), words, colour, font, anchor)
+        self._pen.text((x, y), words, color, font, anchor)
 
     def png(self) -> bytes:
         """The bytes of a PNG file."""
@@ -133,7 +133,7 @@ class ImageSheet:
 
 
 def _sheet(blocks: Sequence[_Block]) -> ImageSheet:
-    """The blocks beside each other, each with a head of titles and colour bars over its rows."""
+    """The blocks beside each other, each with a head of titles and color bars over its rows."""
     pictures = [row.image for block in blocks for row in block.rows] or [np.zeros((64, 64))]
     # Small pictures are enlarged pixel by pixel, so that words and bars have room beside them.
     enlarged = max(1, round(SIDE / pictures[0].shape[1]))
@@ -161,12 +161,12 @@ def _sheet(blocks: Sequence[_Block]) -> ImageSheet:
         for index, row in enumerate(block.rows):
             _caption(sheet, left, above + index * (height + CAPTION) + height + 3, room, row)
         if not block.rows:
-            sheet.write(left, above, "none in the test", 12, colour=QUIET)
+            sheet.write(left, above, "none in the test", 12, color=QUIET)
     return sheet
 
 
 def _head(sheet: ImageSheet, x: int, foot: int, width: int, column: _Column) -> None:
-    """A column's title and, where its values have a size, the bar that says what a colour means."""
+    """A column's title and, where its values have a size, the bar that says what a color means."""
     sheet.write(x + width / 2, foot - 43, column.title, 13, "ma")
     if not column.unit:
         return
@@ -174,7 +174,7 @@ def _head(sheet: ImageSheet, x: int, foot: int, width: int, column: _Column) -> 
     sheet.paste(x, foot - 26, column.paint(ramp, column.limit))
     beyond = "≥ " if column.paint is error_map_rgb else ""
     most = f"{beyond}{column.limit:.2g} ({column.unit})"
-    sheet.write(x, foot - 15, "0", 10, colour=QUIET)
+    sheet.write(x, foot - 15, "0", 10, color=QUIET)
     sheet.write(x + width, foot - 15, most, 10, "ra", QUIET)
 
 
@@ -182,7 +182,7 @@ def _caption(sheet: ImageSheet, x: int, y: int, room: int, row: GalleryRow) -> N
     right = row.label == row.decision
     truth, call = (("normal", "anomalous")[int(flag)] for flag in (row.label, row.decision))
     verdict = f"{truth}, called {call}" + ("" if right else ": wrong")
-    look = {"size": 11, "colour": INK if right else ANOMALOUS, "bold": not right, "room": room}
+    look = {"size": 11, "color": INK if right else ANOMALOUS, "bold": not right, "room": room}
     sheet.write(x, y, _drawable(row.path), **look)
     sheet.write(x, y + 15, f"score {row.score:.4g}: {verdict}", **look)
 

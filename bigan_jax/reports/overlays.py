@@ -53,7 +53,7 @@ def write_overlays(
 def overlay(
     picture: Image.Image, errors: Float[np.ndarray, "h w"], limit: float
 ) -> tuple[Image.Image, Image.Image]:
-    """An error map in colours, and the same laid over the picture, both of the picture's size.
+    """An error map in colors, and the same laid over the picture, both of the picture's size.
 
     limit: the error that is as bright as it gets; as in every figure, that of the calibration
     normals. The higher the error, the less of the picture is left to be seen.
@@ -61,10 +61,10 @@ def overlay(
     level = Image.fromarray(error_levels(errors, limit))
     if level.size != picture.size:
         level = level.resize(picture.size, Image.Resampling.BILINEAR)
-    coloured = level.copy()
-    coloured.putpalette(ERROR_PALETTE.tobytes())
+    colored = level.copy()
+    colored.putpalette(ERROR_PALETTE.tobytes())
     opacity = level.point([round(OPACITY * value) for value in range(256)])
-    return coloured, Image.composite(coloured.convert("RGB"), picture.convert("RGB"), opacity)
+    return colored, Image.composite(colored.convert("RGB"), picture.convert("RGB"), opacity)
 
 
 def output_name(path: str) -> str:

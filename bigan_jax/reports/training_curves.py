@@ -20,7 +20,7 @@ from bigan_jax.reports.charts import (
     text_only,
 )
 
-COLOURS = (NORMAL, ANOMALOUS, CALIBRATION, "#CC79A7", INK)
+COLORS = (NORMAL, ANOMALOUS, CALIBRATION, "#CC79A7", INK)
 DASHES = ("-", "--", ":", "-.")
 LOG_KEYS = ("epoch", "phase", "step", "seconds", "images_per_second")
 PANELS_ACROSS = 2
@@ -45,7 +45,7 @@ def training_curves(history: Sequence[dict]) -> Figure:
                 [epoch for epoch, _ in points],
                 [value if _is_number(value) else np.nan for _, value in points],
                 label=printable(key.partition("/")[2] or key),
-                color=COLOURS[number % len(COLOURS)],
+                color=COLORS[number % len(COLORS)],
                 linestyle=DASHES[number % len(DASHES)],
                 linewidth=1.4,
                 # What is logged every few epochs only is a line through points.

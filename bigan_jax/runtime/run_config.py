@@ -38,7 +38,7 @@ _BEFORE = {
     "on_nan": "stop",
     "seeds": 1,
     "score.perceptual": 0.0,
-    "score.standardise": False,
+    "score.standardize": False,
     "score.reduction": "mean",
     "vgg16.weights": "",
 }

@@ -26,7 +26,7 @@ def augment(
 ) -> Float[Array, "b h w c"]:
     """Flips, moves, scales, turns and lightens each picture at random (the paper, Sec. IV-B).
 
-    keys: one a picture: what happens to it does not depend on its neighbours.
+    keys: one a picture: what happens to it does not depend on its neighbors.
     image: in [0, 1], and so is the result. What comes in from outside repeats the border.
     flip: left and right swapped, for half of the pictures.
     translate: by at most this fraction of the size, each way, uniformly.

@@ -60,7 +60,7 @@ def update(
     batch: Batch,
     turn: Int[Array, ""],
 ) -> tuple[TrainState, Logs]:
-    """One objective's move: gradient, optimiser and statistics of the networks that it owns.
+    """One objective's move: gradient, optimizer and statistics of the networks that it owns.
 
     Runs on every device of the mapped axis; gradients, statistics and logs are averaged over it.
 

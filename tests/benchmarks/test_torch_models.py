@@ -80,7 +80,7 @@ def test_learning_rates_are_the_same():
 
 
 def test_a_run_leaves_its_rows(tmp_path, capfd, monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS")  # as a user runs it: optimised, one device
+    monkeypatch.delenv("XLA_FLAGS")  # as a user runs it: optimized, one device
     output = tmp_path / "steps.json"
     steps.main(["--quick", "--models=fcae", "--platform=cpu", f"--output={output}"])
     rows = json.loads(output.read_text(encoding="utf-8"))

@@ -86,7 +86,7 @@ def test_other_test_pictures_and_labels_decide_nothing(small, assessed):
     again = assess(config, dataset._replace(test=part), detector, state)
 
     before, after = assessed.evaluation, again.evaluation
-    for name in ("threshold", "threshold_note", "pixel_threshold", "colour_limits", "score"):
+    for name in ("threshold", "threshold_note", "pixel_threshold", "color_limits", "score"):
         assert after[name] == before[name], name
     np.testing.assert_allclose(again.test.score, assessed.test.score[chosen], rtol=1e-5)
     np.testing.assert_allclose(again.test.error_map, assessed.test.error_map[chosen], atol=1e-6)
@@ -96,7 +96,7 @@ def test_other_test_pictures_and_labels_decide_nothing(small, assessed):
     assert after["auroc"] != before["auroc"]  # the measures, of course, go by the labels
 
 
-def test_threshold_and_colours_come_from_the_calibration_pictures(small, assessed):
+def test_threshold_and_colors_come_from_the_calibration_pictures(small, assessed):
     dataset, scores, evaluation = small[1], assessed.calibration, assessed.evaluation
     n = len(dataset.calibration.label)
     assert evaluation["n_calibration"] == len(scores.score) == n < 19
@@ -104,7 +104,7 @@ def test_threshold_and_colours_come_from_the_calibration_pictures(small, assesse
     assert f"at least 19 calibration pictures; there are {n}" in evaluation["threshold_note"]
     limits = {name: np.quantile(errors, 0.999) for name, errors in scores.terms.map.items()}
     limits["combined"] = np.quantile(scores.error_map, 0.999)
-    assert evaluation["colour_limits"] == limits
+    assert evaluation["color_limits"] == limits
 
 
 def test_groups_of_calibration_pictures_are_counted(small):
@@ -189,7 +189,7 @@ def test_a_manual_threshold_is_taken_as_it_is(small):
 def test_the_paper_s_score_is_the_default():
     score = common.defaults().score
     assert (score.mse, score.ssim, score.perceptual) == (0.7, 0.3, 0)
-    assert score.reduction == "mean" and score.standardise is False
+    assert score.reduction == "mean" and score.standardize is False
 
 
 # What is asked again
@@ -216,17 +216,17 @@ def test_the_last_checkpoint_is_scored_whatever_the_test_says(small, finished, a
     worse = state._replace(params=jax.tree.map(lambda x: 0 * x, state.params))
     save(finished, worse, 2)
     evaluation = bigan_jax.evaluate(finished)
-    grey = dataset.test.image.astype(np.float32) / 255 - 0.5  # the sigmoid of 0
+    gray = dataset.test.image.astype(np.float32) / 255 - 0.5  # the sigmoid of 0
     rows = list(csv.DictReader((finished / "scores.csv").open()))
     np.testing.assert_allclose(
-        [float(r["mse"]) for r in rows], (grey**2).mean((1, 2, 3)), rtol=1e-4
+        [float(r["mse"]) for r in rows], (gray**2).mean((1, 2, 3)), rtol=1e-4
     )
     assert evaluation["auroc"] != assessed.evaluation["auroc"]
 
 
 def test_another_score_needs_no_training(small, finished, assessed, capsys):
     _, dataset, _, _ = small
-    fields = {"score.standardise": True, "score.reduction": "max", "score.mse": 0.2}
+    fields = {"score.standardize": True, "score.reduction": "max", "score.mse": 0.2}
     config = configured(cae, **SMALL, **fields)
     evaluation = bigan_jax.evaluate(finished, config)
     printed = capsys.readouterr().out.splitlines()
@@ -244,7 +244,7 @@ def test_another_score_needs_no_training(small, finished, assessed, capsys):
     np.testing.assert_allclose(score, combined.max((1, 2)), rtol=1e-4)
     np.testing.assert_allclose([float(row["mse"]) for row in rows], test.mse, rtol=1e-4)
     used = [row for row in evaluation["score_table"] if row["used"]]
-    assert [(r["score"], r["standardise"], r["reduction"]) for r in used] == [
+    assert [(r["score"], r["standardize"], r["reduction"]) for r in used] == [
         ("0.2 mse + 0.3 ssim", True, "max")
     ]
     assert used[0]["auroc"] == pytest.approx(evaluation["auroc"])
@@ -274,8 +274,8 @@ def test_another_score_needs_no_training(small, finished, assessed, capsys):
         ({"seed": 2**31}, r"seed=2147483648.*2\*\*31 - 1"),
         ({"score.perceptual": 0.1, "vgg16.weights": "/no/vgg.pth"}, "no VGG16 weights at /no/vgg"),
         (
-            {"score.standardise": True, "data.calibration_fraction": 0.01},
-            "score.standardise.*calibration_fraction",
+            {"score.standardize": True, "data.calibration_fraction": 0.01},
+            "score.standardize.*calibration_fraction",
         ),
     ],
 )

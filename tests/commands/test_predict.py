@@ -166,7 +166,7 @@ def test_ways_to_name_pictures(way, trained, predicted, tmp_path):
         theirs = known[row["path"].rpartition("/")[2]]
         assert float(row["score"]) == pytest.approx(float(theirs["score"]), abs=1e-6)
         drawn = tmp_path / "out" / "error_maps" / f"{row['path']}.png"
-        # Alone or among others, a map's colours are the same but for a rounding.
+        # Alone or among others, a map's colors are the same but for a rounding.
         among_others = rgb(predicted / "error_maps" / f"{theirs['path']}.png")
         assert (rgb(drawn) != among_others).any(-1).mean() < 0.01
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
@@ -177,20 +177,20 @@ def test_ways_to_name_pictures(way, trained, predicted, tmp_path):
 
 
 def test_maps_and_overlays(trained, tmp_path):
-    """Of the pictures' own sizes; at the model's size they are the report's colours exactly."""
+    """Of the pictures' own sizes; at the model's size they are the report's colors exactly."""
     workdir, pictures = trained
     new = tmp_path / "new"
     new.mkdir()
-    grey = Image.open(pictures / "anomalous" / "00.png")
-    grey.resize((32, 32)).save(new / "a.png")
-    grey.resize((90, 61)).convert("RGB").save(new / "a.jpg")
-    grey.resize((20, 33)).convert("P").save(new / "b.png")
+    gray = Image.open(pictures / "anomalous" / "00.png")
+    gray.resize((32, 32)).save(new / "a.png")
+    gray.resize((90, 61)).convert("RGB").save(new / "a.jpg")
+    gray.resize((20, 33)).convert("P").save(new / "b.png")
     predict(workdir, new, tmp_path / "out")
     sizes = {"a.jpg.png": (90, 61), "a.png.png": (32, 32), "b.png.png": (20, 33)}
     for kind in ("error_maps", "overlays"):
         found = {p.name: Image.open(p).size for p in (tmp_path / "out" / kind).iterdir()}
         assert found == sizes
-    limit = json.loads((workdir / "evaluation.json").read_text())["colour_limits"]["combined"]
+    limit = json.loads((workdir / "evaluation.json").read_text())["color_limits"]["combined"]
     judged = bigan_jax.load(workdir).predict([new / "a.png"])
     expected = error_map_rgb(judged.error_map[0], limit)
     np.testing.assert_allclose(rgb(tmp_path / "out/error_maps/a.png.png"), expected, atol=6)
@@ -335,7 +335,7 @@ def test_conditions(tmp_path):
         "conditions": ["bottle", "leaf"],
         "threshold": 0.2,
         "calibration_scores": [0.1],
-        "colour_limits": {"combined": 0.3},
+        "color_limits": {"combined": 0.3},
     }
     write_json(tmp_path / "run" / "evaluation.json", evaluation)
     picture, _ = phantom.draw("leaf", 0, 32, 1)

@@ -292,7 +292,7 @@ def test_the_same_runs_on_a_ray_cluster_of_two_workers(tmp_path, runner, capsys)
     wait_for(lambda: next(ended) is None or (run.workdir / "pid").exists())
     wait_for(lambda: (run.workdir / "pid").read_text())
     ended.close()
-    # Ray may tell of a cancelled run a moment before the run's process has ended.
+    # Ray may tell of a canceled run a moment before the run's process has ended.
     wait_for(lambda: not Path("/proc", (run.workdir / "pid").read_text()).exists(), 10)
 
 

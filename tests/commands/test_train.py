@@ -171,7 +171,7 @@ def test_a_checkout_that_is_not_installed_trains(tmp_path, monkeypatch):
     assert bigan_jax.train(config, tmp_path)["versions"]["bigan_jax"] == "not installed"
 
 
-def test_colour_reaches_score_and_map(tmp_path):
+def test_color_reaches_score_and_map(tmp_path):
     fields = SMALL_BIGAN | {
         "data.channels": 3,
         "phases.phase1.epochs": 1,
@@ -186,7 +186,7 @@ def test_colour_reaches_score_and_map(tmp_path):
     assert scores.reconstruction.shape == pictures.shape
     assert scores.error_map.shape == pictures.shape[:3]
     swapped = bigan_jax.load(tmp_path).score(pictures[..., ::-1])
-    assert np.abs(swapped.score - scores.score).max() > 1e-4  # colour counts
+    assert np.abs(swapped.score - scores.score).max() > 1e-4  # color counts
 
 
 def test_evaluate_again_gives_the_same(finished, tmp_path):

@@ -185,7 +185,7 @@ def test_few_pictures_have_no_pairs(count):
 
 
 def test_blank_pictures_are_copies_only_of_their_like():
-    """A black and a grey picture have no shape in common; two black ones have all pixels."""
+    """A black and a gray picture have no shape in common; two black ones have all pixels."""
     blank = [Image.new("L", (96, 96), value) for value in (0, 0, 90, 200)]
     audit = leaks.audit(plain(blank[1:], blank[:1]))
     assert [(c.first.part, c.second.part, c.distance) for c in audit.copies] == [
@@ -221,7 +221,7 @@ def test_a_patient_in_two_parts():
 
 
 @pytest.mark.parametrize("film", [True, False])
-def test_neighbouring_numbers_matter_where_they_look_alike(film):
+def test_neighboring_numbers_matter_where_they_look_alike(film):
     """A film dealt out frame by frame, and files whose numbers mean nothing."""
     frames = np.random.default_rng(0).standard_normal((120, SIZE, SIZE))
     frames = gaussian_filter(frames, (3 if film else 0, 5, 5))
@@ -230,7 +230,7 @@ def test_neighbouring_numbers_matter_where_they_look_alike(film):
     every = part(frames, "good")._replace(path=path, group=path)
     rows = np.arange(120) % 5
     mixed = dataset(every.take(rows > 1), every.take(rows == 1), every.take(rows == 0))
-    line = found_in(leaks.audit(mixed), "neighbouring file numbers")
+    line = found_in(leaks.audit(mixed), "neighboring file numbers")
     assert bool(line.meaning) == film
     assert line.found.startswith("119 pairs look alike" if film else "119 pairs say little")
     assert line.found.endswith("71 across parts")
@@ -238,7 +238,7 @@ def test_neighbouring_numbers_matter_where_they_look_alike(film):
     split = dataset(
         every.take(sides > 50), every.take(sides < 10), every.take(abs(sides - 30) < 18)
     )
-    line = found_in(leaks.audit(split), "neighbouring file numbers")
+    line = found_in(leaks.audit(split), "neighboring file numbers")
     assert line.found.endswith("none across parts") and not line.meaning
 
 
@@ -314,7 +314,7 @@ def test_facts_of_files(tmp_path):
     sizes = [(tmp_path / name).stat().st_size for name in names]
     assert known["file size"] == pytest.approx(np.array(sizes) / 1e6)
     assert known["bits a pixel"][0] == pytest.approx(8 * sizes[0] / 800)
-    *of_png, coarse, fine = known["JPEG quantisation"].tolist()
+    *of_png, coarse, fine = known["JPEG quantization"].tolist()
     assert of_png == [0] * 4 and coarse > fine > 0
     assert headers(opened, np.array(["0.png", "gone.png"])) == {}
 
@@ -375,10 +375,10 @@ def test_real_splits_by_group_share_nothing(real, name):
     for check in ("exact copies across parts", "near copies across parts"):
         assert found_in(audit, check).found == "none"
     assert found_in(audit, "groups across parts").found.startswith("none")
-    neighbours = found_in(audit, "neighbouring file numbers")
-    assert not neighbours.meaning
+    neighbors = found_in(audit, "neighboring file numbers")
+    assert not neighbors.meaning
     if name != "mvtec":
-        assert "look alike" in neighbours.found and "none across parts" in neighbours.found
+        assert "look alike" in neighbors.found and "none across parts" in neighbors.found
 
 
 def test_real_labels_are_told_by_trivial_facts(real):

@@ -30,8 +30,8 @@ from tests.helpers.datasets import decoded
 
 
 def modes():
-    """Pictures of one colour in every mode, with the grey and RGB they should give."""
-    red_grey = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
+    """Pictures of one color in every mode, with the gray and RGB they should give."""
+    red_gray = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
     rgb = (200, 100, 50)
     palette = Image.new("P", (9, 7), 1)
     palette.putpalette([0, 0, 0, *rgb])
@@ -39,7 +39,7 @@ def modes():
     clear.info["transparency"] = 1
     half = Image.new("RGBA", (9, 7), (*rgb, 51))
     over_white = tuple(0.2 * v + 0.8 * 255 for v in rgb)
-    half_grey = 0.2 * red_grey + 0.8 * 255
+    half_gray = 0.2 * red_gray + 0.8 * 255
     wide = np.full((7, 9), 257 * 80, np.uint16)
     cmyk = Image.new("CMYK", (9, 7), (55, 155, 205, 0))
     return {
@@ -50,32 +50,32 @@ def modes():
         "I16.tif": (Image.fromarray(wide), 80, (80,) * 3),
         "I.tif": (Image.fromarray(wide.astype(np.int32)), 80, (80,) * 3),
         "F.tif": (Image.fromarray(np.full((7, 9), 0.4, np.float32)), 102, (102,) * 3),
-        "RGB.png": (Image.new("RGB", (9, 7), rgb), red_grey, rgb),
-        "RGBA.png": (half, half_grey, over_white),
-        "RGBA.tif": (half, half_grey, over_white),
+        "RGB.png": (Image.new("RGB", (9, 7), rgb), red_gray, rgb),
+        "RGBA.png": (half, half_gray, over_white),
+        "RGBA.tif": (half, half_gray, over_white),
         "RGBA.webp": (Image.new("RGBA", (9, 7), (*rgb, 0)), 255, (255,) * 3),
-        "P.png": (palette, red_grey, rgb),
+        "P.png": (palette, red_gray, rgb),
         "P-clear.png": (clear, 255, (255,) * 3),
-        "P.gif": (palette, red_grey, rgb),
-        "CMYK.tif": (cmyk, red_grey, rgb),
-        "CMYK.jpg": (cmyk, red_grey, rgb),
-        "RGB.jpg": (Image.new("RGB", (9, 7), rgb), red_grey, rgb),
-        "RGB.jp2": (Image.new("RGB", (9, 7), rgb), red_grey, rgb),
-        "RGB.webp": (Image.new("RGB", (9, 7), rgb), red_grey, rgb),
-        "RGB.bmp": (Image.new("RGB", (9, 7), rgb), red_grey, rgb),
-        "RGB.tga": (Image.new("RGB", (9, 7), rgb), red_grey, rgb),
-        "RGB.ppm": (Image.new("RGB", (9, 7), rgb), red_grey, rgb),
+        "P.gif": (palette, red_gray, rgb),
+        "CMYK.tif": (cmyk, red_gray, rgb),
+        "CMYK.jpg": (cmyk, red_gray, rgb),
+        "RGB.jpg": (Image.new("RGB", (9, 7), rgb), red_gray, rgb),
+        "RGB.jp2": (Image.new("RGB", (9, 7), rgb), red_gray, rgb),
+        "RGB.webp": (Image.new("RGB", (9, 7), rgb), red_gray, rgb),
+        "RGB.bmp": (Image.new("RGB", (9, 7), rgb), red_gray, rgb),
+        "RGB.tga": (Image.new("RGB", (9, 7), rgb), red_gray, rgb),
+        "RGB.ppm": (Image.new("RGB", (9, 7), rgb), red_gray, rgb),
     }
 
 
 @pytest.mark.parametrize("name", modes())
-def test_every_mode_gives_its_grey_and_its_colour(tmp_path, name):
-    picture, grey, rgb = modes()[name]
+def test_every_mode_gives_its_gray_and_its_color(tmp_path, name):
+    picture, gray, rgb = modes()[name]
     picture.save(tmp_path / name)
     one, three = (read_image(tmp_path / name, 8, channels) for channels in (1, 3))
     assert one.shape == (8, 8, 1) and three.shape == (8, 8, 3)
     assert one.dtype == three.dtype == np.uint8
-    np.testing.assert_allclose(one, np.full((8, 8, 1), grey), atol=1.6)
+    np.testing.assert_allclose(one, np.full((8, 8, 1), gray), atol=1.6)
     np.testing.assert_allclose(three, np.broadcast_to(rgb, (8, 8, 3)), atol=2.1)
     content = encoded(tmp_path / name)
     np.testing.assert_array_equal(read_image(io.BytesIO(content), 8, 3), three)
@@ -146,11 +146,11 @@ def test_a_window_forgets_scale_and_offset(picture, scale, offset):
 
 def test_a_window_is_one_for_all_channels(tmp_path):
     ramp = np.linspace(50, 90, 100).round().astype(np.uint8).reshape(10, 10)
-    colour = np.stack([ramp, np.full_like(ramp, 50), np.full_like(ramp, 70)], -1)
-    Image.fromarray(colour).save(tmp_path / "a.png")
+    color = np.stack([ramp, np.full_like(ramp, 50), np.full_like(ramp, 70)], -1)
+    Image.fromarray(color).save(tmp_path / "a.png")
     shown = read_image(tmp_path / "a.png", 10, 3, window=True).astype(float)
-    low, high = np.percentile(colour, (1, 99))
-    np.testing.assert_allclose(shown, (255 * (colour - low) / (high - low)).clip(0, 255), atol=0.51)
+    low, high = np.percentile(color, (1, 99))
+    np.testing.assert_allclose(shown, (255 * (color - low) / (high - low)).clip(0, 255), atol=0.51)
 
 
 def test_a_window_needs_numbers():

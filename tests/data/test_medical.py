@@ -29,14 +29,14 @@ def write_dicom(path, pixels, **fields):
     meta.TransferSyntaxUID = fields.pop("syntax", pydicom.uid.ExplicitVRLittleEndian)
     dicom = pydicom.Dataset()
     dicom.file_meta = meta
-    colour = pixels.ndim == 3 and pixels.shape[-1] == 3
-    dicom.Rows, dicom.Columns = pixels.shape[:2] if colour else pixels.shape[-2:]
-    if pixels.ndim == 3 and not colour:
+    color = pixels.ndim == 3 and pixels.shape[-1] == 3
+    dicom.Rows, dicom.Columns = pixels.shape[:2] if color else pixels.shape[-2:]
+    if pixels.ndim == 3 and not color:
         dicom.NumberOfFrames = len(pixels)
-    dicom.SamplesPerPixel = 3 if colour else 1
-    if colour:
+    dicom.SamplesPerPixel = 3 if color else 1
+    if color:
         dicom.PlanarConfiguration = 0
-    dicom.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
+    dicom.PhotometricInterpretation = "RGB" if color else "MONOCHROME2"
     dicom.BitsAllocated = dicom.BitsStored = pixels.dtype.itemsize * 8
     dicom.HighBit = dicom.BitsStored - 1
     dicom.PixelRepresentation = int(pixels.dtype.kind == "i")
@@ -63,9 +63,9 @@ def test_dicom_is_rescaled_windowed_and_the_right_way_round(tmp_path):
     )
     np.testing.assert_allclose(plain, windowed(pixels), atol=0.51)
     np.testing.assert_allclose(inverse, windowed(-pixels), atol=0.51)
-    colour = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    write_dicom(tmp_path / "colour.dcm", colour)
-    np.testing.assert_array_equal(read_image(tmp_path / "colour.dcm", 16, 3), colour)
+    color = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    write_dicom(tmp_path / "color.dcm", color)
+    np.testing.assert_array_equal(read_image(tmp_path / "color.dcm", 16, 3), color)
 
 
 def test_dicom_frames_are_pictures_and_patients_are_groups(tmp_path):

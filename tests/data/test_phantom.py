@@ -43,10 +43,10 @@ def test_a_picture_depends_on_seed_category_and_index_alone(domain):
 
 
 @pytest.mark.parametrize("domain", phantom.DOMAINS)
-def test_grey_is_the_luma_of_colour(domain):
-    colour, mask = phantom.draw(domain, 0, 48, 3, next(iter(phantom.DOMAINS[domain].DEFECTS)))
-    grey, same = phantom.draw(domain, 0, 48, 1, next(iter(phantom.DOMAINS[domain].DEFECTS)))
-    np.testing.assert_allclose(grey[..., 0], colour @ [0.299, 0.587, 0.114], atol=0.51)
+def test_gray_is_the_luma_of_color(domain):
+    color, mask = phantom.draw(domain, 0, 48, 3, next(iter(phantom.DOMAINS[domain].DEFECTS)))
+    gray, same = phantom.draw(domain, 0, 48, 1, next(iter(phantom.DOMAINS[domain].DEFECTS)))
+    np.testing.assert_allclose(gray[..., 0], color @ [0.299, 0.587, 0.114], atol=0.51)
     np.testing.assert_array_equal(mask, same)
 
 

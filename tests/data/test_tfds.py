@@ -77,8 +77,8 @@ def same(one, other):
 
 def pillow(path, size=16):
     """What a picture should become, by Pillow's own steps."""
-    grey = Image.open(path).convert("L").resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(grey)[..., None]
+    gray = Image.open(path).convert("L").resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(gray)[..., None]
 
 
 # --- what is stored ---
@@ -387,14 +387,14 @@ def test_what_tfds_would_import_is_not(tmp_path, load):
     sound = json.loads(place.read_text())
     foreign = "this.Feature"  # the Zen of Python, which prints
     label = sound["featuresDict"]["features"]["label"]
-    for spoilt in (
+    for spoiled in (
         sound | {"pythonClassName": foreign},
         {"python_class_name": foreign, "features_dict": sound["featuresDict"]},
         {"type": foreign, "content": {}},
         {**sound, "featuresDict": {"features": {"label": label | {"pythonClassName": foreign}}}},
         {"type": "tensorflow_datasets.core.features.text_feature.Text", "proto_cls": foreign},
     ):
-        place.write_text(json.dumps(spoilt))
+        place.write_text(json.dumps(spoiled))
         with pytest.raises(UserError, match=r"names 'this\.Feature'"):
             load("plant", place.parent)
     assert "this" not in sys.modules

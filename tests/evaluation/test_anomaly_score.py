@@ -73,14 +73,14 @@ def test_a_hundredth_of_few_pixels_is_one():
     np.testing.assert_array_equal(anomaly_score.reduce(maps, "top1"), maps.max((1, 2)))
 
 
-def test_standardised_terms_spread_by_one_on_the_calibration_pictures():
+def test_standardized_terms_spread_by_one_on_the_calibration_pictures():
     terms = some_terms()
     spread = anomaly_score.spread(terms)
     assert spread["ssim"] == pytest.approx(np.std(terms.value["ssim"]), rel=1e-5)
     for name in spread:
         alone = ScoreFormula({name: 1.0}).divided_by(spread)
         assert np.std(anomaly_score.score(alone, terms)) == pytest.approx(1, rel=1e-4)
-    # A term in another unit changes nothing once it is standardised.
+    # A term in another unit changes nothing once it is standardized.
     scaled = ScoreTerms(
         terms.value | {"mse": terms.value["mse"] * 1000},
         terms.map | {"mse": terms.map["mse"] * 1000},
@@ -101,7 +101,7 @@ def test_what_cannot_be_a_formula_is_named():
         anomaly_score.formula({"mse": 1.0, "ssim": -1}, "mean")
     with pytest.raises(UserError, match=r"weight 0: raise one of config\.score\.mse"):
         anomaly_score.formula({"mse": 0.0, "ssim": 0.0}, "mean")
-    with pytest.raises(UserError, match=r"standardise: ssim does not vary"):
+    with pytest.raises(UserError, match=r"standardize: ssim does not vary"):
         PAPER.divided_by({"mse": 1.0, "ssim": 0.0})
     assert anomaly_score.formula({"mse": 1, "perceptual": 0}, "max") == ScoreFormula(
         {"mse": 1.0}, "max"
@@ -113,8 +113,8 @@ def test_the_table_holds_every_way_once():
     label = np.arange(600) % 3 == 0
     spread = anomaly_score.spread(calibration)
     used = ScoreFormula({"mse": 0.5, "ssim": 0.1}, "top1")
-    rows = anomaly_score.score_table(terms, label, spread, used, standardised=True)
-    ways = [(row["score"], row["standardise"], row["reduction"]) for row in rows]
+    rows = anomaly_score.score_table(terms, label, spread, used, standardized=True)
+    ways = [(row["score"], row["standardize"], row["reduction"]) for row in rows]
     paper, mine = "0.7 mse + 0.3 ssim", "0.5 mse + 0.1 ssim"
     names = [
         ("mse", False),
@@ -130,7 +130,7 @@ def test_the_table_holds_every_way_once():
     weights = {"mse": {"mse": 1}, "ssim": {"ssim": 1}, paper: PAPER.weights, mine: used.weights}
     for row in rows:
         formula = ScoreFormula(weights[row["score"]], row["reduction"])
-        if row["standardise"]:
+        if row["standardize"]:
             formula = formula.divided_by(spread)
         expected = roc_auc_score(label, np.asarray(anomaly_score.score(formula, terms)))
         assert row["auroc"] == pytest.approx(expected), row
@@ -143,9 +143,9 @@ def test_the_table_of_one_term_in_use():
         terms, label, anomaly_score.spread(terms), ScoreFormula({"mse": 3.0}, "max"), True
     )
     assert [(r["score"], r["reduction"]) for r in rows if r["used"]] == [("mse", "max")]
-    flat = {"mse": 0.0, "ssim": 1.0}  # without spread there is no standardised score
+    flat = {"mse": 0.0, "ssim": 1.0}  # without spread there is no standardized score
     rows = anomaly_score.score_table(terms, label & False, flat, PAPER, False)
-    assert {(r["standardise"], r["auroc"]) for r in rows} == {(False, None)}
+    assert {(r["standardize"], r["auroc"]) for r in rows} == {(False, None)}
 
 
 def test_the_perceptual_map_is_the_features_difference_at_the_picture_s_size():

@@ -33,7 +33,7 @@ def test_every_control_scores_every_picture(size, channels):
     train, test = random_pictures(30, size, channels), random_pictures(7, size, channels, seed=1)
     scores = baselines.baseline_scores(train, test, squared_error)
     assert list(scores) == [
-        *("mean_image", "pca_8", "pca_64", "nearest_neighbour"),
+        *("mean_image", "pca_8", "pca_64", "nearest_neighbor"),
         *("mahalanobis_16", "mean_intensity", "corner_pixels"),
     ]
     for name, score in scores.items():
@@ -50,9 +50,9 @@ def test_closed_forms():
     corners = [unit[1][:, y, x] for y in (slice(2), slice(-2, None)) for x in ([0, 1], [-2, -1])]
     assert scores["corner_pixels"] == pytest.approx(np.mean(corners, (0, 2, 3, 4)), rel=1e-5)
     nearest = [min(squared_error(picture, unit[0])) for picture in unit[1]]
-    assert scores["nearest_neighbour"] == pytest.approx(nearest, rel=1e-4)
-    assert scores["nearest_neighbour"][0] == 0
-    # Eight components span nine centred pictures: a training picture is rebuilt exactly.
+    assert scores["nearest_neighbor"] == pytest.approx(nearest, rel=1e-4)
+    assert scores["nearest_neighbor"][0] == 0
+    # Eight components span nine centered pictures: a training picture is rebuilt exactly.
     assert scores["pca_64"][0] == pytest.approx(0, abs=1e-8)
     assert scores["pca_64"] == pytest.approx(scores["pca_8"])
 
@@ -78,11 +78,11 @@ def test_pictures_that_are_all_alike_have_no_axes():
     test = np.stack([train[0], train[0] + 50])
     found = baselines.baseline_scores(train, test, squared_error)
     expected = [0, (50 / 255) ** 2]
-    for name in ("mean_image", "pca_8", "pca_64", "nearest_neighbour"):
+    for name in ("mean_image", "pca_8", "pca_64", "nearest_neighbor"):
         assert found[name] == pytest.approx(expected, abs=1e-6), name
 
 
-def test_a_test_picture_does_not_move_its_neighbours():
+def test_a_test_picture_does_not_move_its_neighbors():
     train, test = random_pictures(30), random_pictures(6, seed=1)
     together = baselines.baseline_scores(train, test, squared_error)
     alone = baselines.baseline_scores(train, test[2:3], squared_error)
@@ -152,7 +152,7 @@ def test_bottle_gives_the_known_figures():
         {
             "mean_image": 0.789,
             "pca_64": 0.966,
-            "nearest_neighbour": 0.845,
+            "nearest_neighbor": 0.845,
             "mahalanobis_16": 0.994,
             "mean_intensity": 0.559,
             "corner_pixels": 0.500,

@@ -54,7 +54,7 @@ MEASURED = {
 }
 LEAKING = (0.492, 0.738, 0.889, 0.748, 0.615, 0.57)
 COLUMNS = (
-    *("mean_image", "pca_64", "nearest_neighbour"),
+    *("mean_image", "pca_64", "nearest_neighbor"),
     *("mahalanobis_16", "mean_intensity", "corner_pixels"),
 )
 
@@ -88,7 +88,7 @@ def test_a_split_by_picture_leaks(tmp_path):
 
 
 @long
-def test_colour_tells_more_of_leaves_than_grey():
+def test_color_tells_more_of_leaves_than_gray():
     found = [control_figures(load("plant", split_seed=s, channels=3)) for s in range(3)]
     mahalanobis = np.mean([aurocs["mahalanobis_16"] for aurocs in found])
     assert mahalanobis == pytest.approx(0.917, abs=0.07)

@@ -3,5 +3,5 @@
     python -m tests.fuzz --target pictures --minutes 10
 
 Run from the repository's root. `guard` watches what an attempt does, `mutations` spoils valid
-files, `targets` says what is spoilt and who reads it, `__main__` counts.
+files, `targets` says what is spoiled and who reads it, `__main__` counts.
 """

@@ -1,4 +1,4 @@
-"""Valid files, spoilt: as bytes, as text of tokens, and below a checksum or a compression."""
+"""Valid files, spoiled: as bytes, as text of tokens, and below a checksum or a compression."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ changes: st.SearchStrategy[list[Change]] = st.lists(
 replacements: st.SearchStrategy[list[tuple[int, int]]] = st.lists(st.tuples(_big, _big), max_size=4)
 
 
-def spoilt(content: bytes, changes: Sequence[Change], other: bytes = b"") -> bytes:
+def spoiled(content: bytes, changes: Sequence[Change], other: bytes = b"") -> bytes:
     """The content after the changes, one after the other. other: what is spliced in."""
     content = bytearray(content)
     for kind, where, what, much in changes:
@@ -92,4 +92,4 @@ def rewrapped(
     content: bytes, changes: Sequence[Change], other: bytes, unwrap: Callable, wrap: Callable
 ) -> bytes:
     """Changed below a wrapping that would notice: a compression, checksums."""
-    return wrap(spoilt(unwrap(content), changes, other))
+    return wrap(spoiled(unwrap(content), changes, other))

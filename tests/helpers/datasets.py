@@ -14,7 +14,7 @@ from bigan_jax.metrics.image import image_metrics
 
 
 def decoded(root, paths, size):
-    """The grey pictures, or the one error that names every file that cannot be read."""
+    """The gray pictures, or the one error that names every file that cannot be read."""
     images, unread = read_all(lambda x, _: read_image(x, size, 1), root, paths, "pictures")
     if unread:
         raise unreadable(unread, root, len(paths), "pictures")
@@ -100,7 +100,7 @@ def nested(fields):
 
 
 def tiled_tiff(side: int = 16, tile: int = 16) -> bytes:
-    """Grey, deflated, of one tile, which Pillow reads and does not write."""
+    """Gray, deflated, of one tile, which Pillow reads and does not write."""
     data = zlib.compress(bytes(range(256)))
     fields = [(256, 4, side), (257, 4, side), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1)]
     fields += [(322, 4, tile), (323, 4, tile), (324, 4, 8), (325, 4, len(data))]

@@ -27,7 +27,7 @@ scores = st.lists(st.integers(0, 12), min_size=1, max_size=60).map(lambda s: np.
 
 
 @st.composite
-def labelled(draw, both=False):
+def labeled(draw, both=False):
     score = draw(scores)
     label = draw(arrays(bool, len(score)))
     if both:
@@ -138,7 +138,7 @@ def test_bad_input_is_refused():
 
 
 @few
-@given(labelled(both=True))
+@given(labeled(both=True))
 def test_oracle_is_the_best_of_all_thresholds(data):
     score, label = data
     oracle = oracle_threshold(score, label)
@@ -153,7 +153,7 @@ def test_oracle_is_the_best_of_all_thresholds(data):
 
 
 @few
-@given(labelled(both=True), st.floats(-0.1, 1.7))
+@given(labeled(both=True), st.floats(-0.1, 1.7))
 def test_image_metrics_equal_scikit_learns(data, threshold):
     score, label = data
     called = score >= threshold
@@ -171,7 +171,7 @@ def test_image_metrics_equal_scikit_learns(data, threshold):
 
 
 @few
-@given(labelled(both=True))
+@given(labeled(both=True))
 def test_auroc_is_the_share_of_pairs_won(data):
     score, label = data
     gap = score[label][:, None] - score[~label]
@@ -237,7 +237,7 @@ def interval(score, label, group, **options):
 
 
 @few
-@given(labelled(both=True), st.integers(1, 9), st.integers(0, 3))
+@given(labeled(both=True), st.integers(1, 9), st.integers(0, 3))
 def test_interval_draws_equal_scikit_learn_on_repeated_pictures(data, groups, seed):
     """With one draw an interval is that draw's figure: resample by hand and compare."""
     score, label = data

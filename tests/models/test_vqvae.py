@@ -59,11 +59,11 @@ def test_gradients_go_straight_through():
     module, variables = codebook()
     outputs = jnp.asarray(some_outputs(0))
 
-    def quantise(x):
-        quantised = module.apply(variables, x, keys(4), train=False)
-        return quantised.code, quantised.commitment
+    def quantize(x):
+        quantized = module.apply(variables, x, keys(4), train=False)
+        return quantized.code, quantized.commitment
 
-    (code, _), back = jax.vjp(quantise, outputs)
+    (code, _), back = jax.vjp(quantize, outputs)
     cotangent = jnp.asarray(some_outputs(5))
     np.testing.assert_array_equal(back((cotangent, jnp.zeros(())))[0], cotangent)
     pull = back((jnp.zeros_like(code), jnp.ones(())))[0]
@@ -78,7 +78,7 @@ def test_the_codebook_follows_sonnet(devices):
     uses, sums, seen_dead = np.zeros(SIZE), np.zeros((SIZE, DEPTH)), set()
     for step in range(1, 7):
         outputs = some_outputs(step, spread=1.0)
-        quantised, made = train_step(module, variables, outputs, keys(4), devices)
+        quantized, made = train_step(module, variables, outputs, keys(4), devices)
         flat = outputs.reshape(-1, DEPTH).astype(np.float64)
         assigned = np.eye(SIZE)[((flat[:, None] - vectors) ** 2).sum(-1).argmin(1)]
         uses -= (uses - assigned.sum(0)) * (1 - 0.9)
@@ -94,9 +94,9 @@ def test_the_codebook_follows_sonnet(devices):
             book = variables["codebook"]
             np.testing.assert_allclose(book["vectors"], vectors, rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(book["uses"], average, rtol=1e-4, atol=1e-6)
-            np.testing.assert_allclose(quantised.perplexity[device], np.exp(entropy), rtol=1e-4)
-            assert quantised.dead[device] == (average < vqvae.DEAD_BELOW).sum()
-        seen_dead.add(int(quantised.dead[0]))
+            np.testing.assert_allclose(quantized.perplexity[device], np.exp(entropy), rtol=1e-4)
+            assert quantized.dead[device] == (average < vqvae.DEAD_BELOW).sum()
+        seen_dead.add(int(quantized.dead[0]))
     assert seen_dead != {0}
 
 
@@ -112,10 +112,10 @@ def test_dead_entries_are_put_at_outputs_of_the_batch():
     books = {}
     for seed, devices in ((0, 1), (1, 1), (0, 4)):
         module, variables = codebook(reseed_dead=True, size=32)
-        quantised, made = train_step(module, variables, outputs, keys(4, seed), devices)
+        quantized, made = train_step(module, variables, outputs, keys(4, seed), devices)
         books[seed, devices] = np.asarray(made["codebook"]["vectors"])
         assert (books[seed, devices] == books[seed, devices][:1]).all()  # the same on every device
-    assert quantised.dead[0] >= 32 - 16
+    assert quantized.dead[0] >= 32 - 16
     np.testing.assert_allclose(books[0, 4][0], books[0, 1][0], atol=1e-6)
     assert not np.allclose(books[0, 1], books[1, 1])
     _, unseeded = train_step(*codebook(size=32), outputs, keys(4), 1)
@@ -172,7 +172,7 @@ def test_the_loss_is_error_over_variance_and_a_quarter_of_commitment():
 def test_the_codebook_is_float32_in_bfloat16_too():
     detector, batch = VQVAE(dtype=jnp.bfloat16), a_batch()
     net = scattered_net(detector)
-    quantised = net("encoder", batch.image, keys(4))
-    leaves = jax.tree.leaves((quantised, net.variables["encoder"]["codebook"]))
+    quantized = net("encoder", batch.image, keys(4))
+    leaves = jax.tree.leaves((quantized, net.variables["encoder"]["codebook"]))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
     assert run(detector.reconstruct, net, batch, keys(4)).dtype == jnp.float32

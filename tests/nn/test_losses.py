@@ -50,7 +50,7 @@ def test_what_is_scored_by_equals_dm_pix(shape):
         assert (error[:, :5, 5:-5] == error[:, 5:6, 5:-5]).all()
 
 
-def test_ssim_map_is_at_the_window_s_centre(pair):
+def test_ssim_map_is_at_the_window_s_center(pair):
     x = pair[0]
     y = x.copy()
     y[:, 12, 20] = 1 - y[:, 12, 20]

@@ -65,10 +65,10 @@ def test_first_layer_equals_scipys_correlation(convention, weights):
         np.testing.assert_allclose(ours[0, ..., out], theirs, rtol=1e-4, atol=1e-3)
 
 
-def test_grey_is_repeated(weights):
-    grey = jnp.asarray(picture(1))
+def test_gray_is_repeated(weights):
+    gray = jnp.asarray(picture(1))
     for one, three in zip(
-        features(weights, grey), features(weights, jnp.repeat(grey, 3, -1)), strict=True
+        features(weights, gray), features(weights, jnp.repeat(gray, 3, -1)), strict=True
     ):
         np.testing.assert_array_equal(one, three)
 

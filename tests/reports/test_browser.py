@@ -87,7 +87,7 @@ EVALUATION = {
     "controls": {HOSTILE: 0.8, "w" * 300: 0.7},
     "pixel": {"auroc": 0.8, "average_precision": 0.3, "aupro": 0.5, "dice": 0.2},
     "score_table": [
-        {"score": "0.7 mse + 0.3 ssim", "standardise": True, "reduction": "mean", "auroc": 0.9}
+        {"score": "0.7 mse + 0.3 ssim", "standardize": True, "reduction": "mean", "auroc": 0.9}
         | {"paper": True, "used": True}
     ],
     "by_kind": [{"kind": "k" * 200, "n": 9, "auroc": 0.9, "recall": 0.7}],
@@ -134,10 +134,10 @@ def written(tmp_path):
 
 
 def contrast(one, other):
-    """WCAG 2's contrast ratio of two CSS colours, rgb(r, g, b)."""
+    """WCAG 2's contrast ratio of two CSS colors, rgb(r, g, b)."""
 
-    def luminance(colour):
-        rgb = np.array([int(part) for part in re.findall(r"\d+", colour)][:3]) / 255
+    def luminance(color):
+        rgb = np.array([int(part) for part in re.findall(r"\d+", color)][:3]) / 255
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
         return linear @ [0.2126, 0.7152, 0.0722] + 0.05
 

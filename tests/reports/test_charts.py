@@ -37,13 +37,13 @@ def scores(normals, anomalous, calibration, seed=0):
     ]
 
 
-def test_error_colours_are_one_fixed_scale():
+def test_error_colors_are_one_fixed_scale():
     errors = np.array([[0.0, 0.5, 1.0, 2.0]])
     found = charts.error_map_rgb(errors, 1.0)
     assert found.dtype == np.uint8 and found.shape == (1, 4, 3)
     assert (found[0, 2] == found[0, 3]).all()
     assert (charts.error_map_rgb(errors / 2, 0.5) == found).all()
-    # The neighbour's value moves nothing.
+    # The neighbor's value moves nothing.
     assert (charts.error_map_rgb(errors[:, :2], 1.0) == found[:, :2]).all()
     brightness = charts.error_map_rgb(np.linspace(0, 1, 32)[None], 1.0)[0].astype(int).sum(1)
     assert (np.diff(brightness) >= 0).all()
@@ -204,8 +204,8 @@ def test_gallery_shows_every_map_on_its_own_scale():
     for index, row in enumerate(rows):
         shown = found[6 * index : 6 * index + 6]
         for picture, cell in ((row.image, shown[0]), (row.reconstruction, shown[1])):
-            grey = picture if picture.ndim == 3 else picture[..., None]
-            assert (cell == np.round(grey * 255)).all()
+            gray = picture if picture.ndim == 3 else picture[..., None]
+            assert (cell == np.round(gray * 255)).all()
         maps = (row.squared_error, row.ssim_error, row.combined)
         for errors, limit, cell in zip(maps, limits, shown[2:5], strict=True):
             assert (cell == charts.error_map_rgb(errors, limit)).all()

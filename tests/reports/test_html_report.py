@@ -48,7 +48,7 @@ EVALUATION = {
     "notes": ["statistics re-estimated"],
     "versions": {"jax": "0.10.2"},
 }
-GREY = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+GRAY = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
 AUDIT = {
     "policy": "keep",
     "findings": [
@@ -61,8 +61,8 @@ AUDIT = {
     "copies": [
         {
             "distance": 0.0125,
-            "first": {"part": "test", "path": HOSTILE, "label": "normal", "image": GREY},
-            "second": {"part": "train", "path": "twin.png", "label": "normal", "image": GREY},
+            "first": {"part": "test", "path": HOSTILE, "label": "normal", "image": GRAY},
+            "second": {"part": "train", "path": "twin.png", "label": "normal", "image": GRAY},
         },
         {
             "distance": 0.0141,
@@ -168,11 +168,11 @@ def test_control_characters_are_shown_not_obeyed(tmp_path):
 
 
 def test_newer_figures_are_shown_where_they_are_known(tmp_path):
-    row = {"standardise": False, "reduction": "mean", "paper": False, "used": False}
+    row = {"standardize": False, "reduction": "mean", "paper": False, "used": False}
     evaluation = EVALUATION | {
         "score_table": [
             row | {"score": "mse", "auroc": 0.601, "used": True},
-            row | {"score": "ssim", "auroc": 0.702, "standardise": True, "reduction": "max"},
+            row | {"score": "ssim", "auroc": 0.702, "standardize": True, "reduction": "max"},
             row | {"score": "0.7 mse + 0.3 ssim", "auroc": None, "paper": True},
         ],
         "score_table_note": "A note on oracles.",
@@ -181,11 +181,11 @@ def test_newer_figures_are_shown_where_they_are_known(tmp_path):
         "intervals": {"f1": [0.511, 0.522], "average_precision": (0.533, 0.544)},
         "pixel": EVALUATION["pixel"] | {"dice": 0.456},
         "pixel_threshold": 0.0789,
-        "colour_limits": {"combined": 0.4321},
+        "color_limits": {"combined": 0.4321},
     }
     text = page(tmp_path, evaluation, gallery=list(items())).text
     for words in (
-        "ssim, terms standardised highest 0.702 mse used here mean 0.601 "
+        "ssim, terms standardized highest 0.702 mse used here mean 0.601 "
         "0.7 mse + 0.3 ssim the paper's mean –",
         "A note on oracles.",
         f"{HOSTILE} 3 0.777 0.125",
@@ -293,7 +293,7 @@ def test_png_bytes_round_trip():
         html_report.png_bytes(np.zeros((2, 2)))
 
 
-def test_a_png_by_palette_has_its_colours():
+def test_a_png_by_palette_has_its_colors():
     rng = np.random.default_rng(0)
     palette = rng.integers(0, 256, (256, 3), np.uint8)
     places = rng.integers(0, 256, (64, 48), np.uint8)

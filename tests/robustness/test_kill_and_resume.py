@@ -2,7 +2,7 @@
 
 A run of a small model on a folder of pictures, from the preparation of its data to its report, is
 watched from outside, and killed while data are prepared, between steps, in the middle of a save,
-and while it is evaluated. It has to end as one that was left alone: parameters, optimisers,
+and while it is evaluated. It has to end as one that was left alone: parameters, optimizers,
 history, scores and evaluation to the last bit.
 """
 

@@ -34,7 +34,7 @@ INPUTS |= {"weights": 300, "checkpoints": 40, "tables": 300}
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_spoilt_files_are_told_and_do_nothing(target):
+def test_spoiled_files_are_told_and_do_nothing(target):
     command = [
         sys.executable,
         "-m",
@@ -175,8 +175,8 @@ def test_a_tile_larger_than_its_picture_is_not_made(tmp_path):
 def test_sixteen_bits_take_little_memory():
     picture = Image.fromarray(np.arange(2**24, dtype=np.uint16).reshape(2**12, -1))
     with little_memory(2**27):
-        grey = np.asarray(images._eight_bit(picture))
-    assert np.array_equal(grey.ravel()[: 2**16], np.round(np.arange(2**16) / 257))
+        gray = np.asarray(images._eight_bit(picture))
+    assert np.array_equal(gray.ravel()[: 2**16], np.round(np.arange(2**16) / 257))
 
 
 def test_a_reason_is_short_and_printable():

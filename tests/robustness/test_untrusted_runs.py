@@ -31,7 +31,7 @@ from tests.helpers.datasets import write_run
 from tests.robustness.test_untrusted_files import little_memory
 
 
-def spoilt_run(folder, name, change):
+def spoiled_run(folder, name, change):
     write_run(folder)
     path = folder / name
     path.write_text(change(path.read_text()))
@@ -40,7 +40,7 @@ def spoilt_run(folder, name, change):
 
 def test_a_number_larger_than_any_float_is_told(tmp_path):
     huge = "1" + "0" * 400
-    workdir = spoilt_run(
+    workdir = spoiled_run(
         tmp_path / "run", "evaluation.json", lambda t: t.replace('"f1": ', f'"f1": {huge}, "x": ')
     )
     with pytest.raises(UserError, match="f1 is not a number from 0 to 1"):
@@ -63,7 +63,7 @@ def test_one_long_name_among_many_takes_no_memory(tmp_path, monkeypatch):
         head, first, *rest = text.splitlines()
         return "\n".join([head, "x" * 10**5 + first, *rest, ""])
 
-    workdir = spoilt_run(tmp_path / "run", "scores.csv", long)
+    workdir = spoiled_run(tmp_path / "run", "scores.csv", long)
     run = read_run(workdir)
     with little_memory(2**23):
         assert len(read_scores(run).path[-1]) > 10**5
@@ -236,15 +236,15 @@ def test_progress_that_no_run_saves_is_damage_even_with_its_checksum(tmp_path, w
         ("conditions", [1]),
         ("calibration_scores", []),
         ("calibration_scores", ["x"]),
-        ("colour_limits", 3),
-        ("colour_limits", {"combined": "x"}),
+        ("color_limits", 3),
+        ("color_limits", {"combined": "x"}),
         ("score", {"spread": {"mse": None}}),
         ("steps", -1),
     ],
 )
-def test_a_judgement_that_no_run_writes_is_told(tmp_path, name, value):
+def test_a_judgment_that_no_run_writes_is_told(tmp_path, name, value):
     content = {"threshold": 0.5, "conditions": ["a"], "calibration_scores": [1, 2]}
-    content |= {"colour_limits": {"combined": 0.5}, "score": {"spread": {"mse": 1}}, "steps": 3}
+    content |= {"color_limits": {"combined": 0.5}, "score": {"spread": {"mse": 1}}, "steps": 3}
     (tmp_path / "evaluation.json").write_text(json.dumps(content))
     assert read_decision_settings(tmp_path).calibration.tolist() == [1, 2]
     (tmp_path / "evaluation.json").write_text(json.dumps(content | {name: value}))

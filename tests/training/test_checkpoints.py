@@ -38,7 +38,7 @@ LOGS = {"loss": [0.1, 1 / 3]}
 
 @pytest.fixture(scope="module")
 def states():
-    """Three that differ in every array, scalars and optimiser's moments included."""
+    """Three that differ in every array, scalars and optimizer's moments included."""
     first = jax.device_get(
         jax.jit(lambda: init_state(DETECTOR, {"reconstruction": optax.adam(0.1)}, 7, (16, 16, 1)))()
     )

@@ -36,7 +36,7 @@ def small(**fields):
 
 
 def breaks(monkeypatch, at, above=0.0, value=np.nan):
-    """Optimisers whose learning rate is above a limit multiply their `at`-th update by `value`."""
+    """Optimizers whose learning rate is above a limit multiply their `at`-th update by `value`."""
     sound = schedules.make_optimizer
 
     def optimizer(updates, *, learning_rate, **others):

@@ -157,7 +157,7 @@ def test_an_update_is_the_gradient_of_its_loss():
 def test_statistics_are_those_of_the_training_pictures(pictures):
     """Precise BN equals the moments computed in NumPy over each batch, averaged."""
 
-    class Normalised(nn.Module):
+    class Normalized(nn.Module):
         @nn.compact
         def __call__(self, x, train):
             from bigan_jax.nn.blocks import BatchNorm
@@ -167,7 +167,7 @@ def test_statistics_are_those_of_the_training_pictures(pictures):
     def loss(net, batch, keys):
         return losses.mse(batch.image, net("n", batch.image)).mean(), {}
 
-    detector = Detector({"n": Normalised()}, {"fit": Objective(("n",), loss)}, reconstruct=None)
+    detector = Detector({"n": Normalized()}, {"fit": Objective(("n",), loss)}, reconstruct=None)
     run, state = runner(detector, pictures)
     order = np.arange(32).reshape(4, 8)
     state = epoch_runner.first(run.with_statistics(state, order))

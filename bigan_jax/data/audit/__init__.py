@@ -36,7 +36,7 @@ def validate_policy(policy: str) -> None:
 
 
 def audit(dataset: Dataset, policy: str = "stop") -> Audit:
-    """Looks for copies, groups and neighbours across parts, and for facts that tell the label.
+    """Looks for copies, groups and neighbors across parts, and for facts that tell the label.
 
     dataset: the images of a part are read in blocks of rows, so they may be decoded on demand.
     policy: what `settle` will do, one of POLICIES: "stop" at exact copies across parts, "drop"
@@ -61,8 +61,8 @@ def audit(dataset: Dataset, policy: str = "stop") -> Audit:
     signature = signatures(thumbnail, every.condition, every.part == "train")
     exact, near = exact_duplicates(digest, every.part), near_duplicates(signature)
     near = near.where(digest[near.first] != digest[near.second])
-    neighbours = file_number_neighbors(every.path.tolist())
-    alike = neighbor_similarity(signature, neighbours, 2 * every.condition + every.label)
+    neighbors = file_number_neighbors(every.path.tolist())
+    alike = neighbor_similarity(signature, neighbors, 2 * every.condition + every.label)
 
     trivial = looks[0].facts | _of_files(dataset.open, every)
     test = dataset.test
@@ -81,7 +81,7 @@ def audit(dataset: Dataset, policy: str = "stop") -> Audit:
         checks.copies_within(exact, near, every),
         checks.contradictions(exact, near, every),
         checks.groups_across(every),
-        checks.neighbours_across(neighbours, alike, every),
+        checks.neighbors_across(neighbors, alike, every),
         checks.facts(aurocs, significant(aurocs, test.label)),
         *checks.conditions(dataset),
     ]

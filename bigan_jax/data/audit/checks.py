@@ -9,7 +9,7 @@ from bigan_jax.data.audit.duplicates import Pairs
 from bigan_jax.data.audit.result import SPLITS, AllImages, Finding
 from bigan_jax.data.dataset import Dataset
 
-# How far neighbouring numbers look alike (facts.likeness) when they mean nothing: 0.50 on the
+# How far neighboring numbers look alike (facts.likeness) when they mean nothing: 0.50 on the
 # phantom, 0.55 on bottle; when they are views of one leaf 0.77, slices of one head 0.999.
 ALIKE = 0.7
 
@@ -97,9 +97,9 @@ def groups_across(every: AllImages) -> Finding:
     )
 
 
-def neighbours_across(pairs: Pairs, alike: float | None, every: AllImages) -> Finding:
-    """Files with neighbouring numbers in two parts, where such files look alike."""
-    check = "neighbouring file numbers"
+def neighbors_across(pairs: Pairs, alike: float | None, every: AllImages) -> Finding:
+    """Files with neighboring numbers in two parts, where such files look alike."""
+    check = "neighboring file numbers"
     if alike is None:
         return Finding(check, "too few to tell")
     apart = len(across(pairs, every).first)

@@ -20,7 +20,7 @@ class Fingerprints(NamedTuple):
     """What the audit keeps of `n` pictures, rows in their order."""
 
     digest: Shaped[np.ndarray, "n"]  # equal where all pixels are equal, hexadecimal
-    thumbnail: Float[np.ndarray, "n 256"]  # grey, without brightness and contrast: norm 1 or 0
+    thumbnail: Float[np.ndarray, "n 256"]  # gray, without brightness and contrast: norm 1 or 0
     facts: dict[str, Float[np.ndarray, "n"]]
 
 
@@ -29,16 +29,16 @@ def fingerprint(pictures: Images) -> Fingerprints:
 
     Facts, in [0, 1]: the mean and the standard deviation of a picture, the mean over its four
     corners and the largest difference between two of them, sharpness (the mean absolute
-    difference of neighbouring pixels), all of grey, and in colour saturation (mean max - min).
+    difference of neighboring pixels), all of gray, and in color saturation (mean max - min).
     """
 
     def block(start: int) -> tuple:
         rows = np.arange(start, min(start + BLOCK, len(pictures.path)))
         image = np.ascontiguousarray(pictures.image[rows])
         channels = np.moveaxis(image, -1, 0)
-        grey = (sum(channels, np.float32(0)) / (255 * len(channels)))[..., None]
+        gray = (sum(channels, np.float32(0)) / (255 * len(channels)))[..., None]
         digests = [blake2b(picture, digest_size=16).hexdigest() for picture in image]
-        return digests, unit(thumbnails(grey)), _facts(image, grey)
+        return digests, unit(thumbnails(gray)), _facts(image, gray)
 
     blocks = map_in_threads(block, range(0, len(pictures.path), BLOCK), "leak audit")
     if not blocks:
@@ -53,19 +53,19 @@ def fingerprint(pictures: Images) -> Fingerprints:
 
 def unit(thumbnail: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     """Rows less their mean, of length 1; a row of one value stays 0."""
-    centred = thumbnail - thumbnail.mean(1, keepdims=True)
-    length = np.linalg.norm(centred, axis=1, keepdims=True)
-    return centred / np.where(length > 1e-4, length, np.inf)
+    centered = thumbnail - thumbnail.mean(1, keepdims=True)
+    length = np.linalg.norm(centered, axis=1, keepdims=True)
+    return centered / np.where(length > 1e-4, length, np.inf)
 
 
-def _facts(image, grey):
-    corner = corners(grey)
+def _facts(image, gray):
+    corner = corners(gray)
     facts = {
-        "mean intensity": grey.mean((1, 2, 3)),
-        "spread": grey.std((1, 2, 3)),
+        "mean intensity": gray.mean((1, 2, 3)),
+        "spread": gray.std((1, 2, 3)),
         "corner mean": corner.mean(1),
         "corner contrast": np.ptp(corner, axis=1),
-        "sharpness": sum(np.abs(np.diff(grey, axis=axis)).mean((1, 2, 3)) for axis in (1, 2)),
+        "sharpness": sum(np.abs(np.diff(gray, axis=axis)).mean((1, 2, 3)) for axis in (1, 2)),
     }
     if image.shape[-1] == 3:
         red, green, blue = np.moveaxis(image, -1, 0)
@@ -80,7 +80,7 @@ def headers(
     """What the files tell before they are decoded: `opened(path)` gives each.
 
     Width, height and aspect ratio as stored, megabytes, bits a pixel, the sum of the JPEG
-    quantisation tables (0 for other formats) and `encoding`, a word such as "JPEG RGB". Empty
+    quantization tables (0 for other formats) and `encoding`, a word such as "JPEG RGB". Empty
     where a file cannot be read.
     """
 
@@ -99,14 +99,14 @@ def headers(
     found = map_in_threads(read, list(paths), "file headers")
     if not found or None in found:
         return {}
-    width, height, size, quantisation, encoding = map(np.array, zip(*found, strict=True))
+    width, height, size, quantization, encoding = map(np.array, zip(*found, strict=True))
     return {
         "width": width,
         "height": height,
         "aspect ratio": width / height,
         "file size": size / 1e6,
         "bits a pixel": 8 * size / (width * height),
-        "JPEG quantisation": quantisation,
+        "JPEG quantization": quantization,
         "encoding": encoding,
     }
 

@@ -39,7 +39,7 @@ class ImageFormat(NamedTuple):
     """What a picture is made before a network sees it."""
 
     size: int  # pixels a side
-    channels: int  # 1: grey, 3: RGB
+    channels: int  # 1: gray, 3: RGB
     window: bool = False  # stretched from its own 1st to its 99th percentile (`medical.stretch`)
 
 
@@ -77,9 +77,9 @@ def names_in(file: Path) -> list[str]:
 def read_image(
     source: Source, size: int, channels: int, window: bool = False
 ) -> UInt8[np.ndarray, "size size channels"]:
-    """Decode one picture to a `Form`: EXIF orientation applied, grey or RGB, 0 to 255.
+    """Decode one picture to a `Form`: EXIF orientation applied, gray or RGB, 0 to 255.
 
-    Grey is the luma 0.299 R + 0.587 G + 0.114 B; 16-bit grey is divided by 257; what is
+    Gray is the luma 0.299 R + 0.587 G + 0.114 B; 16-bit gray is divided by 257; what is
     transparent shows white. DICOM and NIfTI slices are windowed to their own 1st to 99th
     percentile (`medical.window`), and with `window` so is every picture, before it is made 8-bit.
     The picture is resized with an antialiasing bilinear filter to a square: one that is not square
@@ -107,7 +107,7 @@ def to_format(
 
 
 def read_as_shown(source: Source, window: bool = False) -> Image.Image:
-    """Decode one picture at its own size, grey (mode L) or RGB, as `read_image` sees it."""
+    """Decode one picture at its own size, gray (mode L) or RGB, as `read_image` sees it."""
     with _open(source) as picture:
         return _as_shown(picture, window)
 
@@ -222,7 +222,7 @@ _SIXTEEN_TO_EIGHT_BITS = np.round(np.arange(2**16) / 257).astype(np.uint8)
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
-    """Mode L or RGB: 16-bit and float grey rescaled, transparency laid over white."""
+    """Mode L or RGB: 16-bit and float gray rescaled, transparency laid over white."""
     if picture.mode.startswith("I"):  # I;16 and its byte orders, or I: 16 bits in 32
         values = np.asarray(picture)
         if values.min() < 0 or values.max() > 65535:

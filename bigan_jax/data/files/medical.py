@@ -118,7 +118,7 @@ def shape(file: Path) -> tuple[int, int, int]:
 def slices(
     file: Path, numbers: Sequence[int | None]
 ) -> Iterator[Num[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]]:
-    """The slices with these numbers, one after the other: physical values, or 8-bit colour.
+    """The slices with these numbers, one after the other: physical values, or 8-bit color.
 
     DICOM's rescaling and NIfTI's scaling are applied, and MONOCHROME1, where high means dark, is
     turned round. NIfTI slices are turned so that the second axis points up, as viewers show them.
@@ -137,7 +137,7 @@ def slices(
 def window(
     values: Num[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"],
 ) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
-    """Physical values to grey, as `stretch` does; colour, which has no unit, stays as it is.
+    """Physical values to gray, as `stretch` does; color, which has no unit, stays as it is.
 
     The unit of MR is arbitrary and CT's range far wider than what differs within a slice, so that
     each slice is judged by its own contrast: an overall change of brightness is not seen.
@@ -167,7 +167,7 @@ def _dicom_slices(file, numbers):
     with _BoundedReader(file.open("rb", buffering=0)) as stream:
         for pixels in read(stream, indices=numbers):
             if pixels.ndim == 3 and pixels.dtype != np.uint8:
-                raise UserError("DICOM colour with more than 8 bits is not read: save it as PNG")
+                raise UserError("DICOM color with more than 8 bits is not read: save it as PNG")
             values = pixels if pixels.ndim == 3 else pixels * float(slope) + float(intercept)
             yield -values if kind == "MONOCHROME1" else values
 
@@ -176,7 +176,7 @@ def _nifti_slices(file, numbers):
     # Kept open, so that a compressed file is read through once.
     image = _nifti(file, keep_file_open=True)
     if image.get_data_dtype().fields or image.get_data_dtype().kind == "c":
-        raise UserError("NIfTI of colours or complex numbers is not read: save it with one number")
+        raise UserError("NIfTI of colors or complex numbers is not read: save it with one number")
     axes = len(image.shape)
     for number in numbers:
         yield np.rot90(image.dataobj[(slice(None), slice(None), number, *[0] * axes)[:axes]])

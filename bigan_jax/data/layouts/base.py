@@ -39,7 +39,7 @@ pictures; CC BY-NC-SA 4.0); mvtec_anomaly_detection.tar.xz or one category's arc
   dir/<species>___healthy/, dir/<species>___<disease>/      as in PlantVillage, or
   dir/healthy/, dir/diseased/
 To be had as Kaggle emmarex/plantdisease (its archive.zip will do) or TFDS plant_village (found
-where it is prepared; 38 classes, 54,303 pictures); CC BY-SA 3.0 is the licence usually named.""",
+where it is prepared; 38 classes, 54,303 pictures); CC BY-SA 3.0 is the license usually named.""",
 }
 
 

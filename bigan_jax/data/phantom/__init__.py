@@ -46,7 +46,7 @@ def draw(
 ) -> tuple[UInt8[np.ndarray, "size size channels"], Bool[np.ndarray, "size size"]]:
     """One picture (0 to 255) and its defect mask, a function of the arguments alone.
 
-    Without a `kind` it is the clean twin: equal outside the mask, different in the colour of
+    Without a `kind` it is the clean twin: equal outside the mask, different in the color of
     every pixel inside it.
     """
     domain = DOMAINS[category]
@@ -56,18 +56,18 @@ def draw(
     paint, scene = domain.scene(scene_rng, c)
     noise = domain.NOISE * noise_rng.standard_normal((size, size, 1), np.float32)
     clean = shrink(paint, SUPERSAMPLING)
-    picture, mask = _quantise(clean + noise), np.zeros((size, size), bool)
+    picture, mask = _quantize(clean + noise), np.zeros((size, size), bool)
     if kind is not None:
         defect = domain.DEFECTS[kind](defect_rng, c, scene, paint)
         covered = shrink(defect.cover, SUPERSAMPLING)
         covered = covered >= min(LEAST_COVER, covered.max())
         painted = shrink(over(paint, defect.cover, defect.paint), SUPERSAMPLING).astype(np.float32)
-        twin, picture = picture, _quantise(np.where(covered[..., None], painted, clean) + noise)
+        twin, picture = picture, _quantize(np.where(covered[..., None], painted, clean) + noise)
         mask = (picture != twin).any(axis=-1)
     if channels == 1:
         picture = np.round(picture @ LUMA).astype(np.uint8)[..., None]
     return picture, mask
 
 
-def _quantise(paint: np.ndarray) -> np.ndarray:
+def _quantize(paint: np.ndarray) -> np.ndarray:
     return np.round(paint.clip(0, 1) * 255).astype(np.uint8)

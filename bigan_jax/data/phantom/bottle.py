@@ -23,11 +23,11 @@ from bigan_jax.data.phantom.canvas import (
 NOISE = 0.007
 OUTSIDE, RIM, MOUTH = 0.90, 0.70, 0.50  # radii of the body, of the lip's crest, of the opening
 
-# Grey of the glass over the radius: base grey along the way from the opening to the edge.
+# Gray of the glass over the radius: base gray along the way from the opening to the edge.
 _RADII = np.array(
     [0, 0.44, 0.50, 0.515, 0.545, 0.57, 0.60, 0.63, 0.67, 0.70, 0.73, 0.77, 0.82, 0.87, 0.9]
 )
-_GREYS = np.array(
+_GRAYS = np.array(
     [0.09, 0.10, 0.08, 0.30, 0.20, 0.34, 0.24, 0.42, 0.30, 0.46, 0.25, 0.16, 0.21, 0.30, 0.4]
 )
 _AMBER = np.array([0.80, 0.47, 0.25], np.float32)
@@ -39,7 +39,7 @@ class Bottle(NamedTuple):
 
     r: Field  # 1 is half the picture for a bottle of the usual size
     angle: Field
-    centre: tuple[float, float]
+    center: tuple[float, float]
     scale: float
     ground: Paint
 
@@ -47,9 +47,9 @@ class Bottle(NamedTuple):
 def scene(rng: np.random.Generator, c: Canvas) -> tuple[Paint, Bottle]:
     """A bottle of its own place, size, roundness, rings, reflections and exposure."""
     size = len(c.x)
-    centre = tuple(rng.normal(0, 0.015, 2).tolist())
+    center = tuple(rng.normal(0, 0.015, 2).tolist())
     scale = rng.normal(1, 0.014)
-    x, y = (c.x - centre[0]) / scale, (c.y - centre[1]) / scale
+    x, y = (c.x - center[0]) / scale, (c.y - center[1]) / scale
     angle = np.arctan2(y, x)
     r = np.hypot(x, y) / (1 + wobble(rng, x, y, 2, 0.002))
 
@@ -61,11 +61,11 @@ def scene(rng: np.random.Generator, c: Canvas) -> tuple[Paint, Bottle]:
     inner = np.hypot(x - tilt[0], y - tilt[1])
     depth = r + (inner - r) * step(0.72, 0.5, r)
     radii = _RADII + rng.normal(0, 0.004, len(_RADII)) * (_RADII > 0.5)
-    greys = _GREYS * (1 + rng.normal(0, 0.05, len(_GREYS)))
-    grey = np.interp(depth, radii, greys).astype(np.float32)
+    grays = _GRAYS * (1 + rng.normal(0, 0.05, len(_GRAYS)))
+    gray = np.interp(depth, radii, grays).astype(np.float32)
     light = rng.normal(-2.2, 0.25)  # where the lamp stands
-    grey = grey * (1 + 0.20 * np.cos(angle - light) * step(0.5, 0.6, r))
-    glass = grey[..., None] * _GLASS
+    gray = gray * (1 + 0.20 * np.cos(angle - light) * step(0.5, 0.6, r))
+    glass = gray[..., None] * _GLASS
 
     def reflection(radius, width, strength, wide):
         along = np.zeros_like(angle)
@@ -83,22 +83,22 @@ def scene(rng: np.random.Generator, c: Canvas) -> tuple[Paint, Bottle]:
     glass = glass + dim[..., None] * np.array([1.1, 0.95, 0.85], np.float32)
 
     paint = over(ground, fill(r - OUTSIDE, 2 * c.pixel), glass) * rng.normal(1, 0.025)
-    return paint.astype(np.float32), Bottle(r, angle, centre, scale, ground)
+    return paint.astype(np.float32), Bottle(r, angle, center, scale, ground)
 
 
 def _at(bottle: Bottle, radius: float, angle: float) -> tuple[float, float]:
     reach = radius * bottle.scale
-    return bottle.centre[0] + reach * math.cos(angle), bottle.centre[1] + reach * math.sin(angle)
+    return bottle.center[0] + reach * math.cos(angle), bottle.center[1] + reach * math.sin(angle)
 
 
-def _facets(rng: np.random.Generator, c: Canvas, centre: tuple, spread: float, count: int) -> Field:
-    """Flat shards of broken glass: the grey of the nearest of some random points."""
-    points = (rng.normal(0, spread, (count, 2)) + centre).tolist()
-    greys = (rng.uniform(0.05, 0.75, count) ** 1.4).tolist()
+def _facets(rng: np.random.Generator, c: Canvas, center: tuple, spread: float, count: int) -> Field:
+    """Flat shards of broken glass: the gray of the nearest of some random points."""
+    points = (rng.normal(0, spread, (count, 2)) + center).tolist()
+    grays = (rng.uniform(0.05, 0.75, count) ** 1.4).tolist()
     first, second, shard = np.full_like(c.x, 8), np.full_like(c.x, 9), np.zeros_like(c.x)
-    for (px, py), grey in zip(points, greys, strict=True):
+    for (px, py), gray in zip(points, grays, strict=True):
         away = np.hypot(c.x - px, c.y - py)
-        shard = np.where(away < first, np.float32(grey), shard)
+        shard = np.where(away < first, np.float32(gray), shard)
         second = np.minimum(second, np.maximum(first, away))
         first = np.minimum(first, away)
     return shard + 0.35 * bump(second - first, 0.012)
@@ -106,11 +106,11 @@ def _facets(rng: np.random.Generator, c: Canvas, centre: tuple, spread: float, c
 
 def chip(rng: np.random.Generator, c: Canvas, bottle: Bottle, paint: Paint) -> Defect:
     """A piece broken out of the lip; its faces glitter."""
-    centre = _at(bottle, rng.uniform(0.58, 0.72), rng.uniform(0, 2 * math.pi))
+    center = _at(bottle, rng.uniform(0.58, 0.72), rng.uniform(0, 2 * math.pi))
     radius = rng.uniform(0.09, 0.19)
-    away = blob(rng, c, centre, radius, 0.13) + 0.02 * clouds(rng, len(c.x), 14)
+    away = blob(rng, c, center, radius, 0.13) + 0.02 * clouds(rng, len(c.x), 14)
     away = np.maximum(away, 0.5 - bottle.r - 0.05)
-    shards = _facets(rng, c, centre, radius, 9)
+    shards = _facets(rng, c, center, radius, 9)
     tint = np.array([1.04, 1.0, 0.95], np.float32)
     return Defect(fill(np.maximum(away, bottle.r - OUTSIDE), 0.02), shards[..., None] * tint)
 
@@ -127,21 +127,21 @@ def crack(rng: np.random.Generator, c: Canvas, bottle: Bottle, paint: Paint) -> 
     shadow = path(c.x - 0.016, c.y - 0.016, points)
     width = rng.uniform(0.012, 0.020)
     bright = rng.uniform(0.6, 0.95) * np.array([1, 0.97, 0.9], np.float32)
-    colours = over(np.zeros_like(paint) + 0.04, fill(away - width, 0.012), bright)
+    colors = over(np.zeros_like(paint) + 0.04, fill(away - width, 0.012), bright)
     cover = fill(np.minimum(away - width, shadow - width), 0.014)
-    return Defect(cover * fill(bottle.r - OUTSIDE, 0.02), colours)
+    return Defect(cover * fill(bottle.r - OUTSIDE, 0.02), colors)
 
 
 def contamination(rng: np.random.Generator, c: Canvas, bottle: Bottle, paint: Paint) -> Defect:
     """A lump of dirt in the opening or on the glass: brown, wet, uneven."""
-    centre = _at(bottle, rng.uniform(0.05, 0.62), rng.uniform(0, 2 * math.pi))
-    away = blob(rng, c, centre, rng.uniform(0.06, 0.17), 0.16) + 0.02 * clouds(rng, len(c.x), 12)
+    center = _at(bottle, rng.uniform(0.05, 0.62), rng.uniform(0, 2 * math.pi))
+    away = blob(rng, c, center, rng.uniform(0.06, 0.17), 0.16) + 0.02 * clouds(rng, len(c.x), 12)
     bright = rng.uniform(0.28, 0.5) + 0.09 * clouds(rng, len(c.x), 16, 2)
-    colour = bright[..., None] * np.array([1.25, 0.95, 0.65], np.float32)
-    return Defect(fill(away, 0.035), colour)
+    color = bright[..., None] * np.array([1.25, 0.95, 0.65], np.float32)
+    return Defect(fill(away, 0.035), color)
 
 
-def fibre(rng: np.random.Generator, c: Canvas, bottle: Bottle, paint: Paint) -> Defect:
+def fiber(rng: np.random.Generator, c: Canvas, bottle: Bottle, paint: Paint) -> Defect:
     """A pale, bent hair that has fallen on the mouth."""
     start = _at(bottle, rng.uniform(0.1, 0.6), rng.uniform(0, 2 * math.pi))
     heading, bend = rng.uniform(0, 2 * math.pi), rng.normal(0, 0.35)
@@ -158,17 +158,17 @@ def fibre(rng: np.random.Generator, c: Canvas, bottle: Bottle, paint: Paint) -> 
 
 def film(rng: np.random.Generator, c: Canvas, bottle: Bottle, paint: Paint) -> Defect:
     """A thin greasy veil inside the opening: low contrast, no edge."""
-    centre = _at(bottle, rng.uniform(0.0, 0.25), rng.uniform(0, 2 * math.pi))
-    away = blob(rng, c, centre, rng.uniform(0.18, 0.30), 0.1)
+    center = _at(bottle, rng.uniform(0.0, 0.25), rng.uniform(0, 2 * math.pi))
+    away = blob(rng, c, center, rng.uniform(0.18, 0.30), 0.1)
     veil = rng.uniform(0.07, 0.13) * (1 + 0.25 * clouds(rng, len(c.x), 7, 2))
-    colour = paint + veil[..., None] * np.array([1.15, 1.0, 0.8], np.float32)
-    return Defect(fill(away, 0.10) * fill(bottle.r - 0.47, 0.04), colour)
+    color = paint + veil[..., None] * np.array([1.15, 1.0, 0.8], np.float32)
+    return Defect(fill(away, 0.10) * fill(bottle.r - 0.47, 0.04), color)
 
 
 DEFECTS = {
     "chip": chip,
     "crack": crack,
     "contamination": contamination,
-    "fibre": fibre,
+    "fiber": fiber,
     "film": film,
 }

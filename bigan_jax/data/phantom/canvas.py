@@ -17,7 +17,7 @@ Point = tuple[float, float]  # Python floats: NumPy's would turn every field int
 
 
 class Canvas(NamedTuple):
-    """Pixel centres; x grows to the right, y downwards."""
+    """Pixel centers; x grows to the right, y downwards."""
 
     x: Field
     y: Field
@@ -32,7 +32,7 @@ def canvas(size: int) -> Canvas:
 
 
 class Defect(NamedTuple):
-    """What lies over a clean picture: where (0 to 1) and in which colours."""
+    """What lies over a clean picture: where (0 to 1) and in which colors."""
 
     cover: Field
     paint: Paint | Float32[np.ndarray, "3"]
@@ -100,9 +100,9 @@ def path(x: Field, y: Field, points: list[Point]) -> Field:
     return np.minimum.reduce([segment(x, y, a, b) for a, b in pairwise(points)])
 
 
-def blob(rng: np.random.Generator, c: Canvas, centre: Point, radius: float, rough: float) -> Field:
+def blob(rng: np.random.Generator, c: Canvas, center: Point, radius: float, rough: float) -> Field:
     """Signed distance, roughly, to the edge of an irregular blob."""
-    x, y = c.x - centre[0], c.y - centre[1]
+    x, y = c.x - center[0], c.y - center[1]
     stretch, turn = rng.uniform(0.75, 1), rng.uniform(0, np.pi)
     u = x * math.cos(turn) + y * math.sin(turn)
     v = (y * math.cos(turn) - x * math.sin(turn)) / stretch
@@ -110,7 +110,7 @@ def blob(rng: np.random.Generator, c: Canvas, centre: Point, radius: float, roug
 
 
 def over(under: Paint, cover: Field, paint: ArrayLike) -> Paint:
-    """`paint` (a colour or a picture) laid over `under`."""
+    """`paint` (a color or a picture) laid over `under`."""
     return under + cover[..., None] * (np.asarray(paint, np.float32) - under)
 
 

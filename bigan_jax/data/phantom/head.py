@@ -28,7 +28,7 @@ class Head(NamedTuple):
     depth: Field  # distance from the cortex inwards, negative outside the brain
     u: Field  # across and along the brain, each about -1 to 1 inside
     v: Field
-    to_canvas: tuple  # centre x, centre y, half width, half height, cosine, sine
+    to_canvas: tuple  # center x, center y, half width, half height, cosine, sine
     light: Field
 
 
@@ -53,10 +53,10 @@ def scene(rng: np.random.Generator, c: Canvas) -> tuple[Paint, Head]:
     bone = rng.normal(0.045, 0.006)
     fat_light, bone_light = rng.normal(0.62, 0.07), rng.normal(0.09, 0.015)
     brain_depth = depth - 0.02
-    grey, white = rng.normal(0.50, 0.025), rng.normal(0.35, 0.02)
+    gray, white = rng.normal(0.50, 0.025), rng.normal(0.35, 0.02)
     fluid = rng.normal(0.10, 0.015)
 
-    # Folds: sulci run inwards from the cortex, bent and of uneven depth; grey matter lines them.
+    # Folds: sulci run inwards from the cortex, bent and of uneven depth; gray matter lines them.
     bend = 1.5 * clouds(atlas, size, 5, 2) + 0.9 * clouds(rng, size, 7, 2)
     fold = np.sin(12 * np.arctan2(v, u) + bend) * radius * (scale / 12)  # about a distance
     reach = 0.17 + 0.05 * clouds(atlas, size, 7) + 0.03 * clouds(rng, size, 7)
@@ -64,13 +64,13 @@ def scene(rng: np.random.Generator, c: Canvas) -> tuple[Paint, Head]:
     ribbon = bump(fold, 0.038) * near_cortex
     sulcus = bump(fold, 0.012) * step(0.02, -0.05, brain_depth - reach)
     rim = step(0.075, 0.03, brain_depth)
-    tissue = white + (grey - white) * np.maximum(ribbon, rim)
+    tissue = white + (gray - white) * np.maximum(ribbon, rim)
     tissue = tissue + (fluid - tissue) * 0.85 * sulcus
 
-    # Deep grey matter, the fissure, the ventricles; left and right nearly mirror each other.
+    # Deep gray matter, the fissure, the ventricles; left and right nearly mirror each other.
     mirrored = np.abs(u + 0.02 * clouds(rng, size, 3) * 0.3)
     nuclei = np.hypot((mirrored - 0.27) / 0.13, (v - 0.03) / 0.22)
-    tissue = tissue + 0.7 * (grey - tissue) * step(1.15, 0.75, nuclei)
+    tissue = tissue + 0.7 * (gray - tissue) * step(1.15, 0.75, nuclei)
     fissure = bump(mirrored, 0.022) * step(0.24, 0.40, np.abs(v + 0.02))
     tissue = tissue + (fluid - tissue) * 0.85 * fissure
     swell, length = rng.normal(1, 0.16), rng.normal(1, 0.08)
@@ -107,7 +107,7 @@ def _inside(cover: Field, head: Head) -> Field:
     return cover * step(-0.01, 0.03, head.depth)
 
 
-def _grey(light) -> np.ndarray:
+def _gray(light) -> np.ndarray:
     return np.repeat(np.asarray(light, np.float32)[..., None], 3, axis=-1)
 
 
@@ -117,14 +117,14 @@ def lesion(rng: np.random.Generator, c: Canvas, head: Head, paint: Paint) -> Def
     away = away + 0.012 * clouds(rng, len(c.x), 16)
     mottle = 0.05 * clouds(rng, len(c.x), 18, 2)
     bright = rng.uniform(0.64, 0.86)
-    return Defect(_inside(fill(away, 0.04), head), _grey(bright + mottle))
+    return Defect(_inside(fill(away, 0.04), head), _gray(bright + mottle))
 
 
-def oedema(rng: np.random.Generator, c: Canvas, head: Head, paint: Paint) -> Defect:
+def edema(rng: np.random.Generator, c: Canvas, head: Head, paint: Paint) -> Defect:
     """A large faint brightening without an edge, folds still seen through it."""
     away = blob(rng, c, _place(rng, head, 0.65), rng.uniform(0.16, 0.30), 0.12)
     lift = rng.uniform(0.09, 0.17)
-    return Defect(_inside(fill(away, 0.16), head), _grey(head.light * 0.85 + 0.05 + lift))
+    return Defect(_inside(fill(away, 0.16), head), _gray(head.light * 0.85 + 0.05 + lift))
 
 
 def cyst(rng: np.random.Generator, c: Canvas, head: Head, paint: Paint) -> Defect:
@@ -132,7 +132,7 @@ def cyst(rng: np.random.Generator, c: Canvas, head: Head, paint: Paint) -> Defec
     radius = rng.uniform(0.07, 0.15)
     away = blob(rng, c, _place(rng, head, 0.72), radius, 0.05)
     light = rng.uniform(0.06, 0.14) + 0.5 * bump(away, 0.022) * rng.uniform(0.4, 1)
-    return Defect(_inside(fill(away - 0.02, 0.025), head), _grey(light))
+    return Defect(_inside(fill(away - 0.02, 0.025), head), _gray(light))
 
 
 def ring(rng: np.random.Generator, c: Canvas, head: Head, paint: Paint) -> Defect:
@@ -142,7 +142,7 @@ def ring(rng: np.random.Generator, c: Canvas, head: Head, paint: Paint) -> Defec
     halo = head.light * 0.8 + 0.17
     core = 0.20 + 0.05 * clouds(rng, len(c.x), 14)
     light = np.where(away < 0, core, halo) + 0.5 * bump(away, 0.03)
-    return Defect(_inside(fill(away - 0.07, 0.07), head), _grey(light))
+    return Defect(_inside(fill(away - 0.07, 0.07), head), _gray(light))
 
 
-DEFECTS = {"lesion": lesion, "oedema": oedema, "cyst": cyst, "ring": ring}
+DEFECTS = {"lesion": lesion, "edema": edema, "cyst": cyst, "ring": ring}

@@ -27,12 +27,12 @@ class Leaf(NamedTuple):
 
     edge: Field  # distance from the outline, negative on the leaf
     ground: Paint  # with the shadow
-    centre: tuple[float, float]
+    center: tuple[float, float]
     frame: tuple[float, float, float, float]  # cosine, sine, half length, half width
 
 
 def scene(rng: np.random.Generator, c: Canvas) -> tuple[Paint, Leaf]:
-    """A leaf of its own pose, outline, veins, colour and light."""
+    """A leaf of its own pose, outline, veins, color and light."""
     size = len(c.x)
     turn = rng.normal(0, 0.05)
     cx, cy = rng.normal(0, 0.012), rng.normal(-0.04, 0.012)
@@ -58,7 +58,7 @@ def scene(rng: np.random.Generator, c: Canvas) -> tuple[Paint, Leaf]:
     shadow = _moved(edge, shift, c)
     ground = ground * (1 - 0.5 * fill(shadow, 0.05))[..., None]
 
-    # Secondary veins run from the midrib towards the tip; the blade bulges between them.
+    # Secondary veins run from the midrib toward the tip; the blade bulges between them.
     steep, spacing = rng.normal(0.75, 0.02), rng.normal(0.215, 0.003)
     phase = (along * length + steep * np.abs(across) + 0.25 * across**2) / spacing
     phase = phase + 0.5 * (across > 0) + rng.normal(0, 0.06) + 0.05 * clouds(rng, size, 6)
@@ -98,7 +98,7 @@ def _place(rng: np.random.Generator, leaf: Leaf, reach: float = 0.62) -> tuple[f
     along = rng.uniform(-0.45, 0.7)
     across = rng.uniform(-reach, reach) * width * (1 - 0.5 * abs(along - 0.2))
     along = along * length
-    return leaf.centre[0] + across * cos - along * sin, leaf.centre[1] + across * sin + along * cos
+    return leaf.center[0] + across * cos - along * sin, leaf.center[1] + across * sin + along * cos
 
 
 def _on_leaf(cover: Field, leaf: Leaf) -> Field:
@@ -114,24 +114,24 @@ def spots(rng: np.random.Generator, c: Canvas, leaf: Leaf, paint: Paint) -> Defe
     nearest = nearest + ragged
     brown = np.array([0.34, 0.22, 0.12], np.float32) * rng.normal(1, 0.1)
     yellow = np.array([0.62, 0.60, 0.20], np.float32)
-    colour = over(yellow * 0.5 + paint * 0.5, fill(nearest, 0.02), brown)
-    return Defect(_on_leaf(fill(nearest - 0.02, 0.03), leaf), colour)
+    color = over(yellow * 0.5 + paint * 0.5, fill(nearest, 0.02), brown)
+    return Defect(_on_leaf(fill(nearest - 0.02, 0.03), leaf), color)
 
 
 def bite(rng: np.random.Generator, c: Canvas, leaf: Leaf, paint: Paint) -> Defect:
     """A hole eaten through the blade: the ground shows, in shadow."""
     away = np.full_like(c.x, 9)
-    centre, radius = _place(rng, leaf, 0.85), rng.uniform(0.08, 0.14)
+    center, radius = _place(rng, leaf, 0.85), rng.uniform(0.08, 0.14)
     for _ in range(rng.integers(1, 4)):
-        near = (centre[0] + rng.normal(0, radius), centre[1] + rng.normal(0, radius))
+        near = (center[0] + rng.normal(0, radius), center[1] + rng.normal(0, radius))
         away = np.minimum(away, blob(rng, c, near, radius, 0.06))
     shade = 0.62 + 0.38 * step(0.02, 0.05, -_moved(away, (0.03, 0.03), c))
-    colour = over(
+    color = over(
         np.zeros_like(paint) + leaf.ground.mean((0, 1)) * 1.12 * shade[..., None],
         bump(away, 0.012) * 0.7,
         (0.30, 0.24, 0.12),
     )
-    return Defect(_on_leaf(fill(away, 0.02), leaf), colour)
+    return Defect(_on_leaf(fill(away, 0.02), leaf), color)
 
 
 def blight(rng: np.random.Generator, c: Canvas, leaf: Leaf, paint: Paint) -> Defect:
@@ -139,16 +139,16 @@ def blight(rng: np.random.Generator, c: Canvas, leaf: Leaf, paint: Paint) -> Def
     away = blob(rng, c, _place(rng, leaf, 0.9), rng.uniform(0.11, 0.22), 0.14)
     away = away + 0.03 * clouds(rng, len(c.x), 10, 2)
     bright = 1 + 0.16 * clouds(rng, len(c.x), 14, 2)
-    colour = bright[..., None] * np.array([0.30, 0.21, 0.12], np.float32) + 0.15 * paint
-    return Defect(_on_leaf(fill(away, 0.05), leaf), colour)
+    color = bright[..., None] * np.array([0.30, 0.21, 0.12], np.float32) + 0.15 * paint
+    return Defect(_on_leaf(fill(away, 0.05), leaf), color)
 
 
 def mildew(rng: np.random.Generator, c: Canvas, leaf: Leaf, paint: Paint) -> Defect:
     """Thin pale powder; the veins are still seen through it."""
     away = blob(rng, c, _place(rng, leaf), rng.uniform(0.14, 0.26), 0.14)
     powder = np.clip(0.30 + 0.09 * clouds(rng, len(c.x), 12, 2), 0.08, 0.55)
-    colour = over(paint, powder, (0.80, 0.82, 0.78))
-    return Defect(_on_leaf(fill(away, 0.12), leaf), colour)
+    color = over(paint, powder, (0.80, 0.82, 0.78))
+    return Defect(_on_leaf(fill(away, 0.12), leaf), color)
 
 
 DEFECTS = {"spots": spots, "bite": bite, "blight": blight, "mildew": mildew}

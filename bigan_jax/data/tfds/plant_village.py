@@ -69,7 +69,7 @@ def open_plant_village(folder: epath.Path) -> DataFolder:
 
 
 def _examples(info: tfds.core.DatasetInfo) -> Iterator[Callable[[], bytes]]:
-    """What reads each example, still serialised."""
+    """What reads each example, still serialized."""
     for split in info.splits.values():
         if info.file_format is tfds.core.FileFormat.TFRECORD:
             for file in split.filepaths:

@@ -38,7 +38,7 @@ CHUNK = 128  # pictures read from the folder at a time
 
 
 class Prepared(NamedTuple):
-    """A prepared set: its listing, and its examples in the same order, still serialised."""
+    """A prepared set: its listing, and its examples in the same order, still serialized."""
 
     listing: Listing
     fingerprint: str

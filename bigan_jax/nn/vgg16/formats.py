@@ -140,7 +140,7 @@ def _read_npz(path: Path) -> Weights:
 
 _reconstruct = np.empty(0).__reduce__()[0]
 _NUMPY_NAMES = {
-    "numpy.core.multiarray._reconstruct": _reconstruct,  # as NumPy 1 spelt it
+    "numpy.core.multiarray._reconstruct": _reconstruct,  # as NumPy 1 spelled it
     "numpy._core.multiarray._reconstruct": _reconstruct,
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": np.dtype,

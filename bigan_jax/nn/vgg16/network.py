@@ -32,7 +32,7 @@ class VGG16(nn.Module):
     def __call__(
         self, image: Float[Array, "b h w c"], train: bool = False
     ) -> tuple[Float[Array, "b _h _w _c"], ...]:
-        """Features of `image`, in [0, 1], grey (c = 1) or RGB, in the order of `layers`, with
+        """Features of `image`, in [0, 1], gray (c = 1) or RGB, in the order of `layers`, with
         `unit_features` scaled (losses.unit_features).
 
         `train` changes nothing. UserError for unknown layers or conventions, other channel
@@ -108,7 +108,7 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def preprocess(image: Float[Array, "b h w c"], convention: str) -> Float[Array, "b h w 3"]:
-    """`image`, in [0, 1], grey or RGB, the way the weights of `convention` were trained on.
+    """`image`, in [0, 1], gray or RGB, the way the weights of `convention` were trained on.
 
     "torchvision": RGB, ImageNet's mean and deviation taken out. "caffe" (Oxford's and Keras's
     weights): BGR from 0 to 255, the mean taken out. UserError for another convention or c.

@@ -1,4 +1,4 @@
-"""What is spoilt, and who reads it.
+"""What is spoiled, and who reads it.
 
 A module has `cases`, a strategy of what to try; `warm`, valid cases that are tried first, so that
 what is imported late is there before anything is watched; and `attempt(case, folder)`, which writes

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from bigan_jax.data.files import archives
 from bigan_jax.data.inputs import open_inputs
 from bigan_jax.errors import UserError
-from tests.fuzz.mutations import NUMBERS, rewrapped, spoils, spoilt
+from tests.fuzz.mutations import NUMBERS, rewrapped, spoiled, spoils
 from tests.fuzz.targets.pictures import SEEDS as PICTURES
 
 archives.FREE = 2**22  # what is promised of a gigabyte is seen with less, and sooner
 archives.MAX_FILES = 1000
 MOST = 2 * archives.FREE  # bytes that may lie in the folder
 
-_PICTURES = {"a/1.png": PICTURES["grey.PNG"], "a/b/2.jpg": PICTURES["grey.JPEG"], ".x/3.png": b"3"}
+_PICTURES = {"a/1.png": PICTURES["gray.PNG"], "a/b/2.jpg": PICTURES["gray.JPEG"], ".x/3.png": b"3"}
 _PACKERS = {
     "tar": (bytes, bytes),
     "tar.gz": (gzip.compress, gzip.decompress),
@@ -73,17 +73,17 @@ _entries = st.lists(
     ),
     max_size=4,
 )  # fmt: skip
-cases = st.tuples(st.just("spoilt"), spoils(SEEDS, ("plain", "below"))) | st.tuples(
+cases = st.tuples(st.just("spoiled"), spoils(SEEDS, ("plain", "below"))) | st.tuples(
     st.sampled_from(["zip", "tar", "tar.gz"]), _entries
 )
-warm = [("spoilt", (name, "plain", [], name)) for name in SEEDS]
+warm = [("spoiled", (name, "plain", [], name)) for name in SEEDS]
 
 
 def attempt(case, folder: Path) -> Iterator[str]:
     kind, what = case
-    if kind == "spoilt":
+    if kind == "spoiled":
         name, below, changes, other = what
-        name, content = name.partition(".")[2], _spoilt(name, below, changes, other)
+        name, content = name.partition(".")[2], _spoiled(name, below, changes, other)
     else:
         name, content = kind, _built(kind, what)
     (folder / "out").mkdir()
@@ -99,13 +99,13 @@ def attempt(case, folder: Path) -> Iterator[str]:
     assert not left, f"left behind: {left}"
 
 
-def _spoilt(name, below, changes, other):
+def _spoiled(name, below, changes, other):
     content, other = SEEDS[name], SEEDS[other]
     packer = _PACKERS.get(name.partition(".")[2])
     if below == "below" and packer:
         pack, unpack = packer
         return rewrapped(content, changes, other, unpack, lambda tar: pack(_checksummed(tar)))
-    return spoilt(content, changes, other)
+    return spoiled(content, changes, other)
 
 
 def _checksummed(tar):

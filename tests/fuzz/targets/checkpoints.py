@@ -25,14 +25,14 @@ from bigan_jax.runtime.files import write_json
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
 from bigan_jax.training.saving.train_log import read_train_log
-from tests.fuzz.mutations import changes, replacements, retold, spoilt
+from tests.fuzz.mutations import changes, replacements, retold, spoiled
 
 HISTORY = '{"epoch": 1, "phase": "phase1", "seconds": 1.0, "reconstruction/loss": 0.5}\n'
 EVALUATION = {
     "threshold": 0.5,
     "conditions": ["bottle", "leaf"],
     "calibration_scores": [0.1, 0.2],
-    "colour_limits": {"combined": 0.5},
+    "color_limits": {"combined": 0.5},
     "score": {"spread": {"mse": 0.1, "ssim": 0.2}},
 }
 
@@ -45,7 +45,7 @@ def _make() -> tuple[Path, list[list[np.ndarray]]]:
     config = fcae.get_config("phantom")
     with config.unlocked():
         config.model.hidden, config.data.image_size = (4, 2), 16
-        config.score.standardise = True
+        config.score.standardize = True
     built = build(config, 2, 1)
     state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, image_shape(config)))()
     checkpoints, saved = CheckpointManager(workdir), []
@@ -69,13 +69,13 @@ FILES = sorted(p.relative_to(WORKDIR).as_posix() for p in WORKDIR.rglob("*") if 
 JSON = [name for name in FILES if "/" not in name]
 _any, _big = st.sampled_from(FILES), st.integers(0, 2**32 - 1)
 cases = st.one_of(
-    st.tuples(st.just("spoilt"), st.lists(st.tuples(_any, changes), min_size=1, max_size=3)),
+    st.tuples(st.just("spoiled"), st.lists(st.tuples(_any, changes), min_size=1, max_size=3)),
     st.tuples(st.just("retold"), st.tuples(st.sampled_from(JSON), replacements)),
     st.tuples(st.just("moved"), st.tuples(_any, _any)),
     st.tuples(st.just("gone"), st.lists(_any, min_size=1, max_size=4)),
     st.tuples(st.just("linked"), st.tuples(_any, st.booleans())),
 )
-warm = [("spoilt", []), ("gone", [FILES[0]]), ("spoilt", [(FILES[1], [("bits", 3, 1, 0)])])]
+warm = [("spoiled", []), ("gone", [FILES[0]]), ("spoiled", [(FILES[1], [("bits", 3, 1, 0)])])]
 
 
 def attempt(case, folder: Path) -> Iterator[str]:
@@ -87,7 +87,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
         read_train_log(workdir)
     except UserError as error:
         yield str(error)
-    judgement = read_decision_settings(workdir)
+    judgment = read_decision_settings(workdir)
     with contextlib.redirect_stderr(said := io.StringIO()):
         scorer = load(workdir)
     if said.getvalue():
@@ -95,12 +95,12 @@ def attempt(case, folder: Path) -> Iterator[str]:
     if kind != "retold":  # then the config may ask for other networks, or none that fit
         got = _arrays(scorer._variables[0])
         assert any(all(map(np.array_equal, got, saved)) for saved in SAVED), "a state not saved"
-    assert set(scorer.conditions) <= set(judgement.conditions)
+    assert set(scorer.conditions) <= set(judgment.conditions)
 
 
 def _spoil(workdir, spoils):
     for name, how in spoils:
-        (workdir / name).write_bytes(spoilt((workdir / name).read_bytes(), how))
+        (workdir / name).write_bytes(spoiled((workdir / name).read_bytes(), how))
 
 
 def _retell(workdir, what):
@@ -129,5 +129,5 @@ def _link(workdir, what):
 
 
 _HOW = {
-    "spoilt": _spoil, "retold": _retell, "moved": _move, "gone": _remove, "linked": _link,
+    "spoiled": _spoil, "retold": _retell, "moved": _move, "gone": _remove, "linked": _link,
 }  # fmt: skip

@@ -15,7 +15,7 @@ from pydicom.encaps import encapsulate
 from bigan_jax.data.files import images, medical
 from bigan_jax.data.files.unreadable import UnreadableFile
 from bigan_jax.data.files.unreadable import try_read as tried
-from tests.fuzz.mutations import rewrapped, spoils, spoilt
+from tests.fuzz.mutations import rewrapped, spoiled, spoils
 
 images.MAX_PIXELS = 10**6
 medical.MAX_SLICES = 50
@@ -30,11 +30,11 @@ def _dicom(pixels, syntax=pydicom.uid.ExplicitVRLittleEndian, encoded=None, **fi
     header.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
     header.SOPClassUID, header.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.4", "1.2.3"
     header.PatientID, header.StudyInstanceUID = "somebody", "1.2.3.4"
-    colour = pixels.shape[-1] == 3
-    header.Rows, header.Columns = pixels.shape[-3 + (not colour) :][:2]
-    header.SamplesPerPixel = 3 if colour else 1
-    header.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
-    if colour:
+    color = pixels.shape[-1] == 3
+    header.Rows, header.Columns = pixels.shape[-3 + (not color) :][:2]
+    header.SamplesPerPixel = 3 if color else 1
+    header.PhotometricInterpretation = "RGB" if color else "MONOCHROME2"
+    if color:
         header.PlanarConfiguration = 0
     header.BitsAllocated = header.BitsStored = 8 * pixels.itemsize
     header.HighBit, header.PixelRepresentation = header.BitsStored - 1, 0
@@ -59,9 +59,9 @@ def _nifti(values, kind=nibabel.Nifti1Image, extension=False) -> bytes:
 
 def _seeds() -> dict[str, bytes]:
     deep = RNG.integers(0, 4000, (20, 24), np.uint16)
-    grey = (deep >> 4).astype(np.uint8)
+    gray = (deep >> 4).astype(np.uint8)
     frames = RNG.integers(0, 4000, (3, 20, 24), np.uint16)
-    colour = RNG.integers(0, 256, (20, 24, 3), np.uint8)
+    color = RNG.integers(0, 256, (20, 24, 3), np.uint8)
     syntax = pydicom.uid
     volume = RNG.integers(0, 4000, (12, 10, 4)).astype(np.int16)
     rle = pydicom.dcmread(io.BytesIO(_dicom(deep)))
@@ -69,11 +69,11 @@ def _seeds() -> dict[str, bytes]:
     rle.save_as(packed := io.BytesIO())
     return {
         "deep.dcm": _dicom(deep, RescaleSlope=2, RescaleIntercept=-1000),
-        "dark.dcm": _dicom(grey, PhotometricInterpretation="MONOCHROME1"),
+        "dark.dcm": _dicom(gray, PhotometricInterpretation="MONOCHROME1"),
         "implicit.dcm": _dicom(deep, syntax.ImplicitVRLittleEndian),
         "frames.dcm": _dicom(frames, NumberOfFrames=3),
-        "colour.dcm": _dicom(colour),
-        "jpeg.dcm": _dicom(grey, syntax.JPEGBaseline8Bit, _jpeg(grey)),
+        "color.dcm": _dicom(color),
+        "jpeg.dcm": _dicom(gray, syntax.JPEGBaseline8Bit, _jpeg(gray)),
         "rle.dcm": packed.getvalue(),
         "volume.nii": _nifti(volume),
         "real.nii": _nifti(RNG.random((12, 10, 3), np.float32)),
@@ -95,7 +95,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
     if below == "below" and name.endswith(".gz"):
         content = rewrapped(content, changes, other, gzip.decompress, gzip.compress)
     else:
-        content = spoilt(content, changes, other)
+        content = spoiled(content, changes, other)
     data = folder / "data"
     data.mkdir()
     (file := data / f"a.{name.partition('.')[2]}").write_bytes(content)

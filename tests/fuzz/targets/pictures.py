@@ -13,7 +13,7 @@ from PIL import Image
 from bigan_jax.data.files import images
 from bigan_jax.data.files.unreadable import UnreadableFile
 from bigan_jax.data.files.unreadable import try_read as tried
-from tests.fuzz.mutations import rewrapped, spoils, spoilt
+from tests.fuzz.mutations import rewrapped, spoiled, spoils
 from tests.helpers.datasets import tiled_tiff
 
 images.MAX_PIXELS = 10**6  # what is promised of a hundred is seen with one, and sooner
@@ -26,8 +26,8 @@ def _saved(picture, kind, **options):
 
 def _seeds() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
-    grey = Image.fromarray(rng.integers(0, 256, (20, 24), np.uint8))
-    colour = Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8))
+    gray = Image.fromarray(rng.integers(0, 256, (20, 24), np.uint8))
+    color = Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8))
     alpha = Image.fromarray(rng.integers(0, 256, (20, 24, 4), np.uint8))
     deep = Image.fromarray(rng.integers(0, 2**16, (20, 24), np.uint16))
     real = Image.fromarray(rng.random((20, 24), np.float32))
@@ -35,31 +35,31 @@ def _seeds() -> dict[str, bytes]:
     exif[0x0112], exif[0x010E] = 6, "words"
     seeds = {}
     for kind in "PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM", "TGA", "AVIF":
-        seeds[f"grey.{kind}"] = _saved(grey, kind)
-        seeds[f"colour.{kind}"] = _saved(colour, kind)
+        seeds[f"gray.{kind}"] = _saved(gray, kind)
+        seeds[f"color.{kind}"] = _saved(color, kind)
     for kind in "PNG", "TIFF", "WEBP", "TGA", "JPEG2000":
         seeds[f"alpha.{kind}"] = _saved(alpha, kind)
     for name, picture, kind, options in (
-        ("palette.PNG", colour.quantize(16), "PNG", {"transparency": 3}),
-        ("bits.PNG", grey.convert("1"), "PNG", {}),
+        ("palette.PNG", color.quantize(16), "PNG", {"transparency": 3}),
+        ("bits.PNG", gray.convert("1"), "PNG", {}),
         ("deep.PNG", deep, "PNG", {}),
-        ("exif.PNG", grey, "PNG", {"exif": exif}),
-        ("moving.PNG", grey, "PNG", {"save_all": True, "append_images": [grey.rotate(90)]}),
-        ("exif.JPEG", colour, "JPEG", {"exif": exif}),
-        ("progressive.JPEG", colour, "JPEG", {"progressive": True}),
-        ("cmyk.JPEG", colour.convert("CMYK"), "JPEG", {}),
-        ("two.JPEG", colour, "MPO", {"save_all": True, "append_images": [colour]}),
+        ("exif.PNG", gray, "PNG", {"exif": exif}),
+        ("moving.PNG", gray, "PNG", {"save_all": True, "append_images": [gray.rotate(90)]}),
+        ("exif.JPEG", color, "JPEG", {"exif": exif}),
+        ("progressive.JPEG", color, "JPEG", {"progressive": True}),
+        ("cmyk.JPEG", color.convert("CMYK"), "JPEG", {}),
+        ("two.JPEG", color, "MPO", {"save_all": True, "append_images": [color]}),
         ("deep.TIFF", deep, "TIFF", {"compression": "tiff_lzw"}),
         ("real.TIFF", real, "TIFF", {"compression": "tiff_adobe_deflate"}),
-        ("jpeg.TIFF", colour, "TIFF", {"compression": "jpeg"}),
-        ("packed.TIFF", grey, "TIFF", {"compression": "packbits"}),
-        ("fax.TIFF", grey.convert("1"), "TIFF", {"compression": "group4"}),
-        ("exif.TIFF", grey, "TIFF", {"exif": exif}),
-        ("pages.TIFF", grey, "TIFF", {"save_all": True, "append_images": [grey]}),
-        ("exif.WEBP", colour, "WEBP", {"exif": exif.tobytes(), "lossless": True}),
-        ("moving.WEBP", colour, "WEBP", {"save_all": True, "append_images": [colour.rotate(9)]}),
-        ("moving.GIF", grey, "GIF", {"save_all": True, "append_images": [grey.rotate(90)]}),
-        ("run.TGA", colour, "TGA", {"compression": "tga_rle"}),
+        ("jpeg.TIFF", color, "TIFF", {"compression": "jpeg"}),
+        ("packed.TIFF", gray, "TIFF", {"compression": "packbits"}),
+        ("fax.TIFF", gray.convert("1"), "TIFF", {"compression": "group4"}),
+        ("exif.TIFF", gray, "TIFF", {"exif": exif}),
+        ("pages.TIFF", gray, "TIFF", {"save_all": True, "append_images": [gray]}),
+        ("exif.WEBP", color, "WEBP", {"exif": exif.tobytes(), "lossless": True}),
+        ("moving.WEBP", color, "WEBP", {"save_all": True, "append_images": [color.rotate(9)]}),
+        ("moving.GIF", gray, "GIF", {"save_all": True, "append_images": [gray.rotate(90)]}),
+        ("run.TGA", color, "TGA", {"compression": "tga_rle"}),
     ):
         seeds[name] = _saved(picture, kind, **options)
     seeds["plain.PPM"] = b"P2\n# words\n4 4\n15\n" + b" ".join(b"%d" % i for i in range(16))
@@ -78,7 +78,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
     if below == "below" and name.endswith(".PNG"):
         content = _png(_chunks(content, changes, other))
     else:
-        content = spoilt(content, changes, other)
+        content = spoiled(content, changes, other)
     suffix = {".JPEG2000": ".jp2"}.get(Path(name).suffix, Path(name).suffix.lower())
     data = folder / "data"
     data.mkdir()
@@ -98,7 +98,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
 
 
 def _chunks(png, changes, other):
-    """The chunks of a PNG, of which some are spoilt, their checksums right again."""
+    """The chunks of a PNG, of which some are spoiled, their checksums right again."""
     chunks, at = [], 8
     while at < len(png):
         (length,) = struct.unpack(">I", png[at : at + 4])
@@ -108,10 +108,10 @@ def _chunks(png, changes, other):
         place = (change[1] + i) % len(chunks)
         name, content = chunks[place]
         if name == b"IDAT" and change[3] % 2:
-            with contextlib.suppress(zlib.error):  # spoilt before
+            with contextlib.suppress(zlib.error):  # spoiled before
                 content = rewrapped(content, [change], other, zlib.decompress, zlib.compress)
         else:
-            content = spoilt(content, [change], other)
+            content = spoiled(content, [change], other)
         chunks[place] = name, content
         if change[0] == "repeat":
             chunks.insert(place, chunks[change[2] % len(chunks)])

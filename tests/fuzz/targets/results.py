@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bigan_jax.commands import compare
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.results import read_run, read_scores
-from tests.fuzz.mutations import changes, replacements, retold, spoilt
+from tests.fuzz.mutations import changes, replacements, retold, spoiled
 from tests.helpers.datasets import write_run
 
 FILES = ("evaluation.json", "scores.csv", "config.json", "train.jsonl")
@@ -36,10 +36,10 @@ def attempt(case, folder: Path) -> Iterator[str]:
     name, how, what = case
     content = SEEDS[name]
     if how == "bytes":
-        content = spoilt(content, what, SEEDS["evaluation.json"])
+        content = spoiled(content, what, SEEDS["evaluation.json"])
     else:
         content = retold(content.decode(), what).encode("utf-8", "surrogatepass")
-    workdir = folder / "runs" / "spoilt"
+    workdir = folder / "runs" / "spoiled"
     workdir.mkdir(parents=True)
     for file, valid in SEEDS.items():
         (workdir / file).write_bytes(content if file == name else valid)

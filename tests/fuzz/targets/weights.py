@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from bigan_jax.nn.vgg16 import formats as files
-from tests.fuzz.mutations import changes, replacements, retold, spoilt
+from tests.fuzz.mutations import changes, replacements, retold, spoiled
 from tests.helpers import weight_files as make
 
 files._LARGEST = 2**24
@@ -107,7 +107,7 @@ def _with_gadgets(content, gadgets):
 def _with_members(content, spoils):
     def spoil(i, name, data):
         for place, changed in spoils:
-            data = spoilt(data, changed) if place % 30 == i else data
+            data = spoiled(data, changed) if place % 30 == i else data
         return data
 
     method = zipfile.ZIP_DEFLATED if len(spoils) > 1 else zipfile.ZIP_STORED
@@ -132,7 +132,7 @@ def _with_header(content, replacements):
 
 
 _HOW = {
-    "bytes": spoilt,
+    "bytes": spoiled,
     "pickle": _with_gadgets,
     "members": _with_members,
     "header": _with_header,
