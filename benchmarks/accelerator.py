@@ -154,7 +154,7 @@ class Bench:
         begin = [begin(seed=seed, shape=shape) for seed in range(max(seeds, 1))]
         self.first = begin[0]
         state = jax.tree.map(lambda *x: jnp.stack(x), *begin) if seeds else begin[0]
-        self.state = self.runner.layout.place(state)
+        self.state = self.runner.layout.to_devices(state)
         order = np.arange(count).reshape(steps, batch_size)
         self.order = order[:, None].repeat(seeds, 1) if seeds else order
 
@@ -265,14 +265,16 @@ def watched(task, epochs):
 
 def device_seconds(task, state, due, epochs):
     """Seconds of an epoch among many that the device is given at once, without a host's work."""
-    runner = task.runner(1.0)
-    order = np.arange(task.steps * task.batch_size).reshape(task.steps, task.batch_size)
-    state = runner.layout.place(state)
+    runner = task.make_runner(1.0)
+    order = np.arange(task.steps_per_epoch * task.batch_size).reshape(
+        task.steps_per_epoch, task.batch_size
+    )
+    state = runner.layout.to_devices(state)
     seconds = []
     for _ in range(3):
         began = time.perf_counter()
         for _ in range(epochs):
-            state, _ = runner.begin(state, due, order)
+            state, _ = runner.dispatch(state, due, order)
         jax.block_until_ready(state)
         seconds.append((time.perf_counter() - began) / epochs)
     return min(seconds[1:])

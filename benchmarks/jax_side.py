@@ -193,7 +193,7 @@ class JaxSide:
         arguments = self._score_arguments()
         if not self._searcher.steps:
             return counting.flops(self._score, *arguments)
-        found = self._searcher(*arguments).found
+        found = self._searcher(*arguments).latent
 
         def step(state, frozen, batch, found):
             net = inference_net(self.detector, state, frozen)
@@ -211,7 +211,7 @@ class JaxSide:
             return {"scores": scores, "seconds": time.perf_counter() - began}
         batch, keys = self._score_arguments()[2:]
         start = self._searcher_start(batch, keys)
-        found = self._searcher(*self._score_arguments()).found.codes
+        found = self._searcher(*self._score_arguments()).latent.codes
         return {
             "codes": np.asarray(start[:, 0]),
             "scores": np.asarray(found[:, 0]),
@@ -237,7 +237,7 @@ class JaxSide:
         began = time.perf_counter()
         for _ in range(count):
             if self._searcher.steps:
-                result = self._searcher(*arguments).found
+                result = self._searcher(*arguments).latent
             else:
                 result = self._score(*arguments)
         jax.block_until_ready(result)

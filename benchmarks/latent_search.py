@@ -46,7 +46,7 @@ def measure(size, widths, steps, pictures, alone):
         part = image[first:last]
         keys = jnp.broadcast_to(jax.random.key(1), len(part))
         batch = searcher(state, {}, Batch(part, np.zeros(len(part), np.int32)), keys)
-        return np.asarray(batch.found.codes)
+        return np.asarray(batch.latent.codes)
 
     with jax.default_matmul_precision("highest"):  # and few steps: accelerators round more freely
         together = search(0, pictures, short)

@@ -26,7 +26,7 @@ def train(config, workdir):
 
     mark()
     jax.monitoring.register_event_listener(lambda name, **_: events.update([name]))
-    begin = epoch_runner.EpochRunner.begin
+    begin = epoch_runner.EpochRunner.dispatch
 
     def watched(self, state, due, order, _):
         mark()
@@ -40,7 +40,7 @@ def train(config, workdir):
             file.write(" ".join([*marks, str(compiled)]))
         os._exit(0)
 
-    epoch_runner.EpochRunner.begin = watched
+    epoch_runner.EpochRunner.dispatch = watched
     seeds.train(config, workdir)
 
 

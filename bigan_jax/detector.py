@@ -23,7 +23,7 @@ class Batch(NamedTuple):
 
     image: Float[Array, "b h w c"]  # in [0, 1]
     condition: Int[Array, "b"]  # what is known of a picture whether normal or not: its species, ...
-    found: PyTree = None  # in scoring, by a detector that has one: what its search found
+    latent: PyTree = None  # in scoring, by a detector that has one: what its search found
 
 
 class Objective(NamedTuple):

@@ -24,7 +24,7 @@ _LATEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n\n"
 class Comparison(NamedTuple):
     """What was compared, and what could not be: (folder, reason)."""
 
-    compare_runs: list[DatasetComparison]
+    standings: list[DatasetComparison]
     left_out: list[tuple[str, str]]
     unfinished: list[str]
     output: Path
@@ -52,7 +52,7 @@ class Plot(NamedTuple):
 class Section(NamedTuple):
     """One set of pictures as the page shows it."""
 
-    compare_runs: DatasetComparison
+    standings: DatasetComparison
     tables: list[Table]
     plot: Plot
 

@@ -34,7 +34,7 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
     require_same_config(workdir, config)
     with exclusive_lock(workdir):
         dataset, found = load_audited(config)
-        found.check(workdir)
+        found.require_same_training_images(workdir)
         state, detector, epochs = restore(config, workdir, len(dataset.conditions))
         return evaluate_run(config, dataset, found, detector, state, epochs, workdir)
 
@@ -55,14 +55,14 @@ def evaluate_run(
         workdir, config
     )  # only now: what cannot be had leaves an earlier evaluation as it is
     found.write(workdir)
-    trained = {"epochs": epochs, "n_train": found.number_trained(workdir)}
+    trained = {"epochs": epochs, "n_train": found.count_trained(workdir)}
     assessment.evaluation.update(trained)
     wanted = sum(phase.epochs for phase in config.phases.values())
     if epochs < wanted:
         assessment.evaluation["warnings"].append(
             f"Trained for {epochs} of {wanted} epochs: it is not finished."
         )
-    if late := found.number_late(workdir):
+    if late := found.count_added_later(workdir):
         assessment.evaluation["warnings"].append(
             f"{late} pictures that would train came after the training, and have no part in it: "
             "another --workdir trains on them as well."

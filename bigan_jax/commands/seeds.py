@@ -58,13 +58,13 @@ def train(
     if side_by_side is None:
         side_by_side = jax.default_backend() != "cpu" and not distributed.is_multiprocess()
     failed = {}
-    with prepare_jobs({workdir / f"seed{k}": config_for_seed(config, k) for k in seeds}) as tasks:
+    with prepare_jobs({workdir / f"seed{k}": config_for_seed(config, k) for k in seeds}) as jobs:
         if side_by_side:
-            train_side_by_side(tasks)
-        for task in tasks:
-            with _noted(failed, task.workdir):
-                training.train_and_evaluate(task)
-    return _summary(workdir, [t.workdir for t in tasks], failed) if distributed.is_primary() else {}
+            train_side_by_side(jobs)
+        for job in jobs:
+            with _noted(failed, job.workdir):
+                training.train_and_evaluate(job)
+    return _summary(workdir, [t.workdir for t in jobs], failed) if distributed.is_primary() else {}
 
 
 def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
@@ -149,7 +149,7 @@ def summarize(workdir: Path, folders: Sequence[Path]) -> dict:
 # --- side by side ---------------------------------------------------------------------------------
 
 
-def train_side_by_side(tasks: Sequence[TrainingJob], scanned: bool | None = None) -> None:
+def train_side_by_side(jobs: Sequence[TrainingJob], scanned: bool | None = None) -> None:
     """Trains runs as far as they go side by side; what is left of each, `training.finish` does.
 
     Those go together that have come equally far. One that diverges stays at its last checkpoint,
@@ -157,20 +157,20 @@ def train_side_by_side(tasks: Sequence[TrainingJob], scanned: bool | None = None
 
     scanned: as parallel.Runner takes it. Raises Stopped, when all have been saved.
     """
-    left = list(tasks)
+    left = list(jobs)
     while True:
         with ExitStack() as held:
             asked = held.enter_context(defer_signals(loop.STOP_NOTICE))
-            runs = [held.enter_context(closing(TrainingRun(task))) for task in left]
+            runs = [held.enter_context(closing(TrainingRun(job))) for job in left]
             group = _largest_group(runs)
             if len(group) > 1:
-                runner = group[0].task.runner(1.0, scanned, len(group))
+                runner = group[0].job.make_runner(1.0, scanned, len(group))
                 diverged = {attempt.run for attempt in train_epochs(group, runner, asked)}
                 runs = [run for run in runs if run not in diverged]
-                left = [run.task for run in runs]
-        if signum := asked.heeded or asked.signum:
-            places = ", ".join(sorted({run.progress.place() for run in runs}))
-            raise Stopped(signum, f"saved after {places or 'none'} of {tasks[0].epochs} epochs")
+                left = [run.job for run in runs]
+        if signum := asked.acted_on or asked.received:
+            places = ", ".join(sorted({run.progress.describe() for run in runs}))
+            raise Stopped(signum, f"saved after {places or 'none'} of {jobs[0].epochs} epochs")
         if len(group) < 2:
             return
 
@@ -179,6 +179,6 @@ def _largest_group(runs):
     groups = defaultdict(list)
     for run in runs:
         done = run.progress
-        if done.epochs < run.task.epochs and not done.rollbacks:
+        if done.epochs < run.job.epochs and not done.rollbacks:
             groups[done.epochs, done.step, done.steps].append(run)
     return max(groups.values(), key=len, default=[])

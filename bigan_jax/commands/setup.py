@@ -62,7 +62,7 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
         weights = tree_digest(built.detector.frozen) if built.detector.frozen else ""
         distributed.require_equal("VGG16 weights", weights)
         for workdir in configs:
-            found.check(workdir)
+            found.require_same_training_images(workdir)
             _check_frozen(workdir, weights)
         for workdir, own in configs.items():
             write_config(workdir, own)

@@ -29,54 +29,56 @@ def train(config: ConfigDict, workdir: str | Path | None = None) -> dict:
     disk, a training that diverged; and Stopped, a KeyboardInterrupt, when it was asked to stop and
     has saved where it was.
     """
-    with prepare_jobs({Path(workdir or default_name(config)): config}) as (task,):
-        return train_and_evaluate(task)
+    with prepare_jobs({Path(workdir or default_name(config)): config}) as (job,):
+        return train_and_evaluate(job)
 
 
-def train_and_evaluate(task: TrainingJob) -> dict:
+def train_and_evaluate(job: TrainingJob) -> dict:
     """Trains what is still to be trained of a run, and evaluates it. Raises as `train` does."""
-    state = fit(task)
-    with distributed.primary_first(f"evaluation of {task.workdir.name}"):
+    state = fit(job)
+    with distributed.primary_first(f"evaluation of {job.workdir.name}"):
         if not distributed.is_primary():
             return {}
-        what = task.config, task.dataset, task.found, task.built.detector
-        return evaluate_run(*what, state, task.epochs, task.workdir)
+        what = job.config, job.dataset, job.audit, job.built.detector
+        return evaluate_run(*what, state, job.epochs, job.workdir)
 
 
-def fit(task: TrainingJob) -> TrainState:
+def fit(job: TrainingJob) -> TrainState:
     """The trained state, with BatchNorm statistics of the training pictures.
 
     Goes on from the newest checkpoint that is sound; where training diverges, `on_nan` says whether
     it goes back to it and on from there more slowly. Raises as `train` does.
     """
-    run = TrainingRun(task)
+    run = TrainingRun(job)
     with defer_signals(STOP_NOTICE) as asked:
         with closing(run):
             if run.progress.epochs or run.progress.step:
-                place = run.progress.place()
-                print(f"{task.workdir}: going on after {place} of {task.epochs} epochs")
-            for note in task.built.detector.notes:
+                place = run.progress.describe()
+                print(f"{job.workdir}: going on after {place} of {job.epochs} epochs")
+            for note in job.built.detector.notes:
                 print(f"Note: {note}")
-            while run.progress.epochs < task.epochs and not asked.heeded:
-                make_runner = partial(task.runner, divergence.rate_scale(run.progress.rollbacks))
+            while run.progress.epochs < job.epochs and not asked.acted_on:
+                make_runner = partial(
+                    job.make_runner, divergence.rate_scale(run.progress.rollbacks)
+                )
                 for attempt in train_epochs([run], make_runner(), asked):
                     _roll_back(attempt, make_runner)
-        asked.heeded = asked.heeded or distributed.all_max(asked.signum or 0)
-    if asked.heeded:
-        kept = f"saved after {run.progress.place()} of {task.epochs} epochs"
-        raise Stopped(asked.heeded, kept)
+        asked.acted_on = asked.acted_on or distributed.all_max(asked.received or 0)
+    if asked.acted_on:
+        kept = f"saved after {run.progress.describe()} of {job.epochs} epochs"
+        raise Stopped(asked.acted_on, kept)
     return run.state
 
 
 def _roll_back(attempt, make_runner):
     """To where the run was last saved, as config.on_nan says."""
-    run, task, progress = attempt.run, attempt.run.task, attempt.progress
-    paths = task.dataset.train.path
+    run, job, progress = attempt.run, attempt.run.job, attempt.progress
+    paths = job.dataset.train.path
     finding = divergence.locate(
         make_runner, attempt.start, attempt.due, attempt.order, paths, progress, attempt.logs,
         run.state,
     )  # fmt: skip
-    write_json(task.workdir / "nan.json", finding.as_dict())
+    write_json(job.workdir / "nan.json", finding.as_dict())
     run.restore()
-    policy = task.config.on_nan
+    policy = job.config.on_nan
     run.progress = divergence.roll_back(finding, progress.rollbacks, policy, run.progress)

@@ -16,12 +16,12 @@ class Images(NamedTuple):
     label: Bool[np.ndarray, "n"]  # True: anomalous
     group: Shaped[np.ndarray, "n"]  # patient, camera block, or the picture's own path
     condition: Int32[np.ndarray, "n"]  # index into Dataset.conditions
-    kind: Shaped[np.ndarray, "n"]  # kind of defect; "good" for normal pictures
+    defect_type: Shaped[np.ndarray, "n"]  # "good" for normal pictures
     path: Shaped[np.ndarray, "n"]  # relative to the data folder, forward slashes
     mask: Bool[np.ndarray, "n h w"]  # defect pixels
     has_mask: Bool[np.ndarray, "n"]  # normal (mask empty), or anomalous with a known mask
 
-    def take(self, indices: Int[np.ndarray, "m"] | Bool[np.ndarray, "n"] | slice) -> "Images":
+    def select(self, indices: Int[np.ndarray, "m"] | Bool[np.ndarray, "n"] | slice) -> "Images":
         """The rows at `indices` (integers, a boolean mask or a slice), in that order.
 
         Pictures that are decoded on demand stay so; only those that train are, without defects.

@@ -206,7 +206,7 @@ def _phantom_pictures(
     part: list[ImageRecord], conditions: tuple[str, ...], form: ImageFormat
 ) -> Images:
     def draw(r: ImageRecord):
-        kind = r.kind if r.label else None
+        kind = r.defect_type if r.label else None
         return _draw(conditions[r.condition], phantom.index_of(r.path), form, kind)
 
     image, mask = _blank(len(part), form)
@@ -238,7 +238,7 @@ def _pictures(part: list[ImageRecord], image: np.ndarray, mask: np.ndarray) -> I
         label=label,
         group=np.array([r.group for r in part], str),
         condition=np.array([r.condition for r in part], np.int32),
-        kind=np.array([r.kind for r in part], str),
+        defect_type=np.array([r.defect_type for r in part], str),
         path=np.array([r.path for r in part], str),
         mask=mask,
         has_mask=has_mask,

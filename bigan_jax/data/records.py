@@ -10,7 +10,7 @@ class ImageRecord(NamedTuple):
     label: bool
     group: str
     condition: int = 0
-    kind: str = "good"
+    defect_type: str = "good"
     mask: str | None = None
     official: str | None = None  # the part its makers put it in: TRAIN or TEST
     camera: tuple[str, int] | None = None  # sequence and number; then the group is their block

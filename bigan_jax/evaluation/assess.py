@@ -92,7 +92,7 @@ def assess(
         else {"name": config.name, "auroc": auroc(scores.native, test.label)},
         "pixel_threshold": pixel_cutoff,
         **_pixel_results(test, scores, pixel_cutoff),
-        "by_kind": by_defect_type(*measured, test.kind, threshold.value),
+        "by_defect_type": by_defect_type(*measured, test.defect_type, threshold.value),
         "by_condition": by_condition(
             *measured, test.condition, dataset.conditions, threshold.value
         ),

@@ -55,9 +55,9 @@ class LatentSearcher:
         if self._scanned:
             found = jax.block_until_ready(self._run(state, frozen, batch, keys))
             on_steps(self.steps)
-            return batch._replace(found=found)
+            return batch._replace(latent=found)
         found = self._start(state, frozen, batch, keys)
         for _ in range(self.steps):
             found = jax.block_until_ready(self._step(state, frozen, batch, found))
             on_steps(1)
-        return batch._replace(found=found)
+        return batch._replace(latent=found)

@@ -18,6 +18,7 @@ from bigan_jax.evaluation import anomaly_score
 from bigan_jax.evaluation.anomaly_score import ScoreFormula, ScoreTerms
 from bigan_jax.evaluation.latent_search import LatentSearcher
 from bigan_jax.metrics.thresholds import decide
+from bigan_jax.nn.vgg16 import weights as pretrained
 from bigan_jax.nn.vgg16.network import VGG16
 
 
@@ -94,7 +95,7 @@ class AnomalyScorer:
         self._searcher = LatentSearcher(detector)
         self._vgg16, features = None, None
         if "perceptual" in formula.weights:
-            loaded = vgg16_weights.load_weights(vgg16_weights)
+            loaded = pretrained.load_weights(vgg16_weights)
             self._vgg16 = {"params": loaded.params}
             features = VGG16(convention=loaded.convention, unit_features=unit_features)
         self._reconstruct = jax.jit(partial(_reconstruct, detector))

@@ -73,9 +73,9 @@ def paired_difference(
     Where it cannot be had, or the others were tested on other pictures, a sentence that says so.
     """
     for run in (*runs, *others):
-        if isinstance(reason := bootstrap_samples[run.workdir], str):
+        if isinstance(reason := samples[run.workdir], str):
             return f"{run.workdir}: {reason}"
-    ours, theirs = _by_test(runs, bootstrap_samples), _by_test(others, bootstrap_samples)
+    ours, theirs = _by_test(runs, samples), _by_test(others, samples)
     if ours.keys() != theirs.keys():
         return "not tested on the same pictures"
     if any(run.evaluation["auroc"] is None for run in (*runs, *others)):
@@ -83,9 +83,9 @@ def paired_difference(
     over = spread(_auroc(ours[test]) - _auroc(theirs[test]) for test in ours)
     if over.n > 1:
         return Difference(over.mean, None, over.std, over.n)
-    if bootstrap_samples[runs[0].workdir].auroc is None:
+    if samples[runs[0].workdir].auroc is None:
         return "a class comes from fewer than two groups: nothing to resample"
-    drawn = _drawn(runs, bootstrap_samples) - _drawn(others, bootstrap_samples)
+    drawn = _drawn(runs, samples) - _drawn(others, samples)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Difference(over.mean, (float(low), float(high)))
 
@@ -93,7 +93,7 @@ def paired_difference(
 def _by_test(runs, samples):
     found = defaultdict(list)
     for run in runs:
-        found[bootstrap_samples[run.workdir].test].append(run)
+        found[samples[run.workdir].test].append(run)
     return found
 
 
@@ -103,7 +103,7 @@ def _auroc(runs):
 
 def _drawn(runs, samples):
     """Each draw's AUROC, over seeds."""
-    return np.mean([bootstrap_samples[run.workdir].auroc for run in runs], axis=0)
+    return np.mean([samples[run.workdir].auroc for run in runs], axis=0)
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:

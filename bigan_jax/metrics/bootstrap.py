@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from bigan_jax.metrics.thresholds import decide
-from bigan_jax.metrics.validation import require_finite
+from bigan_jax.validation import require_finite
 
 Interval = tuple[float, float]
 Band = tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"], Float[np.ndarray, "k"]]  # x, low, high

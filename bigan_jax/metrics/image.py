@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 
 from bigan_jax.metrics.thresholds import decide
-from bigan_jax.metrics.validation import require_finite
+from bigan_jax.validation import require_finite
 
 
 class Oracle(NamedTuple):
@@ -94,28 +94,28 @@ def predict_all(label: Bool[np.ndarray, "n"]) -> dict[str, float | None]:
 def by_defect_type(
     score: Float[np.ndarray, "n"],
     label: Bool[np.ndarray, "n"],
-    kind: Shaped[np.ndarray, "n"],
+    defect_type: Shaped[np.ndarray, "n"],
     threshold: float,
 ) -> list[dict] | None:
-    """Each kind of defect against all normal pictures: how many, AUROC, recall at the threshold.
+    """Each defect type against all normal images: count, AUROC, recall at the threshold.
 
-    None where there is one kind only: that is the result itself.
+    None where there is one type only: that is the result itself.
     """
     called = decide(score, threshold)
-    kinds = np.unique(kind[label]).tolist()
+    defect_types = np.unique(defect_type[label]).tolist()
     rows = []
-    for name in kinds:
-        own = label & (kind == name)
+    for name in defect_types:
+        own = label & (defect_type == name)
         chosen = own | ~label
         rows.append(
             {
-                "kind": name,
+                "defect_type": name,
                 "n": int(own.sum()),
                 "auroc": auroc(score[chosen], label[chosen]),
                 "recall": float(called[own].mean()),
             }
         )
-    return rows if len(kinds) > 1 else None
+    return rows if len(defect_types) > 1 else None
 
 
 def by_condition(

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Num
 from scipy import ndimage
 
 from bigan_jax.metrics.thresholds import decide
-from bigan_jax.metrics.validation import require_finite
+from bigan_jax.validation import require_finite
 
 LEVELS = 1 << 20  # of error that are told apart
 _TOGETHER = 128  # pictures at a time: new memory takes longer than what is done in it

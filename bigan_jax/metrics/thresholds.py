@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from bigan_jax.errors import UserError
-from bigan_jax.metrics.validation import require_finite
+from bigan_jax.validation import require_finite
 
 
 class Threshold(NamedTuple):

@@ -98,11 +98,11 @@ def create(
         return found._replace(codes=found.codes + changes, adam=state)
 
     def distances(net, batch):
-        return distance(net, batch, batch.found.features, batch.found.codes)
+        return distance(net, batch, batch.latent.features, batch.latent.codes)
 
     def reconstruct(net, batch, keys):
         best = distances(net, batch).argmin(1)
-        codes = jnp.take_along_axis(batch.found.codes, best[:, None, None], axis=1)[:, 0]
+        codes = jnp.take_along_axis(batch.latent.codes, best[:, None, None], axis=1)[:, 0]
         return (net("generator", codes) + 1) / 2
 
     def native_score(net, batch, keys):

@@ -16,6 +16,7 @@ from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.nn import losses, ssim
 from bigan_jax.nn.losses import discriminator_logs, spread_logs, standard_normal
 from bigan_jax.nn.networks import ConvDecoder, ConvEncoder, JointDiscriminator
+from bigan_jax.nn.vgg16 import weights as pretrained
 from bigan_jax.nn.vgg16.network import VGG16
 
 _POOLS = ("average", "flatten")
@@ -84,7 +85,7 @@ def create(
     if "perceptual" in weights and vgg16_weights is None:
         networks["vgg16"] = VGG16(perceptual_layers, dtype=dtype, unit_features=unit_features)
     elif "perceptual" in weights:
-        loaded = vgg16_weights.load_weights(vgg16_weights, perceptual_layers)
+        loaded = pretrained.load_weights(vgg16_weights, perceptual_layers)
         networks["vgg16"] = VGG16(perceptual_layers, loaded.convention, dtype, unit_features)
         frozen["vgg16"] = {"params": loaded.params}
 

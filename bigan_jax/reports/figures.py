@@ -63,7 +63,7 @@ def gallery(
         html_report.GalleryItem(
             path=test.path[i],
             label=bool(test.label[i]),
-            kind=test.kind[i],
+            defect_type=test.defect_type[i],
             score=float(scores.score[i]),
             decision=bool(decide(scores.score[i], threshold)),
             image=png(test.image[i]),

@@ -41,7 +41,7 @@ class GalleryItem(NamedTuple):
 
     path: str
     label: bool
-    kind: str
+    defect_type: str
     score: float
     decision: bool
     image: bytes

@@ -51,8 +51,8 @@ def _raise(signum, _):
 class StopRequest:
     """What `deferred` yields."""
 
-    signum: int | None = None  # the first signal that came to this process
-    heeded: int = 0  # the one upon which the run ends, of whichever process; 0: none
+    received: int | None = None  # the first signal that came to this process
+    acted_on: int = 0  # the one upon which the run ends, of whichever process; 0: none
 
 
 @contextmanager
@@ -75,8 +75,8 @@ def defer_signals(note: str) -> Iterator[StopRequest]:
     def watch():
         while signums := here.recv(64):
             for signum in filter(caught.__contains__, signums):
-                if asked.signum is None:
-                    asked.signum = signal.Signals(signum)
+                if asked.received is None:
+                    asked.received = signal.Signals(signum)
                     print(f"\n{REASON[signum]}: {note}", file=sys.stderr, flush=True)
                 elif signum == signal.SIGINT:
                     os._exit(STATUS[signal.SIGINT])

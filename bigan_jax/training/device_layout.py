@@ -74,7 +74,7 @@ class DeviceLayout:
         self._mapped = partial(jax.pmap, axis_name=axis)
         self._placed = self._mapped(lambda x: x)
 
-    def over_seeds(self, step: Callable, *axes: int | None) -> Callable:
+    def vmap_over_seeds(self, step: Callable, *axes: int | None) -> Callable:
         """A device's step for one seed as one for all that it has.
 
         axes: 0 for each argument that has an axis of seeds, None for the others.
@@ -83,11 +83,11 @@ class DeviceLayout:
             step = _with_the_whole_batch(step)
         return jax.vmap(step, axes) if self.seeds else step
 
-    def over_devices(self, step: Callable, **options: object) -> Callable:
+    def pmap(self, step: Callable, **options: object) -> Callable:
         """A device's step as one for all devices; options: as pmap takes them."""
         return self._mapped(step, **options)
 
-    def place(self, state: PyTree) -> PyTree:
+    def to_devices(self, state: PyTree) -> PyTree:
         """A state on the devices that train it; its leaves have a leading axis of seeds, if any."""
         if not self.whole_seeds:
             return replicate(state)
@@ -95,19 +95,21 @@ class DeviceLayout:
         shares = jax.tree.map(lambda x: np.reshape(x, (devices, -1, *x.shape[1:])), state)
         return self._placed(shares)
 
-    def take(self, tree: PyTree) -> PyTree:
+    def from_devices(self, tree: PyTree) -> PyTree:
         """What `place` put on the devices, or what was made of it there, as it was before."""
         return _merged(tree) if self.whole_seeds else first(tree)
 
-    def take_each(self, tree: PyTree) -> list[PyTree]:
+    def unstack_seeds(self, tree: PyTree) -> list[PyTree]:
         """The same of each seed on its own; of a single one, it alone."""
-        return _split(self.take(tree), self.seeds) if self.seeds else [self.take(tree)]
+        return (
+            _split(self.from_devices(tree), self.seeds) if self.seeds else [self.from_devices(tree)]
+        )
 
     def take_log(self, log: Num[np.ndarray, "local *seeds n"]) -> Num[np.ndarray, "*seeds n"]:
         """The same of what devices logged, once it is on the host."""
         return log.reshape(-1, log.shape[-1]) if self.whole_seeds else log[0]
 
-    def share(
+    def shard_indices(
         self, order: Int[np.ndarray, "steps *seeds batch"]
     ) -> Int[np.ndarray, "local steps *seeds b"]:
         """The part of each batch, or of the seeds, that goes to each device of this process."""

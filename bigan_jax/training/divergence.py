@@ -64,7 +64,7 @@ def roll_back(
 
     Raises UserError where the policy is to stop, or where there were enough.
     """
-    told = f"{finding.sentence()} nan.json has them all. What was saved after {to.place()} stays"
+    told = f"{finding.sentence()} nan.json has them all. What was saved after {to.describe()} stays"
     if policy == "stop":
         whose = f"config.optimizers.{finding.objective}.learning_rate"
         raise UserError(

@@ -74,8 +74,8 @@ class StepMonitor:
         else:
             self._count()
         if look or not distributed.is_multiprocess():  # which would wait for each other as well
-            self._asked.heeded = distributed.all_max(self._asked.signum or 0)
-        return diverged or self._asked.heeded > 0
+            self._asked.acted_on = distributed.all_max(self._asked.received or 0)
+        return diverged or self._asked.acted_on > 0
 
     def end(self, logs: dict) -> None:
         """Told, once the epoch ends, of the logs of its steps."""

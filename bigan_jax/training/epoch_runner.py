@@ -62,7 +62,7 @@ def steps_and_batch_size(batch_size: int, pictures: int) -> tuple[int, int]:
 
 class EpochRunner:
     """Trains epochs of a detector. Frozen variables are replicated ones, and states as
-    `layout.place` gives them."""
+    `layout.to_devices` gives them."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class EpochRunner:
         self.frozen, self.pictures, self.layout = frozen, pictures, DeviceLayout(seeds)
         self._streamed = not isinstance(pictures.image, jax.Array)
         self._scanned = jax.default_backend() != "cpu" if scanned is None else scanned
-        each, mapped = self.layout.over_seeds, self.layout.over_devices
+        each, mapped = self.layout.vmap_over_seeds, self.layout.pmap
         self._prepare = each(partial(prepare_batch, augmentation=augmentation), 0, None, 0)
         self._updates = {
             name: each(partial(update, detector, optimizers[name], name), 0, None, 0, None)
@@ -113,10 +113,10 @@ class EpochRunner:
         it answers True, no further step is begun.
         Returns the state and each log of the steps that were done.
         """
-        state, rows = self.begin(state, due, order, on_step)
-        return state, self.logs(rows)
+        state, rows = self.dispatch(state, due, order, on_step)
+        return state, self.fetch_logs(rows)
 
-    def begin(
+    def dispatch(
         self,
         state: TrainState,
         due: tuple[str, ...],
@@ -140,7 +140,7 @@ class EpochRunner:
                     break
         return state, rows
 
-    def logs(self, rows: list[dict]) -> dict[str, Float[np.ndarray, "*seeds done"]]:
+    def fetch_logs(self, rows: list[dict]) -> dict[str, Float[np.ndarray, "*seeds done"]]:
         """Each log of the steps of an epoch that was begun."""
         rows = jax.device_get(rows)
         names = rows[0] if rows else ()
@@ -167,7 +167,7 @@ class EpochRunner:
     ) -> Iterator[tuple[TrainingSet, Int[np.ndarray, "local ..."]]]:
         """What the epoch's programs are given, in turn: pictures, and indices into them of one step
         [local, b] or, scanned, of several [local, steps, b]."""
-        share = self.layout.share(order)
+        share = self.layout.shard_indices(order)
         if not scanned:
             parts = [share[:, step] for step in range(len(order))]
         elif not self._streamed:
@@ -221,7 +221,7 @@ class EpochRunner:
                 )
                 return state, rows, {name: values[-1] for name, values in rows.items()}
 
-            self._programs[due] = self.layout.over_devices(epoch, donate_argnums=0)
+            self._programs[due] = self.layout.pmap(epoch, donate_argnums=0)
         return self._programs[due]
 
     @property
@@ -241,7 +241,7 @@ class EpochRunner:
         programs: what is due in their steps, in the order of need. state, order: of their shapes.
         The one for statistics comes last, where there are any.
         """
-        given = state, self.frozen, self.pictures, scatter(self.layout.share(order))
+        given = state, self.frozen, self.pictures, scatter(self.layout.shard_indices(order))
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), given
         )

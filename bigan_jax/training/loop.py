@@ -50,31 +50,31 @@ def train_epochs(
     runs: equally far, and different in their seed alone. runner: for as many.
     Raises UserError where something cannot be written.
     """
-    task, start = runs[0].task, runs[0].progress
+    job, start = runs[0].job, runs[0].progress
     for run in runs:
-        run.task.begin_to_train()
+        run.job.mark_started()
     with ExitStack() as held:
-        bar = held.enter_context(closing(progress_bar(task.epochs, task.steps, start)))
+        bar = held.enter_context(closing(progress_bar(job.epochs, job.steps_per_epoch, start)))
         records = {
-            run: held.enter_context(closing(EpochLogger(run.task.workdir, run.progress)))
+            run: held.enter_context(closing(EpochLogger(run.job.workdir, run.progress)))
             for run in runs
         }
-        course = held.enter_context(closing(TrainLoop(records, runner, asked, bar)))
-        course.prepare()
+        loop = held.enter_context(closing(TrainLoop(records, runner, asked, bar)))
+        loop.prepare()
         begun = deque()
-        for number in range(start.epochs, task.epochs):
-            if begun and not course.may_run_ahead(number):
-                course.end(begun.popleft())
-            asked.heeded = distributed.all_max(asked.signum or 0)
-            if asked.heeded or course.diverged:
+        for number in range(start.epochs, job.epochs):
+            if begun and not loop.may_run_ahead(number):
+                loop.finish_epoch(begun.popleft())
+            asked.acted_on = distributed.all_max(asked.received or 0)
+            if asked.acted_on or loop.diverged:
                 break
-            begun.append(course.begin(number))
+            begun.append(loop.dispatch_epoch(number))
             if len(begun) > 1:
-                course.end(begun.popleft())
+                loop.finish_epoch(begun.popleft())
         for epoch in begun:
-            course.end(epoch)
-        course.leave()
-    return list(course.diverged.values())
+            loop.finish_epoch(epoch)
+        loop.save_unsaved()
+    return list(loop.diverged.values())
 
 
 def epoch_order(seed: int, epoch: int, pictures: int, steps: int, batch_size: int) -> np.ndarray:
@@ -116,23 +116,25 @@ class TrainLoop:
     ):
         self.records, self.runner, self.asked, self.bar = records, runner, asked, bar
         self.runs, self.diverged = list(records), {}
-        self.task, self.several = self.runs[0].task, runner.layout.seeds > 0
+        self.job, self.several = self.runs[0].job, runner.layout.seeds > 0
         self.attempts: dict[TrainingRun, EpochResult] = {}  # at the epoch that ended last;
         self.ended, self.seconds = 0.0, 0.0  # when that was, what it took,
         self.unsaved: int | None = None  # and its steps, while what it left is not saved
         for run in self.runs:
-            if run.progress.steps != self.task.steps:  # of an epoch begun with other pictures
-                run.progress = run.progress.at_step(0, self.task.steps)
+            if (
+                run.progress.steps != self.job.steps_per_epoch
+            ):  # of an epoch begun with other pictures
+                run.progress = run.progress.at_step(0, self.job.steps_per_epoch)
         states = [run.state for run in self.runs]
         together = jax.tree.map(lambda *x: jnp.stack(x), *states) if self.several else states[0]
-        self.state = runner.layout.place(together)
+        self.state = runner.layout.to_devices(together)
         # Several processes have to agree after each epoch on whether they go on.
         self.ahead = runner.whole_epochs and not distributed.is_multiprocess()
 
     def prepare(self) -> None:
         """Begins to compile all programs that are to come, where they are whole epochs."""
         if self.ahead:
-            left = map(self._moment, range(self.runs[0].progress.epochs, self.task.epochs))
+            left = map(self._moment, range(self.runs[0].progress.epochs, self.job.epochs))
             order = self._together(self._orders(0))
             self.runner.compile_ahead(
                 self.state, dict.fromkeys(map(schedules.active_objectives, left)), order
@@ -151,27 +153,27 @@ class TrainLoop:
         compiled = all(map(self.runner.is_compiled, needed))
         return self.ahead and self.seconds < _LONG and compiled
 
-    def begin(self, number: int) -> PendingEpoch:
+    def dispatch_epoch(self, number: int) -> PendingEpoch:
         """Gives the devices an epoch, or what is left of it."""
         self.attempts = {}  # which would hold states that nobody will ask for
-        task, moment = self.task, self._moment(number)
-        self.bar.set_description(f"epoch {number + 1}/{task.epochs} {moment.phase.name}", False)
+        job, moment = self.job, self._moment(number)
+        self.bar.set_description(f"epoch {number + 1}/{job.epochs} {moment.phase.name}", False)
         progress = self.runs[0].progress
         done = progress.step if number == progress.epochs else 0
         orders = [order[done:] for order in self._orders(number)]
         start = None if self.several else epoch_runner.copy(self.state)
-        watch = StepMonitor(self.bar, done, task.steps, self.asked)
+        watch = StepMonitor(self.bar, done, job.steps_per_epoch, self.asked)
         began = time.perf_counter()
-        self.state, rows = self.runner.begin(
+        self.state, rows = self.runner.dispatch(
             self.state, schedules.active_objectives(moment), self._together(orders), watch
         )
-        to_save = self._is_saved(number) and watch.done == task.steps
+        to_save = self._is_saved(number) and watch.done == job.steps_per_epoch
         left = self._take(watch.done) if to_save and self.ahead else None
         return PendingEpoch(moment, orders, start, rows, to_save, left, watch, began)
 
-    def end(self, epoch: PendingEpoch) -> None:
+    def finish_epoch(self, epoch: PendingEpoch) -> None:
         """Waits for what came of it, tells it, and keeps what is sound."""
-        logs, due = self.runner.logs(epoch.rows), schedules.active_objectives(epoch.moment)
+        logs, due = self.runner.fetch_logs(epoch.rows), schedules.active_objectives(epoch.moment)
         ended = time.perf_counter()
         self.seconds, self.ended = ended - max(epoch.began, self.ended), ended
         epoch.watch.end(logs)
@@ -182,18 +184,18 @@ class TrainLoop:
             if run not in self.diverged
         }
         for run, attempt in self.attempts.items():
-            run.checkpoints.look()
+            run.checkpoints.raise_if_failed()
             share = self.seconds / len(self.runs)
             run.progress = run.progress.after(epoch.watch.done, attempt.logs, share)
             if not divergence.losses_are_finite(attempt.logs):
                 self.diverged[run] = attempt
-            elif epoch.watch.done == self.task.steps:
-                record, batch_size = self.records[run], self.task.batch_size
+            elif epoch.watch.done == self.job.steps_per_epoch:
+                record, batch_size = self.records[run], self.job.batch_size
                 run.progress = record.add(run.progress, epoch.moment, batch_size, self.bar)
         if epoch.to_save and len(self.diverged) < len(self.runs):
             self._save(epoch.left or self._take(epoch.watch.done))
 
-    def leave(self) -> None:
+    def save_unsaved(self) -> None:
         """Saves what the last epoch left, where that was not due."""
         if self.unsaved is not None:
             self._save(self._take(self.unsaved))
@@ -213,23 +215,23 @@ class TrainLoop:
     def _take(self, done):
         """What was left of each run, after so many steps of an epoch; after its last, and unless
         all have diverged, with BatchNorm's statistics those of the training pictures."""
-        if done == self.task.steps and len(self.diverged) < len(self.runs):
+        if done == self.job.steps_per_epoch and len(self.diverged) < len(self.runs):
             # Shuffled as in training: as they lie, a batch would hold pictures of one kind alone.
             order = self._together(self._orders(0))
             self.state = self.runner.with_statistics(self.state, order)
-        states = self.runner.layout.take_each(self.state)
+        states = self.runner.layout.unstack_seeds(self.state)
         return [Snapshot(state, divergence.finite_networks(state)) for state in states]
 
     def _is_saved(self, number):
         done = number + 1
-        return done == self.task.epochs or done % self.task.config.checkpoint.every == 0
+        return done == self.job.epochs or done % self.job.config.checkpoint.every == 0
 
     def _moment(self, number):
-        return schedules.schedule_at(self.task.built.phases, number)
+        return schedules.schedule_at(self.job.built.phases, number)
 
     def _orders(self, number):
-        shape = len(self.task.dataset.train.image), self.task.steps, self.task.batch_size
-        return [epoch_order(run.task.config.seed, number, *shape) for run in self.runs]
+        shape = len(self.job.dataset.train.image), self.job.steps_per_epoch, self.job.batch_size
+        return [epoch_order(run.job.config.seed, number, *shape) for run in self.runs]
 
     def _together(self, orders):
         """[steps, *seeds, batch], as the runner takes them."""

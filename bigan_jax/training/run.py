@@ -35,12 +35,12 @@ class TrainingJob(NamedTuple):
     config: ConfigDict
     built: DetectorBuild
     dataset: Dataset
-    found: Audit
+    audit: Audit
     weights: str  # the digest of those that a loss looks through; "" where there are none
-    steps: int  # in every epoch,
+    steps_per_epoch: int
     batch_size: int  # of so many pictures each
-    begin: Callable[[int], TrainState]  # from a seed
-    runner: Callable[
+    init_state: Callable[[int], TrainState]  # from a seed
+    make_runner: Callable[
         ..., EpochRunner
     ]  # from the scale of learning rates, and Runner's last arguments
     workdir: Path
@@ -54,18 +54,18 @@ class TrainingJob(NamedTuple):
         kept = self.config.checkpoint
         return CheckpointManager(self.workdir, kept.keep, kept.keep_every)
 
-    def begin_to_train(self) -> None:
+    def mark_started(self) -> None:
         """Keeps what trains from here on, and by which frozen weights; an evaluation of what was
         trained before goes."""
-        self.found.write_split(self.workdir)
+        self.audit.write_split(self.workdir)
         if self.weights:
             write_atomic(self.workdir / FROZEN_DIGEST_FILE, self.weights)
         (self.workdir / "evaluation.json").unlink(missing_ok=True)
 
-    def newest(self, checkpoints: CheckpointManager) -> tuple[Progress, TrainState]:
+    def restore_latest(self, checkpoints: CheckpointManager) -> tuple[Progress, TrainState]:
         """Where the newest sound checkpoint was, or the beginning; of several processes, as process
         0 has it."""
-        begin = partial(self.begin, self.config.seed)
+        begin = partial(self.init_state, self.config.seed)
         progress, state = checkpoints.restore(jax.eval_shape(begin)) or (Progress(0), begin())
         progress = Progress(**distributed.broadcast_json(progress._asdict()))
         return progress, distributed.broadcast(state)
@@ -74,16 +74,16 @@ class TrainingJob(NamedTuple):
 class TrainingRun:
     """How far a run has come, and its checkpoints."""
 
-    def __init__(self, task: TrainingJob):
-        self.task = task
+    def __init__(self, job: TrainingJob):
+        self.job = job
         with ExitStack() as held:
-            self.checkpoints = held.enter_context(closing(task.checkpoints()))
+            self.checkpoints = held.enter_context(closing(job.checkpoints()))
             self.restore()
             held.pop_all()
 
     def restore(self) -> None:
         """Goes to the newest sound checkpoint, or to the beginning."""
-        self.progress, self.state = self.task.newest(self.checkpoints)
+        self.progress, self.state = self.job.restore_latest(self.checkpoints)
 
     def close(self) -> None:
         """Waits for what is still being written. Raises UserError where it cannot be."""

@@ -74,12 +74,12 @@ def schedule_at(phases: Iterable[Phase], epoch: int) -> ScheduledEpoch:
     raise IndexError("the schedule has ended")
 
 
-def active_objectives(moment: ScheduledEpoch) -> tuple[str, ...]:
+def active_objectives(position: ScheduledEpoch) -> tuple[str, ...]:
     """The updates of each step of this epoch, in order; an objective stands there `times` times."""
     return tuple(
         name
-        for name, turn in schedule_at.phase.objectives.items()
-        if schedule_at.epoch % turn.every == 0
+        for name, turn in position.phase.objectives.items()
+        if position.epoch % turn.every == 0
         for _ in range(turn.times)
     )
 

@@ -212,11 +212,11 @@ def test_an_evaluation_leaves_what_trained_as_it_was(tmp_path):
 def test_what_trained_is_not_forgotten_where_a_training_goes_on_without_it(tmp_path):
     set_ = plain(scenes(10), scenes(4, 1))
     leaks.audit(set_).write_split(tmp_path)
-    fewer = set_._replace(train=set_.train.take(np.arange(3, len(set_.train.path))))
+    fewer = set_._replace(train=set_.train.select(np.arange(3, len(set_.train.path))))
     leaks.audit(fewer).write_split(tmp_path)
-    assert leaks.audit(fewer).number_trained(tmp_path) == len(set_.train.path)
+    assert leaks.audit(fewer).count_trained(tmp_path) == len(set_.train.path)
     leaks.audit(set_).check(tmp_path)
-    tested = fewer._replace(test=set_.train.take(np.arange(3)))
+    tested = fewer._replace(test=set_.train.select(np.arange(3)))
     with pytest.raises(UserError, match="trained on 3 of the pictures"):
         leaks.audit(tested).check(tmp_path)
 

@@ -80,9 +80,9 @@ def test_other_test_pictures_and_labels_decide_nothing(small, assessed):
     """A shuffled part of the test pictures, with labels that are lies."""
     config, dataset, detector, state = small
     chosen = np.random.default_rng(0).permutation(len(dataset.test.label))[:13]
-    part = dataset.test.take(chosen)
+    part = dataset.test.select(chosen)
     label = np.arange(13) % 2 == 0
-    part = part._replace(label=label, kind=np.where(label, "lie", "good"), group=part.path)
+    part = part._replace(label=label, defect_type=np.where(label, "lie", "good"), group=part.path)
     again = assess(config, dataset._replace(test=part), detector, state)
 
     before, after = assessed.evaluation, again.evaluation
@@ -109,7 +109,7 @@ def test_threshold_and_colors_come_from_the_calibration_pictures(small, assessed
 
 def test_groups_of_calibration_pictures_are_counted(small):
     config, dataset, detector, state = small
-    twice = dataset.calibration.take(np.arange(24) % len(dataset.calibration.label))
+    twice = dataset.calibration.select(np.arange(24) % len(dataset.calibration.label))
     twice = twice._replace(group=np.repeat(["patient a", "patient b"], 12))
     evaluation = assess(config, dataset._replace(calibration=twice), detector, state).evaluation
     assert (evaluation["n_calibration"], evaluation["n_calibration_groups"]) == (24, 2)
@@ -122,11 +122,11 @@ def test_groups_of_calibration_pictures_are_counted(small):
 def test_figures_that_do_not_apply_are_null(small):
     """Normal pictures only, of one condition, and without a calibration worth the name."""
     config, dataset, detector, state = small
-    normal = dataset.test.take(~dataset.test.label & (dataset.test.condition == 0))
+    normal = dataset.test.select(~dataset.test.label & (dataset.test.condition == 0))
     lonely = dataset._replace(test=normal, conditions=("bottle",))
     evaluation = json.loads(json.dumps(assess(config, lonely, detector, state).evaluation))
     null = "auroc auroc_ci intervals average_precision precision recall f1 balanced_accuracy"
-    null += " native by_kind by_condition mse_auroc ssim_auroc"
+    null += " native by_defect_type by_condition mse_auroc ssim_auroc"
     assert {evaluation[name] for name in null.split()} == {None}
     assert evaluation["oracle"] == {"threshold": None, "f1": None, "accuracy": None}
     assert set(evaluation["pixel"].values()) == {None}
@@ -137,8 +137,10 @@ def test_figures_that_do_not_apply_are_null(small):
 
 def test_kinds_conditions_and_intervals_are_in_the_evaluation(assessed, small):
     evaluation, test = assessed.evaluation, small[1].test
-    assert {row["kind"] for row in evaluation["by_kind"]} == set(test.kind[test.label])
-    assert sum(row["n"] for row in evaluation["by_kind"]) == evaluation["n_anomalous"]
+    assert {row["defect_type"] for row in evaluation["by_defect_type"]} == set(
+        test.defect_type[test.label]
+    )
+    assert sum(row["n"] for row in evaluation["by_defect_type"]) == evaluation["n_anomalous"]
     rows = evaluation["by_condition"]
     assert [row["condition"] for row in rows] == ["bottle", "leaf"]
     assert sum(row["n"] for row in rows) == len(test.label)

@@ -66,12 +66,12 @@ def runner(detector, optimizer, scanned, seeds=0, streamed=False):
 
 def trained(run, state, orders, due=DUE):
     """The state after two epochs and an estimate of statistics, and the logs of the second."""
-    state = run.layout.place(state)
+    state = run.layout.to_devices(state)
     for order in orders:
         state, logs = run.epoch(state, due, order)
     in_order = np.broadcast_to(np.arange(8), orders[0].shape)
     state = run.with_statistics(state, in_order)
-    return jax.device_get(run.layout.take(state)), logs
+    return jax.device_get(run.layout.from_devices(state)), logs
 
 
 def states(detector, optimizer, seeds):
@@ -156,7 +156,7 @@ def config(**fields):
 
 
 def runs(workdir, seeds=(0, 1), **fields):
-    """The tasks of `task.prepared`."""
+    """The tasks of `job.prepared`."""
     return prepare_jobs({workdir / f"seed{k}": config(seed=k, **fields) for k in seeds})
 
 
@@ -228,7 +228,7 @@ def test_stopped_side_by_side_ends_as_if_never_stopped(tmp_path, monkeypatch, sc
     """Within an epoch; where it is a program, once it is done; and in the last of all."""
     with runs(tmp_path / "whole") as tasks:
         seeds.train_side_by_side(tasks, scanned)
-    begin, calls = epoch_runner.EpochRunner.begin, []
+    begin, calls = epoch_runner.EpochRunner.dispatch, []
 
     def stop(self, *arguments):
         calls.append(arguments)
@@ -237,7 +237,7 @@ def test_stopped_side_by_side_ends_as_if_never_stopped(tmp_path, monkeypatch, sc
         return begin(self, *arguments)
 
     with runs(tmp_path / "broken") as tasks:
-        monkeypatch.setattr(epoch_runner.EpochRunner, "begin", stop)
+        monkeypatch.setattr(epoch_runner.EpochRunner, "dispatch", stop)
         with pytest.raises(preemption.Stopped, match=f"saved after {place} of 3 epochs"):
             seeds.train_side_by_side(tasks, scanned)
     with runs(tmp_path / "broken") as tasks:

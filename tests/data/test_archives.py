@@ -94,7 +94,7 @@ def test_brain_tumours_of_kaggle(tmp_path, load):
         for kind in "glioma", "meningioma", "pituitary":
             draw(tmp_path / "a" / part / kind / f"{kind}.jpg")
     loaded = load("brain", pack(tmp_path / "a", tmp_path / "archive.zip"))
-    assert set(loaded.test.kind) == {"good", "glioma", "meningioma", "pituitary"}
+    assert set(loaded.test.defect_type) == {"good", "glioma", "meningioma", "pituitary"}
     assert len(by_path(loaded)) == 23
     assert any("Training; Testing beside it left out" in note for note in loaded.notes)
 

@@ -53,7 +53,7 @@ def part(pictures, name, label=False, group=None, condition=0):
         label=label,
         group=path if group is None else np.asarray(group, str),
         condition=np.full(n, condition, np.int32),
-        kind=np.where(label, "bad", "good"),
+        defect_type=np.where(label, "bad", "good"),
         path=path,
         mask=np.zeros((n, 1, 1), bool),
         has_mask=~label,
@@ -229,14 +229,14 @@ def test_neighboring_numbers_matter_where_they_look_alike(film):
     path = np.array([f"good/frame_{i:04d}.png" for i in range(120)])
     every = part(frames, "good")._replace(path=path, group=path)
     rows = np.arange(120) % 5
-    mixed = dataset(every.take(rows > 1), every.take(rows == 1), every.take(rows == 0))
+    mixed = dataset(every.select(rows > 1), every.select(rows == 1), every.select(rows == 0))
     line = found_in(leaks.audit(mixed), "neighboring file numbers")
     assert bool(line.meaning) == film
     assert line.found.startswith("119 pairs look alike" if film else "119 pairs say little")
     assert line.found.endswith("71 across parts")
     sides = np.arange(120)
     split = dataset(
-        every.take(sides > 50), every.take(sides < 10), every.take(abs(sides - 30) < 18)
+        every.select(sides > 50), every.select(sides < 10), every.select(abs(sides - 30) < 18)
     )
     line = found_in(leaks.audit(split), "neighboring file numbers")
     assert line.found.endswith("none across parts") and not line.meaning

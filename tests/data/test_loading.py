@@ -222,11 +222,11 @@ def test_a_folder_with_kinds_and_masks(tmp_path):
     write_mask(tmp_path / "masks" / "scratch" / "1.png")
     write_mask(tmp_path / "masks" / "dent" / "1_mask.png")
     loaded = load("folder", tmp_path)
-    test = loaded.test.take(loaded.test.label)
+    test = loaded.test.select(loaded.test.label)
     assert test.path.tolist() == [
         f"defect/{name}" for name in ("3.bmp", "dent/1.bmp", "scratch/1.bmp", "scratch/2.bmp")
     ]
-    assert test.kind.tolist() == ["defect", "dent", "scratch", "scratch"]
+    assert test.defect_type.tolist() == ["defect", "dent", "scratch", "scratch"]
     assert test.has_mask.tolist() == [False, True, True, False]
     assert test.mask[1][:8].all() and not test.mask[1][8:].any()
     assert any(note.startswith("2 anomalous pictures have no mask") for note in loaded.notes)
@@ -244,7 +244,7 @@ def test_no_picture_gets_the_mask_of_another(tmp_path):
     assert any("1 masks fit more than one picture" in note for note in loaded.notes)
     write_mask(tmp_path / "tumor_mask" / "glioma" / "0.png")
     loaded = load("brain", tmp_path)
-    test = loaded.test.take(loaded.test.label)
+    test = loaded.test.select(loaded.test.label)
     assert test.path[test.has_mask].tolist() == ["glioma/0.png"]  # the other's is still anyone's
     write_mask(tmp_path / "tumor_mask" / "meningioma" / "0.png")
     assert load("brain", tmp_path).test.has_mask.all()
@@ -278,7 +278,7 @@ def test_mvtec_keeps_its_official_split(mvtec):
     assert all("/train/good/" in path for path in loaded.train.path)
     assert loaded.test.label.sum() == 8 and (~loaded.test.label).sum() == 8
     assert (loaded.test.mask.any((1, 2)) == loaded.test.label).all()
-    assert set(loaded.test.kind) == {"good", "crack"}
+    assert set(loaded.test.defect_type) == {"good", "crack"}
     assert load("mvtec", mvtec, category="all").conditions == ("bottle", "pill")
 
 
@@ -303,7 +303,7 @@ def test_plant_class_folders_give_species_and_camera_blocks(tmp_path):
     write(tmp_path / "Squash___Mildew" / "1.png")
     loaded = load("plant", tmp_path)
     assert loaded.conditions == ("Pepper__bell", "Potato")
-    assert set(loaded.test.kind) == {"good", "Blight"} and loaded.test.label.sum() == 10
+    assert set(loaded.test.defect_type) == {"good", "Blight"} and loaded.test.label.sum() == 10
     assert "Squash left out: it has no normal pictures" in loaded.notes
     assert not set(loaded.train.group) & set(loaded.test.group)
     one = load("plant", tmp_path, category="Potato")

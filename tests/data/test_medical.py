@@ -195,7 +195,7 @@ def test_a_set_of_volumes(tmp_path):
     assert sum(map(len, groups)) == len(set.union(*groups)) == 13
     every = everything(loaded)
     assert len(every.path) == 12 * 3 + 1 and np.ptp(every.image, (1, 2, 3)).min() > 0
-    anomalous = every.take(every.label)
+    anomalous = every.select(every.label)
     assert anomalous.path.tolist() == ["anomalous/x.nii.gz#001"]
     assert anomalous.mask.sum() == 16 and anomalous.has_mask.all()
     assert any(n.startswith("52 DICOM or NIfTI slices, each shown from") for n in loaded.notes)

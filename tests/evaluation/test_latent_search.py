@@ -55,7 +55,7 @@ def searched(state, pictures, scanned=False, **fields):
     keys = jnp.broadcast_to(jax.random.key(1), len(pictures))
     searcher, score = compiled(scanned, **fields)
     batch = searcher(state, {}, batch, keys)
-    return *score(state, batch), batch.found.codes
+    return *score(state, batch), batch.latent.codes
 
 
 def test_a_picture_alone_and_among_others_agree(state, pictures):

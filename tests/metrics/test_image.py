@@ -208,12 +208,12 @@ def test_kinds_and_conditions_equal_their_pictures_alone():
     kind = np.where(label, rng.choice(["crack", "stain"], 90), "good")
     condition = rng.integers(0, 2, 90)
     rows = by_defect_type(score, label, kind, 0.7)
-    assert [row["kind"] for row in rows] == ["crack", "stain"]
+    assert [row["defect_type"] for row in rows] == ["crack", "stain"]
     for row in rows:
-        chosen = np.isin(kind, ["good", row["kind"]])
+        chosen = np.isin(kind, ["good", row["defect_type"]])
         assert row["auroc"] == pytest.approx(sk.roc_auc_score(label[chosen], score[chosen]))
-        assert row["n"] == (kind == row["kind"]).sum()
-        assert row["recall"] == pytest.approx((score[kind == row["kind"]] >= 0.7).mean())
+        assert row["n"] == (kind == row["defect_type"]).sum()
+        assert row["recall"] == pytest.approx((score[kind == row["defect_type"]] >= 0.7).mean())
     rows = by_condition(score, label, condition, ["tea", "oak", "elm"], 0.7)
     assert [row["condition"] for row in rows] == ["tea", "oak"]  # none of elm is in the test
     for index, row in enumerate(rows):

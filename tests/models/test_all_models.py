@@ -161,7 +161,7 @@ def test_reconstruct_stays_in_range_unrounded(name, pictures, one_device):
     batch = Batch(jnp.asarray(pictures.image / 255, jnp.float32), jnp.asarray(pictures.condition))
     keys = jnp.broadcast_to(jax.random.key(0), 16)
     if detector.search:
-        batch = batch._replace(found=detector.search.start(net, batch, keys))
+        batch = batch._replace(latent=detector.search.start(net, batch, keys))
     image = jax.jit(lambda b: detector.reconstruct(net, b, keys))(batch)
     assert image.shape == batch.image.shape and image.dtype == jnp.float32
     assert float(image.min()) >= 0 and float(image.max()) <= 1

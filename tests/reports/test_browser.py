@@ -90,7 +90,7 @@ EVALUATION = {
         {"score": "0.7 mse + 0.3 ssim", "standardize": True, "reduction": "mean", "auroc": 0.9}
         | {"paper": True, "used": True}
     ],
-    "by_kind": [{"kind": "k" * 200, "n": 9, "auroc": 0.9, "recall": 0.7}],
+    "by_defect_type": [{"defect_type": "k" * 200, "n": 9, "auroc": 0.9, "recall": 0.7}],
     "versions": {"jax": "1.2.3", "flax": "1.2.3"},
 }
 
@@ -173,7 +173,7 @@ def test_the_report_works_on_a_phone(tmp_path):
         names(item for item in by_score if item.label),
         names(item for item in by_score if item.label != item.decision),
         names(item for item in by_score if item.decision and not item.label),
-        names(item for item in by_score if item.kind == KINDS[2]),
+        names(item for item in by_score if item.defect_type == KINDS[2]),
     ]
     assert found["chosen"][4][1] == "12 of 24 pictures"
 

@@ -148,7 +148,7 @@ def test_report_is_well_formed_and_fetches_nothing(tmp_path):
 def test_hostile_file_names_stay_text(tmp_path):
     evaluation = EVALUATION | {"dataset": HOSTILE, "warnings": [HOSTILE], "notes": [HOSTILE]}
     evaluation |= {"controls": {HOSTILE: 0.4}, "versions": {HOSTILE: HOSTILE}}
-    shown = [item._replace(kind=HOSTILE + '"') for item in items()]
+    shown = [item._replace(defect_type=HOSTILE + '"') for item in items()]
     found = page(tmp_path, evaluation, history(), {HOSTILE: PNG}, shown, AUDIT | {HOSTILE: HOSTILE})
     assert found.text.count("<img src=x onerror=alert(1)>.png") >= 8
     assert not [a for tag, a in found.tags if tag == "img" and a["src"] == "x"]
@@ -157,7 +157,7 @@ def test_hostile_file_names_stay_text(tmp_path):
 
 def test_control_characters_are_shown_not_obeyed(tmp_path):
     name = "a\x1b]0;title\x07\x00\u202egnp.\u2066\udcff\n.png"
-    shown = [item._replace(path=name, kind=name) for item in items()]
+    shown = [item._replace(path=name, defect_type=name) for item in items()]
     evaluation = EVALUATION | {"warnings": [name], "versions": {name: name}}
     audit = AUDIT | {"balance": [{"part": "test", "condition": name}]}
     found = page(tmp_path, evaluation, gallery=shown, audit=audit)
@@ -176,7 +176,7 @@ def test_newer_figures_are_shown_where_they_are_known(tmp_path):
             row | {"score": "0.7 mse + 0.3 ssim", "auroc": None, "paper": True},
         ],
         "score_table_note": "A note on oracles.",
-        "by_kind": [{"kind": HOSTILE, "n": 3, "auroc": 0.777, "recall": 0.125}],
+        "by_defect_type": [{"defect_type": HOSTILE, "n": 3, "auroc": 0.777, "recall": 0.125}],
         "by_condition": [{"condition": "leaf", "n": 5, "auroc": None, "specificity": 0.375}],
         "intervals": {"f1": [0.511, 0.522], "average_precision": (0.533, 0.544)},
         "pixel": EVALUATION["pixel"] | {"dice": 0.456},

@@ -208,7 +208,7 @@ def test_ctrl_c_is_heard_in_the_midst_of_a_long_call():
 def test_in_another_thread_nothing_is_caught():
     def look():
         with preemption.defer_signals("") as asked:
-            found.append((asked.signum, signal.getsignal(signal.SIGTERM)))
+            found.append((asked.received, signal.getsignal(signal.SIGTERM)))
 
     found = []
     thread = threading.Thread(target=look)

@@ -95,12 +95,12 @@ def test_what_cannot_be_written_is_told_of_at_the_next_look(states, tmp_path, mo
     checkpoints = saved(tmp_path, states[:1])
     checkpoints = CheckpointManager(tmp_path)
     monkeypatch.setattr(ocp.AsyncCheckpointer, "save", fail)
-    checkpoints.look()
+    checkpoints.raise_if_failed()
     checkpoints.save(Progress(2), states[1])
     futures.wait([checkpoints._begun])
     with pytest.raises(UserError, match=r"cannot be written \(No space.*last checkpoint"):
-        checkpoints.look()
-    checkpoints.look()  # it was told
+        checkpoints.raise_if_failed()
+    checkpoints.raise_if_failed()  # it was told
     checkpoints.save(Progress(3), states[2])
     with pytest.raises(UserError, match="cannot be written"):
         checkpoints.close()

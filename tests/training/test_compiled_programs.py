@@ -53,12 +53,12 @@ def test_nothing_is_compiled_after_the_first_epochs_of_a_phase(
     devices(monkeypatch, 2)
     run = runner(detector, optax.adam(1e-3), scanned)
     (state,) = states(detector, optax.adam(1e-3), [0])
-    state = run.layout.place(state)
+    state = run.layout.to_devices(state)
 
     def epoch(state, due):
         state, _ = run.epoch(state, due, ORDER)
         state = run.with_statistics(state, ORDER)
-        jax.block_until_ready(run.layout.take(state))  # what a checkpoint gets
+        jax.block_until_ready(run.layout.from_devices(state))  # what a checkpoint gets
         return state
 
     for kinds in phases:
@@ -130,7 +130,7 @@ def test_nothing_but_indices_goes_to_the_device_within_an_epoch(monkeypatch):
     """Under a guard that lets explicit transfers pass, which the indices' is."""
     devices(monkeypatch, 2)
     run = runner(CAE, optax.adam(1e-3), scanned=True)
-    state = run.layout.place(*states(CAE, optax.adam(1e-3), [0]))
+    state = run.layout.to_devices(*states(CAE, optax.adam(1e-3), [0]))
     state, _ = run.epoch(state, ("reconstruction",), ORDER)
     with jax.transfer_guard("disallow"):
         with pytest.raises(Exception, match="Disallowed host-to-device"):
@@ -165,9 +165,9 @@ def test_seeds_side_by_side_make_no_grouped_convolution(monkeypatch):
     detector = PERCEPTUAL(widths=(8, 16), discriminator_widths=(8, 16))
     run = runner(detector, optax.adam(1e-3), scanned=True, seeds=3)
     state = jax.tree.map(lambda *x: jnp.stack(x), *states(detector, optax.adam(1e-3), range(3)))
-    shares = run.layout.share(np.arange(24).reshape(2, 3, 4))
+    shares = run.layout.shard_indices(np.arange(24).reshape(2, 3, 4))
     made = jax.make_jaxpr(run._program(DUE))(
-        run.layout.place(state), run.frozen, run.pictures, shares
+        run.layout.to_devices(state), run.frozen, run.pictures, shares
     )
     groups, batches = Counter(), Counter()
     for equation in walk(made.jaxpr):
@@ -183,7 +183,7 @@ def test_seeds_side_by_side_make_no_grouped_convolution(monkeypatch):
 def test_a_state_s_memory_is_used_again(scanned):
     """Donation: the state that went in is gone, and JAX found a use for all of it."""
     run = runner(BIGAN, optax.adam(1e-3), scanned)
-    state = run.layout.place(*states(BIGAN, optax.adam(1e-3), [0]))
+    state = run.layout.to_devices(*states(BIGAN, optax.adam(1e-3), [0]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run.epoch(state, DUE, ORDER)

@@ -35,7 +35,7 @@ def one_device(monkeypatch):
 
 def trained(workdir, monkeypatch, scanned, ahead=True):
     """Each checkpoint's state, the rows, and what was done in which order, of a small run."""
-    done, begin, add = [], EpochRunner.begin, loop.EpochLogger.add
+    done, begin, add = [], EpochRunner.dispatch, loop.EpochLogger.add
 
     def noted(function, word):
         def call(*arguments):
@@ -48,13 +48,13 @@ def trained(workdir, monkeypatch, scanned, ahead=True):
     config = configured(improved_bigan, "phantom,no_perceptual", SMALL_BIGAN | fields)
     with monkeypatch.context() as patched:
         by_programs(patched, scanned)
-        patched.setattr(EpochRunner, "begin", noted(begin, "begun"))
+        patched.setattr(EpochRunner, "dispatch", noted(begin, "begun"))
         patched.setattr(loop.EpochLogger, "add", noted(add, "told"))
         if not ahead:
             patched.setattr(loop, "_LONG", 0)
-        with prepare_jobs({workdir: config}) as (task,):
-            train.fit(task)
-            like = jax.eval_shape(partial(task.begin, config.seed))
+        with prepare_jobs({workdir: config}) as (job,):
+            train.fit(job)
+            like = jax.eval_shape(partial(job.init_state, config.seed))
             saved = CheckpointManager(workdir, EPOCHS)
             found = {name: saved._read(name, like)[1] for name in saved.names()}
             saved.close()
@@ -75,9 +75,9 @@ def test_statistics_are_of_batches_that_mix_all_kinds(tmp_path, monkeypatch):
 
     monkeypatch.setattr(EpochRunner, "with_statistics", noted)
     fields = SMALL | {"data.category": "head,leaf", "phases.phase1.epochs": 2}
-    with prepare_jobs({tmp_path: configured(cae, "phantom", fields)}) as (task,):
-        train.fit(task)
-        kinds = task.dataset.train.condition
+    with prepare_jobs({tmp_path: configured(cae, "phantom", fields)}) as (job,):
+        train.fit(job)
+        kinds = job.dataset.train.condition
     assert (np.diff(kinds) >= 0).all() and len(set(kinds)) == 2
     first, second = orders
     np.testing.assert_array_equal(first, second)
@@ -87,12 +87,12 @@ def test_statistics_are_of_batches_that_mix_all_kinds(tmp_path, monkeypatch):
 def test_an_evaluation_goes_once_training_goes_on(tmp_path):
     """It would pass for one of what was trained last."""
     fields = SMALL | {"phases.phase1.epochs": 1}
-    with prepare_jobs({tmp_path: configured(cae, "phantom", fields)}) as (task,):
+    with prepare_jobs({tmp_path: configured(cae, "phantom", fields)}) as (job,):
         (tmp_path / "evaluation.json").write_text("{}")
-        train.fit(task)
+        train.fit(job)
         assert not (tmp_path / "evaluation.json").exists()
         (tmp_path / "evaluation.json").write_text("{}")
-        train.fit(task)  # which has ended
+        train.fit(job)  # which has ended
         assert (tmp_path / "evaluation.json").exists()
 
 
@@ -101,8 +101,8 @@ def test_other_weights_of_a_loss_are_another_training(tmp_path, monkeypatch):
     fields = SMALL_BIGAN | {"model.perceptual_layers": ("relu1_1",)}
     config, read = configured(improved_bigan, "phantom", fields), load_weights
     for _ in range(2):
-        with prepare_jobs({tmp_path: config}) as (task,):
-            task.begin_to_train()
+        with prepare_jobs({tmp_path: config}) as (job,):
+            job.mark_started()
 
     def others(*arguments):
         found = read(*arguments)
@@ -135,22 +135,24 @@ def test_where_steps_are_programs_an_epoch_is_told_at_its_end(tmp_path, monkeypa
 
 def test_programs_compiled_ahead_are_those_that_run(compilations):
     run, optimizer = runner(BIGAN, optax.adam(1e-3), scanned=True), optax.adam(1e-3)
-    (state,) = (run.layout.place(state) for state in states(BIGAN, optimizer, [0]))
+    (state,) = (run.layout.to_devices(state) for state in states(BIGAN, optimizer, [0]))
     run.compile_ahead(state, [DUE, DUE[2:]], ORDER)
     wait(run._compiling.values())
     assert run.is_compiled(epoch_runner.STATISTICS)
     before = compilations()
-    run._statistics(state, run.frozen, run.pictures, epoch_runner.scatter(run.layout.share(ORDER)))
+    run._statistics(
+        state, run.frozen, run.pictures, epoch_runner.scatter(run.layout.shard_indices(ORDER))
+    )
     for due in (DUE, DUE[2:]):
-        state, rows = run.begin(state, due, ORDER)
-        assert np.isfinite(run.logs(rows)["reconstruction/loss"]).all()
+        state, rows = run.dispatch(state, due, ORDER)
+        assert np.isfinite(run.fetch_logs(rows)["reconstruction/loss"]).all()
     assert compilations() == before
 
 
 def test_no_epoch_is_told_late_for_a_compilation(monkeypatch):
     """One that fails included: it is for the epoch that needs it to say so."""
     run, go_on = runner(BIGAN, optax.adam(1e-3), scanned=True), threading.Event()
-    state = run.layout.place(*states(BIGAN, optax.adam(1e-3), [0]))
+    state = run.layout.to_devices(*states(BIGAN, optax.adam(1e-3), [0]))
 
     class Program:
         def lower(self, *_):
@@ -165,7 +167,7 @@ def test_no_epoch_is_told_late_for_a_compilation(monkeypatch):
     assert not run.is_compiled(DUE) and run.is_compiled(DUE[2:])
     go_on.set()
     with pytest.raises(RuntimeError, match="out of memory"):
-        run.begin(state, DUE, ORDER)
+        run.dispatch(state, DUE, ORDER)
     run.compile_ahead(state, [DUE], ORDER)
     run.stop_compiling()
     assert run.is_compiled(DUE)  # nothing is being compiled any more
@@ -173,10 +175,10 @@ def test_no_epoch_is_told_late_for_a_compilation(monkeypatch):
 
 def test_a_program_that_is_still_being_compiled_is_waited_for(compilations):
     run = runner(BIGAN, optax.adam(1e-3), scanned=True)
-    state = run.layout.place(*states(BIGAN, optax.adam(1e-3), [0]))
+    state = run.layout.to_devices(*states(BIGAN, optax.adam(1e-3), [0]))
     before = compilations()
     run.compile_ahead(state, [DUE], ORDER)
-    state, _ = run.begin(state, DUE, ORDER)
+    state, _ = run.dispatch(state, DUE, ORDER)
     jax.block_until_ready(epoch_runner.first(state))
     run.stop_compiling()
     assert compilations() - before <= 3  # the epoch, and what takes its state from the device

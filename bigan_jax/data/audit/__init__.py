@@ -115,7 +115,7 @@ def drop_duplicates(dataset: Dataset, found: Audit) -> Dataset:
                 f"config.data.duplicates={found.policy}: every picture of {name} has a copy in a "
                 "later part, and none would be left. Mend the folder, or choose keep."
             )
-        parts[name] = pictures.take(np.setdiff1d(np.arange(len(pictures.path)), rows))
+        parts[name] = pictures.select(np.setdiff1d(np.arange(len(pictures.path)), rows))
         notes += (f"{len(rows)} pictures left out of {name}: they have copies in another part",)
     return dataset._replace(notes=notes, **parts)
 

@@ -89,17 +89,17 @@ class Audit(NamedTuple):
         gone = [row for row in _trained(workdir / "split.csv") if row[-1] not in ours]
         write_csv(workdir / "split.csv", [SPLIT, *self.split, *gone])
 
-    def number_trained(self, workdir: Path) -> int:
+    def count_trained(self, workdir: Path) -> int:
         """How many pictures trained the run in the folder; where its split.csv does not tell, how
         many would now."""
         return len(_trained(workdir / "split.csv")) or len(self._training())
 
-    def number_late(self, workdir: Path) -> int:
+    def count_added_later(self, workdir: Path) -> int:
         """How many pictures would train now that did not train the run in the folder."""
         theirs = {row[-1] for row in _trained(workdir / "split.csv")}
         return len(self._training() - theirs) if theirs else 0
 
-    def check(self, workdir: Path) -> None:
+    def require_same_training_images(self, workdir: Path) -> None:
         """Raises UserError where the run in the folder trained on other pictures, of which none is
         among these, or on some that would test it now. Its config would not tell: the folder of the
         pictures may move, and with their names the split; a table may tell what belongs together.

@@ -20,7 +20,7 @@ class UnreadableFile(NamedTuple):
     """A file that cannot be read."""
 
     path: str
-    one_line: str
+    reason: str
 
 
 def try_read(path: str, work: Callable[[], Result]) -> Result | UnreadableFile:

@@ -39,7 +39,7 @@ def list_mvtec(folder: DataFolder, category: str, inside: str) -> Listing:
                 path=start + file,
                 label=label,
                 group=f"{category}/{file}",
-                kind=kind,
+                defect_type=kind,
                 official=TRAIN if part == "train" else TEST,
             )
         )

@@ -214,7 +214,7 @@ def _examples(listing: Listing, read: Contents, broken: dict, title: str) -> Ite
                     "path": os.fsencode(record.path),
                     "mask_path": os.fsencode(record.mask or ""),
                     "label": int(record.label),
-                    "kind": os.fsencode(record.kind),
+                    "kind": os.fsencode(record.defect_type),
                     "group": os.fsencode(record.group),
                     "condition": os.fsencode(condition),
                     "camera_sequence": os.fsencode(sequence),

@@ -107,7 +107,7 @@ class CheckpointManager:
         )
         self._orbax.save(self._path(name), args=args)
 
-    def look(self) -> None:
+    def raise_if_failed(self) -> None:
         """Raises UserError where it is known by now that what was begun cannot be written."""
         if self._begun and self._begun.done() and self._begun.exception():
             self.wait()
@@ -193,7 +193,7 @@ class CheckpointManager:
         content = found["content"]
         if _digest_json(content) != found["sha256"]:
             raise ValueError("the checksum of its progress is another")
-        leaves, package_version = content.pop("leaves"), content.pop("version")
+        leaves, version = content.pop("leaves"), content.pop("version")
         if "history" not in content:  # which older versions had there
             args = ocp.args.Composite(history=orbax_extras.BytesRestore(MOST_BYTES))
             history = self._orbax.restore(path, args=args)["history"]
@@ -208,7 +208,7 @@ class CheckpointManager:
         if saved != {path: [str(x.dtype), list(x.shape)] for path, x in _paths(like._asdict())}:
             raise UserError(
                 f"{path} holds a state of other shapes than this config makes, as bigan_jax "
-                f"{package_version} wrote it: go on with that version, or give another --workdir"
+                f"{version} wrote it: go on with that version, or give another --workdir"
             )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(like)))
         tree = self._orbax.restore(path, args=args)["state"]

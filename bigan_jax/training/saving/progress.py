@@ -30,7 +30,7 @@ class Progress(NamedTuple):
             step=step, logs={**self.logs, **joined}, seconds=self.seconds + seconds
         )
 
-    def place(self) -> str:
+    def describe(self) -> str:
         """For people."""
         return f"{self.epochs} epochs" + f" and {self.step} of {self.steps} steps" * bool(self.step)
 
