@@ -17,7 +17,7 @@ from bigan_jax.data.files.images import (
     read_mask,
 )
 from bigan_jax.data.files.medical import percentile_stretch, slice_notes, split_slice
-from bigan_jax.data.files.unreadable import UnreadableFile, unreadable, unreadable_note
+from bigan_jax.data.files.unreadable import UnreadableFile, unreadable_error, unreadable_note
 from bigan_jax.data.layouts.base import EXPECTED, layout_error, select_categories
 from bigan_jax.data.records import ImageRecord
 from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, split
@@ -130,7 +130,7 @@ def load_dataset(
     calibration, test = read(parts[CALIBRATION]), read(parts[TEST])
     train = (read_lazily if stream else read)(parts[TRAIN])
     if broken and not skip_broken:
-        raise unreadable(broken, root, len(records), "pictures")
+        raise unreadable_error(broken, root, len(records), "pictures")
     asked = [r.path for part in parts.values() for r in part]
     kept = [path for part in (train, calibration, test) for path in part.path]
     notes += (
