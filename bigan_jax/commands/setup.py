@@ -157,7 +157,7 @@ def load_audited(config: ConfigDict) -> tuple[Dataset, Audit]:
     """The pictures, less the copies that `data.duplicates` leaves out, and what was found; what is
     to be known of them is printed."""
     dataset = loading.load_dataset(**data_fields(config))
-    found = audit.audit(dataset, config.data.duplicates)
+    found = audit.audit_dataset(dataset, config.data.duplicates)
     dataset = audit.drop_duplicates(dataset, found)
     _check_splits(dataset, config)
     for note in dataset.notes:
