@@ -43,12 +43,9 @@ def error_levels(errors: Float[np.ndarray, "h w"], vmax: float) -> UInt8[np.ndar
 
 
 def error_map_rgb(errors: Float[np.ndarray, "h w"], vmax: float) -> UInt8[np.ndarray, "h w 3"]:
-    """Colors an error map on a perceptually uniform scale.
+    """Colors an error map on a perceptually uniform scale, from black (0) to pale yellow (`vmax`).
 
-    Args:
-      errors: the error of each pixel.
-      vmax: the error from which on pixels are pale yellow; 0 is black. It is computed from the
-        calibration images, so that a color means the same error on every image.
+    `vmax` is computed from the calibration images, so that a color means the same on every image.
     """
     return ERROR_PALETTE[error_levels(errors, vmax)]
 
@@ -59,16 +56,10 @@ def score_histogram(
     calibration: Float[np.ndarray, "c"],
     threshold: float | None,
 ) -> Figure:
-    """Draws a histogram of the test scores by class.
+    """Draws the scores of test images by class, those of calibration images, and the threshold.
 
-    Bars are fractions of their class, since the classes differ in size. Any of the three arrays may
-    be empty.
-
-    Args:
-      normal: scores of the normal test images.
-      anomalous: scores of the anomalous test images.
-      calibration: scores of the calibration images, drawn as ticks below the axis.
-      threshold: drawn as a vertical line, unless None.
+    Bars are fractions of their class, since the classes differ in size. Calibration scores are
+    ticks below the axis. Any of the three arrays may be empty.
     """
     figure, (axes,) = new_figure(1, (6.4, 3.6), top=0.5)
     all_scores = np.concatenate([normal, anomalous, calibration]).astype(np.float64)
@@ -141,15 +132,9 @@ def precision_recall_curve(
     threshold: float | None,
     band: Band | None = None,
 ) -> Figure:
-    """Draws precision over recall; if a class is missing, an empty frame with the reason.
+    """Draws precision over recall, with the arguments of `roc_curve`; `band` is of the precision.
 
-    The prevalence, which is the precision of chance, is drawn as a horizontal line.
-
-    Args:
-      score: anomaly scores of the test images.
-      label: True for anomalous images.
-      threshold: its operating point is marked, unless None.
-      band: 95 % band of the precision over the recall.
+    A horizontal line marks the prevalence, which is the precision of chance.
     """
     figure, (axes,) = new_figure(1, (4.2, 4.2))
     axes.set(xlabel="recall", ylabel="precision")
@@ -173,17 +158,9 @@ def precision_recall_curve(
 def new_figure(
     n_axes: int, size: tuple[float, float], columns: int = 1, top: float = 0.15, legend: float = 0.0
 ) -> tuple[Figure, list[Axes]]:
-    """Creates a figure with a grid of axes.
+    """Creates a figure with a grid of axes, with `top` inches free above and `legend` inches right.
 
-    The space for ticks and titles is fixed, because Matplotlib's own layout draws all texts three
-    times.
-
-    Args:
-      n_axes: number of axes.
-      size: width and height of the figure, in inches.
-      columns: number of axes per row.
-      top: free space above the axes, in inches.
-      legend: free space to the right of each of the axes, in inches.
+    The space for ticks and titles is fixed: Matplotlib's own layout draws all texts three times.
     """
     width, height = size
     rows = -(-n_axes // columns)

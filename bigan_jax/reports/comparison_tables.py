@@ -2,32 +2,24 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from bigan_jax.evaluation import paper_results
 from bigan_jax.evaluation.comparison import ComparisonRow, DatasetComparison, differing_fields
-from bigan_jax.evaluation.paper_results import (
-    METRICS,
-    MODELS,
-    contradiction,
-    feasible_prevalence,
-    paper_table,
-)
+from bigan_jax.evaluation.paper_results import METRICS, MODELS
 from bigan_jax.evaluation.statistics import Difference
 from bigan_jax.reports.tables import Cell, Table
 
 _HEADINGS = {"auroc": "AUROC", "f1": "F1", "pixel_auroc": "pixel AUROC"}
-_SEED_NOTE = (
-    "Mean ± standard deviation over seeds. Where seeds have different splits, the deviation "
-    "includes that of the splits."
-)
+_SEED_NOTE = "Mean ± standard deviation over seeds, including their splits where these differ."
 _SCORE_NOTE = "All metrics are those of the common score, except for the native score."
 _CALIBRATION_NOTE = (
     "Calibration: mean score of the calibration images, which are normal and not trained on. Lower "
-    "means better reconstructed. Selecting a model by it needs no labels, but a model that copies "
+    "means better reconstruction. Selecting a model by it needs no labels, but a model that copies "
     "any input has a low score too."
 )
 _INTERVAL_NOTE = (
     "In parentheses: the 95 % interval of a paired bootstrap. Both models are tested on the same "
-    "images, which are resampled by group, and seeds are averaged. The interval describes other "
-    "test images, not other seeds. If it contains 0, the difference may be chance."
+    "images, resampled alike by group, and seeds are averaged. The interval describes other test "
+    "images, not other seeds. If it contains 0, the difference may be chance."
 )
 _SPLITS_NOTE = (
     "Over several splits: mean ± standard deviation of the differences on each split. This is not "
@@ -36,7 +28,7 @@ _SPLITS_NOTE = (
 _PUBLISHED_NOTE = (
     "Prevalence: the fractions of anomalous test images for which the published accuracy, "
     "precision and F1 follow from the published recall and specificity, within rounding. †: the "
-    "published row is inconsistent, for the reason given below."
+    "published row is inconsistent, for the reason below."
 )
 CSV_HEADER = (
     *("source", "dataset", "category", "model", "ablations", "quick", "variant", "seed"),
@@ -102,9 +94,9 @@ def csv_rows(comparisons: Iterable[DatasetComparison]) -> Iterator[list]:
                 n = n_seeds if value.std is None else value.splits
                 values = [value.value, value.std, n, *(value.interval or ("", "")), ""]
             yield [source, *dataset, *names[label], "", "auroc", *values]
-        if paper := paper_table(comparison.dataset, comparison.category):
+        if paper := paper_results.paper_table(comparison.dataset, comparison.category):
             for model, values in paper.rows.items():
-                reason = contradiction(dict(zip(METRICS, values, strict=True))) or ""
+                reason = paper_results.contradiction(dict(zip(METRICS, values, strict=True))) or ""
                 for metric, value in zip(METRICS, values, strict=True):
                     source = ["published", *dataset, model, *[""] * 4]
                     yield [*source, metric, value, *[""] * 4, reason]
@@ -215,7 +207,7 @@ def _difference(row: ComparisonRow, other: ComparisonRow, metric: str) -> Differ
 
 def _published(comparison):
     """The published results, in their order, next to the measured ones."""
-    paper = paper_table(comparison.dataset, comparison.category)
+    paper = paper_results.paper_table(comparison.dataset, comparison.category)
     if not paper:
         return
     columns = [("", "model")]
@@ -230,10 +222,10 @@ def _published(comparison):
         )
     for model, values in paper.rows.items():
         published = dict(zip(METRICS, values, strict=True))
-        reason = contradiction(published)
+        reason = paper_results.contradiction(published)
         if reason:
             notes.append(f"Published row of {MODELS[model]}: {reason}")
-        feasible = None if reason else feasible_prevalence(published)
+        feasible = None if reason else paper_results.feasible_prevalence(published)
         prevalence = " to ".join(f"{p:.3f}" for p in feasible) if feasible else "none"
         measured = [row for row in comparison.rows if row.model == model and not row.ablations]
         for row in measured or [None]:
@@ -241,5 +233,6 @@ def _published(comparison):
             name = MODELS[model] + variant + " †" * bool(reason)
             pairs = [(row and row.figures[metric], published[metric]) for metric in METRICS]
             rows.append([name, *(cell for pair in pairs for cell in pair), prevalence])
-    title = f"Published (Table {paper.number}, {paper.title}) and measured on {comparison.title}"
+    published_table = f"the paper's Table {paper.number} ({paper.title})"
+    title = f"Results on {comparison.title}, compared with {published_table}"
     yield Table(title, columns, rows, notes)

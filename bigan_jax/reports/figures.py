@@ -10,6 +10,7 @@ from bigan_jax.evaluation.scorer import Scores
 from bigan_jax.metrics.bootstrap import curve_bands
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.reports import charts, image_grid
+from bigan_jax.reports.html import png_bytes
 from bigan_jax.reports.image_grid import GalleryImage
 from bigan_jax.reports.training_curves import training_curves
 
@@ -33,35 +34,34 @@ def evaluation_figures(
       history: the rows of train.jsonl.
 
     Returns:
-      PNG bytes by name of the figure.
+      PNG bytes by figure name.
     """
     normal, anomalous = scores.score[~test.label], scores.score[test.label]
     data = scores.score, test.label, threshold
     bands = curve_bands(scores.score, test.label, test.group) or {}
+    pr_band = bands.get("precision_recall")
     figures = {
         "score_histogram": charts.score_histogram(normal, anomalous, calibration, threshold),
         "roc_curve": charts.roc_curve(*data, bands.get("roc")),
-        "precision_recall_curve": charts.precision_recall_curve(
-            *data, bands.get("precision_recall")
-        ),
+        "precision_recall_curve": charts.precision_recall_curve(*data, pr_band),
         "training_curves": training_curves(history),
     }
-
-    def images(indices):
-        return _gallery_images(test, scores, threshold, indices)
-
+    representative, *by_class = (
+        _gallery_images(test, scores, threshold, indices)
+        for indices in (
+            representative_indices(test.label, scores.score),
+            evenly_ranked(scores.score, ~test.label),
+            evenly_ranked(scores.score, test.label),
+        )
+    )
     grids = {
-        "error_maps": image_grid.error_map_grid(
-            images(representative_indices(test.label, scores.score)), limits
-        ),
+        "error_maps": image_grid.error_map_grid(representative, limits),
         "healthy_and_anomalous": image_grid.normal_and_anomalous_grid(
-            images(evenly_ranked(scores.score, ~test.label)),
-            images(evenly_ranked(scores.score, test.label)),
-            limits["combined"],
+            *by_class, limits["combined"]
         ),
     }
     pngs = {name: charts.to_png(figure) for name, figure in figures.items()}
-    return pngs | {name: grid.png() for name, grid in grids.items()}
+    return pngs | {name: png_bytes(np.asarray(grid.image)) for name, grid in grids.items()}
 
 
 def report_gallery(test: Images, scores: Scores, threshold: float) -> list[GalleryImage]:

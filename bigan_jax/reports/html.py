@@ -25,15 +25,10 @@ def render_html(
     tests: Mapping[str, Callable] | None = None,
     **content: object,
 ) -> str:
-    """Renders a template of this package.
+    """Renders a template of this package with the variables `content`.
 
-    All text is escaped, including control characters, except `Markup`.
-
-    Args:
-      template: file name in templates/.
-      filters: the filters of the template by name, in addition to `script_hash`.
-      tests: the tests of the template by name.
-      **content: the variables of the template.
+    All text is escaped, including control characters, except `Markup`. Filters and tests are passed
+    by their names in the template, which also has the filter `script_hash`.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bigan_jax.reports", "templates"),

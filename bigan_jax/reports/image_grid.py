@@ -3,7 +3,6 @@
 The grids are drawn pixel by pixel with Pillow. Matplotlib takes ten times as long and blurs images.
 """
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -66,15 +65,13 @@ _MASK = _Column("true mask", lambda item: item.mask, 1.0, "", _gray)
 def error_map_grid(images: Sequence[GalleryImage], limits: Mapping[str, float]) -> "ImageSheet":
     """Draws a row per image: input, reconstruction, three error maps and true mask.
 
-    Args:
-      images: the rows.
-      limits: the error of the brightest color, the same for all rows, for each error map ("mse",
-        "ssim", "combined"). Their magnitudes differ by a factor of a hundred.
+    `limits` holds the error of the brightest color, the same on all rows, for each error map
+    ("mse", "ssim", "combined"). Their magnitudes differ by a factor of a hundred.
     """
     maps = (
         _Column("squared error", lambda item: item.error_maps["mse"], limits["mse"], "intensity²"),
         _Column("1 - SSIM", lambda item: item.error_maps["ssim"], limits["ssim"], "at most 2"),
-        _combined("combined", limits["combined"]),
+        _combined_error("combined", limits["combined"]),
     )
     return _draw([_Block("", (*_INPUT_AND_RECONSTRUCTION, *maps, _MASK), images)])
 
@@ -82,16 +79,12 @@ def error_map_grid(images: Sequence[GalleryImage], limits: Mapping[str, float]) 
 def normal_and_anomalous_grid(
     normal: Sequence[GalleryImage], anomalous: Sequence[GalleryImage], limit: float
 ) -> "ImageSheet":
-    """Draws normal images next to anomalous ones, as in the paper's Figs. 5 and 6.
+    """Draws normal images on the left and anomalous ones on the right: the paper's Figs. 5 and 6.
 
-    Each row shows input, reconstruction and error map; anomalous images also show the true mask.
-
-    Args:
-      normal: the rows on the left.
-      anomalous: the rows on the right.
-      limit: the combined error of the brightest color, the same for both sides.
+    Each row shows input, reconstruction and error map, and on the right the true mask. `limit` is
+    the combined error of the brightest color on both sides.
     """
-    columns = (*_INPUT_AND_RECONSTRUCTION, _combined("error map", limit))
+    columns = (*_INPUT_AND_RECONSTRUCTION, _combined_error("error map", limit))
     blocks = [_Block("Normal", columns, normal), _Block("Anomalous", (*columns, _MASK), anomalous)]
     return _draw(blocks)
 
@@ -119,18 +112,9 @@ class ImageSheet:
         bold: bool = False,
         max_width: float = np.inf,
     ) -> None:
-        """Writes one line of text.
+        """Writes one line of text, with an anchor of Pillow at (x, y).
 
-        Args:
-          x: horizontal position of the anchor.
-          y: vertical position of the anchor.
-          text: the line.
-          size: font size in pixels.
-          anchor: text anchor, as in Pillow.
-          color: text color.
-          bold: whether to use the bold font.
-          max_width: width in pixels. A longer text loses its start, because file names differ
-            mostly at their ends.
+        A text wider than `max_width` pixels loses its start: file names differ at their ends.
         """
         font = _font(size, bold)
         if font.getlength(text) > max_width:
@@ -140,14 +124,8 @@ class ImageSheet:
         self.texts.append(text)
         self._draw.text((x, y), text, color, font, anchor)
 
-    def png(self) -> bytes:
-        """Returns the sheet as the bytes of a PNG file."""
-        stream = io.BytesIO()
-        self.image.save(stream, "PNG", compress_level=3)
-        return stream.getvalue()
 
-
-def _combined(title: str, limit: float) -> _Column:
+def _combined_error(title: str, limit: float) -> _Column:
     return _Column(title, lambda item: item.error_maps["combined"], limit, "score")
 
 
@@ -171,9 +149,8 @@ def _draw(blocks: Sequence[_Block]) -> ImageSheet:
             _draw_heading(sheet, x, top, width, column)
             for row, item in enumerate(block.images):
                 values = column.values(item)
-                if values is None:
-                    cell = np.full((height, width, 3), EMPTY_GRAY, np.uint8)
-                else:
+                cell = np.full((height, width, 3), EMPTY_GRAY, np.uint8)
+                if values is not None:
                     cell = column.to_rgb(values, column.limit).repeat(scale, 0).repeat(scale, 1)
                 sheet.paste(x, top + row * row_height, cell)
         caption_width = len(block.columns) * column_width - GAP

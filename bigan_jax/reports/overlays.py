@@ -27,14 +27,14 @@ def write_overlays(
     output: Path,
     stretch: bool = False,
 ) -> list[UnreadableFile]:
-    """Writes an error map and an overlay of each image to error_maps/ and overlays/.
+    """Writes an `overlay` of each image to error_maps/ and overlays/ in `output`.
 
     Args:
       contents: the bytes of the image files, by name.
       names: the images to draw.
       error_maps: the error maps of these images.
-      limit: the error of the brightest color, see `overlay`.
-      output: the folder that holds error_maps/ and overlays/.
+      limit: the error of the brightest color.
+      output: the folder.
       stretch: whether to show images with percentile contrast stretching, as the networks see them.
 
     Returns:
@@ -63,16 +63,10 @@ def write_overlays(
 def overlay(
     image: Image.Image, errors: Float[np.ndarray, "h w"], limit: float
 ) -> tuple[Image.Image, Image.Image]:
-    """Colors an error map and blends it with its image. The higher the error, the more opaque.
+    """Colors an error map, and blends it with its image: the higher the error, the more opaque.
 
-    Args:
-      image: the image.
-      errors: its error map, of any size.
-      limit: the error of the brightest color, computed from the calibration images as in all
-        figures.
-
-    Returns:
-      The error map in colors and the overlay, both of the size of the image.
+    `limit` is the error of the brightest color. As in all figures, it is computed from the
+    calibration images. Returns the error map in colors and the overlay, both of the image's size.
     """
     levels = Image.fromarray(error_levels(errors, limit))
     if levels.size != image.size:

@@ -9,37 +9,29 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bigan_jax.errors import printable
-from bigan_jax.reports.charts import (
-    ANOMALOUS_COLOR,
-    CALIBRATION_COLOR,
-    LOG_SCALE_RATIO,
-    MUTED_COLOR,
-    NORMAL_COLOR,
-    TEXT_COLOR,
-    new_figure,
-    text_only,
-)
+from bigan_jax.reports import charts
+from bigan_jax.reports.charts import MUTED_COLOR, TEXT_COLOR
 
-COLORS = (NORMAL_COLOR, ANOMALOUS_COLOR, CALIBRATION_COLOR, "#CC79A7", TEXT_COLOR)
+COLORS = (
+    *(charts.NORMAL_COLOR, charts.ANOMALOUS_COLOR, charts.CALIBRATION_COLOR),
+    *("#CC79A7", TEXT_COLOR),
+)
 DASHES = ("-", "--", ":", "-.")
 KEYS_WITHOUT_CURVE = ("epoch", "phase", "step", "seconds", "images_per_second")
 MAX_COLUMNS = 2
 
 
 def training_curves(train_log: Sequence[dict]) -> Figure:
-    """Draws one panel per objective: "reconstruction/mse" belongs to "reconstruction".
+    """Draws the rows of train.jsonl, a panel per objective ("encoder/mse" belongs to "encoder").
 
     A line joins the epochs that log its value. A value that is not a finite number leaves a gap.
     Every second phase is shaded. A cross on the axis marks an epoch with a health warning.
-
-    Args:
-      train_log: the rows of train.jsonl.
     """
     panels = _panels(train_log)
     columns = min(MAX_COLUMNS, max(len(panels), 1))
     rows = -(-len(panels) // columns) or 1
     size = (4.3 * columns if columns > 1 else 6.4, 2.6 * rows + 0.3)
-    figure, all_axes = new_figure(rows * columns, size, columns, top=0.5, legend=0.9)
+    figure, all_axes = charts.new_figure(rows * columns, size, columns, top=0.5, legend=0.9)
     for axes, (panel, keys) in zip(all_axes, panels.items(), strict=False):
         for index, key in enumerate(keys):
             points = [(row["epoch"], row[key]) for row in train_log if key in row]
@@ -54,7 +46,7 @@ def training_curves(train_log: Sequence[dict]) -> Figure:
                 marker="." if len(points) < max(2, len(train_log) / 2) else None,
             )
         values = [row[key] for row in train_log for key in keys if _is_number(row.get(key))]
-        if min(values) > 0 and max(values) > LOG_SCALE_RATIO * min(values):
+        if min(values) > 0 and max(values) > charts.LOG_SCALE_RATIO * min(values):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
         _mark_epochs(axes, train_log)
@@ -70,7 +62,7 @@ def training_curves(train_log: Sequence[dict]) -> Figure:
             title += ". Cross: health warning"
         figure.suptitle(printable(title), fontsize=8, color=MUTED_COLOR)
     else:
-        text_only(all_axes[0], "no training log")
+        charts.text_only(all_axes[0], "no training log")
     return figure
 
 

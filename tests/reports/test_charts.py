@@ -218,7 +218,7 @@ def test_image_grids_accept_any_name(count):
     sheets = [image_grid.error_map_grid(images, LIMITS)]
     sheets.append(image_grid.normal_and_anomalous_grid([], images, 0.5))
     for sheet in sheets:
-        assert Image.open(io.BytesIO(sheet.png())).size == sheet.image.size > (800, 50)
+        assert sheet.image.size > (800, 50)
         assert all(line.isprintable() and len(line) < 140 for line in sheet.texts)
         top = image_grid.TITLE + image_grid.HEADING
         assert (np.asarray(sheet.image)[top:, -image_grid.GAP :] == 255).all()  # no text overflows
