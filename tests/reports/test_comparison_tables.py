@@ -19,7 +19,7 @@ from tests.helpers.datasets import pictures, write_run
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = paper_results.BOTTLE.rows["improved_bigan"]
-HOSTILE = "=<script>alert(1)</script>|`$x_{1}\\input{a}`[b](c)&%#~^\"'"
+UNTRUSTED = "=<script>alert(1)</script>|`$x_{1}\\input{a}`[b](c)&%#~^\"'"
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +35,13 @@ def comparison_folder(tmp_path_factory):
     write_run(folder / "runs" / "n", model="improved_bigan", ablations=["no_se"], **bottle)
     write_run(folder / "runs" / "v", model="vae", native=0.66, **bottle)
     write_run(
-        folder / "runs" / HOSTILE.replace("/", ""),
-        model=HOSTILE,
-        dataset=HOSTILE,
-        category=HOSTILE,
-        ablations=[HOSTILE],
+        folder / "runs" / UNTRUSTED.replace("/", ""),
+        model=UNTRUSTED,
+        dataset=UNTRUSTED,
+        category=UNTRUSTED,
+        ablations=[UNTRUSTED],
         config={"data.channels": 1},
-        evaluation={"threshold_rule": HOSTILE, "controls": {HOSTILE: 0.9}},
+        evaluation={"threshold_rule": UNTRUSTED, "controls": {UNTRUSTED: 0.9}},
     )
     compare([folder / "runs" / "*"], folder / "out")
     return folder / "out", contents
@@ -133,7 +133,7 @@ class PageParser(HTMLParser):
 def test_page_is_self_contained_and_escaped(comparison_folder):
     text = (comparison_folder[0] / "comparison.html").read_text()
     page = PageParser(text)
-    assert page.open == [] and HOSTILE in page.text
+    assert page.open == [] and UNTRUSTED in page.text
     assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "base", "form"}
     assert not [a for _, a in page.tags for name in a if name.startswith("on") or name == "href"]
     assert "url(" not in text and "@import" not in text and "http" not in page.text
@@ -154,9 +154,9 @@ def test_same_runs_give_identical_files(comparison_folder, tmp_path):
 def test_run_with_one_class_has_a_row_without_auroc(tmp_path):
     write_run(tmp_path / "runs" / "a", test=pictures(40, 0), evaluation={"auroc_ci": None})
     write_run(tmp_path / "runs" / "b", model="vae", strength=2.0)
-    (found,) = compare(str(tmp_path / "runs" / "*"), tmp_path / "out").standings
-    assert [row.label for row in found.rows] == ["vae", "cae"] and found.differences == {}
-    assert any("no AUROC, since the test lacks a class: cae" in note for note in found.notes)
+    (comparison,) = compare(str(tmp_path / "runs" / "*"), tmp_path / "out").standings
+    assert [row.label for row in comparison.rows] == ["vae", "cae"] and comparison.differences == {}
+    assert any("no AUROC" in note and "cae" in note for note in comparison.notes)
 
 
 @pytest.mark.parametrize(
