@@ -3,6 +3,7 @@
 import pytest
 
 from bigan_jax.data import loading
+from bigan_jax.data.settings import DataSettings
 
 
 @pytest.fixture
@@ -12,6 +13,6 @@ def load(tmp_path):
     def load(source, folder, **changes):
         options = dict(category="", image_size=16, channels=1, split_seed=0)
         options["tfds_dir"] = tmp_path / "tfds"
-        return loading.load_dataset(source, dir=folder, **options | changes)
+        return loading.load_dataset(DataSettings(source, dir=folder, **options | changes))
 
     return load

@@ -24,6 +24,7 @@ from bigan_jax.data.files.images import (
     read_mask,
 )
 from bigan_jax.data.files.unreadable import split_unreadable
+from bigan_jax.data.settings import DataSettings
 from bigan_jax.errors import UserError
 from tests.helpers.datasets import decoded
 
@@ -254,7 +255,7 @@ def test_many_unreadable_files_are_all_named(tmp_path):
     with pytest.raises(UserError, match="and 25 more") as error:
         decoded(tmp_path, names, 16)
     assert all(name in str(error.value) for name in names)
-    assert "skip_broken=true" in str(error.value) and "no such file" in str(error.value)
+    assert "skip_unreadable=true" in str(error.value) and "no such file" in str(error.value)
 
 
 def test_huge_image_is_rejected_by_its_header(tmp_path):
@@ -332,7 +333,7 @@ def test_listing_is_sorted_and_skips_loops_and_hidden_files(tmp_path):
 
 def load(folder, **changes):
     options = dict(dir=folder, category="", image_size=16, channels=1, split_seed=0)
-    return loading.load_dataset("folder", **options | changes)
+    return loading.load_dataset(DataSettings("folder", **options | changes))
 
 
 @pytest.fixture
@@ -359,7 +360,7 @@ def test_unreadable_files_of_all_splits_are_in_one_error(folder_with_corrupt_fil
 
 
 def test_unreadable_files_are_skipped_and_counted_on_request(folder_with_corrupt_files):
-    loaded = load(folder_with_corrupt_files, skip_broken=True)
+    loaded = load(folder_with_corrupt_files, skip_unreadable=True)
     (note,) = [note for note in loaded.notes if note.startswith("6 unreadable files skipped")]
     assert all(f"{name}.png" in note for name in UNREADABLE)
     assert "1 masks belong to no anomalous picture, such as masks/99.png" in loaded.notes

@@ -18,6 +18,7 @@ from bigan_jax.data.files.images import (
     read_mask,
 )
 from bigan_jax.data.files.unreadable import split_unreadable
+from bigan_jax.data.settings import DataSettings
 from bigan_jax.errors import UserError
 from tests.helpers.datasets import decoded, everything
 
@@ -190,9 +191,7 @@ def test_dataset_of_volumes(tmp_path):
     lesion[4:8, 4:8, 1] = 1
     write_nifti(tmp_path / "anomalous" / "x.nii.gz", values)
     write_nifti(tmp_path / "masks" / "x.nii.gz", lesion)
-    loaded = loading.load_dataset(
-        "folder", dir=tmp_path, category="", image_size=16, channels=1, split_seed=0
-    )
+    loaded = loading.load_dataset(DataSettings("folder", dir=tmp_path, image_size=16))
     groups = [set(split.group) for split in loaded[:3]]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 13
     images = everything(loaded)

@@ -180,8 +180,9 @@ def test_a_folder_that_is_gone_is_stood_in_for(tmp_path, load):
 
 KILLED = """
 import os, signal, sys
-from bigan_jax import data
-from bigan_jax.data import prepared
+from bigan_jax.data.loading import load_dataset
+from bigan_jax.data.settings import DataSettings
+from bigan_jax.data.tfds import prepared
 
 def kill_after(examples):
     for i, example in enumerate(examples):
@@ -191,8 +192,7 @@ def kill_after(examples):
 
 whole = prepared._examples
 prepared._examples = lambda *arguments: kill_after(whole(*arguments))
-data.load("folder", dir=sys.argv[1], tfds_dir=sys.argv[2], category="", image_size=16, channels=1,
-          split_seed=0)
+load_dataset(DataSettings("folder", sys.argv[1], sys.argv[2], image_size=16))
 """
 
 
@@ -269,7 +269,7 @@ def test_names_of_any_script_and_names_that_are_not_utf8(tmp_path, load):
     with pytest.raises(UserError, match="not UTF-8") as error:
         load("folder", tmp_path / "mine")
     str(error.value).encode()
-    rest = load("folder", tmp_path / "mine", skip_broken=True)
+    rest = load("folder", tmp_path / "mine", skip_unreadable=True)
     assert len(by_path(rest)) == 12
 
 
@@ -295,7 +295,7 @@ def test_broken_files_are_told_as_if_nothing_lay_between(tmp_path, load):
         message = str(error.value)
         assert "empty.png: is empty" in message and "nowhere.png: " in message
         assert "text.png: not an image" in message
-    assert len(by_path(load("folder", tmp_path / "mine", skip_broken=True))) == 12
+    assert len(by_path(load("folder", tmp_path / "mine", skip_unreadable=True))) == 12
 
 
 # --- TFDS's own plant_village ---

@@ -10,6 +10,7 @@ from PIL import Image
 
 from bigan_jax.evaluation.verdict import verdict
 from bigan_jax.reports import html_report
+from bigan_jax.reports.image_grid import GalleryImage
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 PNG = html_report.png_bytes(np.zeros((4, 4), np.uint8))
@@ -91,8 +92,10 @@ def items():
     names = [HOSTILE, "b.png", "c.png", "d.png"]
     facts = [(True, True, 9.0), (True, False, 0.001), (False, True, 0.5), (False, False, 0.0)]
     for name, (label, decision, score) in zip(names, facts, strict=True):
-        mask = PNG if label else None
-        yield html_report.GalleryItem(name, label, "", score, decision, PNG, PNG, PNG, mask)
+        mask = np.zeros((4, 4), bool) if label else None
+        images = np.zeros((2, 4, 4, 1), np.uint8)
+        maps = {"combined": np.zeros((4, 4))}
+        yield GalleryImage(name, label, "", score, decision, *images, maps, mask)
 
 
 class Page(HTMLParser):

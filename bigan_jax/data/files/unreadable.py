@@ -87,7 +87,7 @@ def unreadable_error(
         lines.append(f"  and {len(unreadable) - MAX_LISTED} more: {names}{more}")
     return UserError(
         f"{len(unreadable)} of {n_files} {description} in {root} cannot be read. Fix or remove "
-        "them, or skip them with --config.data.skip_broken=true:\n" + "\n".join(lines)
+        "them, or skip them with --config.data.skip_unreadable=true:\n" + "\n".join(lines)
     )
 
 
