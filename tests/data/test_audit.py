@@ -174,15 +174,15 @@ def test_all_exact_duplicates_of_repeated_images_are_found():
     pixel_hash = np.array(list("aaabcdaaeacb"))
     split = np.array(["test"] * 7 + ["calibration"] * 2 + ["train"] * 3)
     pairs = duplicates.exact_duplicates(pixel_hash, split)
-    found = set(zip(*pairs[:2], strict=True))
+    row_pairs = set(zip(*pairs[:2], strict=True))
     for i, j in combinations(
         range(len(pixel_hash)), 2
     ):  # within a split only some pairs are listed
         if pixel_hash[i] == pixel_hash[j] and split[i] != split[j] and i < 7:
-            assert any(i in pair and split[pair[1]] == split[j] for pair in found), (i, j)
+            assert any(i in pair and split[pair[1]] == split[j] for pair in row_pairs), (i, j)
         if pixel_hash[i] == pixel_hash[j]:
-            assert any(i in pair for pair in found) and any(j in pair for pair in found)
-    assert all(pixel_hash[i] == pixel_hash[j] and i < j for i, j in found)
+            assert any(i in pair for pair in row_pairs) and any(j in pair for pair in row_pairs)
+    assert all(pixel_hash[i] == pixel_hash[j] and i < j for i, j in row_pairs)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

@@ -123,18 +123,14 @@ def _test_header_features(open_file, images):
 
 def _class_balance(dataset: Dataset) -> list[dict]:
     """Count the normal and anomalous images of each split and condition."""
-    return [
-        {
-            "split": split,
-            "condition": name,
-            "normal": int(np.count_nonzero(selected & ~images.label)),
-            "anomalous": int(np.count_nonzero(selected & images.label)),
-        }
-        for split in SPLITS[::-1]
-        for images in [getattr(dataset, split)]
-        for index, name in enumerate(dataset.conditions)
-        for selected in [images.condition == index]
-    ]
+    rows = []
+    for split in SPLITS[::-1]:
+        images = getattr(dataset, split)
+        for index, name in enumerate(dataset.conditions):
+            label = images.label[images.condition == index]
+            counts = {"normal": int((~label).sum()), "anomalous": int(label.sum())}
+            rows.append({"split": split, "condition": name, **counts})
+    return rows
 
 
 def _split_rows(images, pixel_hash, dropped, conditions) -> list[SplitRow]:

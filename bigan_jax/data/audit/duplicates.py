@@ -76,17 +76,11 @@ def near_duplicates(
 ) -> Pairs:
     """Find pairs with a small distance (1 - correlation), absolutely and for this set.
 
-    Mirrored, rotated and cropped images are not duplicates. No labels are used.
-
-    Args:
-      signature: rows of length 1 or 0, from `signatures`.
-      max_distance: the largest distance of a pair.
-      max_relative: the largest distance as a fraction of the distance from either image to its k-th
-        nearest, where k is the square root of n. This avoids false alarms in a set of images that
-        all look alike. More than k duplicates of one image count as the look of the set.
-
-    Returns:
-      Pairs, closest first.
+    A distance is small for the set if it is at most `max_relative` of the distance from either
+    image to its k-th nearest, where k is the square root of n. This avoids false alarms in a set of
+    images that all look alike; more than k duplicates of one image count as the look of the set.
+    No labels are used. Mirrored, rotated and cropped images are not duplicates. Pairs are sorted by
+    distance.
     """
     n = len(signature)
     k = min(int(np.ceil(np.sqrt(n))), n - 1)

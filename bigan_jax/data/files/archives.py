@@ -119,9 +119,9 @@ def _extract(file, size, target, archive, storage_flag):
                 raise EOFError("it has no end mark")
             file.seek(0)
     else:
-        found = "a web page" if start.lstrip()[:1] == b"<" else "not a supported archive"
+        description = "a web page" if start.lstrip()[:1] == b"<" else "not a supported archive"
         supported = "a folder, .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz"
-        raise UserError(f"{archive} is {found}: use {supported}.")
+        raise UserError(f"{archive} is {description}: use {supported}.")
     target.mkdir()
     free = shutil.disk_usage(target).free
     n_files = n_bytes = 0
