@@ -72,11 +72,11 @@ def assert_near(actual, expected, tolerance=1e-3):
     """Compares trees of arrays, each leaf to a fraction of its largest value.
 
     Values that are zero but for rounding, such as the gradient of a bias before BatchNorm, agree to
-    1e-4 of 1.
+    1e-5 of 1.
     """
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(
-            a, b, rtol=0, atol=1e-4 + tolerance * np.abs(b).max(initial=0)
+            a, b, rtol=0, atol=1e-5 + tolerance * np.abs(b).max(initial=0)
         ),
         actual,
         expected,
