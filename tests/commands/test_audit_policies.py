@@ -16,8 +16,8 @@ from bigan_jax.data import audit as leaks
 from bigan_jax.data.audit.fingerprints import BLOCK
 from bigan_jax.data.streaming import LazyImages
 from bigan_jax.errors import UserError
-from tests.commands.test_train import SMALL, configured
 from tests.data.test_audit import dataset, found_in, jpeg, plain, scenes
+from tests.helpers.runs import SMALL, configured
 
 
 def leaking():

@@ -24,7 +24,7 @@ from bigan_jax.evaluation.anomaly_score import ScoreFormula
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.watchdog import join_processes
-from tests.commands.test_train import ROOT, command, configured, environment, flags
+from tests.helpers.runs import ROOT, command, configured, environment, flags
 
 EPOCHS = 12
 TIMEOUT = 15  # seconds: of --peer_timeout
