@@ -1,5 +1,6 @@
 """Several seeds side by side: each as it is alone."""
 
+import csv
 import json
 import shutil
 import signal
@@ -31,6 +32,8 @@ from tests.helpers.training import (
     OBJECTIVES,
     SHAPE,
     TINY_BIGAN,
+    assert_near,
+    gradient_recorder,
     initial_states,
     limit_devices,
     make_runner,
@@ -54,9 +57,9 @@ def trained(run, state, orders, due=OBJECTIVES):
     ids=["on one device", "two a device", "all on all", "all on all, scanned"],
 )
 def test_each_seed_is_as_it_is_alone(monkeypatch, number, seeds, scanned):
-    """State, statistics and logs. Plain gradient descent: see test_detector."""
+    """Gradients, state, statistics and logs."""
     limit_devices(monkeypatch, number)
-    optimizer, names = optax.sgd(0.02), range(5, 5 + seeds)
+    optimizer, names = gradient_recorder(), range(5, 5 + seeds)
     begin = initial_states(TINY_BIGAN, optimizer, names)
     orders = [[epoch_order(seed, epoch, 32, 2, 8) for seed in names] for epoch in range(2)]
     together, logs = trained(
@@ -67,15 +70,11 @@ def test_each_seed_is_as_it_is_alone(monkeypatch, number, seeds, scanned):
     alone = make_runner(TINY_BIGAN, optimizer, scanned)
     for i in {0, seeds - 1}:
         state, its_logs = trained(alone, begin[i], [order[i] for order in orders])
-        jax.tree.map(
-            partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
-            jax.tree.map(lambda x, i=i: x[i], together),
-            state,
-        )
+        assert_near(jax.tree.map(lambda x, i=i: x[i], together), state)
         assert logs.keys() == its_logs.keys()
         for name in logs.keys() - {"adversarial/spread", "adversarial/real_spread"}:
             assert logs[name].shape == (seeds, 2)
-            np.testing.assert_allclose(logs[name][i], its_logs[name], rtol=1e-3, atol=1e-4)
+            assert_near(logs[name][i], its_logs[name])
 
 
 def test_seeds_differ():
@@ -102,7 +101,7 @@ def test_streamed_seeds_each_get_their_pictures(monkeypatch):
         trained(make_runner(detector, optimizer, scanned, 3, streamed), begin, orders, due)
         for scanned, streamed in ((False, False), (False, True))
     ]
-    jax.tree.map(np.testing.assert_array_equal, *found)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *found)
 
 
 # --- whole runs -----------------------------------------------------------------------------------
@@ -182,7 +181,12 @@ def test_seeds_side_by_side_score_as_alone(alone, tmp_path):
             json.loads((folder / seed / "evaluation.json").read_text())
             for folder in (tmp_path, alone)
         )
-        assert found["auroc"] == pytest.approx(own["auroc"], abs=1e-3)
+        found_scores, own_scores = (
+            [float(row["score"]) for row in csv.DictReader((folder / seed / "scores.csv").open())]
+            for folder in (tmp_path, alone)
+        )
+        # Not their AUROC: rounding may exchange the ranks of two scores.
+        np.testing.assert_allclose(found_scores, own_scores, rtol=1e-3)
         np.testing.assert_allclose(
             found["calibration_scores"], own["calibration_scores"], rtol=1e-3
         )
