@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from tests.commands.test_train import ROOT, environment, flags
+from tests.helpers.runs import ROOT, environment, flags
 
 RUN = """
 import runpy, sys

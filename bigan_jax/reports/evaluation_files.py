@@ -46,7 +46,8 @@ def _health(workdir):
     for number, back in enumerate(rollbacks(rows), 1):
         found.append(
             f"Training diverged in epoch {back['epoch']} ({back['objective']}) and went back to "
-            f"the state after epoch {back['back_to']}, with {0.5**number:g} of the learning rates."
+            f"the state after epoch {back['rolled_back_to']}, with {0.5**number:g} of the "
+            "learning rates."
         )
     return found
 

@@ -16,8 +16,8 @@ from bigan_jax.data import audit as leaks
 from bigan_jax.data.audit.fingerprints import BLOCK_SIZE
 from bigan_jax.data.streaming import LazyImages
 from bigan_jax.errors import UserError
-from tests.commands.test_train import SMALL, configured
 from tests.data.test_audit import dataset, finding_of, jpeg, plain, scenes
+from tests.helpers.runs import SMALL, configured
 
 
 def leaking():

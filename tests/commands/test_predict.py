@@ -31,7 +31,7 @@ from bigan_jax.runtime.files import write_json
 from bigan_jax.runtime.run_config import write_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
-from tests.commands.test_train import ROOT, command, configured, environment
+from tests.helpers.runs import ROOT, command, configured, environment
 
 SMALL = {"data.image_size": 32, "batch_size": 16, "phases.phase1.epochs": 1}
 

@@ -4,13 +4,11 @@ import ast
 import csv
 import importlib.metadata
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,50 +24,18 @@ from bigan_jax.errors import UserError
 from bigan_jax.runtime.run_config import read_config
 from bigan_jax.training.loop import epoch_order
 from bigan_jax.training.saving.checkpoints import CheckpointManager
+from tests.helpers.runs import (
+    ROOT,
+    SMALL,
+    SMALL_BIGAN,
+    command,
+    configured,
+    environment,
+    flags,
+    launch,
+)
 
-ROOT = Path(__file__).parents[2]
-SMALL = {
-    "data.image_size": 32,
-    "data.phantom_normal": 60,
-    "data.phantom_anomalous": 10,
-    "model.latent": 16,
-    "model.widths": (8, 16),
-    "batch_size": 16,
-    "checkpoint.every": 1,
-}
-SMALL_BIGAN = SMALL | {
-    "model.discriminator_widths": (8, 16),
-    "model.discriminator_hidden": 16,
-    "phases.phase1.epochs": 3,
-    "phases.phase2.epochs": 3,
-}
 BIGAN = "configs/improved_bigan.py:phantom,no_perceptual"
-
-
-def launch(*arguments, check=True):
-    """The command as a user types it, on one CPU device."""
-    return subprocess.run(
-        command(arguments), cwd=ROOT, env=environment(), capture_output=True, text=True, check=check
-    )
-
-
-def command(arguments):
-    return [sys.executable, "launch.py", *map(str, arguments)]
-
-
-def environment():
-    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-
-
-def flags(fields):
-    return [f"--config.{name}={value}" for name, value in fields.items()]
-
-
-def configured(module, argument, fields):
-    config = module.get_config(argument)
-    with config.unlocked(), config.ignore_type():
-        config.update_from_flattened_dict(fields)
-    return config
 
 
 @pytest.fixture(scope="module")

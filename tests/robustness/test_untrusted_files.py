@@ -23,10 +23,10 @@ from bigan_jax.data import inputs
 from bigan_jax.data.files import archives, images, medical, unreadable
 from bigan_jax.errors import UserError
 from bigan_jax.nn.vgg16 import formats as files
-from tests.commands.test_train import ROOT
 from tests.data.test_archives import entry, normals, pack
 from tests.fuzz.targets import TARGETS
 from tests.helpers.datasets import tiled_tiff
+from tests.helpers.runs import ROOT
 from tests.helpers.weight_files import tensors, torch_pickle, torch_zip
 
 INPUTS = {"pictures": 300, "archives": 300, "medical": 200, "settings": 150, "results": 100}

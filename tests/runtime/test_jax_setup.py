@@ -9,7 +9,7 @@ import pytest
 from benchmarks import startup
 from bigan_jax.errors import UserError
 from bigan_jax.runtime import jax_setup
-from tests.commands.test_train import ROOT
+from tests.helpers.runs import ROOT
 
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
 SMALL = (

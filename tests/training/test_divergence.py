@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 
 import jax
 import numpy as np
@@ -16,10 +15,11 @@ from bigan_jax.commands.build import build
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import cae, improved_bigan
 from bigan_jax.errors import UserError
-from bigan_jax.training import divergence, epoch_logger, epoch_runner, loop, schedules
+from bigan_jax.training import divergence, epoch_logger, schedules
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
-from tests.commands.test_train import SMALL, SMALL_BIGAN, configured
+from tests.helpers.runs import SMALL, SMALL_BIGAN, configured
+from tests.helpers.training import set_whole_epochs as by_programs
 
 STEPS = 2  # an epoch
 EPOCHS = 4
@@ -53,21 +53,6 @@ def breaks(monkeypatch, at, above=0.0, value=np.nan):
         return optax.GradientTransformation(adam.init, update)
 
     monkeypatch.setattr(schedules, "make_optimizer", optimizer)
-
-
-def by_programs(monkeypatch, scanned):
-    """Epochs are programs, as on an accelerator, and each begins before the last one is told; or
-    steps are."""
-    runner = epoch_runner.EpochRunner.__init__
-
-    def init(self, *args, **options):
-        if options["scanned"] is None:  # the default of this kind of device
-            options["scanned"] = scanned
-        runner(self, *args, **options)
-
-    monkeypatch.setattr(epoch_runner.EpochRunner, "__init__", init)
-    monkeypatch.setattr(epoch_runner.EpochRunner, "is_compiled", lambda *_: True)
-    monkeypatch.setattr(loop, "_LONG", math.inf)
 
 
 def train(config, workdir, monkeypatch):
