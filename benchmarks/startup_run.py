@@ -21,7 +21,7 @@ def train(config, workdir):
     """bigan_jax.train, watched."""
     import jax
 
-    from bigan_jax.commands import seeds
+    from bigan_jax.commands import train as training
     from bigan_jax.training import epoch_runner
 
     mark()
@@ -41,7 +41,7 @@ def train(config, workdir):
         os._exit(0)
 
     epoch_runner.EpochRunner.dispatch = watched
-    seeds.train(config, workdir)
+    training.train(config, workdir)
 
 
 if __name__ == "__main__":
