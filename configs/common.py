@@ -5,9 +5,7 @@ flat dicts of overrides, applied in the order given. Every field can be set on t
 well: `--config.seed=3`.
 """
 
-import runpy
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
@@ -146,68 +144,6 @@ def finish(
     config.ablations = tuple(name for name in modifiers if name != QUICK)
     config.quick = QUICK in modifiers
     return config.lock()
-
-
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Raises UserError for a `--config` file or a `--config.<field>` that there is not.
-
-    Looks before Absl does, whose answer to either is a traceback.
-    """
-    named = dict(a.lstrip("-").partition("=")[::2] for a in arguments if a.startswith("-"))
-    if named.get("config") == "":
-        raise UserError("--config is empty: give --config=configs/<model>.py:<dataset>")
-    if "config" not in named:
-        if fields := [name for name in named if name.startswith("config.")]:
-            raise UserError(
-                f"--{fields[0]} is a field of a config: say which as well, such as "
-                "--config=configs/cae.py:mvtec"
-            )
-        return
-    file, _, arg = named["config"].partition(":")
-    get_config = runpy.run_path(file).get("get_config") if Path(file).is_file() else None
-    if get_config is None:
-        if not _config_files():
-            home = Path(__file__).parents[1]
-            raise UserError(f"there is no {file} here: start launch.py in {home}")
-        like = f"configs/{Path(file).stem.lower()}.py"
-        raise unknown_name("config file", file, _config_files(), like)
-    config = get_config(arg or None)
-    for name in named:
-        group, _, field = name.partition(".")
-        if field and group in config:
-            raise UserError(f"--{name}: a field of the config is set by --config.{name}")
-        _check_field(config, name.split("."))
-
-
-def _config_files() -> list[str]:
-    return [str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common")]
-
-
-def _check_field(config: ConfigDict, path: list[str]) -> None:
-    if path[0] != "config":
-        return
-    node = config
-    for depth, field in enumerate(path[1:], 1):
-        if not isinstance(node, ConfigDict):
-            raise UserError(f"{'.'.join(path[:depth])} is a value: it has no field {field!r}")
-        if field not in node:
-            where = ".".join(path[:depth])
-            if deeper := [name for name in _fields(node) if name.rpartition(".")[2] == field]:
-                raise UserError(f"unknown field '{where}.{field}'. It is {where}.{deeper[0]}")
-            raise unknown_name("field", f"{where}.{field}", [f"{where}.{name}" for name in node])
-        node = node[field]
-    if len(path) > 1 and isinstance(node, ConfigDict):
-        fields = ", ".join(f"{'.'.join(path)}.{name}" for name in node)
-        raise UserError(f"{'.'.join(path)} has fields of its own: set {fields}")
-
-
-def _fields(node: Mapping, start: str = "") -> Iterator[str]:
-    """All fields below a node, by their dotted names."""
-    for name, value in node.items():
-        if isinstance(value, ConfigDict):
-            yield from _fields(value, f"{start}{name}.")
-        else:
-            yield f"{start}{name}"
 
 
 def override(config: ConfigDict, values: Mapping) -> None:
