@@ -26,6 +26,7 @@ from bigan_jax.data.layouts.grouping import GROUPED
 from bigan_jax.data.layouts.listing import list_source
 from bigan_jax.data.layouts.locate import find_layout_root
 from bigan_jax.data.records import ImageRecord
+from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.tfds import plant_village, prepared
 from bigan_jax.data.tfds.prepared import Prepared
 from bigan_jax.errors import UserError
@@ -94,6 +95,27 @@ def open_source(
     else:
         raise layout_error(source, f"There is no folder {given}.")
     return _merge(source, given, sets, category, official_split, notes)
+
+
+def require_data_folder(settings: DataSettings) -> None:
+    """Checks that the data folder, or what replaces a missing one, exists. JAX is not imported.
+
+    Raises:
+      UserError: no folder is set, or it does not exist and nothing replaces it.
+    """
+    source = settings.source
+    if source == "phantom":
+        return
+    if not settings.dir:
+        raise layout_error(source, "No data folder was given: --config.data.dir=DIR.")
+    home, root = tfds_home(settings.tfds_dir), as_path(settings.dir)
+    if not (
+        root.exists()
+        or archives.extract_once(root, local_home(home))
+        or prepared.reopen_all(source, home, root)
+        or (source == "plant" and plant_village.find_plant_village(home))
+    ):
+        raise layout_error(source, f"There is no folder {root}.")
 
 
 def _look(source, given, home) -> tuple[DataFolder | None, tuple[str, ...]]:

@@ -318,7 +318,7 @@ def test_a_training_that_is_not_finished_and_pictures_that_came_later_are_told(f
     write_csv(finished / "split.csv", [SplitRow._fields, *table[3:]])
     warnings = bigan_jax.evaluate(finished)["warnings"]
     wanted = config.phases.phase1.epochs
-    assert f"Trained for 1 of {wanted} epochs: it is not finished." in warnings
+    assert f"Trained for 1 of {wanted} epochs: training is not finished." in warnings
     assert any(warning.startswith("3 pictures that would train came after") for warning in warnings)
 
 
