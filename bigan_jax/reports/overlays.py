@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from bigan_jax.data.files.images import map_in_threads, read_as_shown
+from bigan_jax.data.files.images import map_in_threads, read_full_size
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.reports.charts import ERROR_PALETTE, error_levels
 
@@ -37,7 +37,8 @@ def write_overlays(
     def draw_one(i: int) -> UnreadableFile | None:
         name = names[i]
         made = try_read(
-            name, lambda: overlay(read_as_shown(io.BytesIO(contents[name]), window), maps[i], limit)
+            name,
+            lambda: overlay(read_full_size(io.BytesIO(contents[name]), window), maps[i], limit),
         )
         if isinstance(made, UnreadableFile):
             return made

@@ -222,7 +222,7 @@ def test_the_command_scores_what_it_can(trained, tmp_path):
     assert len({row["score"] for row in table(tmp_path / "out")}) == 1
     reasons = {row["path"]: row["reason"] for row in table(tmp_path / "out", "unreadable.csv")}
     assert reasons.keys() == {"torn.png", "page.jpg", "empty.png", "out.png"}
-    assert "empty" in reasons["empty.png"] and "not a picture" in reasons["page.jpg"]
+    assert "empty" in reasons["empty.png"] and "not an image" in reasons["page.jpg"]
     assert all(f"{path}: {reason}" in result.stderr for path, reason in reasons.items())
     for kind in ("error_maps", "overlays"):
         drawn = [p for p in (tmp_path / "out" / kind).rglob("*") if p.is_file()]
