@@ -135,7 +135,7 @@ def load_audited(settings: Settings) -> tuple[Dataset, Audit]:
     """The pictures, less the copies that `data.duplicates` leaves out, and what was found; what is
     to be known of them is printed."""
     dataset = loading.load_dataset(settings.data)
-    found = audit.audit(dataset, settings.data.duplicates)
+    found = audit.audit_dataset(dataset, settings.data.duplicates)
     dataset = audit.drop_duplicates(dataset, found)
     _check_splits(dataset, settings)
     for note in dataset.notes:

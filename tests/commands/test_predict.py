@@ -87,7 +87,7 @@ def test_scores_are_those_of_the_evaluation(trained, predicted):
             assert float(ours[path][column]) == pytest.approx(float(row[column]), abs=1e-6)
         assert ours[path]["decision"] == row["decision"]
     calibration = json.loads((workdir / "evaluation.json").read_text())["calibration_scores"]
-    parts = {row["path"]: row["part"] for row in csv.DictReader((workdir / "split.csv").open())}
+    parts = {row["path"]: row["split"] for row in csv.DictReader((workdir / "split.csv").open())}
     known = sorted(
         float(ours[path]["score"]) for path, part in parts.items() if part == "calibration"
     )

@@ -16,12 +16,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from bigan_jax.data.files import medical
-from bigan_jax.data.files.unreadable import (
-    UnreadableFile,
-    is_within_folder,
-    require_file_in_folder,
-    try_read,
-)
+from bigan_jax.data.files.unreadable import UnreadableFile, is_within_folder, require_file, try_read
 from bigan_jax.errors import UserError
 
 SUFFIXES = medical.SUFFIXES | {
@@ -311,7 +306,7 @@ def read_files(
 
 
 def _sources(root, file, names):
-    require_file_in_folder(root / file, root)
+    require_file(root / file, root)
     if medical.is_medical(file):
         yield from _read_slices(root / file, [medical.split_slice(name)[1] for name in names])
     else:

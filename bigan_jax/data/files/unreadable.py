@@ -57,7 +57,7 @@ def is_within_folder(path: str | os.PathLike, folder: str | os.PathLike) -> bool
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def require_file_in_folder(path: Path, folder: Path) -> None:
+def require_file(path: Path, folder: Path) -> None:
     """Raise a UserError unless `path` is a file below `folder`, or a link to one, and not empty."""
     if any("\udc80" <= c <= "\udcff" for c in str(path)):  # bytes that are not UTF-8
         raise UserError("its name, or its folder's, is not UTF-8: rename it")
