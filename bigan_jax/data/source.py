@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
@@ -49,6 +49,7 @@ Pixels = UInt8[np.ndarray, "size size channels"]
 Mask = Bool[np.ndarray, "size size"]
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """The images of a dataset: a record of each, and its pixels on demand.
 
