@@ -1,5 +1,6 @@
 """The settings of a dataset: where its images are, how they are read and how they are split."""
 
+import os
 from dataclasses import dataclass
 
 from bigan_jax.data import audit, layouts
@@ -42,8 +43,8 @@ class DataSettings:
     """
 
     source: str
-    dir: str = ""
-    tfds_dir: str = ""
+    dir: str | os.PathLike = ""
+    tfds_dir: str | os.PathLike = ""
     category: str = ""
     image_size: int = 128
     channels: int = 1
