@@ -29,9 +29,6 @@ def load_dataset(settings: DataSettings) -> Dataset:
     training images are decoded once to check them, and later on demand (`LazyImages`), so that
     they are never all in memory; calibration and test images always are.
 
-    Args:
-      settings: what is loaded, and how.
-
     Returns:
       Training and calibration images, which are normal, and test images (`split_records`), with
       notes for the user.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bigan_jax.data import audit, layouts
 from bigan_jax.data.files.images import ImageFormat
-from bigan_jax.data.layouts import Layout
+from bigan_jax.data.layouts.base import Layout
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.validation import COUNT, DECAY, Range, require
 

@@ -114,7 +114,7 @@ class FolderSource:
     image_format: ImageFormat
     locations: dict[str, tuple["PreparedDataset", int, str]]
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str) -> io.BytesIO:
         """Opens the encoded image or mask with a path of the records.
 
         Raises:
@@ -185,24 +185,18 @@ def open_folder_source(settings: DataSettings) -> FolderSource:
     folder, notes = _open_layout_root(layout, root, tfds_dir)
 
     def prepare_folder(name: str, listing: Listing) -> "PreparedDataset":
-        return prepared.reopen_or_prepare(
-            layout,
-            prepared_path(tfds_dir, layout.builder, name or root.name, root),
-            prepared.fingerprint(listing, folder),
-            lambda: (listing, folder.read),
-        )
+        path = prepared_path(tfds_dir, layout.builder, name or root.name, root)
+        fingerprint = prepared.fingerprint(listing, folder)
+        return prepared.reopen_or_prepare(layout, path, fingerprint, lambda: (listing, folder.read))
 
     def prepare_tfds_dataset(version: epath.Path) -> "PreparedDataset":
         def open_data() -> tuple[Listing, FileReader]:
             class_folder = class_folders.open_class_folders(version)
             return layout.list_folder(class_folder, "")[""], class_folder.read
 
-        return prepared.reopen_or_prepare(
-            layout,
-            prepared_path(tfds_dir, layout.builder, layout.tfds_dataset, version),
-            class_folders.fingerprint(version),
-            open_data,
-        )
+        path = prepared_path(tfds_dir, layout.builder, layout.tfds_dataset, version)
+        fingerprint = class_folders.fingerprint(version)
+        return prepared.reopen_or_prepare(layout, path, fingerprint, open_data)
 
     if layout.tfds_dataset and is_tfds_dataset(root, layout.tfds_dataset):
         datasets = [prepare_tfds_dataset(root)]
@@ -210,9 +204,7 @@ def open_folder_source(settings: DataSettings) -> FolderSource:
         listings = layout.list_folder(folder, settings.category)
         datasets = [prepare_folder(*item) for item in listings.items()]
     elif datasets := [
-        dataset
-        for path in prepared_paths(tfds_dir, layout.builder, root)
-        if (dataset := prepared.reopen(path))
+        *filter(None, map(prepared.reopen, prepared_paths(tfds_dir, layout.builder, root)))
     ]:
         notes = (f"{root} is missing or empty: the data prepared from it in {tfds_dir} are used",)
     elif layout.tfds_dataset and (version := find_tfds_dataset(tfds_dir, layout.tfds_dataset)):

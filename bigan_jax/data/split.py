@@ -93,7 +93,7 @@ def split_records(
     """
     divisible = {r.group for r in records if not r.label and r.official_split != TEST}
     if any(r.official_split for r in records):
-        test_fraction = 0
+        test_fraction = 0.0
     split_of = assign_groups(divisible, seed, test_fraction, calibration_fraction)
 
     def is_at_border(r: ImageRecord) -> bool:

@@ -101,7 +101,7 @@ def test_hash_is_the_same_on_all_machines():
 
 
 def test_fraction_of_zero_leaves_the_split_empty():
-    assert set(assign_groups(map(str, range(50)), 0, 0, 0).values()) == {TRAIN}
+    assert set(assign_groups(map(str, range(50)), 0, 0.0, 0.0).values()) == {TRAIN}
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,6 +1,6 @@
 """The `Layout` of a dataset: how its folder is recognized and listed. Nothing is decoded."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from bigan_jax.data.files.folders import DataFolder
@@ -61,15 +61,7 @@ class Layout:
         )
 
     def list_folder(self, folder: DataFolder, category: str) -> dict[str, Listing]:
-        """Lists the images of a folder with this layout.
-
-        Args:
-          folder: the folder in which the layout begins.
-          category: a comma list of categories, "" or "all" for all. It restricts the datasets that
-            are listed, but not the conditions of a dataset.
-
-        Returns:
-          The listings of the datasets that are prepared separately, by name.
+        """Lists the datasets of a folder in which the layout begins, as `list_datasets` does.
 
         Raises:
           UserError: the folder has no images or another layout, or a category is unknown.
@@ -80,7 +72,7 @@ class Layout:
         return self.list_datasets(self, folder, category)
 
 
-def select_categories(category: str, available: Sequence[str]) -> list[str]:
+def select_categories(category: str, available: Collection[str]) -> list[str]:
     """Returns the names in a comma list, each once; all of `available` for "" and "all".
 
     Raises:
@@ -96,12 +88,7 @@ def select_categories(category: str, available: Sequence[str]) -> list[str]:
 
 
 def child_folders(path: str, folders: Collection[str]) -> set[str]:
-    """Returns the names of the folders directly in `path` ("" is the data folder).
-
-    Args:
-      path: a relative path.
-      folders: relative paths of all folders.
-    """
+    """Returns the names of the folders directly in `path` ("" is the data folder)."""
     prefix = f"{path}/" if path else ""
     return {f[len(prefix) :].partition("/")[0] for f in folders if f.startswith(prefix)}
 

@@ -20,12 +20,8 @@ EXPECTED = """\
 def list_label_folders(layout: Layout, folder: DataFolder, category: str) -> dict[str, Listing]:
     """Lists images in folders that are named by label: NORMAL, ANOMALOUS and MASKS.
 
-    If the layout accepts it, a folder without them is listed as normal images.
-
-    Args:
-      layout: the layout, for its metadata and errors.
-      folder: the folder in which the layout begins.
-      category: ignored; there is one dataset.
+    If the layout accepts it, a folder without them is listed as normal images. There is one dataset
+    and `category` is ignored.
 
     Raises:
       UserError: there are no normal images, or subfolders suggest that others are among them.

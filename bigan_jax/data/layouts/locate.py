@@ -15,10 +15,6 @@ def find_layout_root(layout: Layout, folder: DataFolder) -> tuple[str, ...]:
     The highest level with such a folder counts. A layout that accepts folders without labels fits
     nearly anything, and is found only if it is the only candidate of its level.
 
-    Args:
-      layout: the layout.
-      folder: the data folder.
-
     Returns:
       Relative paths of one level, those with the most images first: ("",) for the data folder
       itself, and () if the layout is not found.

@@ -154,14 +154,8 @@ def prepare(
 ) -> PreparedDataset:
     """Writes a prepared dataset; it replaces an earlier one once it is complete.
 
-    Nothing is decoded. A file that cannot be read is recorded as unreadable.
-
-    Args:
-      layout: of the data folder.
-      path: the folder of the prepared dataset.
-      listing: the images of the data folder.
-      read: the reader of the data folder.
-      fingerprint: of the data folder.
+    Nothing is decoded. A file that cannot be read is recorded as unreadable. For arguments see
+    `reopen_or_prepare`.
 
     Raises:
       UserError: the dataset cannot be written.

@@ -5,6 +5,7 @@ run any module of the machine.
 """
 
 import json
+import os
 from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
@@ -25,7 +26,7 @@ _ALLOWED = frozenset(
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type", "proto_cls")  # keys in features.json
 
 
-def open_builder_safely(folder: epath.Path) -> tfds.core.DatasetBuilder:
+def open_builder_safely(folder: str | os.PathLike) -> tfds.core.DatasetBuilder:
     """Returns the builder that reads the dataset in a folder.
 
     Raises:
