@@ -53,7 +53,7 @@ def load_images(
         return try_read(f"image {index}", lambda: to_format(_to_pillow(image), *image_format))
 
     if isinstance(inputs, str | Path | Image.Image):
-        raise UserError("A list of images is required, but this is a single image: use [image].")
+        raise UserError("The images must be a list (got a single image): use [image].")
     images = map_in_threads(read, range(len(inputs)), "images")
     for image in images:
         if isinstance(image, UnreadableFile):
