@@ -77,7 +77,8 @@ def apply_metadata(listing: Listing, folder: DataFolder, *, strict: bool) -> Lis
                         f"{folder.root / file}: {_short(path)} has the {name}s {_short(first)} "
                         f"and {_short(value)}. Give each image one {name}."
                     )
-        if rows and not any(_value(dict(rows), r.path) for r in listing.records):
+        row_of = dict(rows)
+        if rows and not any(_value(row_of, r.path) for r in listing.records):
             raise UserError(
                 f"{folder.root / file} lists no image of the folder: it has {_short(rows[0][0])}, "
                 f"but the images have paths such as {_short(listing.records[0].path)}. Give paths "
