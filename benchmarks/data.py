@@ -22,7 +22,7 @@ from PIL import Image
 from bigan_jax.data import loading, phantom
 from bigan_jax.data.files import images as image_files
 from bigan_jax.data.settings import DataSettings
-from bigan_jax.data.source import open_source
+from bigan_jax.data.source import open_folder_source
 
 try:
     import torch
@@ -60,7 +60,7 @@ class Files:
 
 
 def prepare(folder, home):
-    return len(open_source("folder", folder, home, "", True).records)
+    return len(open_folder_source(DataSettings("folder", dir=folder, tfds_dir=home)).records)
 
 
 def load(folder, home, size, stream=False):
