@@ -54,8 +54,9 @@ def small(**fields):
 
 def test_a_second_run_is_refused_by_name_and_a_dead_one_holds_nothing(tmp_path):
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom bigan_jax.locking import alone\n"
-        "with alone(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)\n"
+        "import sys, time\nfrom pathlib import Path\n"
+        "from bigan_jax.runtime.lock import exclusive_lock\n"
+        "with exclusive_lock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)\n"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", program, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
