@@ -30,9 +30,9 @@ from benchmarks import counting, latent_search
 from benchmarks.operations import PRODUCTS, of_gpu
 from bigan_jax.commands import train as training
 from bigan_jax.commands.build import build
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import prepare_jobs
 from bigan_jax.configs import common, improved_bigan
-from bigan_jax.data.loading import image_shape
 from bigan_jax.detector import init_state
 from bigan_jax.training import epoch_runner, schedules
 from bigan_jax.training.epoch_logger import EpochLogger
@@ -135,8 +135,8 @@ class Bench:
     """A runner on random pictures, and its state."""
 
     def __init__(self, config, batch_size, steps, seeds=0):
-        self.built = build(config, conditions=1, steps_per_epoch=steps)
-        shape, count = image_shape(config), batch_size * steps
+        self.built = build(parse_settings(config), conditions=1, steps_per_epoch=steps)
+        shape, count = parse_settings(config).data.image_shape, batch_size * steps
         rng = np.random.default_rng(0)
         pictures = rng.integers(0, 256, (count, *shape), np.uint8)
         self.pictures = TrainingSet(pictures, np.zeros(count, np.int32))

@@ -39,10 +39,9 @@ import numpy as np
 
 from bigan_jax.commands import evaluate, setup
 from bigan_jax.commands.build import build
-from bigan_jax.data.loading import image_shape
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.detector import Batch, inference_net, init_state
 from bigan_jax.evaluation import anomaly_score
-from bigan_jax.evaluation.anomaly_score import formula_from
 from bigan_jax.evaluation.latent_search import LatentSearcher
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.metrics import image, pixel
@@ -76,8 +75,8 @@ def main():
         config.data.image_size, config.data.test_fraction = args.size, 0.5
         config.data.phantom_normal = args.pictures
         config.data.phantom_anomalous = args.pictures // 2
-    dataset, found = setup.load_audited(config)
-    detector = build(config, len(dataset.conditions), 1, frozen=False).detector
+    dataset, found = setup.load_audited(parse_settings(config))
+    detector = build(parse_settings(config), len(dataset.conditions), 1, frozen=False).detector
     state = initial(config, len(dataset.conditions))
 
     networks = reconstruction_seconds(config, dataset, detector, state)
@@ -131,9 +130,11 @@ class Stopwatch(ExitStack):
 
 def initial(config, conditions):
     """A state of small random numbers: nothing is compiled for it."""
-    built = build(config, conditions, 1, frozen=False)
+    built = build(parse_settings(config), conditions, 1, frozen=False)
     like = jax.eval_shape(
-        lambda: init_state(built.detector, built.optimizers, 0, image_shape(config))
+        lambda: init_state(
+            built.detector, built.optimizers, 0, parse_settings(config).data.image_shape
+        )
     )
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(0.05 * rng.random(x.shape), x.dtype), like)
@@ -169,7 +170,7 @@ def scoring_seconds(config, dataset, detector, state):
     idle = detector._replace(
         reconstruct=lambda net, batch, keys: 1 - batch.image, native_score=None, search=None
     )
-    formula, shape = formula_from(config.score), image_shape(config)
+    formula, shape = parse_settings(config).score.formula, parse_settings(config).data.image_shape
     scorer = AnomalyScorer(idle, state, formula, shape, config.batch_size)
     for _ in range(2):
         began = time.process_time()

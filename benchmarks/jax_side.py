@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import counting, operations, sharing, sides
 from bigan_jax.commands.build import build
-from bigan_jax.data.loading import image_shape
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.detector import Batch, example_keys, inference_net, init_state
 from bigan_jax.evaluation import anomaly_score
 from bigan_jax.evaluation.latent_search import LatentSearcher
@@ -38,8 +38,8 @@ class JaxSide:
         with config.unlocked(), config.ignore_type():
             config.data.image_size, config.dtype = task.size, task.dtype
             config.update_from_flattened_dict(task.changes)
-        self.config, self.shape = config, image_shape(config)
-        built = build(config, sharing.CONDITIONS, steps_per_epoch=10)
+        self.config, self.shape = config, parse_settings(config).data.image_shape
+        built = build(parse_settings(config), sharing.CONDITIONS, steps_per_epoch=10)
         self.detector, self.optimizers = built.detector, built.optimizers
         self.due = {
             p.name: schedules.active_objectives(schedules.ScheduledEpoch(p, i, 0))
@@ -114,7 +114,7 @@ class JaxSide:
         if "discriminator_dropout" in self.config.model:
             fields = self.config.copy_and_resolve_references()
             fields.model.discriminator_dropout = 0.0
-            runner = self._runner(build(fields, sharing.CONDITIONS, 10).detector)
+            runner = self._runner(build(parse_settings(fields), sharing.CONDITIONS, 10).detector)
             state = jax.tree.map(jnp.copy, state)
             _, logs = runner.epoch(state, self.due[phase], self._order(1))
         count = self.steps_a_turn

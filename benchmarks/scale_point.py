@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 from benchmarks.sides import forget_peak, peak_resident
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs.common import override
 from bigan_jax.detector import init_state
+from bigan_jax.training.augmentation import AugmentationSettings
 
 
 def arguments():
@@ -38,16 +40,15 @@ def train(args):
     pass
     from bigan_jax.commands.build import build
     from bigan_jax.data.files.images import read_image
-    from bigan_jax.data.loading import image_shape
     from bigan_jax.data.streaming import LazyImages
     from bigan_jax.training import epoch_runner
     from bigan_jax.training.loop import epoch_order
     from bigan_jax.training.train_step import TrainingSet
 
     config = small(args)
-    shape = image_shape(config)
+    shape = parse_settings(config).data.image_shape
     steps, batch = epoch_runner.steps_and_batch_size(args.batch, args.pictures)
-    built = build(config, 1, steps)
+    built = build(parse_settings(config), 1, steps)
     state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, shape))()
     parameters = sum(x.nbytes for x in jax.tree.leaves(state.params))
     condition = np.zeros(args.pictures, np.int32)
@@ -59,7 +60,9 @@ def train(args):
     else:
         image = np.random.default_rng(0).integers(0, 256, (args.pictures, *shape), np.uint8)
         pictures = epoch_runner.replicate(TrainingSet(image, condition))
-    runner = epoch_runner.EpochRunner(built.detector, built.optimizers, {}, {}, pictures)
+    runner = epoch_runner.EpochRunner(
+        built.detector, built.optimizers, AugmentationSettings(), {}, pictures
+    )
     state, due = epoch_runner.replicate(state), tuple(built.detector.objectives)
 
     seconds = []

@@ -4,8 +4,12 @@ How far the luck of a split goes, before anything is trained: the training-free 
 common score on the first so many values of `data.split_seed`, with the sizes that chance gave.
 """
 
+import dataclasses
+
 from absl import app, flags
 from ml_collections import config_flags
+
+from bigan_jax.commands.settings import parse_settings
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 SPLITS = flags.DEFINE_integer("splits", 6, "splits, by data.split_seed from 0 on", lower_bound=2)
@@ -20,22 +24,20 @@ def main(_):
 
 def table(config, splits: int):
     """A row a split and one of their means: what chance gave each part, and the controls' AUROC."""
-    from bigan_jax.commands.setup import data_fields
     from bigan_jax.data.loading import load_dataset
     from bigan_jax.evaluation import anomaly_score
-    from bigan_jax.evaluation.anomaly_score import formula_from
     from bigan_jax.evaluation.baselines import baseline_aurocs, baseline_scores, fitting_images
     from bigan_jax.evaluation.statistics import spread
     from bigan_jax.reports.tables import Table
 
-    formula = formula_from(config.score)
+    formula = parse_settings(config).score.formula
 
     def score(images, reconstructions):
         return anomaly_score.score(formula, anomaly_score.terms(images, reconstructions))
 
     rows, found = [], []
     for split in range(splits):
-        pictures = load_dataset(**data_fields(config) | {"split_seed": split})
+        pictures = load_dataset(dataclasses.replace(parse_settings(config).data, split_seed=split))
         train, test = fitting_images(pictures.train.image), pictures.test
         found.append(baseline_aurocs(baseline_scores(train, test.image, score), test.label))
         sizes = len(pictures.train.label), len(pictures.calibration.label)

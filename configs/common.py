@@ -57,7 +57,7 @@ def defaults() -> ConfigDict:
     config.data.test_fraction = 0.2  # of the normal pictures
     config.data.calibration_fraction = 0.1  # of the normal pictures that are not test
     config.data.official_split = True  # MVTec's own test pictures
-    config.data.skip_broken = False  # leave out what cannot be read, instead of stopping
+    config.data.skip_unreadable = False  # leave out what cannot be read, instead of stopping
     config.data.stream = False  # decode training pictures as they are needed, and hold none
     config.data.duplicates = "stop"  # at exact copies across parts; or "drop", "drop_near", "keep"
     config.data.phantom_normal = 400  # of each category

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from bigan_jax.commands.load import restore
-from bigan_jax.commands.setup import load_audited, validate_config
+from bigan_jax.commands.load import make_scorer, restore
+from bigan_jax.commands.settings import parse_settings
+from bigan_jax.commands.setup import load_audited, require_weights
 from bigan_jax.data.audit import Audit
 from bigan_jax.data.dataset import Dataset
 from bigan_jax.detector import Detector, TrainState
-from bigan_jax.evaluation import assess
+from bigan_jax.evaluation.assess import assess
 from bigan_jax.reports import evaluation_files
 from bigan_jax.runtime.lock import exclusive_lock
 from bigan_jax.runtime.run_config import (
@@ -30,12 +31,13 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
     workdir = Path(workdir)
     theirs = read_config(workdir)
     config = config or theirs
-    validate_config(config)
+    settings = parse_settings(config)
+    require_weights(settings)
     require_same_config(workdir, config)
     with exclusive_lock(workdir):
-        dataset, found = load_audited(config)
+        dataset, found = load_audited(settings)
         found.require_same_training_images(workdir)
-        state, detector, epochs = restore(config, workdir, len(dataset.conditions))
+        state, detector, epochs = restore(settings, workdir, len(dataset.conditions))
         return evaluate_run(config, dataset, found, detector, state, epochs, workdir)
 
 
@@ -50,17 +52,18 @@ def evaluate_run(
 ) -> dict:
     """Evaluates a state that was trained for so many epochs, and writes all files of its evaluation
     (`outcome.write`)."""
-    assessment = assess(config, dataset, detector, state)
+    settings = parse_settings(config)
+    scorer = make_scorer(settings, detector, state, batch_size=settings.batch_size)
+    assessment = assess(scorer, dataset, settings.score, settings.threshold, settings.identity)
     write_config(
         workdir, config
     )  # only now: what cannot be had leaves an earlier evaluation as it is
     found.write(workdir)
     trained = {"epochs": epochs, "n_train": found.count_trained(workdir)}
     assessment.evaluation.update(trained)
-    wanted = sum(phase.epochs for phase in config.phases.values())
-    if epochs < wanted:
+    if epochs < settings.epochs:
         assessment.evaluation["warnings"].append(
-            f"Trained for {epochs} of {wanted} epochs: it is not finished."
+            f"Trained for {epochs} of {settings.epochs} epochs: it is not finished."
         )
     if late := found.count_added_later(workdir):
         assessment.evaluation["warnings"].append(

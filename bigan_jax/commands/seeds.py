@@ -63,7 +63,7 @@ def train(
             train_side_by_side(jobs)
         for job in jobs:
             with _noted(failed, job.workdir):
-                training.train_and_evaluate(job)
+                training.train_and_evaluate(job, config_for_seed(config, job.seed))
     return _summary(workdir, [t.workdir for t in jobs], failed) if distributed.is_primary() else {}
 
 

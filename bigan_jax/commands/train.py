@@ -30,16 +30,16 @@ def train(config: ConfigDict, workdir: str | Path | None = None) -> dict:
     has saved where it was.
     """
     with prepare_jobs({Path(workdir or default_name(config)): config}) as (job,):
-        return train_and_evaluate(job)
+        return train_and_evaluate(job, config)
 
 
-def train_and_evaluate(job: TrainingJob) -> dict:
+def train_and_evaluate(job: TrainingJob, config: ConfigDict) -> dict:
     """Trains what is still to be trained of a run, and evaluates it. Raises as `train` does."""
     state = fit(job)
     with distributed.primary_first(f"evaluation of {job.workdir.name}"):
         if not distributed.is_primary():
             return {}
-        what = job.config, job.dataset, job.audit, job.built.detector
+        what = config, job.dataset, job.audit, job.built.detector
         return evaluate_run(*what, state, job.epochs, job.workdir)
 
 
@@ -80,5 +80,5 @@ def _roll_back(attempt, make_runner):
     )  # fmt: skip
     write_json(job.workdir / "nan.json", finding.as_dict())
     run.restore()
-    policy = job.config.on_nan
+    policy = job.on_nan
     run.progress = divergence.roll_back(finding, progress.rollbacks, policy, run.progress)

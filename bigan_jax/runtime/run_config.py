@@ -21,7 +21,7 @@ _CHANGEABLE_FIELDS = (
     "data.dir",
     "data.tfds_dir",
     "data.stream",
-    "data.skip_broken",  # split.csv lists the training images
+    "data.skip_unreadable",  # split.csv lists the training images
     "on_nan",
     "vgg16.",  # the file; vgg16.sha256 has the digest of the weights
 )

@@ -1,6 +1,6 @@
-"""Augmentation of training pictures on the device: every picture by its own key."""
+"""Augmentation of training images on the device, with one random key per image."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -10,50 +10,61 @@ from jaxtyping import Array, Float, Key
 
 from bigan_jax.errors import UserError
 
-# A picture scaled by a tenth is a spot; one that is moved by its size is gone.
-_MOST = {"translate": 1, "scale": 0.9, "rotate": 180, "brightness": 1}
+# An image scaled to a tenth is a spot; one that is shifted by its size is gone.
+_LARGEST = {"translate": 1, "scale": 0.9, "rotate": 180, "brightness": 1}
+
+
+@dataclass(frozen=True)
+class AugmentationSettings:
+    """The fields of `config.augment`, checked (the paper, Sec. IV-B).
+
+    Attributes:
+      flip: whether half of the images are mirrored left to right.
+      translate: largest shift, as a fraction of the size, both ways, uniform.
+      scale: the factor about the center is uniform in [1 - scale, 1 + scale].
+      rotate: largest angle about the center, in degrees, both ways, uniform.
+      brightness: the factor is uniform in [1 - brightness, 1 + brightness]; results are cut off
+        at 1.
+
+    Raises:
+      UserError: a value is negative or larger than an image can bear.
+    """
+
+    flip: bool = False
+    translate: float = 0.0
+    scale: float = 0.0
+    rotate: float = 0.0
+    brightness: float = 0.0
+
+    def __post_init__(self):
+        for name, largest in _LARGEST.items():
+            value = getattr(self, name)
+            if not 0 <= value <= largest:
+                raise UserError(f"config.augment.{name} must be from 0 to {largest} (got {value}).")
 
 
 def augment(
-    keys: Key[Array, "b"],
-    image: Float[Array, "b h w c"],
-    *,
-    flip: bool = False,
-    translate: float = 0.0,
-    scale: float = 0.0,
-    rotate: float = 0.0,
-    brightness: float = 0.0,
+    keys: Key[Array, "b"], image: Float[Array, "b h w c"], settings: AugmentationSettings
 ) -> Float[Array, "b h w c"]:
-    """Flips, moves, scales, turns and lightens each picture at random (the paper, Sec. IV-B).
+    """Returns randomly flipped, shifted, scaled, rotated and brightened images.
 
-    keys: one a picture: what happens to it does not depend on its neighbors.
-    image: in [0, 1], and so is the result. What comes in from outside repeats the border.
-    flip: left and right swapped, for half of the pictures.
-    translate: by at most this fraction of the size, each way, uniformly.
-    scale: by a factor in [1 - scale, 1 + scale] about the middle, uniformly.
-    rotate: by at most this many degrees about the middle, both ways, uniformly.
-    brightness: times a factor in [1 - brightness, 1 + brightness], uniformly; cut off at 1.
-    Raises UserError for what is negative or more than a picture bears.
+    Args:
+      keys: one key per image, so that an image's result does not depend on the others.
+      image: in [0, 1]; so is the result. Pixels from outside repeat the border.
+      settings: how much of each.
     """
-    validate(dict(translate=translate, scale=scale, rotate=rotate, brightness=brightness))
-    if flip:
+    translate, scale, rotate = settings.translate, settings.scale, settings.rotate
+    if settings.flip:
         swap = jax.vmap(lambda key: random.bernoulli(random.fold_in(key, 0)))(keys)
         image = jnp.where(swap[:, None, None, None], image[:, :, ::-1], image)
     if rotate:
         image = jax.vmap(lambda key, x: _rotate(key, x, translate, scale, rotate))(keys, image)
     elif translate or scale:
         image = jax.vmap(lambda key, x: _translate_scale(key, x, translate, scale))(keys, image)
-    if brightness:
-        factor = 1 + brightness * jax.vmap(lambda key: _uniform(key, 4))(keys)
+    if settings.brightness:
+        factor = 1 + settings.brightness * jax.vmap(lambda key: _uniform(key, 4))(keys)
         image = jnp.minimum(image * factor[:, None, None, None], 1)
     return image
-
-
-def validate(fields: Mapping[str, float]) -> None:
-    """Raises UserError for what `augment` would."""
-    for name, most in _MOST.items():
-        if not 0 <= fields[name] <= most:
-            raise UserError(f"augment.{name} is {fields[name]}: it must be from 0 to {most}.")
 
 
 def _uniform(key, purpose, shape=()):

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int, PyTree
 from bigan_jax.data.streaming import prefetch
 from bigan_jax.detector import Detector, TrainState, tree_mean
 from bigan_jax.errors import UserError
+from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.device_layout import DeviceLayout, copy, first, replicate, scatter
 from bigan_jax.training.train_step import (
     TrainingSet,
@@ -68,7 +69,7 @@ class EpochRunner:
         self,
         detector: Detector,
         optimizers: Mapping,
-        augmentation: Mapping,
+        augmentation: AugmentationSettings,
         frozen: PyTree,
         pictures: TrainingSet,
         scanned: bool | None = None,
@@ -87,7 +88,9 @@ class EpochRunner:
             for name in detector.objectives
         }
         self._advance = each(partial(finish_step, detector), 0)
-        self._plain_batch = each(partial(prepare_batch, augmentation={}), 0, None, 0)
+        self._plain_batch = each(
+            partial(prepare_batch, augmentation=AugmentationSettings()), 0, None, 0
+        )
         self._batch_statistics = each(partial(batch_statistics, detector), 0, None, 0)
         self._statistics = mapped(self._summed_statistics if self._scanned else self._statistics_of)
         self._programs, self._compiling, self._compilers = {}, {}, None

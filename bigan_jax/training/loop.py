@@ -224,14 +224,14 @@ class TrainLoop:
 
     def _is_saved(self, number):
         done = number + 1
-        return done == self.job.epochs or done % self.job.config.checkpoint.every == 0
+        return done == self.job.epochs or done % self.job.checkpointing.every == 0
 
     def _moment(self, number):
         return schedules.schedule_at(self.job.built.phases, number)
 
     def _orders(self, number):
         shape = len(self.job.dataset.train.image), self.job.steps_per_epoch, self.job.batch_size
-        return [epoch_order(run.job.config.seed, number, *shape) for run in self.runs]
+        return [epoch_order(run.job.seed, number, *shape) for run in self.runs]
 
     def _together(self, orders):
         """[steps, *seeds, batch], as the runner takes them."""

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import optax
-from ml_collections import ConfigDict
 
 from bigan_jax.data.audit import Audit
 from bigan_jax.data.dataset import Dataset
@@ -17,7 +16,7 @@ from bigan_jax.runtime import distributed
 from bigan_jax.runtime.files import write_atomic
 from bigan_jax.training import schedules
 from bigan_jax.training.epoch_runner import EpochRunner
-from bigan_jax.training.saving.checkpoints import CheckpointManager
+from bigan_jax.training.saving.checkpoints import CheckpointManager, CheckpointSettings
 from bigan_jax.training.saving.progress import Progress
 
 
@@ -32,7 +31,9 @@ class DetectorBuild(NamedTuple):
 class TrainingJob(NamedTuple):
     """What is to be trained, on what, and where the run's files are."""
 
-    config: ConfigDict
+    seed: int
+    on_nan: str  # one of divergence.POLICIES
+    checkpointing: CheckpointSettings
     built: DetectorBuild
     dataset: Dataset
     audit: Audit
@@ -51,8 +52,8 @@ class TrainingJob(NamedTuple):
 
     def checkpoints(self) -> CheckpointManager:
         """Those of the run; whoever asks for them closes them."""
-        kept = self.config.checkpoint
-        return CheckpointManager(self.workdir, kept.keep, kept.keep_every)
+        settings = self.checkpointing
+        return CheckpointManager(self.workdir, settings.keep, settings.keep_every)
 
     def mark_started(self) -> None:
         """Keeps what trains from here on, and by which frozen weights; an evaluation of what was
@@ -65,7 +66,7 @@ class TrainingJob(NamedTuple):
     def restore_latest(self, checkpoints: CheckpointManager) -> tuple[Progress, TrainState]:
         """Where the newest sound checkpoint was, or the beginning; of several processes, as process
         0 has it."""
-        begin = partial(self.init_state, self.config.seed)
+        begin = partial(self.init_state, self.seed)
         progress, state = checkpoints.restore(jax.eval_shape(begin)) or (Progress(0), begin())
         progress = Progress(**distributed.broadcast_json(progress._asdict()))
         return progress, distributed.broadcast(state)

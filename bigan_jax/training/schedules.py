@@ -4,11 +4,13 @@ What is due is a function of the epoch alone, so a resumed run does as one never
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import optax
 
 from bigan_jax.errors import UserError, unknown_name
+from bigan_jax.validation import DECAY, POSITIVE, require
 
 
 class UpdateFrequency(NamedTuple):
@@ -94,28 +96,52 @@ def updates_by_phase(phases: Iterable[Phase], objective: str, steps_per_epoch: i
     return counts
 
 
-def make_optimizer(
-    updates: list[int],
-    *,
-    learning_rate: float,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    rate: str = "constant",
-) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba 2015).
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The fields of `config.optimizers.<objective>`, checked.
 
-    updates: how many there will be in each phase.
-    rate: "constant"; or "one_cycle" (Smith and Topin 2018): in each phase up to learning_rate over
-        the first 30 % of the updates, then down to nothing on a cosine.
+    Attributes:
+      learning_rate: the constant or the highest learning rate.
+      b1, b2: Adam's decay rates.
+      rate: "constant"; or "one_cycle" (Smith and Topin 2018): in each phase the rate rises to
+        learning_rate over the first 30 % of the updates, then falls to zero on a cosine.
+      objective: the objective that it updates, for messages.
+
+    Raises:
+      UserError: a value is out of range.
     """
-    if rate == "constant":
-        return optax.adam(learning_rate, b1, b2)
-    if rate != "one_cycle":
-        raise unknown_name("rate of an optimizer", rate, ["constant", "one_cycle"])
+
+    learning_rate: float
+    b1: float = 0.9
+    b2: float = 0.999
+    rate: str = "constant"
+    objective: str = "*"
+
+    def __post_init__(self):
+        require(f"optimizers.{self.objective}.learning_rate", self.learning_rate, POSITIVE)
+        require(f"optimizers.{self.objective}.b1", self.b1, DECAY)
+        require(f"optimizers.{self.objective}.b2", self.b2, DECAY)
+        if self.rate not in ("constant", "one_cycle"):
+            raise unknown_name("rate of an optimizer", self.rate, ["constant", "one_cycle"])
+
+
+def make_optimizer(
+    updates: list[int], settings: OptimizerSettings, scale: float = 1.0
+) -> optax.GradientTransformation:
+    """Returns Adam (Kingma and Ba 2015) with the settings' learning rate schedule.
+
+    Args:
+      updates: the number of updates in each phase.
+      settings: learning rate, decay rates and schedule.
+      scale: factor of the learning rate.
+    """
+    learning_rate = settings.learning_rate * scale
+    if settings.rate == "constant":
+        return optax.adam(learning_rate, settings.b1, settings.b2)
     counts = [n for n in updates if n] or [1]
     cycles = [_one_cycle(n, learning_rate) for n in counts]
     ends = [sum(counts[: i + 1]) for i in range(len(counts) - 1)]
-    return optax.adam(optax.join_schedules(cycles, ends), b1, b2)
+    return optax.adam(optax.join_schedules(cycles, ends), settings.b1, settings.b2)
 
 
 def _one_cycle(updates, peak):

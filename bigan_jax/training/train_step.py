@@ -1,7 +1,7 @@
 """TODO docstring."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from bigan_jax.detector import (
     scoring_params,
 )
 from bigan_jax.nn.blocks import BATCH_AXIS
-from bigan_jax.training.augmentation import augment
+from bigan_jax.training.augmentation import AugmentationSettings, augment
 
 
 class TrainingSet(NamedTuple):
@@ -43,12 +43,12 @@ def prepare_batch(
     state: TrainState,
     pictures: TrainingSet,
     indices: Int[Array, "b"],
-    augmentation: Mapping[str, Any],
+    augmentation: AugmentationSettings,
 ) -> Batch:
     """This device's batch: gathered, scaled to [0, 1] and augmented."""
     image = pictures.image[indices].astype(jnp.float32) / 255
     keys = _step_keys(state, 0, len(indices))
-    return Batch(augment(keys, image, **augmentation), pictures.condition[indices])
+    return Batch(augment(keys, image, augmentation), pictures.condition[indices])
 
 
 def update(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import bigan_jax
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import load_audited
 from bigan_jax.configs import cae
 from bigan_jax.data import audit as leaks
@@ -130,13 +131,15 @@ def test_a_config_reaches_training_and_evaluation(tmp_path):
         picture.save(tmp_path / "normal" / f"{i:03d}.png")
     fields = SMALL | {"data.dir": str(tmp_path)}
     config = configured(cae, "folder", fields)
-    loaded, _ = load_audited(config)
+    loaded, _ = load_audited(parse_settings(config))
     twin = loaded.test.path[0]
     for i in range(20):  # one of these names will train
         (tmp_path / "normal" / f"again{i}.png").write_bytes((tmp_path / twin).read_bytes())
     with pytest.raises(UserError, match="duplicates=drop"):
-        load_audited(config)
-    settled, audit = load_audited(configured(cae, "folder", fields | {"data.duplicates": "drop"}))
+        load_audited(parse_settings(config))
+    settled, audit = load_audited(
+        parse_settings(configured(cae, "folder", fields | {"data.duplicates": "drop"}))
+    )
     assert not any("again" in path for path in settled.train.path)
     assert len(settled.train.path) == len(loaded.train.path)
     assert "width" in audit.facts or not settled.test.label.any()
@@ -152,7 +155,9 @@ def test_a_config_reaches_training_and_evaluation(tmp_path):
 def test_parts_that_lack_what_is_asked_of_them(fields, words, tmp_path):
     folder(tmp_path, 0)
     with pytest.raises(UserError, match=words):
-        load_audited(configured(cae, "folder", SMALL | {"data.dir": str(tmp_path)} | fields))
+        load_audited(
+            parse_settings(configured(cae, "folder", SMALL | {"data.dir": str(tmp_path)} | fields))
+        )
 
 
 def folder(path, seed, count=40):
@@ -215,10 +220,10 @@ def test_what_trained_is_not_forgotten_where_a_training_goes_on_without_it(tmp_p
     fewer = set_._replace(train=set_.train.select(np.arange(3, len(set_.train.path))))
     leaks.audit(fewer).write_split(tmp_path)
     assert leaks.audit(fewer).count_trained(tmp_path) == len(set_.train.path)
-    leaks.audit(set_).check(tmp_path)
+    leaks.audit(set_).require_same_training_images(tmp_path)
     tested = fewer._replace(test=set_.train.select(np.arange(3)))
     with pytest.raises(UserError, match="trained on 3 of the pictures"):
-        leaks.audit(tested).check(tmp_path)
+        leaks.audit(tested).require_same_training_images(tmp_path)
 
 
 def test_new_names_do_not_hide_what_trained(tmp_path):
@@ -240,5 +245,5 @@ def test_files_of_an_archive_tell_as_much(tmp_path):
     facts = []
     for place in "set", "set.zip":
         fields = SMALL | {"data.dir": str(tmp_path / place)}
-        facts.append(load_audited(configured(cae, "folder", fields))[1].facts)
+        facts.append(load_audited(parse_settings(configured(cae, "folder", fields)))[1].facts)
     assert facts[0] == facts[1] and "bits a pixel" in facts[0]

@@ -19,9 +19,9 @@ import bigan_jax
 from bigan_jax.commands import predict as prediction
 from bigan_jax.commands.build import build
 from bigan_jax.commands.predict import predict
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import cvae, fcae
 from bigan_jax.data import phantom
-from bigan_jax.data.loading import image_shape
 from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError, printable
 from bigan_jax.evaluation.scorer import AnomalyScorer
@@ -326,8 +326,12 @@ def test_conditions(tmp_path):
     workdir holds no more than a prediction needs."""
     config = configured(cvae, "phantom", SMALL | {"model.latent": 4, "model.widths": (4, 8)})
     write_config(tmp_path / "run", config)
-    built = build(config, conditions=2, steps_per_epoch=1)
-    state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, image_shape(config)))()
+    built = build(parse_settings(config), conditions=2, steps_per_epoch=1)
+    state = jax.jit(
+        lambda: init_state(
+            built.detector, built.optimizers, 0, parse_settings(config).data.image_shape
+        )
+    )()
     checkpoints = CheckpointManager(tmp_path / "run")
     checkpoints.save(Progress(1), state)
     checkpoints.close()

@@ -12,9 +12,9 @@ import optax
 import pytest
 
 import bigan_jax
-from bigan_jax import detector as game
-from bigan_jax.commands import seeds, sweep_plan
+from bigan_jax.commands import seeds, setup, sweep_plan
 from bigan_jax.commands.load import restore
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import prepare_jobs
 from bigan_jax.configs import cae
 from bigan_jax.detector import init_state
@@ -161,7 +161,7 @@ def runs(workdir, seeds=(0, 1), **fields):
 
 
 def state_of(workdir):
-    return restore(read_config(workdir), workdir, 1)[0]
+    return restore(parse_settings(read_config(workdir)), workdir, 1)[0]
 
 
 def without_times(workdir):
@@ -260,7 +260,7 @@ def test_a_seed_that_diverges_leaves_the_others_alone(alone, tmp_path, monkeypat
         bad = jax.tree.map(lambda x: jnp.where(seed == 2, jnp.nan, x), state.params)
         return state._replace(params=bad)
 
-    monkeypatch.setattr(game, "init_state", with_one_bad)
+    monkeypatch.setattr(setup, "init_state", with_one_bad)
     with pytest.raises(UserError, match=r"1 of 3 seeds failed\n.*seed2: Training diverged"):
         seeds.train(config(seeds=3), tmp_path, side_by_side=True)
     assert json.loads((tmp_path / "summary.json").read_text())["seeds"] == [0, 1]

@@ -19,7 +19,7 @@ import pytest
 import bigan_jax
 from bigan_jax.commands.build import build
 from bigan_jax.commands.load import restore
-from bigan_jax.commands.setup import data_fields
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import cae, improved_bigan
 from bigan_jax.data import loading
 from bigan_jax.errors import UserError
@@ -111,8 +111,8 @@ def test_what_scores_has_the_statistics_of_the_training_pictures(finished):
     """The first BatchNorm's, from its convolution over the batches of the first epoch."""
     workdir, _ = finished
     config = read_config(workdir)
-    state, *_ = restore(config, workdir, 1)
-    images = loading.load_dataset(**data_fields(config)).train.image
+    state, *_ = restore(parse_settings(config), workdir, 1)
+    images = loading.load_dataset(parse_settings(config).data).train.image
     shape = len(images), len(images) // config.batch_size, config.batch_size
     images = images[epoch_order(config.seed, 0, *shape).ravel()] / np.float32(255)
     kernel = state.params["encoder"]["EncoderStage_0"]["Downsample_0"]["kernel"]
@@ -146,7 +146,7 @@ def test_python_does_as_the_command(finished, tmp_path):
     assert evaluation["auroc"] == pytest.approx(theirs["auroc"], abs=0.02)
 
     scorer = bigan_jax.load(workdir)
-    dataset = loading.load_dataset(**data_fields(config))
+    dataset = loading.load_dataset(parse_settings(config).data)
     scores = scorer.score(dataset.test.image)
     rows = list(csv.DictReader((workdir / "scores.csv").open()))
     np.testing.assert_allclose(scores.score, [float(row["score"]) for row in rows], rtol=1e-4)
@@ -180,7 +180,7 @@ def test_color_reaches_score_and_map(tmp_path):
     config = configured(improved_bigan, "phantom,no_perceptual", fields)
     evaluation = bigan_jax.train(config, tmp_path)
     assert np.isfinite(evaluation["auroc"]) and evaluation["controls"]["pca_8"] is not None
-    pictures = loading.load_dataset(**data_fields(config)).test.image
+    pictures = loading.load_dataset(parse_settings(config).data).test.image
     assert pictures.shape[1:] == (32, 32, 3)
     scores = bigan_jax.load(tmp_path).score(pictures)
     assert scores.reconstruction.shape == pictures.shape
@@ -313,7 +313,7 @@ def wait_for_rows(path, rows, process):
 
 def final_state(workdir):
     assert CheckpointManager(workdir, read_only=True).names()[-1] == (6, 0)
-    return restore(read_config(workdir), workdir, 1)[0]
+    return restore(parse_settings(read_config(workdir)), workdir, 1)[0]
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,9 @@ def final_state(workdir):
 )
 def test_what_is_never_due_has_no_say_in_statistics(ablation, last):
     """Those of the last objective that owns a network are scored by (batch_statistics)."""
-    objectives = build(improved_bigan.get_config(f"phantom,{ablation}"), 1, 10).detector.objectives
+    objectives = build(
+        parse_settings(improved_bigan.get_config(f"phantom,{ablation}")), 1, 10
+    ).detector.objectives
     assert [name for name, o in objectives.items() if "generator" in o.networks][-1] == last
 
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import load_audited
 from bigan_jax.configs import cae, common
 from bigan_jax.data import audit as leaks
@@ -365,7 +366,7 @@ def real():
             config.data.image_size = 64
             config.data.window = False
             config.data.dir = str(REAL / Path(common.DATASETS[name]["data.dir"]).name)
-        audits[name] = load_audited(config)[1]
+        audits[name] = load_audited(parse_settings(config))[1]
     return audits
 
 

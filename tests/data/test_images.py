@@ -23,6 +23,7 @@ from bigan_jax.data.files.images import (
     read_image,
     read_mask,
 )
+from bigan_jax.data.settings import DataSettings
 from bigan_jax.errors import UserError
 from tests.helpers.datasets import decoded
 
@@ -252,7 +253,7 @@ def test_every_broken_file_is_named_however_many_there_are(tmp_path):
     with pytest.raises(UserError, match="and 25 more") as error:
         decoded(tmp_path, many, 16)
     assert all(name in str(error.value) for name in many)
-    assert "skip_broken=true" in str(error.value) and "no such file" in str(error.value)
+    assert "skip_unreadable=true" in str(error.value) and "no such file" in str(error.value)
 
 
 def test_a_huge_picture_is_refused_by_its_header(tmp_path):
@@ -332,7 +333,7 @@ def test_listing_is_sorted_and_passes_over_loops_and_hidden_files(tmp_path):
 
 def load(folder, **changes):
     options = dict(dir=folder, category="", image_size=16, channels=1, split_seed=0)
-    return loading.load_dataset("folder", **options | changes)
+    return loading.load_dataset(DataSettings("folder", **options | changes))
 
 
 @pytest.fixture
@@ -359,7 +360,7 @@ def test_broken_files_of_all_parts_are_told_at_once(some_broken):
 
 
 def test_broken_files_are_left_out_and_counted_on_request(some_broken):
-    loaded = load(some_broken, skip_broken=True)
+    loaded = load(some_broken, skip_unreadable=True)
     (note,) = [note for note in loaded.notes if note.startswith("6 files left out")]
     assert all(f"{name}.png" in note for name in BROKEN)
     assert "1 masks belong to no anomalous picture, such as masks/99.png" in loaded.notes

@@ -17,6 +17,7 @@ from bigan_jax.data.files.images import (
     read_image,
     read_mask,
 )
+from bigan_jax.data.settings import DataSettings
 from bigan_jax.errors import UserError
 from tests.helpers.datasets import decoded, everything
 
@@ -188,9 +189,7 @@ def test_a_set_of_volumes(tmp_path):
     lesion[4:8, 4:8, 1] = 1
     write_nifti(tmp_path / "anomalous" / "x.nii.gz", values)
     write_nifti(tmp_path / "masks" / "x.nii.gz", lesion)
-    loaded = loading.load_dataset(
-        "folder", dir=tmp_path, category="", image_size=16, channels=1, split_seed=0
-    )
+    loaded = loading.load_dataset(DataSettings("folder", dir=tmp_path, image_size=16))
     groups = [set(part.group) for part in loaded[:3]]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 13
     every = everything(loaded)

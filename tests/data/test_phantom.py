@@ -6,6 +6,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from bigan_jax.data import loading, phantom
+from bigan_jax.data.settings import DataSettings
 
 KINDS = [(domain, kind) for domain, module in phantom.DOMAINS.items() for kind in module.DEFECTS]
 
@@ -71,9 +72,15 @@ def test_a_mean_image_does_not_solve_it(domain):
 
 def test_loading_splits_by_seed_and_keeps_each_condition():
     options = dict(dir=None, image_size=16, channels=1, phantom_normal=60, phantom_anomalous=7)
-    first = loading.load_dataset("phantom", category="leaf, head", split_seed=0, **options)
-    again = loading.load_dataset("phantom", category="leaf, head", split_seed=0, **options)
-    other = loading.load_dataset("phantom", category="leaf, head", split_seed=1, **options)
+    first = loading.load_dataset(
+        DataSettings("phantom", category="leaf, head", split_seed=0, **options)
+    )
+    again = loading.load_dataset(
+        DataSettings("phantom", category="leaf, head", split_seed=0, **options)
+    )
+    other = loading.load_dataset(
+        DataSettings("phantom", category="leaf, head", split_seed=1, **options)
+    )
     assert first.conditions == ("leaf", "head")
     assert first.test.label.sum() == 14 and not first.train.label.any()
     assert sum(len(part.label) for part in first[:3]) == 134

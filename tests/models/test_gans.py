@@ -15,6 +15,7 @@ from bigan_jax.errors import UserError
 from bigan_jax.models import anogan, bigan, ganomaly
 from bigan_jax.nn.blocks import BATCH_AXIS
 from bigan_jax.training import epoch_runner, health
+from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.train_step import TrainingSet
 
 SHAPE = (16, 16, 1)
@@ -64,7 +65,7 @@ def runner(name):
     optimizers = {k: adam(learning_rate=rate, b1=0.5) for k, rate in RATES[name].items()}
     state = jax.jit(lambda: init_state(GANS[name], optimizers, 0, SHAPE))()
     run = epoch_runner.EpochRunner(
-        GANS[name], optimizers, {}, {}, epoch_runner.replicate(pictures())
+        GANS[name], optimizers, AugmentationSettings(), {}, epoch_runner.replicate(pictures())
     )
     return run, jax.device_get(state)
 

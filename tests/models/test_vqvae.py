@@ -12,6 +12,7 @@ from bigan_jax.detector import init_state
 from bigan_jax.models import vqvae
 from bigan_jax.nn.blocks import BATCH_AXIS
 from bigan_jax.training import epoch_runner
+from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.train_step import TrainingSet
 from tests.models.test_autoencoders import SHAPE, VQVAE, a_batch, keys, run, scattered_net
 
@@ -146,7 +147,12 @@ def test_one_looping_and_four_scanning_devices_make_one_codebook(monkeypatch, re
         state = jax.jit(lambda: init_state(detector, optimizers, 3, SHAPE))()
         begin = jax.device_get(state)
         run = epoch_runner.EpochRunner(
-            detector, optimizers, {}, {}, epoch_runner.replicate(pictures), scanned
+            detector,
+            optimizers,
+            AugmentationSettings(),
+            {},
+            epoch_runner.replicate(pictures),
+            scanned,
         )
         state, logs = run.epoch(epoch_runner.replicate(state), ("reconstruction",), order)
         trained = jax.device_get(epoch_runner.first(state))

@@ -17,6 +17,7 @@ import pytest
 
 from bigan_jax.commands import train
 from bigan_jax.commands.load import restore
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import fcae
 from bigan_jax.errors import EXIT_RESUME, UserError
 from bigan_jax.evaluation.anomaly_score import ScoreFormula
@@ -122,7 +123,7 @@ def assert_same(ours, theirs):
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 1), np.uint8)
     states, scores = [], []
     for workdir in (ours, theirs):
-        state, detector, _ = restore(config, workdir, 1)
+        state, detector, _ = restore(parse_settings(config), workdir, 1)
         scorer = AnomalyScorer(
             detector, state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), (16, 16, 1)
         )

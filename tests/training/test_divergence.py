@@ -13,6 +13,7 @@ import bigan_jax
 from bigan_jax.commands import setup
 from bigan_jax.commands import train as training
 from bigan_jax.commands.build import build
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import cae, improved_bigan
 from bigan_jax.errors import UserError
 from bigan_jax.training import divergence, epoch_logger, epoch_runner, loop, schedules
@@ -39,9 +40,9 @@ def breaks(monkeypatch, at, above=0.0, value=np.nan):
     """Optimizers whose learning rate is above a limit multiply their `at`-th update by `value`."""
     sound = schedules.make_optimizer
 
-    def optimizer(updates, *, learning_rate, **others):
-        adam = sound(updates, learning_rate=learning_rate, **others)
-        if learning_rate <= above:
+    def optimizer(updates, settings, scale):
+        adam = sound(updates, settings, scale)
+        if settings.learning_rate * scale <= above:
             return adam
 
         def update(gradients, state, params=None):
@@ -120,7 +121,9 @@ def test_the_first_to_go_wrong_is_named(tmp_path, monkeypatch):
     not the cause."""
     fields = SMALL_BIGAN | {"phases.phase1.epochs": 0}
     config = configured(improved_bigan, "phantom,no_perceptual", fields)
-    due = schedules.active_objectives(schedules.schedule_at(build(config, 1, STEPS).phases, 0))
+    due = schedules.active_objectives(
+        schedules.schedule_at(build(parse_settings(config), 1, STEPS).phases, 0)
+    )
     assert due[0] == "discriminator" and len(set(due)) == 3
     rates = {name: fields.learning_rate for name, fields in config.optimizers.items()}
     with config.unlocked():

@@ -14,6 +14,7 @@ from bigan_jax.errors import UserError
 from bigan_jax.models import improved_bigan
 from bigan_jax.nn import losses
 from bigan_jax.training import epoch_runner
+from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.train_step import TrainingSet
 
 SHAPE = (16, 16, 1)
@@ -140,7 +141,7 @@ def test_an_update_is_the_gradient_of_its_loss():
     run = epoch_runner.EpochRunner(
         detector,
         optimizers,
-        {},
+        AugmentationSettings(),
         {},
         epoch_runner.replicate(TrainingSet(images, np.zeros(8, np.int32))),
     )

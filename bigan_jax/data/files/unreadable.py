@@ -76,7 +76,7 @@ def unreadable(
         lines.append(f"  and {len(broken) - MAX_LISTED} more: {names}{more}")
     return UserError(
         f"{len(broken)} of {of} {what} in {root} cannot be read; mend or remove them, or leave "
-        "them out by --config.data.skip_broken=true:\n" + "\n".join(lines)
+        "them out by --config.data.skip_unreadable=true:\n" + "\n".join(lines)
     )
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -26,6 +27,7 @@ from bigan_jax.training.saving import orbax_extras
 from bigan_jax.training.saving.orbax_extras import silence_abandoned_reads
 from bigan_jax.training.saving.progress import Progress, validate_types
 from bigan_jax.training.saving.train_log import MOST_BYTES, train_log_until
+from bigan_jax.validation import POSITIVE_INTEGER, require
 
 _NAME = re.compile(r"(\d+)(?:-(\d+))?")  # epochs done, steps done of the next
 # What is read over what lies on disk: two thirds of a fresh state are Adam's zeros.
@@ -35,6 +37,27 @@ _FOR_EVER = 10**9  # seconds
 # One for all runs that go side by side: Orbax mixes up what begins at the same time.
 _saver = ThreadPoolExecutor(1, "checkpoint")
 _UNFINISHED = (".orbax-checkpoint-tmp", ".deleting")
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """The fields of `config.checkpoint`, checked.
+
+    Attributes:
+      every: epochs between two checkpoints.
+      keep: the number of latest checkpoints that stay.
+      keep_every: epochs whose checkpoints stay in addition; 0 for none.
+
+    Raises:
+      UserError: a value is out of range.
+    """
+
+    every: int = 10
+    keep: int = 2
+    keep_every: int = 0
+
+    def __post_init__(self):
+        require("checkpoint.every", self.every, POSITIVE_INTEGER)
 
 
 class CheckpointManager:

@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 import launch
 from bigan_jax.commands.build import build
-from bigan_jax.commands.setup import validate_config
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import anogan, cae, common, cvae, improved_bigan
 from bigan_jax.errors import printable
 from bigan_jax.runtime.run_config import default_name
@@ -74,5 +74,5 @@ def attempt(case, folder: Path) -> Iterator[str]:
         return
     config = values["config"].value
     default_name(config)
-    validate_config(config)
-    build(config, 2, 10, frozen=False)
+    parse_settings(config)
+    build(parse_settings(config), 2, 10, frozen=False)
