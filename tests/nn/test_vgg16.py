@@ -145,7 +145,7 @@ def test_relu_and_its_gradient_are_flax_s():
         ({"layers": ("relu3_4",)}, (1, 64, 64, 3), "unknown VGG16 layer 'relu3_4'"),
         ({"layers": ()}, (1, 64, 64, 3), "at least one"),
         ({"convention": "keras"}, (1, 64, 64, 3), "unknown VGG16 convention 'keras'"),
-        ({}, (1, 64, 64, 4), "1 or 3 channels, not 4"),
+        ({}, (1, 64, 64, 4), r"1 or 3 channels \(got 4\)"),
         ({"layers": ("relu5_1",)}, (1, 64, 8, 3), "too small for VGG16's conv5_1"),
     ],
 )
