@@ -24,7 +24,7 @@ from tests.helpers.weight_files import (
     write_keras,
     write_torch,
 )
-from tests.nn.test_vgg16 import GOLDEN, TAPS, features, picture
+from tests.nn.test_vgg16 import GOLDEN, TAPS, features, sample_image
 
 SUFFIXES = [".ckpt", ".npz", ".pth", ".safetensors", ".h5", ".keras2.h5", ".keras3.h5"]
 
@@ -60,7 +60,7 @@ def test_every_format_gives_the_reference_activations(suffix, sources, torch):
     loaded = load_weights(str(sources[suffix]) if suffix else "", TAPS)
     assert loaded.convention == ("caffe" if suffix.endswith("h5") else "torchvision")
     for (size, mean, std, top), taps in zip(
-        GOLDEN.values(), features(loaded, picture()), strict=True
+        GOLDEN.values(), features(loaded, sample_image()), strict=True
     ):
         assert taps.shape == (1, *size) and taps.dtype == jnp.float32
         assert float(taps.mean()) == pytest.approx(mean, abs=1e-4)
