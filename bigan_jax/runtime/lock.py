@@ -46,7 +46,7 @@ def exclusive_lock(workdir: Path) -> Iterator[None]:
 
 
 def _acquire(workdir, path):
-    # A file that is deleted and made again would be two locks; it therefore stays.
+    # The file is kept on release: if it were deleted and created again, two could be locked.
     lock = FileLock(path, timeout=0, preserve_lock_file=True)
     try:
         workdir.mkdir(parents=True, exist_ok=True)

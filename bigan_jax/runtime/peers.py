@@ -46,7 +46,7 @@ class PeerChannel:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def announce(self, event: str) -> None:
-        """Tells all connected processes that something has happened."""
+        """Reports an event to all connected processes."""
         self._send({"event": event})
 
     def wait_for(self, event: str) -> None:
