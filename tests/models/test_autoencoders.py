@@ -253,5 +253,5 @@ def test_reconstructions_equal_pytorch(create, encoder, decoder):
     image = torch.from_numpy(np.array(batch.image)).permute(0, 3, 1, 2)
     code = encoder(TorchLayers(torch, net.variables["encoder"]), image)
     expected = decoder(TorchLayers(torch, net.variables["decoder"]), code).permute(0, 2, 3, 1)
-    np.testing.assert_allclose(reconstruction, expected.numpy(), atol=2e-6)
+    np.testing.assert_allclose(reconstruction, expected.numpy(), atol=1e-5)
     assert reconstruction.std() > 1e-3  # not constant

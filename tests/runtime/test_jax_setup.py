@@ -10,7 +10,7 @@ from benchmarks import startup
 from bigan_jax.errors import UserError
 from bigan_jax.runtime import jax_setup
 from bigan_jax.runtime.jax_setup import keep_freed_memory
-from tests.commands.test_train import ROOT
+from tests.helpers.runs import ROOT
 
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
 SMALL = (
@@ -109,13 +109,14 @@ def test_least_recently_used_programs_are_deleted(tmp_path):
 def test_only_the_command_enables_the_cache(tmp_path):
     """The command sets the folder before JAX compiles; importing the package does not."""
     script = (
-        "import sys, launch, bigan_jax\n"
+        "import sys, bigan_jax\n"
+        "from bigan_jax.commands import cli\n"
         "assert 'jax' not in sys.modules\n"
         "def train(*_):\n"
         "    import jax\n"
         "    print(jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache)\n"
         "bigan_jax.train = train\n"
-        "launch.app.run(launch.main, sys.argv, flags_parser=launch.parse_flags)\n"
+        "cli.run()\n"
     )
 
     def printed(*arguments):

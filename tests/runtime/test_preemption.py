@@ -20,7 +20,7 @@ from bigan_jax.runtime import preemption
 from bigan_jax.training import epoch_logger
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
-from tests.commands.test_train import (
+from tests.helpers.runs import (
     ROOT,
     SMALL,
     SMALL_BIGAN,
@@ -29,7 +29,7 @@ from tests.commands.test_train import (
     environment,
     flags,
 )
-from tests.training.test_divergence import by_programs
+from tests.helpers.training import set_whole_epochs
 
 EPOCHS = 20_000
 CAE = "configs/cae.py:phantom"
@@ -90,7 +90,7 @@ def test_first_signal_saves_and_prints_how_to_resume(tmp_path, signum, status, r
     assert last.startswith(reason) and 3 <= epochs < EPOCHS
     assert CheckpointManager(workdir, read_only=True).names() == [(epochs, step)]
     assert len(read_train_log(workdir)) == epochs
-    resume = shlex.split(last.partition("go on with: ")[2])
+    resume = shlex.split(last.partition("resume with: ")[2])
     assert resume[:2] == ["python", "launch.py"] and f"--workdir={workdir}" in resume
 
 
@@ -128,7 +128,7 @@ def test_resume_equals_uninterrupted_run(tmp_path, monkeypatch, scanned):
     """
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    by_programs(monkeypatch, scanned)
+    set_whole_epochs(monkeypatch, scanned)
     states = []
     monkeypatch.setattr(train, "evaluate_run", lambda *args: states.append(args[-2]))
     fields = {"batch_size": 8, "checkpoint.every": 2}  # 5 steps an epoch, 6 epochs
@@ -142,7 +142,7 @@ def test_resume_equals_uninterrupted_run(tmp_path, monkeypatch, scanned):
 
     def stop(self, fresh, logs):
         original(self, fresh, logs)
-        calls.append(self.done)
+        calls.append(self.steps_done)
         if len(calls) in ((1, 4) if scanned else (7, 20, 30)):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)  # for the listening thread
