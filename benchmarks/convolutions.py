@@ -126,7 +126,7 @@ _STRIDED_PRODUCTS = {
 _PRODUCTS = {
     "product": {
         "": lambda image, kernel, _: convolutions._same_by_product(image, kernel),
-        ", kernel's": lambda image, _, code: convolutions._picture_kernel_gradient(image, code),
+        ", kernel's": lambda image, _, code: convolutions._image_kernel_gradient(image, code),
         ", image's": lambda _, kernel, code: convolutions._same_by_product(
             code, convolutions.flip_kernel(kernel)
         ),

@@ -282,7 +282,7 @@ def test_refusals(trained, tmp_path):
         ((workdir, tmp_path / "*.png", tmp_path / "out"), r"\*.png: no image was found"),
         ((workdir, tmp_path / "mine", tmp_path / "out"), "no image was found"),
         ((old, pictures, tmp_path / "out"), f"--mode=evaluate --workdir={old}"),
-        ((tmp_path, pictures, tmp_path / "out"), "holds no run: .* one deeper"),
+        ((tmp_path, pictures, tmp_path / "out"), "holds no run: .* subfolders"),
     ):
         with pytest.raises(UserError, match=words):
             predict(*arguments)
