@@ -52,8 +52,8 @@ def start(workdir, *more, **fields):
 def patched(watch, workdir, *more):
     """The command, with something else done after each step."""
     program = (
-        "import runpy, signal, sys, time\nfrom bigan_jax import record\n"
-        f"look = record.Watch.__call__\nrecord.Watch.__call__ = {watch}\n"
+        "import runpy, signal, sys, time\nfrom bigan_jax.training import epoch_logger\n"
+        f"look = epoch_logger.StepMonitor.__call__\nepoch_logger.StepMonitor.__call__ = {watch}\n"
         "runpy.run_path('launch.py', run_name='__main__')"
     )
     wanted = flags(FIELDS | {"phases.phase1.epochs": EPOCHS})
