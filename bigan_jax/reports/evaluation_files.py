@@ -81,7 +81,7 @@ def _write_pictures(workdir, config, evaluation, test, found, calibration, score
         write_atomic(workdir / "figures" / f"{name}.png", png)
     for name in ("error_maps", "healthy_and_anomalous"):
         del pictures[name]  # the report's gallery shows the same, and more
-    items = figures.gallery(test, scores, threshold, limits)
+    items = figures.report_gallery(test, scores, threshold)
     seen = found.as_dict(images=True)
     fields = config.to_dict()
     html_report.write_report(

@@ -165,7 +165,7 @@ def test_two_processes_train_as_one_whatever_happens(alone, tmp_path):
 
     ended = Pair(workdir).wait()
     assert [status for status, *_ in ended] == [0, 0], ended
-    assert "report.html" in ended[0][1] and "going on after" in ended[0][1]
+    assert "report.html" in ended[0][1] and "resuming after" in ended[0][1]
     assert "audit" not in ended[1][1] and "step/s" not in ended[1][2]
     assert (workdir / "evaluation.json").exists()
     assert_same(workdir, alone)

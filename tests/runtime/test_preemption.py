@@ -89,7 +89,7 @@ def test_asked_once_it_saves_and_tells_how_to_go_on(tmp_path, how, status, word)
     assert last.startswith(word) and 3 <= epochs < EPOCHS
     assert CheckpointManager(workdir, read_only=True).names() == [(epochs, step)]
     assert len(read_train_log(workdir)) == epochs
-    again = shlex.split(last.partition("go on with: ")[2])
+    again = shlex.split(last.partition("resume with: ")[2])
     assert again[:2] == ["python", "launch.py"] and f"--workdir={workdir}" in again
 
 

@@ -83,7 +83,7 @@ def test_nonfinite_state_is_not_saved(tmp_path, monkeypatch, scanned):
     assert content["objective"] == "reconstruction" and float(content["loss"]) < 1
     assert sorted(content["networks"]) == ["decoder", "encoder"]
     split = list(csv.DictReader((tmp_path / "split.csv").open()))
-    paths = [row["path"] for row in split if row["part"] == "train"]
+    paths = [row["path"] for row in split if row["split"] == "train"]
     order = np.random.default_rng((config.seed, 1)).permutation(len(paths))
     assert content["images"] == [paths[i] for i in order[16 : 2 * 16]]
     for words in ("epoch 2", "reconstruction", content["images"][0], "on_nan=rollback"):
