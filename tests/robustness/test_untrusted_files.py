@@ -29,7 +29,7 @@ from tests.fuzz.targets import TARGETS
 from tests.helpers.datasets import tiled_tiff
 from tests.helpers.weight_files import tensors, torch_pickle, torch_zip
 
-INPUTS = {"pictures": 300, "archives": 300, "medical": 200, "settings": 150, "results": 100}
+INPUTS = {"images": 300, "archives": 300, "medical": 200, "settings": 150, "results": 100}
 INPUTS |= {"weights": 300, "checkpoints": 40, "tables": 300}
 
 

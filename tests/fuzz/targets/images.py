@@ -1,4 +1,4 @@
-"""Pictures and masks of every format that is read."""
+"""Images and masks in all supported formats."""
 
 import contextlib
 import io
@@ -11,16 +11,15 @@ import numpy as np
 from PIL import Image
 
 from bigan_jax.data.files import images
-from bigan_jax.data.files.unreadable import UnreadableFile
-from bigan_jax.data.files.unreadable import try_read as tried
-from tests.fuzz.mutations import rewrapped, spoiled, spoils
+from bigan_jax.data.files.unreadable import UnreadableFile, try_read
+from tests.fuzz.mutations import corrupt, corrupt_inside, corruptions
 from tests.helpers.datasets import tiled_tiff
 
-images.MAX_PIXELS = 10**6  # what is promised of a hundred is seen with one, and sooner
+images.MAX_PIXELS = 10**6  # a smaller limit than the default shows the same, and sooner
 
 
-def _saved(picture, kind, **options):
-    picture.save(content := io.BytesIO(), kind, **options)
+def _saved(image, image_format, **options):
+    image.save(content := io.BytesIO(), image_format, **options)
     return content.getvalue()
 
 
@@ -34,12 +33,23 @@ def _seeds() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "words"
     seeds = {}
-    for kind in "PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM", "TGA", "AVIF":
-        seeds[f"gray.{kind}"] = _saved(gray, kind)
-        seeds[f"color.{kind}"] = _saved(color, kind)
-    for kind in "PNG", "TIFF", "WEBP", "TGA", "JPEG2000":
-        seeds[f"alpha.{kind}"] = _saved(alpha, kind)
-    for name, picture, kind, options in (
+    for image_format in (
+        "PNG",
+        "JPEG",
+        "TIFF",
+        "WEBP",
+        "BMP",
+        "GIF",
+        "JPEG2000",
+        "PPM",
+        "TGA",
+        "AVIF",
+    ):
+        seeds[f"gray.{image_format}"] = _saved(gray, image_format)
+        seeds[f"color.{image_format}"] = _saved(color, image_format)
+    for image_format in "PNG", "TIFF", "WEBP", "TGA", "JPEG2000":
+        seeds[f"alpha.{image_format}"] = _saved(alpha, image_format)
+    for name, image, image_format, options in (
         ("palette.PNG", color.quantize(16), "PNG", {"transparency": 3}),
         ("bits.PNG", gray.convert("1"), "PNG", {}),
         ("deep.PNG", deep, "PNG", {}),
@@ -61,60 +71,60 @@ def _seeds() -> dict[str, bytes]:
         ("moving.GIF", gray, "GIF", {"save_all": True, "append_images": [gray.rotate(90)]}),
         ("run.TGA", color, "TGA", {"compression": "tga_rle"}),
     ):
-        seeds[name] = _saved(picture, kind, **options)
+        seeds[name] = _saved(image, image_format, **options)
     seeds["plain.PPM"] = b"P2\n# words\n4 4\n15\n" + b" ".join(b"%d" % i for i in range(16))
     seeds["tiled.TIFF"] = tiled_tiff()
     return seeds
 
 
 SEEDS = _seeds()
-cases = spoils(SEEDS, ("plain", "plain", "below"))
+cases = corruptions(SEEDS, ("plain", "plain", "inside"))
 warm = [(name, "plain", [], name) for name in SEEDS]
 
 
 def attempt(case, folder: Path) -> Iterator[str]:
-    name, below, changes, other = case
+    name, wrapping, changes, other = case
     content, other = SEEDS[name], SEEDS[other]
-    if below == "below" and name.endswith(".PNG"):
+    if wrapping == "inside" and name.endswith(".PNG"):
         content = _png(_chunks(content, changes, other))
     else:
-        content = spoiled(content, changes, other)
+        content = corrupt(content, changes, other)
     suffix = {".JPEG2000": ".jp2"}.get(Path(name).suffix, Path(name).suffix.lower())
     data = folder / "data"
     data.mkdir()
     (file := data / f"a{suffix}").write_bytes(content)
     for channels in 1, 3:
-        _, broken = images.read_all(
-            lambda x, _, c=channels: images.read_image(x, 8, c), data, [file.name], "pictures"
+        _, unreadable = images.read_all(
+            lambda x, _, c=channels: images.read_image(x, 8, c), data, [file.name], "images"
         )
-        yield from (b.reason for b in broken)
-    for work in (
+        yield from (file.reason for file in unreadable)
+    for read in (
         lambda: images.read_mask(io.BytesIO(content), 8),
         lambda: images.read_as_shown(io.BytesIO(content)),
         lambda: images.image_size(file),
     ):
-        if isinstance(made := tried(file.name, work), UnreadableFile):
-            yield made.reason
+        if isinstance(result := try_read(file.name, read), UnreadableFile):
+            yield result.reason
 
 
 def _chunks(png, changes, other):
-    """The chunks of a PNG, of which some are spoiled, their checksums right again."""
+    """The chunks of a PNG with some of them corrupt."""
     chunks, at = [], 8
     while at < len(png):
         (length,) = struct.unpack(">I", png[at : at + 4])
         chunks.append((png[at + 4 : at + 8], png[at + 8 : at + 8 + length]))
         at += 12 + length
     for i, change in enumerate(changes):
-        place = (change[1] + i) % len(chunks)
-        name, content = chunks[place]
+        index = (change[1] + i) % len(chunks)
+        name, content = chunks[index]
         if name == b"IDAT" and change[3] % 2:
-            with contextlib.suppress(zlib.error):  # spoiled before
-                content = rewrapped(content, [change], other, zlib.decompress, zlib.compress)
+            with contextlib.suppress(zlib.error):  # already corrupt
+                content = corrupt_inside(content, [change], other, zlib.decompress, zlib.compress)
         else:
-            content = spoiled(content, [change], other)
-        chunks[place] = name, content
+            content = corrupt(content, [change], other)
+        chunks[index] = name, content
         if change[0] == "repeat":
-            chunks.insert(place, chunks[change[2] % len(chunks)])
+            chunks.insert(index, chunks[change[2] % len(chunks)])
     return chunks
 
 

@@ -1,4 +1,4 @@
-"""metadata.csv, which tells what pictures belong together."""
+"""metadata.csv, which assigns images to groups."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 from bigan_jax.data.files.folders import METADATA, open_folder
 from bigan_jax.data.layouts.grouping import GROUPED, apply_metadata
 from bigan_jax.data.records import ImageRecord
-from tests.fuzz.mutations import changes, spoiled
+from tests.fuzz.mutations import changes, corrupt
 
 NAMES = [f"normal/{i}.png" for i in range(4)]
 SEEDS = [
@@ -23,13 +23,15 @@ warm = [(source, i, []) for source in GROUPED for i in range(len(SEEDS))]
 
 
 def attempt(case, folder: Path) -> Iterator[str]:
-    source, seed, what = case
+    source, seed, file_changes = case
     for name in NAMES:
         (folder / name).parent.mkdir(exist_ok=True)
         Image.new("L", (8, 8)).save(folder / name)
-    (folder / METADATA).write_bytes(spoiled(SEEDS[seed].encode(), what, SEEDS[1 - seed].encode()))
+    (folder / METADATA).write_bytes(
+        corrupt(SEEDS[seed].encode(), file_changes, SEEDS[1 - seed].encode())
+    )
     records = [ImageRecord(name, False, name) for name in NAMES]
-    told = apply_metadata(records, open_folder(epath.Path(folder)), source)
-    assert [r.path for r in told.records] == NAMES and all(r.group for r in told.records)
-    assert all(r.condition in range(max(1, len(told.conditions))) for r in told.records)
-    yield from told.notes
+    metadata = apply_metadata(records, open_folder(epath.Path(folder)), source)
+    assert [r.path for r in metadata.records] == NAMES and all(r.group for r in metadata.records)
+    assert all(r.condition in range(max(1, len(metadata.conditions))) for r in metadata.records)
+    yield from metadata.notes

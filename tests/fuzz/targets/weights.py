@@ -1,6 +1,6 @@
-"""Files of VGG16's weights: pickles of two kinds, arrays, safetensors, HDF5.
+"""Files of VGG16 weights: two kinds of pickles, arrays, safetensors, HDF5.
 
-The table of shapes is that of a VGG16 of few channels, so that a file has kilobytes.
+The table of shapes is replaced by that of a VGG16 with few channels, so that files are small.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from bigan_jax.nn.vgg16 import formats as files
-from tests.fuzz.mutations import changes, replacements, retold, spoiled
+from tests.fuzz.mutations import changes, corrupt, replace_tokens, replacements
 from tests.helpers import weight_files as make
 
 files._LARGEST = 2**24
-for _place, (_name, _shape) in enumerate(files._SHAPES.items()):
-    _inputs = 3 if _place < 2 else 2
+for _index, (_name, _shape) in enumerate(files._SHAPES.items()):
+    _inputs = 3 if _index < 2 else 2
     files._SHAPES[_name] = (3, 3, _inputs, 2) if len(_shape) == 4 else (2,)
 
 
@@ -54,7 +54,7 @@ def _seeds() -> dict[str, bytes]:
 
 
 SEEDS = _seeds()
-# What pickles can be made to do, between any two of their instructions.
+# Pickle instructions that are inserted between any two others.
 GADGETS = (
     b"cos\nsystem\n(S'touch ../ran'\ntR", b"cbuiltins\neval\n(S'1'\ntR", b"cbuiltins\nexec\n",
     b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"R", b"b", b"u", b"s",
@@ -80,10 +80,10 @@ warm = [(name, "bytes", []) for name in SEEDS]
 
 
 def attempt(case, folder: Path) -> Iterator[str]:
-    name, how, what = case
-    content = _HOW[how](SEEDS[name], what)
+    name, level, changed = case
+    content = _CHANGES[level](SEEDS[name], changed)
     (path := folder / name).write_bytes(content)
-    files.PACKAGE_SHA256 = hashlib.sha256(content).hexdigest()  # the pickle past its checksum
+    files.PACKAGE_SHA256 = hashlib.sha256(content).hexdigest()  # let the pickle pass its checksum
     weights = files.read(path)
     assert weights.params.keys() == files.WIDTHS.keys()
     for conv, arrays in weights.params.items():
@@ -98,41 +98,41 @@ def _with_gadgets(content, gadgets):
             content, lambda i, name, data: _with_gadgets(data, gadgets) if i == 0 else data
         )
     ends = [position for _, _, position in pickletools.genops(content)]
-    for where, which in gadgets:
-        at = ends[where % len(ends)]
-        content = content[:at] + GADGETS[which] + content[at:]
+    for position, gadget in gadgets:
+        at = ends[position % len(ends)]
+        content = content[:at] + GADGETS[gadget] + content[at:]
     return content
 
 
-def _with_members(content, spoils):
-    def spoil(i, name, data):
-        for place, changed in spoils:
-            data = spoiled(data, changed) if place % 30 == i else data
+def _with_members(content, corruptions):
+    def change(i, name, data):
+        for index, changed in corruptions:
+            data = corrupt(data, changed) if index % 30 == i else data
         return data
 
-    method = zipfile.ZIP_DEFLATED if len(spoils) > 1 else zipfile.ZIP_STORED
-    return _rezipped(content, spoil, method)
+    method = zipfile.ZIP_DEFLATED if len(corruptions) > 1 else zipfile.ZIP_STORED
+    return _rezipped(content, change, method)
 
 
 def _rezipped(content, change, method=zipfile.ZIP_STORED):
     with (
         zipfile.ZipFile(io.BytesIO(content)) as old,
-        zipfile.ZipFile(made := io.BytesIO(), "w", method) as new,
+        zipfile.ZipFile(rewritten := io.BytesIO(), "w", method) as new,
     ):
         for i, info in enumerate(old.infolist()):
             new.writestr(info.filename, change(i, info.filename, old.read(info)), method)
-    return made.getvalue()
+    return rewritten.getvalue()
 
 
 def _with_header(content, replacements):
     length = int.from_bytes(content[:8], "little")
-    header = retold(content[8 : 8 + length].decode(), replacements)
+    header = replace_tokens(content[8 : 8 + length].decode(), replacements)
     header = header.encode("utf-8", "surrogatepass")
     return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
-_HOW = {
-    "bytes": spoiled,
+_CHANGES = {
+    "bytes": corrupt,
     "pickle": _with_gadgets,
     "members": _with_members,
     "header": _with_header,
