@@ -7,7 +7,7 @@ the same network, loss and optimizer in PyTorch (torch_models/): eager in channe
 --torch=compiled under torch.compile, with --torch=eager,compiled both. On a GPU, use
 --dtype=bfloat16 (autocast in PyTorch) as well.
 
-- Training: whole epochs of EpochRunner, as in a run; the step of each phase of the schedule in its
+- Training: full epochs of EpochRunner, as in a run; the step of each phase of the schedule in its
   first epoch, in which all its objectives are active.
 - Scoring: reconstruction of a batch in inference mode and its score. For AnoGAN it is the latent
   search; --search-steps are timed and scaled to the number of the config.
