@@ -32,9 +32,9 @@ from benchmarks import counting, latent_search
 from benchmarks.operations import PRODUCTS, of_gpu
 from bigan_jax.commands import train as training
 from bigan_jax.commands.build import build
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import prepare_jobs
 from bigan_jax.configs import common, improved_bigan
-from bigan_jax.data.loading import image_shape
 from bigan_jax.detector import init_state
 from bigan_jax.training import epoch_runner, schedules
 from bigan_jax.training.epoch_logger import EpochLogger
@@ -139,8 +139,9 @@ class Bench:
     """An epoch runner on random images, and its state."""
 
     def __init__(self, config, batch_size, steps, seeds=0):
-        self.built = build(config, conditions=1, steps_per_epoch=steps)
-        shape, count = image_shape(config), batch_size * steps
+        settings = parse_settings(config)
+        self.built = build(settings, conditions=1, steps_per_epoch=steps)
+        shape, count = settings.data.image_shape, batch_size * steps
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (count, *shape), np.uint8)
         self.training_set = TrainingSet(images, np.zeros(count, np.int32))
@@ -217,7 +218,7 @@ def vectorized_seeds(config, batch_size, seeds=5, steps=4, rounds=4):
     benches = Bench(config, batch_size, steps), Bench(config, batch_size, steps, seeds)
     results = {"seeds": seeds, "batch_size": batch_size}
     for bench in benches:
-        if bench.runner.whole_epochs:  # compile both programs in parallel, as in a run
+        if bench.runner.epoch_is_one_program:  # compile both programs in parallel, as in a run
             programs = [bench.active(phase, 1) for phase in (0, 1)]
             bench.runner.compile_ahead(bench.state, programs, bench.order)
     for phase, name in enumerate(("phase1", "phase2")):
@@ -243,19 +244,19 @@ def time_training(job, epochs):
     """Seconds of a training from its first step to its last, including compilation, and of its most
     frequent kind of epoch, also without the host's work when `epochs` are dispatched at once."""
     ends, active_of_epoch = [], []
-    add, train = EpochLogger.add, training.train_epochs
+    log_epoch, train = EpochLogger.log_epoch, training.train_epochs
 
     def timed_train(*arguments):
         ends.append(time.perf_counter())
         return train(*arguments)
 
-    def timed_add(self, progress, position, *rest):
+    def timed_log(self, progress, position, *rest):
         ends.append(time.perf_counter())
         active_of_epoch.append(schedules.active_objectives(position))
-        return add(self, progress, position, *rest)
+        return log_epoch(self, progress, position, *rest)
 
     with (
-        patch.object(EpochLogger, "add", timed_add),
+        patch.object(EpochLogger, "log_epoch", timed_log),
         patch.object(training, "train_epochs", timed_train),
     ):
         state = training.fit(job)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from bigan_jax.data import loading, phantom
 from bigan_jax.data.files import images as image_files
+from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.source import open_source
 
 try:
@@ -64,16 +65,8 @@ def prepare(folder, home):
 
 
 def load(folder, home, size, stream=False):
-    return loading.load_dataset(
-        "folder",
-        dir=folder,
-        tfds_dir=home,
-        category="",
-        image_size=size,
-        channels=1,
-        split_seed=0,
-        stream=stream,
-    )
+    settings = DataSettings("folder", dir=folder, tfds_dir=home, image_size=size, stream=stream)
+    return loading.load_dataset(settings)
 
 
 def load_all(folder, home, size):

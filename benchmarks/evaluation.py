@@ -39,10 +39,9 @@ import numpy as np
 
 from bigan_jax.commands import evaluate, setup
 from bigan_jax.commands.build import build
-from bigan_jax.data.loading import image_shape
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.detector import Batch, inference_net, init_state
 from bigan_jax.evaluation import anomaly_score, assess
-from bigan_jax.evaluation.anomaly_score import formula_from
 from bigan_jax.evaluation.latent_search import LatentSearcher
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.reports import evaluation_files
@@ -75,8 +74,9 @@ def main():
         config.data.image_size, config.data.test_fraction = args.size, 0.5
         config.data.phantom_normal = args.images
         config.data.phantom_anomalous = args.images // 2
-    dataset, audit = setup.load_audited(config)
-    detector = build(config, len(dataset.conditions), 1, frozen=False).detector
+    settings = parse_settings(config)
+    dataset, audit = setup.load_audited(settings)
+    detector = build(settings, len(dataset.conditions), 1, frozen=False).detector
     state = random_state(config, len(dataset.conditions))
 
     networks = reconstruction_seconds(config, dataset, detector, state)
@@ -130,9 +130,10 @@ class Stopwatch(ExitStack):
 
 def random_state(config, conditions):
     """A state of small random numbers, without compiling an initialization."""
-    built = build(config, conditions, 1, frozen=False)
+    settings = parse_settings(config)
+    built = build(settings, conditions, 1, frozen=False)
     like = jax.eval_shape(
-        lambda: init_state(built.detector, built.optimizers, 0, image_shape(config))
+        lambda: init_state(built.detector, built.optimizers, 0, settings.data.image_shape)
     )
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(0.05 * rng.random(x.shape), x.dtype), like)
@@ -168,7 +169,8 @@ def scoring_seconds(config, dataset, detector, state):
     trivial = detector._replace(
         reconstruct=lambda net, batch, keys: 1 - batch.image, native_score=None, search=None
     )
-    formula, shape = formula_from(config.score), image_shape(config)
+    settings = parse_settings(config)
+    formula, shape = settings.score.formula, settings.data.image_shape
     scorer = AnomalyScorer(trivial, state, formula, shape, config.batch_size)
     for _ in range(2):
         began = time.process_time()

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import counting, operations, sharing, sides
 from bigan_jax.commands.build import build
-from bigan_jax.data.loading import image_shape
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.detector import Batch, example_keys, inference_net, init_state
 from bigan_jax.evaluation import anomaly_score
 from bigan_jax.evaluation.latent_search import LatentSearcher
@@ -38,8 +38,9 @@ class JaxSide:
         with config.unlocked(), config.ignore_type():
             config.data.image_size, config.dtype = task.size, task.dtype
             config.update_from_flattened_dict(task.changes)
-        self.config, self.shape = config, image_shape(config)
-        built = build(config, sharing.CONDITIONS, steps_per_epoch=10)
+        settings = parse_settings(config)
+        self.config, self.shape = config, settings.data.image_shape
+        built = build(settings, sharing.CONDITIONS, steps_per_epoch=10)
         self.detector, self.optimizers = built.detector, built.optimizers
         self.active = {
             p.name: schedules.active_objectives(schedules.ScheduledEpoch(p, i, 0))
@@ -117,7 +118,7 @@ class JaxSide:
         if "discriminator_dropout" in self.config.model:
             config = self.config.copy_and_resolve_references()
             config.model.discriminator_dropout = 0.0
-            runner = self._runner(build(config, sharing.CONDITIONS, 10).detector)
+            runner = self._runner(build(parse_settings(config), sharing.CONDITIONS, 10).detector)
             state = jax.tree.map(jnp.copy, state)
             _, logs = runner.epoch(state, self.active[phase], self._order(1))
         count = self.steps_per_round

@@ -12,8 +12,8 @@ import numpy as np
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from bigan_jax.commands.build import build
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import improved_bigan
-from bigan_jax.data.loading import image_shape
 from bigan_jax.detector import Batch, init_state
 from bigan_jax.nn.blocks import BATCH_AXIS
 from bigan_jax.training import schedules
@@ -39,8 +39,8 @@ def count(config=None) -> dict:
       {"objectives": {name: update_cost}, "phases": [the mean step of each phase]}
     """
     config = config or improved_bigan.get_config("brain")
-    built = build(config, 1, 30)
-    shape = image_shape(config)
+    built = build(parse_settings(config), 1, 30)
+    shape = parse_settings(config).data.image_shape
     cost = {name: update_cost(built, name, shape) for name in built.detector.objectives}
     phases = []
     for index, phase in enumerate(built.phases):

@@ -38,17 +38,19 @@ def train(args):
     import numpy as np
 
     from bigan_jax.commands.build import build
+    from bigan_jax.commands.settings import parse_settings
     from bigan_jax.data.files.images import read_image
-    from bigan_jax.data.loading import image_shape
     from bigan_jax.data.streaming import LazyImages
     from bigan_jax.training import epoch_runner
+    from bigan_jax.training.augmentation import AugmentationSettings
     from bigan_jax.training.loop import epoch_order
     from bigan_jax.training.train_step import TrainingSet
 
     config = small_config(args)
-    shape = image_shape(config)
+    settings = parse_settings(config)
+    shape = settings.data.image_shape
     steps, batch = epoch_runner.steps_and_batch_size(args.batch, args.images)
-    built = build(config, 1, steps)
+    built = build(settings, 1, steps)
     state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, shape))()
     parameters = sum(x.nbytes for x in jax.tree.leaves(state.params))
     condition = np.zeros(args.images, np.int32)
@@ -60,7 +62,9 @@ def train(args):
     else:
         image = np.random.default_rng(0).integers(0, 256, (args.images, *shape), np.uint8)
         training_set = epoch_runner.replicate(TrainingSet(image, condition))
-    runner = epoch_runner.EpochRunner(built.detector, built.optimizers, {}, {}, training_set)
+    runner = epoch_runner.EpochRunner(
+        built.detector, built.optimizers, AugmentationSettings(), {}, training_set
+    )
     state, active = epoch_runner.replicate(state), tuple(built.detector.objectives)
 
     seconds = []

@@ -5,6 +5,8 @@
 Nothing is trained. The table also has the sizes of the splits, for `data.split_seed` from 0.
 """
 
+import dataclasses
+
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -23,22 +25,22 @@ def main(_):
 
 def table(config, splits: int):
     """A row of sizes and baseline AUROCs for each split, and a row of means."""
-    from bigan_jax.commands.setup import data_fields
+    from bigan_jax.commands.settings import parse_settings
     from bigan_jax.data.loading import load_dataset
     from bigan_jax.evaluation import anomaly_score
-    from bigan_jax.evaluation.anomaly_score import formula_from
     from bigan_jax.evaluation.baselines import baseline_aurocs, baseline_scores, fitting_images
     from bigan_jax.evaluation.statistics import spread
     from bigan_jax.reports.tables import Table
 
-    formula = formula_from(config.score)
+    settings = parse_settings(config)
+    formula = settings.score.formula
 
     def score(images, reconstructions):
         return anomaly_score.score(formula, anomaly_score.terms(images, reconstructions))
 
     rows, aurocs = [], []
     for split in range(splits):
-        dataset = load_dataset(**data_fields(config) | {"split_seed": split})
+        dataset = load_dataset(dataclasses.replace(settings.data, split_seed=split))
         train, test = fitting_images(dataset.train.image), dataset.test
         aurocs.append(baseline_aurocs(baseline_scores(train, test.image, score), test.label))
         sizes = len(dataset.train.label), len(dataset.calibration.label)

@@ -1,12 +1,11 @@
 """Runs launch.py until the end of the first step and reports its times, for startup.py."""
 
 import os
-import sys
 import time
 from collections import Counter
 
 import bigan_jax
-import launch
+from bigan_jax.commands import cli
 
 _BEGAN = float(os.environ["BENCHMARK_BEGAN"])
 _EVENTS = "/jax/compilation_cache/"
@@ -46,4 +45,4 @@ def train(config, workdir):
 
 if __name__ == "__main__":
     bigan_jax.train = train
-    launch.app.run(launch.main, sys.argv, flags_parser=launch.parse_flags)
+    cli.run()

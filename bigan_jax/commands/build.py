@@ -7,21 +7,20 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from bigan_jax import models
-from bigan_jax.data.loading import image_shape
+from bigan_jax.commands.settings import Settings
 from bigan_jax.detector import Detector
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.nn.ssim import SSIM_WINDOW
-from bigan_jax.training import augmentation, schedules
+from bigan_jax.training import schedules
 from bigan_jax.training.run import DetectorBuild
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def build(
-    config: ConfigDict, conditions: int, steps_per_epoch: int, frozen: bool = True
+    settings: Settings, conditions: int, steps_per_epoch: int, frozen: bool = True
 ) -> DetectorBuild:
     """The config's detector, optimizers and phases.
 
@@ -31,49 +30,47 @@ def build(
     Raises UserError for names and values that do not fit.
     """
     names = [module.name for module in pkgutil.iter_modules(models.__path__)]
-    if config.model_name not in names:
-        raise unknown_name("model", config.model_name, names)
-    if config.dtype not in _DTYPES:
-        raise unknown_name("config.dtype", config.dtype, _DTYPES)
-    size, multiple = config.data.image_size, 2 ** len(config.model.get("widths", ()))
+    if settings.model_name not in names:
+        raise unknown_name("model", settings.model_name, names)
+    size, multiple = settings.data.image_size, 2 ** len(settings.model.get("widths", ()))
     if size % multiple or size <= SSIM_WINDOW:
         raise UserError(
             f"config.data.image_size={size}: it must be a multiple of {multiple} and larger than "
             f"SSIM's window of {SSIM_WINDOW} pixels"
         )
-    fields = config.model.to_dict()
+    fields = dict(settings.model)
     _check_numbers("model", fields)
-    augmentation.validate(config.augment)
     if "perceptual_layers" in fields:
-        fields["vgg16_weights"] = config.vgg16.weights if frozen else None
-    detector = importlib.import_module(f"bigan_jax.models.{config.model_name}").create(
-        shape=image_shape(config),
+        fields["vgg16_weights"] = settings.vgg16_weights if frozen else None
+    detector = importlib.import_module(f"bigan_jax.models.{settings.model_name}").create(
+        shape=settings.data.image_shape,
         conditions=conditions,
-        dtype=_DTYPES[config.dtype],
+        dtype=_DTYPES[settings.dtype],
         **fields,
     )
-    phases = schedules.parse(config.phases.to_dict(), detector.objectives)
+    phases = schedules.parse_phases(settings.phases, detector.objectives)
     _check_updates(phases, detector.objectives)
     detector = detector._replace(objectives=_inactive_objectives_first(detector.objectives, phases))
-    return DetectorBuild(detector, optimizers(config, detector, phases, steps_per_epoch), phases)
+    optimizers = make_optimizers(settings, detector, phases, steps_per_epoch)
+    return DetectorBuild(detector, optimizers, phases)
 
 
-def optimizers(
-    config: ConfigDict,
+def make_optimizers(
+    settings: Settings,
     detector: Detector,
     phases: tuple[schedules.Phase, ...],
     steps_per_epoch: int,
     scale: float = 1.0,
 ) -> dict[str, optax.GradientTransformation]:
     """Each objective's optimizer. scale: of all learning rates."""
-    made = {}
-    for name in detector.objectives:
-        fields = config.optimizers[name].to_dict()
-        _check_numbers(f"optimizers.{name}", fields)
-        fields["learning_rate"] *= scale
-        updates = schedules.updates_by_phase(phases, name, steps_per_epoch)
-        made[name] = schedules.make_optimizer(updates, **fields)
-    return made
+    return {
+        name: schedules.make_optimizer(
+            schedules.updates_by_phase(phases, name, steps_per_epoch),
+            settings.optimizers[name],
+            scale,
+        )
+        for name in detector.objectives
+    }
 
 
 def _check_updates(phases, objectives):

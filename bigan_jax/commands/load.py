@@ -5,13 +5,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from bigan_jax.commands.build import build
-from bigan_jax.data.loading import image_shape
+from bigan_jax.commands.settings import Settings, parse_settings
 from bigan_jax.detector import Detector, TrainState, init_state
 from bigan_jax.errors import UserError, one_line
-from bigan_jax.evaluation.anomaly_score import formula_from
 from bigan_jax.evaluation.results import read_decision_settings
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.runtime.run_config import read_config
@@ -25,30 +23,44 @@ def load(workdir: str | Path) -> AnomalyScorer:
     """
     workdir = Path(workdir)
     config = read_config(workdir)
+    with _config_errors(workdir):
+        settings = parse_settings(config)
     judged = read_decision_settings(workdir)
     told = judged.conditions
-    state, detector, _ = restore(config, workdir, len(told))
+    state, detector, _ = restore(settings, workdir, len(told))
     if judged.steps not in (None, int(state.step)):
         raise UserError(
             f"{workdir}: its evaluation.json was made after {judged.steps} steps, and its "
             f"newest sound checkpoint is of {int(state.step)}: run --mode=evaluate first"
         )
     with _config_errors(workdir):
-        scorer = AnomalyScorer(
+        scorer = make_scorer(
+            settings,
             detector,
             state,
-            formula_from(config.score),
-            image_shape(config),
             threshold=judged.threshold,
-            vgg16_weights=config.vgg16.weights,
-            unit_features=config.score.unit_features,
             calibration=judged.calibration,
-            conditions=told if config.model.get("conditional") and len(told) > 1 else (),
-            window=config.data.window,
+            conditions=told if settings.model.get("conditional") and len(told) > 1 else (),
         )
-        if config.score.standardize:
+        if settings.score.standardize:
             scorer.standardize(judged.spread)
     return scorer
+
+
+def make_scorer(
+    settings: Settings, detector: Detector, state: TrainState, **arguments
+) -> AnomalyScorer:
+    """Returns a scorer of the settings' score and images; arguments: others of AnomalyScorer."""
+    return AnomalyScorer(
+        detector,
+        state,
+        settings.score.formula,
+        settings.data.image_shape,
+        vgg16_weights=settings.vgg16_weights,
+        unit_features=settings.score.unit_features,
+        window=settings.data.window,
+        **arguments,
+    )
 
 
 @contextmanager
@@ -66,16 +78,18 @@ def _config_errors(workdir: Path) -> Iterator[None]:
         ) from error
 
 
-def restore(config: ConfigDict, workdir: Path, conditions: int) -> tuple[TrainState, Detector, int]:
+def restore(settings: Settings, workdir: Path, conditions: int) -> tuple[TrainState, Detector, int]:
     """The newest checkpoint of a run, its detector, and after how many epochs that was. Without
     networks that only train others: a perceptual loss's VGG16 is not asked for again."""
     with _config_errors(workdir):
-        built = build(config, conditions, steps_per_epoch=1, frozen=False)
+        built = build(settings, conditions, steps_per_epoch=1, frozen=False)
         like = jax.eval_shape(
-            lambda: init_state(built.detector, built.optimizers, config.seed, image_shape(config))
+            lambda: init_state(
+                built.detector, built.optimizers, settings.seed, settings.data.image_shape
+            )
         )
     with closing(CheckpointManager(workdir, read_only=True)) as checkpoints:
-        found = checkpoints.restore(like, whole=True)
+        found = checkpoints.restore(like, complete_epochs=True)
     if found is None:
         raise UserError(f"{workdir} holds no checkpoint yet: train it first")
     progress, state = found

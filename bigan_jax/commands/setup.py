@@ -8,25 +8,21 @@ from functools import cache, partial
 from pathlib import Path
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from bigan_jax.commands.build import build, optimizers
+from bigan_jax.commands.build import build, make_optimizers
+from bigan_jax.commands.settings import Settings, parse_settings
 from bigan_jax.data import audit, loading
 from bigan_jax.data.audit import Audit
 from bigan_jax.data.dataset import Dataset
-from bigan_jax.data.files.unreadable import is_inside
-from bigan_jax.data.loading import image_shape
+from bigan_jax.data.files.unreadable import is_within_folder
 from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError, printable
-from bigan_jax.evaluation import results
-from bigan_jax.evaluation.anomaly_score import formula_from
-from bigan_jax.evaluation.assess import choose_threshold
 from bigan_jax.nn.vgg16 import weights as vgg16_weights
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.lock import exclusive_lock
 from bigan_jax.runtime.run_config import require_same_config, write_config
-from bigan_jax.training import divergence, epoch_runner
+from bigan_jax.training import epoch_runner
 from bigan_jax.training.epoch_runner import EpochRunner
 from bigan_jax.training.run import FROZEN_DIGEST_FILE, TrainingJob
 from bigan_jax.training.saving.checkpoints import tree_digest
@@ -41,24 +37,24 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
     configs: by workdir. Raises as `training.train` does.
     """
     configs = {distributed.shared_folder(workdir): config for workdir, config in configs.items()}
-    for workdir, each in configs.items():
-        validate_config(each)
-        divergence.validate_policy(each.on_nan)
-        _check_place(workdir, each.data.dir)
-    config = next(iter(configs.values()))  # in all that is shared as good as any
-    build(config, conditions=1, steps_per_epoch=1, frozen=False)  # raises before pictures are read
+    for workdir, config in configs.items():
+        settings = parse_settings(config)
+        _check_place(workdir, settings.data.dir)
+    # All share these settings but the seed. This raises before images are read:
+    require_weights(settings)
+    build(settings, conditions=1, steps_per_epoch=1, frozen=False)
     with ExitStack() as held:
         for workdir in configs:
             held.enter_context(exclusive_lock(workdir))
         for workdir, own in configs.items():
             require_same_config(workdir, own)
-        dataset, found = load_audited(config)
+        dataset, found = load_audited(settings)
         _require_same_across_processes(config, dataset)
         print(found.table())
         steps, batch_size = epoch_runner.steps_and_batch_size(
-            config.batch_size, len(dataset.train.image)
+            settings.batch_size, len(dataset.train.image)
         )
-        built = build(config, len(dataset.conditions), steps)
+        built = build(settings, len(dataset.conditions), steps)
         weights = tree_digest(built.detector.frozen) if built.detector.frozen else ""
         distributed.require_equal("VGG16 weights", weights)
         for workdir in configs:
@@ -69,14 +65,17 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
             found.write(workdir)
 
         # Compiled, so that the initial values do not depend on how operations are fused elsewhere.
-        begin = jax.jit(partial(_begin, built, image_shape(config)))
-        runner = cache(partial(_runner, config, built, dataset.train, steps))
+        begin = jax.jit(partial(_begin, built, settings.data.image_shape))
+        runner = cache(partial(_runner, settings, built, dataset.train, steps))
         shared = built, dataset, found, weights, steps, batch_size, begin, runner
-        yield [TrainingJob(own, *shared, workdir) for workdir, own in configs.items()]
+        kept = settings.on_nan, settings.checkpointing
+        yield [
+            TrainingJob(config.seed, *kept, *shared, workdir) for workdir, config in configs.items()
+        ]
 
 
 def _check_place(workdir, data):
-    if data and is_inside(workdir, os.path.expanduser(data)):
+    if data and is_within_folder(workdir, os.path.expanduser(data)):
         raise UserError(
             f"the run's folder {workdir} lies in config.data.dir={data}, whose pictures its "
             "figures would join: give a --workdir elsewhere"
@@ -109,63 +108,42 @@ def _begin(built, shape, seed):
     return init_state(built.detector, built.optimizers, seed, shape)
 
 
-def _runner(config, built, pictures, steps, scale, scanned=None, seeds=0):
+def _runner(settings, built, pictures, steps, scale, scanned=None, seeds=0):
     training_set = TrainingSet(pictures.image, pictures.condition)
     return EpochRunner(
         built.detector,
-        optimizers(config, built.detector, built.phases, steps, scale),
-        config.augment.to_dict(),
+        make_optimizers(settings, built.detector, built.phases, steps, scale),
+        settings.augmentation,
         epoch_runner.replicate(dict(built.detector.frozen)),
-        training_set if config.data.stream else epoch_runner.replicate(training_set),
+        training_set if settings.data.stream else epoch_runner.replicate(training_set),
         scanned=scanned,
         seeds=seeds,
     )
 
 
-def validate_config(config: ConfigDict) -> None:
-    """Raises UserError for fields that could not be evaluated: before a training, not after it."""
-    if "perceptual" in formula_from(config.score).weights:
-        vgg16_weights.load_weights(config.vgg16.weights)
-    if not config.data.calibration_fraction > 0:
-        raise UserError(
-            f"config.data.calibration_fraction={config.data.calibration_fraction}: the threshold "
-            "and the colors of error maps come from calibration pictures, so it must be above 0."
-        )
-    for field, name in ("name", config.name), ("data.name", config.data.name):
-        if not results.is_name(name) or set(name) & set("/\\"):
-            raise UserError(
-                f"config.{field}={name!r:.200}: it names rows and folders, so that it must be "
-                "printable, without a slash, and of 1 to 100 characters"
-            )
-    if not 0 <= config.seed < 2**31:
-        raise UserError(f"config.seed={config.seed}: a seed is a whole number from 0 to 2**31 - 1")
-    if config.checkpoint.every < 1:
-        raise UserError(
-            f"config.checkpoint.every={config.checkpoint.every}: it counts epochs, from 1 on"
-        )
-    choose_threshold(config.threshold, np.zeros(1), 1)
-    audit.validate_policy(config.data.duplicates)
+def require_weights(settings: Settings) -> None:
+    """Loads VGG16's weights where the score has a perceptual term: before training, not after it.
+
+    Raises:
+      UserError: they are missing or unreadable.
+    """
+    if "perceptual" in settings.score.formula.weights:
+        vgg16_weights.load_weights(settings.vgg16_weights)
 
 
-def data_fields(config: ConfigDict) -> dict:
-    """The arguments of data.load."""
-    others = ("name", "duplicates")
-    return {name: value for name, value in config.data.items() if name not in others}
-
-
-def load_audited(config: ConfigDict) -> tuple[Dataset, Audit]:
+def load_audited(settings: Settings) -> tuple[Dataset, Audit]:
     """The pictures, less the copies that `data.duplicates` leaves out, and what was found; what is
     to be known of them is printed."""
-    dataset = loading.load_dataset(**data_fields(config))
-    found = audit.audit(dataset, config.data.duplicates)
+    dataset = loading.load_dataset(settings.data)
+    found = audit.audit_dataset(dataset, settings.data.duplicates)
     dataset = audit.drop_duplicates(dataset, found)
-    _check_splits(dataset, config)
+    _check_splits(dataset, settings)
     for note in dataset.notes:
         print(f"Note: {printable(note)}")
     return dataset, found
 
 
-def _check_splits(dataset, config):
+def _check_splits(dataset, settings):
     """Each part has what is asked of it."""
     if len(dataset.train.label) < 2:
         raise UserError(
@@ -176,7 +154,7 @@ def _check_splits(dataset, config):
         raise UserError(
             "no picture would be tested: raise --config.data.test_fraction, or add anomalous ones"
         )
-    if config.score.standardize and len(dataset.calibration.label) < 2:
+    if settings.score.standardize and len(dataset.calibration.label) < 2:
         raise UserError(
             "--config.score.standardize divides by the spread over the calibration pictures, and "
             "there is one: raise --config.data.calibration_fraction"

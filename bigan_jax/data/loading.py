@@ -1,11 +1,9 @@
 """A folder of pictures, or the built-in phantom, to arrays that train, calibrate and test."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from bigan_jax.data import phantom
 from bigan_jax.data.dataset import Dataset, Images
@@ -17,38 +15,20 @@ from bigan_jax.data.files.images import (
     read_mask,
 )
 from bigan_jax.data.files.medical import percentile_stretch, slice_notes, split_slice
-from bigan_jax.data.files.unreadable import UnreadableFile, unreadable, unreadable_note
-from bigan_jax.data.layouts.base import EXPECTED, layout_error, select_categories
+from bigan_jax.data.files.unreadable import UnreadableFile, unreadable_error, unreadable_note
+from bigan_jax.data.layouts.base import layout_error, select_categories
 from bigan_jax.data.records import ImageRecord
+from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, split
 from bigan_jax.data.streaming import LazyImages
-from bigan_jax.errors import UserError, unknown_name
+from bigan_jax.errors import UserError
 from bigan_jax.runtime import distributed
 
 if TYPE_CHECKING:
     from bigan_jax.data.source import ImageSource
 
-SOURCES = ("phantom", *EXPECTED)
 
-
-def load_dataset(
-    source: str,
-    *,
-    dir: str | Path | None,
-    tfds_dir: str | Path = "",
-    category: str,
-    image_size: int,
-    channels: int,
-    window: bool = False,
-    split_seed: int,
-    test_fraction: float = 0.2,
-    calibration_fraction: float = 0.1,
-    official_split: bool = True,
-    phantom_normal: int = 500,
-    phantom_anomalous: int = 100,
-    stream: bool = False,
-    skip_broken: bool = False,
-) -> Dataset:
+def load_dataset(settings: DataSettings) -> Dataset:
     """Decode one of SOURCES into `image_size` square pictures with 1 (gray) or 3 (RGB) channels.
 
     With `window` each picture is stretched from its own 1st to its 99th percentile, so that its
@@ -69,26 +49,13 @@ def load_dataset(
     ~/tensorflow_datasets (`bigan_jax.data.prepared`).
 
     Raises UserError for whatever the user can mend: names, folders, layouts, and broken files,
-    all of them together; with `skip_broken` these are left out, and counted in the notes.
+    all of them together; with `skip_unreadable` these are left out, and counted in the notes.
     """
     broken: list[UnreadableFile] = []
-    if source not in SOURCES:
-        raise unknown_name("data source", source, SOURCES)
-    if channels not in (1, 3):
-        raise UserError(f"data.channels is {channels}: it must be 1 (gray) or 3 (RGB).")
-    if image_size < 8:
-        raise UserError(f"data.image_size is {image_size}: it must be at least 8.")
-    form = ImageFormat(image_size, channels, window)
-    if source == "phantom":
-        if dir:
-            raise UserError(
-                f"config.data.dir={dir}: the phantom's pictures are drawn. Name the dataset "
-                "that is laid out as the folder is, such as --config=configs/cae.py:folder"
-            )
-        if min(phantom_normal, phantom_anomalous) < 0:
-            raise UserError("data.phantom_normal and data.phantom_anomalous are counts, from 0 on.")
-        conditions = tuple(select_categories(category, phantom.DOMAINS))
-        records = phantom.records(conditions, phantom_normal, phantom_anomalous)
+    form = ImageFormat(settings.image_size, settings.channels, settings.window)
+    if settings.source == "phantom":
+        conditions = tuple(select_categories(settings.category, phantom.DOMAINS))
+        records = phantom.records(conditions, settings.phantom_normal, settings.phantom_anomalous)
         notes, opened = (), None
 
         def read(part: list[ImageRecord]) -> Images:
@@ -101,15 +68,21 @@ def load_dataset(
 
             return _lazy_pictures(part, draw, form)
 
-    elif not dir:
-        raise layout_error(source, "No data folder was given: --config.data.dir=DIR.")
+    elif not settings.dir:
+        raise layout_error(settings.source, "No data folder was given: --config.data.dir=DIR.")
     else:
         try:  # only now: TFDS takes longer to import than a phantom to draw
             from bigan_jax.data.source import open_source
         except ImportError as error:
             raise UserError(f"{error.name} is not installed: pip install -e . again.") from error
         with distributed.primary_first("preparing data"):  # which they may share
-            catalog = open_source(source, dir, tfds_dir, category.strip(), official_split)
+            catalog = open_source(
+                settings.source,
+                settings.dir,
+                settings.tfds_dir,
+                settings.category.strip(),
+                settings.official_split,
+            )
         root, records, conditions, notes, _ = catalog
         opened = catalog.open
 
@@ -126,11 +99,13 @@ def load_dataset(
             broken.extend(unread)
             return _lazy_pictures(part, decode, form)
 
-    parts, left_out = split(records, split_seed, test_fraction, calibration_fraction)
+    parts, left_out = split(
+        records, settings.split_seed, settings.test_fraction, settings.calibration_fraction
+    )
     calibration, test = read(parts[CALIBRATION]), read(parts[TEST])
-    train = (read_lazily if stream else read)(parts[TRAIN])
-    if broken and not skip_broken:
-        raise unreadable(broken, root, len(records), "pictures")
+    train = (read_lazily if settings.stream else read)(parts[TRAIN])
+    if broken and not settings.skip_unreadable:
+        raise unreadable_error(broken, root, len(records), "pictures")
     asked = [r.path for part in parts.values() for r in part]
     kept = [path for part in (train, calibration, test) for path in part.path]
     notes += (
@@ -243,8 +218,3 @@ def _pictures(part: list[ImageRecord], image: np.ndarray, mask: np.ndarray) -> I
         mask=mask,
         has_mask=has_mask,
     )
-
-
-def image_shape(config: ConfigDict) -> tuple[int, int, int]:
-    """(height, width, channels) of the pictures as the networks see them."""
-    return config.data.image_size, config.data.image_size, config.data.channels

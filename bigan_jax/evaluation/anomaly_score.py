@@ -9,6 +9,7 @@ import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -16,10 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
-from ml_collections import ConfigDict
 
 from bigan_jax.errors import UserError, unknown_name
-from bigan_jax.evaluation import anomaly_score
 from bigan_jax.metrics.image import auroc
 from bigan_jax.nn import losses, ssim
 
@@ -55,6 +54,39 @@ class ScoreFormula(NamedTuple):
             )
         weights = {name: weight / spread[name] for name, weight in self.weights.items()}
         return self._replace(weights=weights)
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """The fields of `config.score`, checked.
+
+    Attributes:
+      weights: by score term; at least one is above 0.
+      reduction: one of REDUCTIONS.
+      standardize: whether each term is divided by its standard deviation over calibration images.
+      unit_features: whether VGG16's features are scaled to unit length before they are compared.
+
+    Raises:
+      UserError: an unknown reduction, a negative weight, or no weight above 0.
+    """
+
+    weights: Mapping[str, float]
+    reduction: str = "mean"
+    standardize: bool = False
+    unit_features: bool = True
+
+    def __post_init__(self):
+        formula(self.weights, self.reduction)
+
+    @property
+    def formula(self) -> ScoreFormula:
+        """The score definition before any standardization."""
+        return formula(self.weights, self.reduction)
+
+    def as_dict(self) -> dict:
+        """The settings as `config.score` has them."""
+        others = {n: getattr(self, n) for n in ("unit_features", "standardize", "reduction")}
+        return {**self.weights, **others}
 
 
 class ScoreTerms(NamedTuple):
@@ -208,13 +240,3 @@ def _words(weights):
     if len(weights) == 1:
         return next(iter(weights))
     return " + ".join(f"{weight:g} {name}" for name, weight in weights.items())
-
-
-def formula_from(score: ConfigDict) -> ScoreFormula:
-    """How config.score makes a score of terms, before it standardizes them.
-
-    Raises UserError for values that there are not.
-    """
-    return anomaly_score.formula(
-        {name: score[name] for name in anomaly_score.TERMS}, score.reduction
-    )

@@ -90,7 +90,7 @@ class AnomalyScorer:
         self.formula, self.shape, self.threshold = formula, shape, threshold
         self.form = ImageFormat(*shape[1:], window)
         self.calibration, self.conditions = calibration, tuple(conditions)
-        self._batch_size = batch_size
+        self._batch_size, self.notes = batch_size, detector.notes
         self._variables = (state, dict(detector.frozen))
         self._searcher = LatentSearcher(detector)
         self._vgg16, features = None, None
@@ -100,6 +100,11 @@ class AnomalyScorer:
             features = VGG16(convention=loaded.convention, unit_features=unit_features)
         self._reconstruct = jax.jit(partial(_reconstruct, detector))
         self._judge = jax.jit(partial(_judge, features, formula.reduction))
+
+    @property
+    def steps_trained(self) -> int:
+        """The number of training steps of the detector's state."""
+        return int(self._variables[0].step)
 
     @property
     def search_steps(self) -> int:

@@ -1,13 +1,14 @@
 """TODO docstring."""
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from bigan_jax.errors import UserError
+from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.validation import require_finite
 
 
@@ -106,3 +107,52 @@ def pixel_threshold(normal_maps: Float[np.ndarray, "n h w"], rate: float) -> flo
     place = maps.size - 1 - allowed
     highest_passed = np.partition(maps.ravel(), place)[place]
     return float(np.nextafter(highest_passed, np.inf, dtype=maps.dtype))
+
+
+@dataclass(frozen=True)
+class ThresholdSettings:
+    """The fields of `config.threshold`, checked.
+
+    Attributes:
+      rule: "conformal" or "manual".
+      false_alarm_rate: the rate of the conformal rule, strictly between 0 and 1. The pixel
+        threshold uses it under either rule.
+      value: the threshold of the manual rule; 0 under the conformal one.
+
+    Raises:
+      UserError: an unknown rule, or a value that the rule does not accept.
+    """
+
+    rule: str = "conformal"
+    false_alarm_rate: float = 0.05
+    value: float = 0.0
+
+    def __post_init__(self):
+        if self.rule not in ("conformal", "manual"):
+            raise unknown_name("config.threshold.rule", self.rule, ["conformal", "manual"])
+        if self.rule == "conformal" and self.value:
+            raise UserError(
+                f"config.threshold.value={self.value} is for --config.threshold.rule=manual: set "
+                "that rule, or leave the value out"
+            )
+        if self.rule == "manual" and not self.value > 0:
+            raise UserError(
+                f"config.threshold.value={self.value}: the manual rule requires a score above 0, "
+                "from which on an image is anomalous"
+            )
+        choose_threshold(self, np.zeros(1), 1)
+
+
+def choose_threshold(
+    settings: ThresholdSettings, calibration: Float[np.ndarray, "c"], groups: int
+) -> Threshold:
+    """Returns the threshold by the settings' rule.
+
+    Args:
+      settings: the rule and its value.
+      calibration: scores of normal images that had no part in training.
+      groups: the number of groups (patients, camera blocks) that these images come from.
+    """
+    if settings.rule == "manual":
+        return manual_threshold(settings.value)
+    return conformal_threshold(calibration, settings.false_alarm_rate, groups)

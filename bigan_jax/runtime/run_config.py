@@ -20,7 +20,7 @@ _CHANGEABLE_FIELDS = (
     "data.dir",
     "data.tfds_dir",
     "data.stream",
-    "data.skip_broken",  # which pictures trained, split.csv tells
+    "data.skip_unreadable",  # which pictures trained, split.csv tells
     "on_nan",
     "vgg16.",  # where the weights are; whether they are the same, task.FROZEN tells
 )
@@ -30,7 +30,7 @@ _BEFORE = {
     "augment.rotate": 0.0,
     "augment.brightness": 0.0,
     "data.duplicates": "stop",
-    "data.skip_broken": False,
+    "data.skip_unreadable": False,
     "data.stream": False,
     "data.tfds_dir": "",
     "data.window": False,

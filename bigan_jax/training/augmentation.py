@@ -1,6 +1,6 @@
-"""Augmentation of training pictures on the device: every picture by its own key."""
+"""Random augmentation of training images on the device, with one key per image."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -10,50 +10,61 @@ from jaxtyping import Array, Float, Key
 
 from bigan_jax.errors import UserError
 
-# A picture scaled by a tenth is a spot; one that is moved by its size is gone.
-_MOST = {"translate": 1, "scale": 0.9, "rotate": 180, "brightness": 1}
+# At these limits an image shrinks to a tenth, or is shifted out of the frame.
+_MAXIMUM = {"translate": 1, "scale": 0.9, "rotate": 180, "brightness": 1}
+
+
+@dataclass(frozen=True)
+class AugmentationSettings:
+    """The validated fields of `config.augment` (the paper, Sec. IV-B).
+
+    Attributes:
+      flip: whether each image is mirrored left to right with probability 1/2.
+      translate: each shift is uniform in [-translate, translate], as a fraction of the size.
+      scale: the zoom factor about the center is uniform in [1 - scale, 1 + scale].
+      rotate: the angle about the center is uniform in [-rotate, rotate], in degrees.
+      brightness: the factor is uniform in [1 - brightness, 1 + brightness]; the result is
+        clipped at 1.
+
+    Raises:
+      UserError: a value is negative or above its maximum.
+    """
+
+    flip: bool = False
+    translate: float = 0.0
+    scale: float = 0.0
+    rotate: float = 0.0
+    brightness: float = 0.0
+
+    def __post_init__(self):
+        for name, maximum in _MAXIMUM.items():
+            value = getattr(self, name)
+            if not 0 <= value <= maximum:
+                raise UserError(f"config.augment.{name} must be from 0 to {maximum} (got {value}).")
 
 
 def augment(
-    keys: Key[Array, "b"],
-    image: Float[Array, "b h w c"],
-    *,
-    flip: bool = False,
-    translate: float = 0.0,
-    scale: float = 0.0,
-    rotate: float = 0.0,
-    brightness: float = 0.0,
+    keys: Key[Array, "b"], image: Float[Array, "b h w c"], settings: AugmentationSettings
 ) -> Float[Array, "b h w c"]:
-    """Flips, moves, scales, turns and lightens each picture at random (the paper, Sec. IV-B).
+    """Returns randomly flipped, shifted, scaled, rotated and brightened images.
 
-    keys: one a picture: what happens to it does not depend on its neighbors.
-    image: in [0, 1], and so is the result. What comes in from outside repeats the border.
-    flip: left and right swapped, for half of the pictures.
-    translate: by at most this fraction of the size, each way, uniformly.
-    scale: by a factor in [1 - scale, 1 + scale] about the middle, uniformly.
-    rotate: by at most this many degrees about the middle, both ways, uniformly.
-    brightness: times a factor in [1 - brightness, 1 + brightness], uniformly; cut off at 1.
-    Raises UserError for what is negative or more than a picture bears.
+    Args:
+      keys: one key per image, so that an image's result does not depend on the others.
+      image: values in [0, 1]; so are the result's. Pixels from outside the image repeat its border.
+      settings: the amounts.
     """
-    validate(dict(translate=translate, scale=scale, rotate=rotate, brightness=brightness))
-    if flip:
+    translate, scale, rotate = settings.translate, settings.scale, settings.rotate
+    if settings.flip:
         swap = jax.vmap(lambda key: random.bernoulli(random.fold_in(key, 0)))(keys)
         image = jnp.where(swap[:, None, None, None], image[:, :, ::-1], image)
     if rotate:
         image = jax.vmap(lambda key, x: _rotate(key, x, translate, scale, rotate))(keys, image)
     elif translate or scale:
         image = jax.vmap(lambda key, x: _translate_scale(key, x, translate, scale))(keys, image)
-    if brightness:
-        factor = 1 + brightness * jax.vmap(lambda key: _uniform(key, 4))(keys)
+    if settings.brightness:
+        factor = 1 + settings.brightness * jax.vmap(lambda key: _uniform(key, 4))(keys)
         image = jnp.minimum(image * factor[:, None, None, None], 1)
     return image
-
-
-def validate(fields: Mapping[str, float]) -> None:
-    """Raises UserError for what `augment` would."""
-    for name, most in _MOST.items():
-        if not 0 <= fields[name] <= most:
-            raise UserError(f"augment.{name} is {fields[name]}: it must be from 0 to {most}.")
 
 
 def _uniform(key, purpose, shape=()):
@@ -61,17 +72,17 @@ def _uniform(key, purpose, shape=()):
 
 
 def _translate_scale(key, image, translate, scale):
-    """Without a turn each axis is resampled by itself: two matrix products, and no gather."""
+    """Without rotation each axis is resampled separately: two matrix products and no gather."""
     size = jnp.array(image.shape[:2], jnp.float32)
     factor = 1 + scale * _uniform(key, 1)
     shift = translate * size * _uniform(key, 2, (2,))
-    # jax.image.scale_and_translate fills with zeros, which a plain ground would show as a frame.
-    # The widened border is as far as anything can come in from.
+    # jax.image.scale_and_translate fills with zeros, which would show as a frame on a plain
+    # background. The border is widened as far as a pixel can move.
     margin = [int(side * (translate + scale) / (1 - scale)) + 2 for side in image.shape[:2]]
     padded = jnp.pad(image, [(m, m) for m in margin] + [(0, 0)], mode="edge")
-    about_middle = size / 2 * (1 - factor) + shift - factor * jnp.array(margin, jnp.float32)
+    offset = size / 2 * (1 - factor) + shift - factor * jnp.array(margin, jnp.float32)
     moved = jax.image.scale_and_translate(
-        padded, image.shape, (0, 1), jnp.full(2, factor), about_middle, "linear", antialias=False
+        padded, image.shape, (0, 1), jnp.full(2, factor), offset, "linear", antialias=False
     )
     return jnp.clip(moved, 0, 1)
 
@@ -84,13 +95,13 @@ def _rotate(key, image, translate, scale, rotate):
 
 
 def _warp(image, angle, factor, shift):
-    """Turns (radians, counter-clockwise) and scales about the middle, then shifts (y, x pixels)."""
+    """Rotates (radians, counterclockwise) and scales about the center, then shifts (y, x)."""
     height, width = image.shape[:2]
-    middle = (height - 1) / 2, (width - 1) / 2
-    y = (jnp.arange(height)[:, None] - middle[0] - shift[0]) / factor
-    x = (jnp.arange(width)[None, :] - middle[1] - shift[1]) / factor
+    center = (height - 1) / 2, (width - 1) / 2
+    y = (jnp.arange(height)[:, None] - center[0] - shift[0]) / factor
+    x = (jnp.arange(width)[None, :] - center[1] - shift[1]) / factor
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    source = [cos * y + sin * x + middle[0], cos * x - sin * y + middle[1]]
+    source = [cos * y + sin * x + center[0], cos * x - sin * y + center[1]]
     return jax.vmap(lambda plane: map_coordinates(plane, source, order=1, mode="nearest"), -1, -1)(
         image
     )

@@ -11,15 +11,16 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import bigan_jax
 from bigan_jax.commands.build import build
-from bigan_jax.commands.setup import data_fields, load_audited
+from bigan_jax.commands.load import make_scorer
+from bigan_jax.commands.settings import parse_settings
+from bigan_jax.commands.setup import load_audited
 from bigan_jax.configs import cae, common, improved_bigan
 from bigan_jax.data import loading
-from bigan_jax.data.audit.result import SPLIT
-from bigan_jax.data.loading import image_shape
+from bigan_jax.data.audit.result import SplitRow
 from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError
+from bigan_jax.evaluation import assess as assessment
 from bigan_jax.evaluation.anomaly_score import ScoreFormula
-from bigan_jax.evaluation.assess import assess
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.nn import losses
 from bigan_jax.nn.vgg16 import weights as vgg16_weights
@@ -48,11 +49,19 @@ def configured(module, argument="phantom", **fields):
     return config
 
 
+def assess(config, dataset, detector, state):
+    settings = parse_settings(config)
+    scorer = make_scorer(settings, detector, state, batch_size=settings.batch_size)
+    return assessment.assess(scorer, dataset, settings.score, settings.threshold, settings.identity)
+
+
 def untrained(config, conditions=1):
     """A detector and a state of its shapes, filled by a generator: nothing is compiled."""
-    built = build(config, conditions, steps_per_epoch=1)
+    built = build(parse_settings(config), conditions, steps_per_epoch=1)
     like = jax.eval_shape(
-        lambda: init_state(built.detector, built.optimizers, config.seed, image_shape(config))
+        lambda: init_state(
+            built.detector, built.optimizers, config.seed, parse_settings(config).data.image_shape
+        )
     )
     rng = np.random.default_rng(0)
     # Positive as a variance is, of either sign elsewhere: what matters is that pictures differ.
@@ -65,7 +74,7 @@ def untrained(config, conditions=1):
 def small():
     """A config, its pictures and a detector for them that was never trained."""
     config = configured(cae, **SMALL)
-    return config, loading.load_dataset(**data_fields(config)), *untrained(config, 2)
+    return config, loading.load_dataset(parse_settings(config).data), *untrained(config, 2)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +168,7 @@ def test_kinds_conditions_and_intervals_are_in_the_evaluation(assessed, small):
 def test_controls_share_the_score(small):
     """Rated as the model's own reconstructions are, whatever the formula and the batches."""
     config, dataset, detector, state = small
-    shape = image_shape(config)
+    shape = parse_settings(config).data.image_shape
     formula = ScoreFormula({"mse": 2.0, "ssim": 0.5}, "top1")
     scorer = AnomalyScorer(detector, state, formula, shape, batch_size=8)
     scores = scorer.score(dataset.test.image[:11])
@@ -265,15 +274,15 @@ def test_another_score_needs_no_training(small, finished, assessed, capsys):
         ({"score.mse": 0.0, "score.ssim": 0.0}, "weight 0"),
         ({"threshold.rule": "best"}, "'best'.*manual"),
         ({"threshold.false_alarm_rate": 5.0}, "false_alarm_rate"),
-        ({"data.calibration_fraction": 0.0}, "calibration_fraction=0.0.*above 0"),
-        ({"data.name": "mine/bottles"}, "data.name='mine/bottles'.*slash"),
-        ({"name": ""}, "config.name=''.*1 to 100 characters"),
-        ({"data.name": "a\nb"}, r"data.name='a\\nb'.*printable"),
+        ({"data.calibration_fraction": 0.0}, "calibration_fraction must be above 0"),
+        ({"data.name": "mine/bottles"}, "data.name must be .*slash.*mine/bottles"),
+        ({"name": ""}, "config.name must be .*1 to 100 characters"),
+        ({"data.name": "a\nb"}, r"data.name must be printable"),
         ({"threshold.value": 0.2}, "for --config.threshold.rule=manual"),
-        ({"threshold.rule": "manual"}, "wants a score above 0"),
-        ({"augment.rotate": 900.0}, "augment.rotate is 900"),
-        ({"batch_size": 0}, "batch_size=0: it counts"),
-        ({"seed": 2**31}, r"seed=2147483648.*2\*\*31 - 1"),
+        ({"threshold.rule": "manual"}, "requires a score above 0"),
+        ({"augment.rotate": 900.0}, "augment.rotate must be .*900"),
+        ({"batch_size": 0}, "batch_size must be a positive integer"),
+        ({"seed": 2**31}, r"seed must be .*2147483648"),
         ({"score.perceptual": 0.1, "vgg16.weights": "/no/vgg.pth"}, "no VGG16 weights at /no/vgg"),
         (
             {"score.standardize": True, "data.calibration_fraction": 0.01},
@@ -304,12 +313,12 @@ def test_an_evaluation_that_fails_leaves_the_one_before(small, finished, monkeyp
 
 def test_a_training_that_is_not_finished_and_pictures_that_came_later_are_told(finished):
     config = configured(cae, **SMALL)
-    _, found = load_audited(config)
+    _, found = load_audited(parse_settings(config))
     table = [row for row in found.split if row[-2] == "train"]
-    write_csv(finished / "split.csv", [SPLIT, *table[3:]])
+    write_csv(finished / "split.csv", [SplitRow._fields, *table[3:]])
     warnings = bigan_jax.evaluate(finished)["warnings"]
     wanted = config.phases.phase1.epochs
-    assert f"Trained for 1 of {wanted} epochs: it is not finished." in warnings
+    assert f"Trained for 1 of {wanted} epochs: training is not finished." in warnings
     assert any(warning.startswith("3 pictures that would train came after") for warning in warnings)
 
 
@@ -350,7 +359,9 @@ def test_scoring_needs_no_vgg16_though_training_did(monkeypatch, tmp_path):
 def test_a_perceptual_score_is_vgg16_s(unit, small):
     config, dataset, detector, state = small
     formula = ScoreFormula({"perceptual": 1.0})
-    scorer = AnomalyScorer(detector, state, formula, image_shape(config), unit_features=unit)
+    scorer = AnomalyScorer(
+        detector, state, formula, parse_settings(config).data.image_shape, unit_features=unit
+    )
     image = dataset.test.image[:2].astype(np.float32) / 255
     loaded = load_weights()
     network = VGG16(convention=loaded.convention)

@@ -19,9 +19,9 @@ import bigan_jax
 from bigan_jax.commands import predict as prediction
 from bigan_jax.commands.build import build
 from bigan_jax.commands.predict import predict
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import cvae, fcae
 from bigan_jax.data import phantom
-from bigan_jax.data.loading import image_shape
 from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError, printable
 from bigan_jax.evaluation.scorer import AnomalyScorer
@@ -31,7 +31,7 @@ from bigan_jax.runtime.files import write_json
 from bigan_jax.runtime.run_config import write_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
-from tests.commands.test_train import ROOT, command, configured, environment
+from tests.helpers.runs import ROOT, command, configured, environment
 
 SMALL = {"data.image_size": 32, "batch_size": 16, "phases.phase1.epochs": 1}
 
@@ -87,7 +87,7 @@ def test_scores_are_those_of_the_evaluation(trained, predicted):
             assert float(ours[path][column]) == pytest.approx(float(row[column]), abs=1e-6)
         assert ours[path]["decision"] == row["decision"]
     calibration = json.loads((workdir / "evaluation.json").read_text())["calibration_scores"]
-    parts = {row["path"]: row["part"] for row in csv.DictReader((workdir / "split.csv").open())}
+    parts = {row["path"]: row["split"] for row in csv.DictReader((workdir / "split.csv").open())}
     known = sorted(
         float(ours[path]["score"]) for path, part in parts.items() if part == "calibration"
     )
@@ -222,7 +222,7 @@ def test_the_command_scores_what_it_can(trained, tmp_path):
     assert len({row["score"] for row in table(tmp_path / "out")}) == 1
     reasons = {row["path"]: row["reason"] for row in table(tmp_path / "out", "unreadable.csv")}
     assert reasons.keys() == {"torn.png", "page.jpg", "empty.png", "out.png"}
-    assert "empty" in reasons["empty.png"] and "not a picture" in reasons["page.jpg"]
+    assert "empty" in reasons["empty.png"] and "not an image" in reasons["page.jpg"]
     assert all(f"{path}: {reason}" in result.stderr for path, reason in reasons.items())
     for kind in ("error_maps", "overlays"):
         drawn = [p for p in (tmp_path / "out" / kind).rglob("*") if p.is_file()]
@@ -326,8 +326,12 @@ def test_conditions(tmp_path):
     workdir holds no more than a prediction needs."""
     config = configured(cvae, "phantom", SMALL | {"model.latent": 4, "model.widths": (4, 8)})
     write_config(tmp_path / "run", config)
-    built = build(config, conditions=2, steps_per_epoch=1)
-    state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, image_shape(config)))()
+    built = build(parse_settings(config), conditions=2, steps_per_epoch=1)
+    state = jax.jit(
+        lambda: init_state(
+            built.detector, built.optimizers, 0, parse_settings(config).data.image_shape
+        )
+    )()
     checkpoints = CheckpointManager(tmp_path / "run")
     checkpoints.save(Progress(1), state)
     checkpoints.close()

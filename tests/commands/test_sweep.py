@@ -17,8 +17,8 @@ from bigan_jax.configs import cae, improved_bigan
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.paper_results import MODELS
 from bigan_jax.runtime import launchers
-from tests.commands.test_train import environment
 from tests.helpers.datasets import write_run
+from tests.helpers.runs import environment
 
 ROOT = Path(__file__).parents[2]
 CAE, BIGAN = "configs/cae.py:phantom", "configs/improved_bigan.py:phantom"

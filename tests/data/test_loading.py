@@ -13,6 +13,7 @@ from bigan_jax.data import loading
 from bigan_jax.data.layouts.base import select_categories
 from bigan_jax.data.layouts.grouping import group_by_camera
 from bigan_jax.data.records import ImageRecord
+from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, assign_groups, split, uniform
 from bigan_jax.errors import UserError
 from tests.helpers.datasets import everything
@@ -22,7 +23,7 @@ REAL = Path(__file__).parents[3] / "shared" / "data"
 
 def load(source, folder, **changes):
     options = dict(dir=folder, category="", image_size=16, channels=1, split_seed=0)
-    return loading.load_dataset(source, **options | changes)
+    return loading.load_dataset(DataSettings(source, **options | changes))
 
 
 def write(path, value=100, size=(20, 20), mode="L"):
@@ -336,9 +337,9 @@ def test_mistakes_name_the_thing_and_the_remedy(mvtec):
         load("mvtec", mvtec, category="botle")
     with pytest.raises(UserError, match="Did you mean 'head'"):
         load("phantom", None, category="hed")
-    with pytest.raises(UserError, match="channels is 2"):
+    with pytest.raises(UserError, match="channels must be"):
         load("phantom", None, channels=2)
-    with pytest.raises(UserError, match="image_size is 0"):
+    with pytest.raises(UserError, match="image_size must be at least 8"):
         load("phantom", None, image_size=0)
     with pytest.raises(UserError, match="phantom_anomalous are counts"):
         load("phantom", None, phantom_anomalous=-5)

@@ -5,7 +5,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,17 @@ from PIL import Image
 from bigan_jax.commands import train
 from bigan_jax.configs import fcae as fcae_config
 from bigan_jax.data import loading
+from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.streaming import LazyImages
 from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import baselines
 from bigan_jax.models import fcae
 from bigan_jax.training import epoch_runner
+from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.loop import epoch_order
 from bigan_jax.training.train_step import TrainingSet
-from tests.commands.test_train import configured
+from tests.helpers.runs import configured
 
 SHAPE = (16, 16, 1)
 IMAGES = np.random.default_rng(0).integers(0, 256, (90, *SHAPE), np.uint8)
@@ -49,14 +51,16 @@ def runner(image, scanned=False):
     streamed = isinstance(image, LazyImages)
     run = compiled(jax.local_device_count(), scanned, streamed)
     pictures = TrainingSet(image, CONDITION)
-    run.pictures = pictures if streamed else epoch_runner.replicate(pictures)
+    run.training_set = pictures if streamed else epoch_runner.replicate(pictures)
     return run, epoch_runner.replicate(first_state())
 
 
 @cache  # its programs serve several tests
 def compiled(local, scanned, streamed):
     pictures = TrainingSet(IMAGES if streamed else jnp.asarray(IMAGES), CONDITION)
-    return epoch_runner.EpochRunner(DETECTOR, OPTIMIZERS, {}, {}, pictures, scanned)
+    return epoch_runner.EpochRunner(
+        DETECTOR, OPTIMIZERS, AugmentationSettings(), {}, pictures, scanned
+    )
 
 
 @cache
@@ -168,16 +172,16 @@ def test_a_folder_gives_the_same_set(tmp_path):
     """Broken files are told before training, or left out, though none but the batch is held."""
     for i, image in enumerate(IMAGES[:40]):
         Image.fromarray(image[..., 0]).save(tmp_path / f"{i:02d}.png")
-    load = partial(
-        loading.load_dataset, "folder", dir=tmp_path, category="", image_size=16, channels=1
-    )
-    load = partial(load, split_seed=0)
+
+    def load(**options):
+        return loading.load_dataset(DataSettings("folder", tmp_path, image_size=16, **options))
+
     broken = [load().train.path[i] for i in (2, 7)]
     for path in broken:
         (tmp_path / path).write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"2 of 40 pictures(.|\n)*" + r"(.|\n)*".join(broken)):
         load(stream=True)
-    lazy, here = (load(skip_broken=True, stream=stream) for stream in (True, False))
+    lazy, here = (load(skip_unreadable=True, stream=stream) for stream in (True, False))
     assert isinstance(lazy.train.image, LazyImages) and isinstance(lazy.test.image, np.ndarray)
     for field, ours, theirs in zip(here.train._fields, lazy.train, here.train, strict=True):
         np.testing.assert_array_equal(ours[:], theirs, field)

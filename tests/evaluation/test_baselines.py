@@ -1,5 +1,6 @@
 """Controls against closed forms, and against the figures measured on the bottle set."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,13 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import splits
-from bigan_jax.commands.setup import data_fields
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import fcae
 from bigan_jax.data import thumbnails
 from bigan_jax.data.loading import load_dataset
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import baselines
-from tests.commands.test_train import configured
+from tests.helpers.runs import configured
 
 BOTTLE = Path(__file__).parents[3] / "shared/data/mvtec_ad/bottle"
 
@@ -169,7 +170,7 @@ def test_each_split_has_its_own_row():
     column = [name for _, name in found.columns].index("mean_intensity")
     values = []
     for split, row in enumerate(found.rows[:2]):
-        pictures = load_dataset(**data_fields(config) | {"split_seed": split})
+        pictures = load_dataset(dataclasses.replace(parse_settings(config).data, split_seed=split))
         assert row[:3] == [str(split), len(pictures.train.label), len(pictures.calibration.label)]
         means = pictures.test.image.mean((1, 2, 3))
         value = roc_auc_score(pictures.test.label, means)

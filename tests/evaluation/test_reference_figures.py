@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from bigan_jax.commands.setup import data_fields
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import cae
 from bigan_jax.data import loading
 from bigan_jax.evaluation import anomaly_score
@@ -30,7 +30,7 @@ def load(preset, folder=None, **fields):
     config = cae.get_config(preset)
     with config.unlocked():
         config.data.update(dir=str(folder), **fields)
-    return loading.load_dataset(**data_fields(config))
+    return loading.load_dataset(parse_settings(config).data)
 
 
 @jax.jit

@@ -15,6 +15,7 @@ from bigan_jax.errors import UserError
 from bigan_jax.models import anogan, bigan, ganomaly
 from bigan_jax.nn.blocks import BATCH_AXIS
 from bigan_jax.training import epoch_runner, health
+from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.train_step import TrainingSet
 
 SHAPE = (16, 16, 1)
@@ -64,7 +65,7 @@ def runner(name):
     optimizers = {k: adam(learning_rate=rate, b1=0.5) for k, rate in RATES[name].items()}
     state = jax.jit(lambda: init_state(GANS[name], optimizers, 0, SHAPE))()
     run = epoch_runner.EpochRunner(
-        GANS[name], optimizers, {}, {}, epoch_runner.replicate(pictures())
+        GANS[name], optimizers, AugmentationSettings(), {}, epoch_runner.replicate(pictures())
     )
     return run, jax.device_get(state)
 
@@ -372,8 +373,8 @@ def test_sound_epochs(change):
     ("change", "word"),
     [
         ({"discriminator/real": 0.995, "discriminator/fake": 0.004}, "saturated"),
-        ({"discriminator/real": 0.999, "discriminator/fake": 0.999}, "same of every picture"),
-        ({"discriminator/real": 0.001, "discriminator/fake": 0.0}, "same of every picture"),
+        ({"discriminator/real": 0.999, "discriminator/fake": 0.999}, "same for every image"),
+        ({"discriminator/real": 0.001, "discriminator/fake": 0.0}, "same for every image"),
         ({"discriminator/loss": 20.0}, "confidently wrong"),
         ({"generator/spread": 0.002}, "vary 2% as much"),
         ({"reconstruction/perplexity": 1.0}, "codebook"),

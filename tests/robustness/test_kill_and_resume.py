@@ -21,10 +21,11 @@ import pytest
 from PIL import Image
 
 from bigan_jax.commands.load import restore
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.runtime.run_config import read_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
-from tests.commands.test_train import ROOT, command, environment, flags
+from tests.helpers.runs import ROOT, command, environment, flags
 
 FIELDS = {
     "data.image_size": 16,
@@ -153,7 +154,7 @@ def ends_equal(whole, broken, epochs):
     states = []
     for home in (whole, broken):
         assert CheckpointManager(home / "run", read_only=True).names()[-1] == (epochs, 0)
-        states.append(restore(read_config(home / "run"), home / "run", 1)[0])
+        states.append(restore(parse_settings(read_config(home / "run")), home / "run", 1)[0])
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, states))
     for name in ("scores.csv", "split.csv", "audit.json"):
         assert (whole / "run" / name).read_bytes() == (broken / "run" / name).read_bytes()

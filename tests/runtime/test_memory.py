@@ -11,9 +11,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocat
 
 AGAIN = """
 import ctypes, resource, sys
-from bigan_jax import memory
+from bigan_jax.runtime.jax_setup import keep_freed_memory
 
-if "keep" in sys.argv and not memory.keep_freed():
+if "keep" in sys.argv and not keep_freed_memory():
     sys.exit("not glibc")
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.memset.restype = ctypes.c_void_p

@@ -9,19 +9,19 @@ import pytest
 from scipy import ndimage
 
 from bigan_jax.errors import UserError
-from bigan_jax.training.augmentation import _translate_scale, _warp, augment
+from bigan_jax.training.augmentation import AugmentationSettings, _translate_scale, _warp, augment
 
 KEYS = jax.random.split(jax.random.key(0), 64)
 
 
 def test_nothing_asked_nothing_done():
     image = jax.random.uniform(jax.random.key(1), (64, 8, 8, 1))
-    assert augment(KEYS, image) is image
+    assert augment(KEYS, image, AugmentationSettings()) is image
 
 
 def test_flip_swaps_about_half_left_and_right():
     image = jax.random.uniform(jax.random.key(1), (64, 6, 8, 2))
-    flipped = augment(KEYS, image, flip=True)
+    flipped = augment(KEYS, image, AugmentationSettings(flip=True))
     swapped = np.all(flipped == image[:, :, ::-1], (1, 2, 3))
     kept = np.all(flipped == image, (1, 2, 3))
     assert np.all(swapped ^ kept) and 16 < swapped.sum() < 48
@@ -43,7 +43,7 @@ def test_a_ramp_is_moved_and_scaled_linearly():
 
 def test_translation_is_by_the_drawn_amount_and_repeats_the_border():
     image = jnp.zeros((64, 20, 20, 1)).at[:, 10, 10].set(1.0).at[:, :, 0].set(0.2)
-    moved = np.asarray(augment(KEYS, image, translate=0.25))[..., 0]
+    moved = np.asarray(augment(KEYS, image, AugmentationSettings(translate=0.25)))[..., 0]
     found = [np.unravel_index(np.argmax(m), m.shape) for m in moved]
     offsets = np.array(found) - 10
     assert np.abs(offsets).max() <= 6 and np.abs(offsets).max(0).min() >= 4
@@ -54,17 +54,19 @@ def test_translation_is_by_the_drawn_amount_and_repeats_the_border():
 def test_a_constant_stays_and_range_is_kept():
     image = jnp.full((64, 16, 16, 3), 0.7)
     np.testing.assert_allclose(
-        augment(KEYS, image, flip=True, translate=0.2, scale=0.3), 0.7, atol=1e-6
+        augment(KEYS, image, AugmentationSettings(flip=True, translate=0.2, scale=0.3)),
+        0.7,
+        atol=1e-6,
     )
     noise = jax.random.bernoulli(jax.random.key(2), shape=(64, 16, 16, 1)).astype(jnp.float32)
-    out = augment(KEYS, noise, translate=0.2, scale=0.3)
+    out = augment(KEYS, noise, AugmentationSettings(translate=0.2, scale=0.3))
     assert out.min() >= 0 and out.max() <= 1
 
 
 def test_a_picture_s_fate_is_its_key_s_alone():
     image = jax.random.uniform(jax.random.key(1), (64, 8, 8, 1))
     for more in {}, {"rotate": 20, "brightness": 0.2}:
-        run = jax.jit(partial(augment, flip=True, translate=0.2, scale=0.1, **more))
+        run = jax.jit(partial(augment, settings=AugmentationSettings(True, 0.2, 0.1, **more)))
         together, alone = run(KEYS, image), run(KEYS[5:6], image[5:6])
         np.testing.assert_allclose(together[5], alone[0], atol=1e-6)
 
@@ -98,7 +100,7 @@ def test_angles_are_drawn_both_ways_up_to_the_one_asked_for():
     """A ramp to the right climbs, once turned counter-clockwise by t, by (cos t, sin t) to the
     right and upwards."""
     ramp = jnp.broadcast_to(jnp.linspace(0, 1, 32)[None, None, :, None], (64, 32, 32, 1))
-    turned = np.asarray(augment(KEYS, ramp, rotate=30.0))[:, 8:-8, 8:-8, 0]
+    turned = np.asarray(augment(KEYS, ramp, AugmentationSettings(rotate=30.0)))[:, 8:-8, 8:-8, 0]
     right, up = np.diff(turned, axis=2).mean((1, 2)), -np.diff(turned, axis=1).mean((1, 2))
     np.testing.assert_allclose(np.hypot(right, up), 1 / 31, atol=1e-5)
     angles = np.degrees(np.arctan2(up, right))
@@ -111,25 +113,30 @@ def test_a_turn_adds_to_the_same_move_and_scale():
     image = jnp.asarray(smooth, jnp.float32)
     options = dict(flip=True, translate=0.1, scale=0.2)
     moved, turned = (
-        jax.jit(partial(augment, **options, rotate=angle))(KEYS, image) for angle in (0.0, 1e-4)
+        jax.jit(partial(augment, settings=AugmentationSettings(**options, rotate=angle)))(
+            KEYS, image
+        )
+        for angle in (0.0, 1e-4)
     )
     np.testing.assert_allclose(moved, turned, atol=1e-4)
 
 
 def test_brightness_is_one_factor_a_picture():
     image = jax.random.uniform(jax.random.key(1), (64, 8, 8, 3), minval=0.1, maxval=0.8)
-    lit = np.asarray(augment(KEYS, image, brightness=0.2) / image)
+    lit = np.asarray(augment(KEYS, image, AugmentationSettings(brightness=0.2)) / image)
     factor = lit[:, :1, :1, :1]
     np.testing.assert_allclose(lit, np.broadcast_to(factor, lit.shape), rtol=1e-5)
     assert factor.min() >= 0.8 and factor.max() <= 1.2 and np.ptp(factor) > 0.3
-    assert augment(KEYS, jnp.ones((64, 2, 2, 1)), brightness=0.2).max() == 1
+    assert augment(KEYS, jnp.ones((64, 2, 2, 1)), AugmentationSettings(brightness=0.2)).max() == 1
 
 
 def test_what_is_off_is_not_in_the_program():
     image = jnp.zeros((64, 8, 8, 1))
 
     def program(**options):
-        return str(jax.make_jaxpr(lambda k, x: augment(k, x, **options))(KEYS, image))
+        return str(
+            jax.make_jaxpr(lambda k, x: augment(k, x, AugmentationSettings(**options)))(KEYS, image)
+        )
 
     assert "random" not in program() and "mul" not in program()
     assert "gather" not in program(brightness=0.1) and "gather" not in program(scale=0.1)
@@ -141,5 +148,5 @@ def test_what_is_off_is_not_in_the_program():
     "wrong", [{"scale": 1.0}, {"rotate": -5}, {"brightness": 2}, {"translate": float("nan")}]
 )
 def test_what_a_picture_does_not_bear_is_named(wrong):
-    with pytest.raises(UserError, match=f"augment.{next(iter(wrong))} is "):
-        augment(KEYS, jnp.zeros((64, 8, 8, 1)), **wrong)
+    with pytest.raises(UserError, match=f"augment.{next(iter(wrong))} must be "):
+        augment(KEYS, jnp.zeros((64, 8, 8, 1)), AugmentationSettings(**wrong))

@@ -21,15 +21,15 @@ import orbax.checkpoint as ocp
 import pytest
 
 from bigan_jax.commands.build import build
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import improved_bigan
-from bigan_jax.data.loading import image_shape
 from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError
 from bigan_jax.models import cae
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.orbax_extras import silence_abandoned_reads
 from bigan_jax.training.saving.progress import Progress
-from tests.commands.test_train import configured
+from tests.helpers.runs import configured
 
 DETECTOR = cae.create(shape=(16, 16, 1), conditions=1, dtype=np.float32, latent=4, widths=(4,))
 HISTORY = '{"epoch": 1, "loss": 0.1}\n'
@@ -263,8 +263,12 @@ def test_frozen_weights_are_not_stored(tmp_path):
         {"data.image_size": 32, "model.latent": 8, "model.widths": (4, 8)}
         | {"model.discriminator_widths": (4, 8), "model.discriminator_hidden": 8},
     )
-    built = build(config, conditions=1, steps_per_epoch=1)
-    state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, image_shape(config)))()
+    built = build(parse_settings(config), conditions=1, steps_per_epoch=1)
+    state = jax.jit(
+        lambda: init_state(
+            built.detector, built.optimizers, 0, parse_settings(config).data.image_shape
+        )
+    )()
     folder = saved(tmp_path, [state]).folder
     content = json.loads((folder / "1" / "progress" / "metadata").read_text())["content"]
     (name,) = built.detector.frozen

@@ -47,7 +47,9 @@ def test_ablations_change_the_schedule():
 
 
 def test_one_cycle_rises_and_falls_in_each_phase():
-    optimizer = schedules.make_optimizer([100, 0, 50], learning_rate=1.0, rate="one_cycle")
+    optimizer = schedules.make_optimizer(
+        [100, 0, 50], schedules.OptimizerSettings(learning_rate=1.0, rate="one_cycle")
+    )
     state, sizes = optimizer.init(jnp.zeros(())), []
     for _ in range(150):
         change, state = optimizer.update(jnp.ones(()), state)
@@ -60,7 +62,9 @@ def test_one_cycle_rises_and_falls_in_each_phase():
 
 
 def test_constant_rate_is_optax_adam():
-    ours = schedules.make_optimizer([3], learning_rate=0.1, b1=0.5, b2=0.9)
+    ours = schedules.make_optimizer(
+        [3], schedules.OptimizerSettings(learning_rate=0.1, b1=0.5, b2=0.9)
+    )
     theirs = optax.adam(0.1, 0.5, 0.9)
     x = jnp.array([1.0, -2.0])
     states = ours.init(x), theirs.init(x)
@@ -81,4 +85,4 @@ def test_mistakes_are_named():
                 {"p": {"epochs": 1, "objectives": {"adversarial": turn | broken}}}, OBJECTIVES
             )
     with pytest.raises(UserError, match=r"'cyclic'.*constant"):
-        schedules.make_optimizer([1], learning_rate=1.0, rate="cyclic")
+        schedules.make_optimizer([1], schedules.OptimizerSettings(learning_rate=1.0, rate="cyclic"))

@@ -18,9 +18,9 @@ from bigan_jax.errors import UserError
 from tests.fuzz.mutations import NUMBERS, corrupt, corrupt_inside, corruptions
 from tests.fuzz.targets.images import SEEDS as IMAGES
 
-archives.FREE = 2**22  # a smaller limit than the default shows the same, and sooner
+archives.RATIO_EXEMPT_BYTES = 2**22  # a smaller limit than the default shows the same, and sooner
 archives.MAX_FILES = 1000
-MAX_BYTES = 2 * archives.FREE  # of extracted files
+MAX_BYTES = 2 * archives.RATIO_EXEMPT_BYTES  # of extracted files
 
 _FILES = {"a/1.png": IMAGES["gray.PNG"], "a/b/2.jpg": IMAGES["gray.JPEG"], ".x/3.png": b"3"}
 _PACKERS = {

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from bigan_jax.commands.build import build
 from bigan_jax.commands.load import load
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import fcae
-from bigan_jax.data.loading import image_shape
 from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.results import read_decision_settings
@@ -46,12 +46,13 @@ def _make() -> tuple[Path, list[list[np.ndarray]]]:
     with config.unlocked():
         config.model.hidden, config.data.image_size = (4, 2), 16
         config.score.standardize = True
-    built = build(config, 2, 1)
-    state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, image_shape(config)))()
+    settings = parse_settings(config)
+    built, shape = build(settings, 2, 1), settings.data.image_shape
+    state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, shape))()
     checkpoints, saved = CheckpointManager(workdir), []
     for epoch in 1, 2:
         state = jax.tree.map(lambda x: x + 1 if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
-        checkpoints.save(Progress(epoch, history=TRAIN_LOG), state)
+        checkpoints.save(Progress(epoch, train_log=TRAIN_LOG), state)
         saved.append(_arrays(state))
     checkpoints.close()
     write_json(workdir / "config.json", config.to_dict())

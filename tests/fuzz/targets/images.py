@@ -94,13 +94,13 @@ def attempt(case, folder: Path) -> Iterator[str]:
     data.mkdir()
     (file := data / f"a{suffix}").write_bytes(content)
     for channels in 1, 3:
-        _, unreadable = images.read_all(
+        results = images.read_files(
             lambda x, _, c=channels: images.read_image(x, 8, c), data, [file.name], "images"
         )
-        yield from (file.reason for file in unreadable)
+        yield from (r.reason for r in results if isinstance(r, UnreadableFile))
     for read in (
         lambda: images.read_mask(io.BytesIO(content), 8),
-        lambda: images.read_as_shown(io.BytesIO(content)),
+        lambda: images.read_full_size(io.BytesIO(content)),
         lambda: images.image_size(file),
     ):
         if isinstance(result := try_read(file.name, read), UnreadableFile):

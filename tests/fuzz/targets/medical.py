@@ -13,7 +13,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 
 from bigan_jax.data.files import images, medical
-from bigan_jax.data.files.unreadable import UnreadableFile, try_read
+from bigan_jax.data.files.unreadable import UnreadableFile, split_unreadable, try_read
 from tests.fuzz.mutations import corrupt, corrupt_inside, corruptions
 
 images.MAX_PIXELS = 10**6
@@ -100,12 +100,12 @@ def attempt(case, folder: Path) -> Iterator[str]:
     (file := data / f"a.{name.partition('.')[2]}").write_bytes(content)
     names = images.list_images(data)
     for read in lambda x, _: images.read_image(x, 8, 1), lambda x, _: images.read_mask(x, 8):
-        _, unreadable = images.read_all(read, data, names, "images")
+        _, unreadable = split_unreadable(images.read_files(read, data, names, "images"))
         yield from (file.reason for file in unreadable)
     for read in (
         lambda: images.image_size(data / names[0]),
-        lambda: images.encoded(data / names[0], mask=True),
-        lambda: medical.group(data, file.name),
+        lambda: images.read_encoded(data / names[0], mask=True),
+        lambda: medical.image_group(data, file.name),
     ):
         if isinstance(result := try_read(file.name, read), UnreadableFile):
             yield result.reason

@@ -8,9 +8,9 @@ from absl import flags
 from hypothesis import strategies as st
 from ml_collections import config_flags
 
-import launch
+from bigan_jax.commands import cli
 from bigan_jax.commands.build import build
-from bigan_jax.commands.setup import validate_config
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import anogan, cae, common, cvae, improved_bigan
 from bigan_jax.errors import printable
 from bigan_jax.runtime.run_config import default_name
@@ -68,11 +68,10 @@ def attempt(case, folder: Path) -> Iterator[str]:
         "config", lock_config=True, flag_values=values, sys_argv=arguments
     )
     try:
-        launch.parse_flags(["launch.py", *arguments], values)
+        cli.parse_flags(["launch.py", *arguments], values)
     except flags.Error as error:  # Absl's message, with the usage
         yield printable(str(error))[:300]
         return
     config = values["config"].value
     default_name(config)
-    validate_config(config)
-    build(config, 2, 10, frozen=False)
+    build(parse_settings(config), 2, 10, frozen=False)

@@ -1,0 +1,117 @@
+"""From a config to typed settings. Every config is checked here, in the settings' constructors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ml_collections import ConfigDict
+
+from bigan_jax.data.settings import DataSettings
+from bigan_jax.errors import UserError, unknown_name
+from bigan_jax.evaluation.anomaly_score import TERMS, ScoreSettings
+from bigan_jax.evaluation.results import is_name
+from bigan_jax.metrics.thresholds import ThresholdSettings
+from bigan_jax.training import divergence
+from bigan_jax.training.augmentation import AugmentationSettings
+from bigan_jax.training.saving.checkpoints import CheckpointSettings
+from bigan_jax.training.schedules import OptimizerSettings
+from bigan_jax.validation import POSITIVE_INTEGER, require
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run but its place and its sweep, as configs/common.py describes them.
+
+    Attributes:
+      name: what tables call the detector.
+      model_name: a module of bigan_jax.models; `model` holds the arguments of its `create`.
+      phases: the schedule as nested mappings; `build` parses it, as it names objectives.
+    """
+
+    name: str
+    model_name: str
+    model: Mapping
+    ablations: tuple[str, ...]
+    quick: bool
+    seed: int
+    seeds: int
+    batch_size: int
+    on_nan: str
+    dtype: str
+    data: DataSettings
+    augmentation: AugmentationSettings
+    score: ScoreSettings
+    threshold: ThresholdSettings
+    checkpointing: CheckpointSettings
+    optimizers: Mapping[str, OptimizerSettings]
+    phases: Mapping[str, Mapping]
+    vgg16_weights: str
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise unknown_name("config.dtype", self.dtype, DTYPES)
+        if not 0 <= self.seed < 2**31:
+            raise UserError(
+                f"config.seed must be an integer from 0 to 2**31 - 1 (got {self.seed})."
+            )
+        require("seeds", self.seeds, POSITIVE_INTEGER)
+        require("batch_size", self.batch_size, POSITIVE_INTEGER)
+        divergence.validate_policy(self.on_nan)
+        if not self.data.calibration_fraction > 0:
+            raise UserError(
+                "config.data.calibration_fraction must be above 0 "
+                f"(got {self.data.calibration_fraction}): the threshold and the colors of error "
+                "maps come from calibration images."
+            )
+        for field, name in ("name", self.name), ("data.name", self.data.name):
+            if not is_name(name) or set(name) & set("/\\"):
+                raise UserError(
+                    f"config.{field} must be printable, without a slash, and of 1 to 100 "
+                    f"characters, as it names rows and folders (got {name!r:.200})."
+                )
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs of the whole schedule."""
+        return sum(phase["epochs"] for phase in self.phases.values())
+
+    @property
+    def identity(self) -> dict:
+        """What names the run in evaluation.json."""
+        return {
+            "model": self.name,
+            "dataset": self.data.name,
+            "category": self.data.category,
+            "ablations": self.ablations,
+            "quick": self.quick,
+            "seed": self.seed,
+        }
+
+
+def parse_settings(config: ConfigDict) -> Settings:
+    """Returns the config's settings.
+
+    Raises:
+      UserError: a value is out of range; the message names the field.
+    """
+    fields = config.to_dict()
+    score = fields["score"]
+    return Settings(
+        **{name: fields[name] for name in ("name", "model_name", "model", "quick", "phases")},
+        **{name: fields[name] for name in ("seed", "seeds", "batch_size", "on_nan", "dtype")},
+        ablations=tuple(fields["ablations"]),
+        data=DataSettings(**fields["data"]),
+        augmentation=AugmentationSettings(**fields["augment"]),
+        score=ScoreSettings(
+            {name: score[name] for name in TERMS},
+            **{name: value for name, value in score.items() if name not in TERMS},
+        ),
+        threshold=ThresholdSettings(**fields["threshold"]),
+        checkpointing=CheckpointSettings(**fields["checkpoint"]),
+        optimizers={
+            name: OptimizerSettings(**values, objective=name)
+            for name, values in fields["optimizers"].items()
+        },
+        vgg16_weights=fields["vgg16"]["weights"],
+    )
