@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from benchmarks.convolutions import forms
+from benchmarks.convolutions import implementations
 from bigan_jax.nn import convolutions
 
 SIZES = [(2, 1, 3, 5, 7), (1, 4, 4, 8, 1), (3, 8, 6, 2, 16), (2, 16, 16, 4, 3)]  # b, h, w, d, c
@@ -138,8 +138,8 @@ def test_accelerator_implementations_in_bfloat16(operation, monkeypatch):
 
 def test_implementations_in_the_benchmark_agree():
     results = {}
-    for form in itertools.chain(*forms(1, "float32", torch=bool(find_spec("torch")))):
-        results.setdefault(form.what, []).append(form.call())
+    for each in itertools.chain(*implementations(1, "float32", torch=bool(find_spec("torch")))):
+        results.setdefault(each.operation, []).append(each.call())
     assert len(results) == 12
     for expected, *actual_values in results.values():
         for actual in actual_values:

@@ -31,7 +31,7 @@ from tests.helpers.datasets import tiled_tiff
 from tests.helpers.runs import ROOT
 from tests.helpers.weight_files import fake_torch
 
-INPUTS = {"pictures": 300, "archives": 300, "medical": 200, "settings": 150, "results": 100}
+INPUTS = {"images": 300, "archives": 300, "medical": 200, "settings": 150, "results": 100}
 INPUTS |= {"weights": 300, "checkpoints": 40, "tables": 300}
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from bigan_jax.data.files.folders import METADATA, open_folder
 from bigan_jax.data.layouts.grouping import apply_metadata
 from bigan_jax.data.records import ImageRecord, Listing
-from tests.fuzz.mutations import changes, spoiled
+from tests.fuzz.mutations import changes, corrupt
 
 NAMES = [f"normal/{i}.png" for i in range(4)]
 SEEDS = [
@@ -27,7 +27,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
     for name in NAMES:
         (folder / name).parent.mkdir(exist_ok=True)
         Image.new("L", (8, 8)).save(folder / name)
-    (folder / METADATA).write_bytes(spoiled(SEEDS[seed].encode(), what, SEEDS[1 - seed].encode()))
+    (folder / METADATA).write_bytes(corrupt(SEEDS[seed].encode(), what, SEEDS[1 - seed].encode()))
     records = [ImageRecord(name, False, name) for name in NAMES]
     folder = open_folder(epath.Path(folder))
     told = apply_metadata(Listing(records, ()), folder, strict=strict)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from bigan_jax.nn.vgg16 import formats
-from tests.fuzz.mutations import changes, replacements, retold, spoiled
+from tests.fuzz.mutations import changes, corrupt, replace_tokens, replacements
 from tests.helpers.weight_files import torch_state, write_keras
 
 formats._MAX_BYTES = 2**24
@@ -101,7 +101,7 @@ def _with_gadgets(content, gadgets):
 def _with_members(content, spoils):
     def change(i, data):
         for member, changed in spoils:
-            data = spoiled(data, changed) if member % 30 == i else data
+            data = corrupt(data, changed) if member % 30 == i else data
         return data
 
     method = zipfile.ZIP_DEFLATED if len(spoils) > 1 else zipfile.ZIP_STORED
@@ -120,13 +120,13 @@ def _rezipped(content, change, method=zipfile.ZIP_STORED):
 
 def _with_header(content, replacements):
     length = int.from_bytes(content[:8], "little")
-    header = retold(content[8 : 8 + length].decode(), replacements)
+    header = replace_tokens(content[8 : 8 + length].decode(), replacements)
     header = header.encode("utf-8", "surrogatepass")
     return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 _MUTATIONS = {
-    "bytes": spoiled,
+    "bytes": corrupt,
     "pickle": _with_gadgets,
     "members": _with_members,
     "header": _with_header,
