@@ -148,7 +148,7 @@ class Bench:
         self.runner = epoch_runner.EpochRunner(
             self.built.detector,
             self.built.optimizers,
-            config.augment.to_dict(),
+            settings.augmentation,
             epoch_runner.replicate(dict(self.built.detector.frozen)),
             epoch_runner.replicate(self.training_set),
             scanned=jax.default_backend() != "cpu",

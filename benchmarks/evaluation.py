@@ -8,7 +8,7 @@ programs are compiled and memory is allocated.
 
 "Networks" are the reconstructions of all calibration and test images. Scores and error maps are the
 cost of the same scorer with a network that does nothing; metrics include the table of scores,
-intervals and pixel metrics; figures and report are written to files. Two fractions are printed:
+intervals and pixel metrics; figures, report and other files are written. Two fractions are printed:
 scores, maps and metrics relative to themselves plus the networks, and everything but the networks.
 
 Measured on one core of an AMD EPYC, 1,024 test and 38 calibration images of 128x128:
@@ -41,7 +41,7 @@ from bigan_jax.commands import evaluate, setup
 from bigan_jax.commands.build import build
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.detector import Batch, inference_net, init_state
-from bigan_jax.evaluation import anomaly_score, assess
+from bigan_jax.evaluation import anomaly_score, assess, baselines
 from bigan_jax.evaluation.latent_search import LatentSearcher
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.reports import evaluation_files
@@ -54,8 +54,8 @@ METRICS = {  # functions by the module where they are looked up
     "pixel metrics": (assess, "_pixel_results"),
 }
 OTHERS = {
-    "baselines": (assess, "_baseline_results"),
-    "figures and report": (evaluation_files, "_write_pictures"),
+    "baselines": (baselines, "baseline_scores"),
+    "figures, report and other files": (evaluation_files, "write_evaluation"),
 }
 SCORING = {"scoring": (AnomalyScorer, "score")}
 

@@ -67,7 +67,7 @@ class JaxSide:
         return epoch_runner.EpochRunner(
             detector,
             self.optimizers,
-            self.config.augment.to_dict(),
+            parse_settings(self.config).augmentation,
             epoch_runner.replicate(self.frozen),
             epoch_runner.replicate(self.training_set),
         )

@@ -116,7 +116,9 @@ def test_point_and_figures(tmp_path):
 
 
 def test_errors_are_reported(tmp_path, capsys):
-    with pytest.raises(SystemExit, match=r"error: the point .* cannot be shared evenly by 2 dev"):
+    with pytest.raises(
+        SystemExit, match=r"error: the point .* must be a multiple of 2, the number"
+    ):
         scale.measure({"devices": 2, "batch": 3})
     with pytest.raises(SystemExit):
         scale.main(["plots", f"--output={tmp_path / 'scale.json'}"])
