@@ -124,8 +124,8 @@ def _roll_back(attempt, make_runner):
     run, job, progress = attempt.run, attempt.run.job, attempt.progress
     paths = job.dataset.train.path
     finding = divergence.locate(
-        make_runner, attempt.start, attempt.due, attempt.order, paths, progress, attempt.logs,
-        run.state,
+        make_runner, attempt.initial_state, attempt.objectives, attempt.indices, paths, progress,
+        attempt.logs, run.state,
     )  # fmt: skip
     write_json(job.workdir / "nan.json", finding.as_dict())
     run.restore()

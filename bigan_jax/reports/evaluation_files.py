@@ -46,7 +46,8 @@ def _health(workdir):
     for number, back in enumerate(rollbacks(rows), 1):
         found.append(
             f"Training diverged in epoch {back['epoch']} ({back['objective']}) and went back to "
-            f"the state after epoch {back['back_to']}, with {0.5**number:g} of the learning rates."
+            f"the state after epoch {back['rolled_back_to']}, with {0.5**number:g} of the "
+            "learning rates."
         )
     return found
 
@@ -80,7 +81,7 @@ def _write_pictures(workdir, config, evaluation, test, found, calibration, score
         write_atomic(workdir / "figures" / f"{name}.png", png)
     for name in ("error_maps", "healthy_and_anomalous"):
         del pictures[name]  # the report's gallery shows the same, and more
-    items = figures.gallery(test, scores, threshold, limits)
+    items = figures.report_gallery(test, scores, threshold)
     seen = found.as_dict(images=True)
     fields = config.to_dict()
     html_report.write_report(

@@ -1,6 +1,6 @@
-"""What is seen of an evaluation: its figures, the gallery, and one fixed scale of colors."""
+"""The figures of an evaluation, and the choice of the test images that they and the report show."""
 
-from functools import partial
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -9,11 +9,10 @@ from bigan_jax.data.dataset import Images
 from bigan_jax.evaluation.scorer import Scores
 from bigan_jax.metrics.bootstrap import curve_bands
 from bigan_jax.metrics.thresholds import decide
-from bigan_jax.reports import charts as plots
-from bigan_jax.reports import html_report, image_grid, training_curves
+from bigan_jax.reports import charts, image_grid
 from bigan_jax.reports.html import png_bytes
-
-_LONGEST_IN_REPORT = 256  # pixels
+from bigan_jax.reports.image_grid import GalleryImage
+from bigan_jax.reports.training_curves import training_curves
 
 
 def evaluation_figures(
@@ -24,99 +23,93 @@ def evaluation_figures(
     limits: dict[str, float],
     history: list[dict],
 ) -> dict[str, bytes]:
-    """PNG bytes of each figure by name. calibration: the scores of the calibration normals."""
+    """Draws all figures of an evaluation.
+
+    Args:
+      test: the test images.
+      scores: their scores, reconstructions and error maps.
+      calibration: the scores of the calibration images.
+      threshold: scores at or above it are decided anomalous.
+      limits: the error of the brightest color, by error map.
+      history: the rows of train.jsonl.
+
+    Returns:
+      PNG bytes by figure name.
+    """
     normal, anomalous = scores.score[~test.label], scores.score[test.label]
-    measured = scores.score, test.label
-    band = curve_bands(*measured, test.group) or {}
-
-    def rows(chosen):
-        return [_row(test, scores, i, threshold) for i in chosen]
-
-    charts = {
-        "score_histogram": plots.score_histogram(normal, anomalous, calibration, threshold),
-        "roc_curve": plots.roc_curve(*measured, threshold, band.get("roc")),
-        "precision_recall_curve": plots.precision_recall_curve(
-            *measured, threshold, band.get("precision_recall")
-        ),
-        "training_curves": training_curves.training_curves(history),
+    data = scores.score, test.label, threshold
+    bands = curve_bands(scores.score, test.label, test.group) or {}
+    pr_band = bands.get("precision_recall")
+    figures = {
+        "score_histogram": charts.score_histogram(normal, anomalous, calibration, threshold),
+        "roc_curve": charts.roc_curve(*data, bands.get("roc")),
+        "precision_recall_curve": charts.precision_recall_curve(*data, pr_band),
+        "training_curves": training_curves(history),
     }
-    sheets = {
-        "error_maps": image_grid.gallery(
-            rows(representative_indices(test.label, scores.score)),
-            [limits[name] for name in ("mse", "ssim", "combined")],
-        ),
-        "healthy_and_anomalous": image_grid.healthy_and_anomalous(
-            *(rows(evenly_ranked(scores.score, test.label == wanted)) for wanted in (False, True)),
-            limits["combined"],
+    representative, *by_class = (
+        _gallery_images(test, scores, threshold, indices)
+        for indices in (
+            representative_indices(test.label, scores.score),
+            evenly_ranked(scores.score, ~test.label),
+            evenly_ranked(scores.score, test.label),
+        )
+    )
+    grids = {
+        "error_maps": image_grid.error_map_grid(representative, limits),
+        "healthy_and_anomalous": image_grid.normal_and_anomalous_grid(
+            *by_class, limits["combined"]
         ),
     }
-    pictures = {name: plots.to_png(chart) for name, chart in charts.items()}
-    return pictures | {name: sheet.png() for name, sheet in sheets.items()}
+    pngs = {name: charts.to_png(figure) for name, figure in figures.items()}
+    return pngs | {name: png_bytes(np.asarray(grid.image)) for name, grid in grids.items()}
 
 
-def gallery(
-    test: Images, scores: Scores, threshold: float, limits: dict[str, float]
-) -> list[html_report.GalleryItem]:
-    """Up to 180 test pictures for the report."""
-    png = partial(png_bytes, longest=_LONGEST_IN_REPORT)
+def report_gallery(test: Images, scores: Scores, threshold: float) -> list[GalleryImage]:
+    """Returns the test images of the report's gallery, at most 180."""
+    indices = representative_indices(test.label, scores.score, count=30)
+    return _gallery_images(test, scores, threshold, indices)
+
+
+def representative_indices(
+    label: Bool[np.ndarray, "n"], score: Float[np.ndarray, "n"], count: int = 2
+) -> list[int]:
+    """Returns indices of the lowest, middle and highest scores of each class, `count` of each."""
+    indices = []
+    for label_value in (True, False):
+        ranked = np.flatnonzero(label == label_value)[np.argsort(score[label == label_value])]
+        middle = max(0, len(ranked) // 2 - count // 2)
+        chosen = ranked[:count], ranked[middle : middle + count], ranked[::-1][:count]
+        indices += dict.fromkeys(np.concatenate(chosen).tolist())
+    return indices
+
+
+def evenly_ranked(
+    score: Float[np.ndarray, "n"], selected: Bool[np.ndarray, "n"], count: int = 4
+) -> list[int]:
+    """Returns indices of `count` selected images at even steps of their rank by score.
+
+    Neither the best nor the worst cases are preferred.
+    """
+    ranked = np.flatnonzero(selected)[np.argsort(score[selected])]
+    count = min(count, len(ranked))
+    return ranked[(2 * np.arange(count) + 1) * len(ranked) // (2 * max(count, 1))].tolist()
+
+
+def _gallery_images(
+    test: Images, scores: Scores, threshold: float, indices: Iterable[int]
+) -> list[GalleryImage]:
+    error_maps = scores.terms.map | {"combined": scores.error_map}
     return [
-        html_report.GalleryItem(
+        GalleryImage(
             path=test.path[i],
             label=bool(test.label[i]),
             defect_type=test.defect_type[i],
             score=float(scores.score[i]),
             decision=bool(decide(scores.score[i], threshold)),
-            image=png(test.image[i]),
-            reconstruction=png(scores.reconstruction[i]),
-            map=png(
-                plots.error_levels(scores.error_map[i], limits["combined"]),
-                palette=plots.ERROR_PALETTE,
-            ),
-            mask=png(test.mask[i].astype(np.uint8) * 255)
-            if test.has_mask[i] and test.label[i]
-            else None,
+            image=test.image[i],
+            reconstruction=scores.reconstruction[i],
+            error_maps={name: maps[i] for name, maps in error_maps.items()},
+            mask=test.mask[i] if test.has_mask[i] else None,
         )
-        for i in representative_indices(test.label, scores.score, each=30)
+        for i in indices
     ]
-
-
-def representative_indices(
-    label: Bool[np.ndarray, "n"], score: Float[np.ndarray, "n"], each: int = 2
-) -> list[int]:
-    """Indices of the lowest scores of each class, of those in the middle and of the highest."""
-    chosen = []
-    for wanted in (True, False):
-        ranked = np.flatnonzero(label == wanted)[np.argsort(score[label == wanted])]
-        middle = max(0, len(ranked) // 2 - each // 2)
-        parts = ranked[:each], ranked[middle : middle + each], ranked[::-1][:each]
-        chosen += dict.fromkeys(np.concatenate(parts).tolist())
-    return chosen
-
-
-def evenly_ranked(
-    score: Float[np.ndarray, "n"], wanted: Bool[np.ndarray, "n"], count: int = 4
-) -> list[int]:
-    """Indices of wanted pictures at even steps from the lowest score to the highest: neither the
-    best cases nor the worst."""
-    ranked = np.flatnonzero(wanted)[np.argsort(score[wanted])]
-    count = min(count, len(ranked))
-    return ranked[(2 * np.arange(count) + 1) * len(ranked) // (2 * max(count, 1))].tolist()
-
-
-def _row(test, scores, i, threshold):
-    def picture(x):
-        x = x.astype(np.float32) / 255
-        return x[..., 0] if x.shape[-1] == 1 else x
-
-    return image_grid.GalleryRow(
-        path=test.path[i],
-        score=float(scores.score[i]),
-        decision=bool(decide(scores.score[i], threshold)),
-        label=bool(test.label[i]),
-        image=picture(test.image[i]),
-        reconstruction=picture(scores.reconstruction[i]),
-        squared_error=scores.terms.map["mse"][i],
-        ssim_error=scores.terms.map["ssim"][i],
-        combined=scores.error_map[i],
-        mask=test.mask[i] if test.has_mask[i] else None,
-    )

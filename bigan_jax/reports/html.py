@@ -1,6 +1,7 @@
-"""HTML files that stand alone: nothing is fetched, and whatever comes from outside is text.
+"""Rendering of self-contained HTML files that treat all content as text.
 
-A page's own policy forbids the rest: any script but the one it names, any address but data: ones.
+A page fetches nothing: images are data: URIs. Its content security policy forbids every script
+except the page's own, by hash, and every address except data: URIs.
 """
 
 import base64
@@ -24,10 +25,10 @@ def render_html(
     tests: Mapping[str, Callable] | None = None,
     **content: object,
 ) -> str:
-    """The page that a template of this package makes of its content.
+    """Renders a template of this package with the variables `content`.
 
-    All text is escaped, its control characters too, but for what is `Markup`.
-    filters, tests: what the template calls by these names, beside `script_hash`.
+    All text is escaped, including control characters, except `Markup`. Filters and tests are passed
+    by their names in the template, which also has the filter `script_hash`.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bigan_jax.reports", "templates"),
@@ -35,21 +36,11 @@ def render_html(
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_harmless,
+        finalize=_escape_controls,
     )
     environment.filters.update(filters, script_hash=_script_hash)
     environment.tests.update(tests or {})
     return environment.get_template(template).render(content)
-
-
-def _harmless(value):
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _script_hash(script: str) -> Markup:
-    """The name by which the content security policy allows one script and no other."""
-    digest = hashlib.sha256(script.encode("utf-8")).digest()
-    return Markup(f"sha256-{base64.b64encode(digest).decode('ascii')}")
 
 
 def png_bytes(
@@ -57,24 +48,40 @@ def png_bytes(
     longest: int | None = None,
     palette: UInt8[np.ndarray, "256 3"] | None = None,
 ) -> bytes:
-    """The PNG file of a picture: [h w], [h w 1] (gray) or [h w 3] (RGB), in 0..255, or [h w],
-    places in a palette, which takes half the bytes of as many colors.
+    """Encodes an image as PNG.
 
-    `longest` shrinks a larger picture, a side to at most so many pixels.
+    Args:
+      array: gray [h w] or [h w 1], RGB [h w 3], or [h w] indices of `palette`. A palette takes half
+        the bytes of RGB.
+      longest: the largest side in pixels; a larger image is shrunk in proportion.
+      palette: RGB colors.
+
+    Raises:
+      TypeError: the array is not uint8.
     """
     if array.dtype != np.uint8:
-        raise TypeError(f"a PNG needs uint8 pixels, not {array.dtype}.")
+        raise TypeError(f"png_bytes requires uint8 pixels (got {array.dtype}).")
     image = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
     if longest is not None:
         image.thumbnail((longest, longest))
     if palette is not None:
         image.putpalette(palette.tobytes())
     stream = io.BytesIO()
-    # Photographs hardly repeat: to look for runs only takes half the time, for as many bytes.
+    # Photographs hardly repeat: run-length matching alone takes half the time for equal size.
     image.save(stream, "PNG", compress_type=zlib.Z_RLE)
     return stream.getvalue()
 
 
 def data_uri(png: bytes) -> Markup:
-    """A PNG file as an address that holds it; base64 needs no escaping."""
+    """Returns a data: URI that holds a PNG file. Base64 needs no escaping."""
     return Markup("data:image/png;base64," + base64.b64encode(png).decode("ascii"))
+
+
+def _escape_controls(value):
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _script_hash(script: str) -> Markup:
+    """The hash by which the content security policy allows a script."""
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    return Markup(f"sha256-{base64.b64encode(digest).decode('ascii')}")

@@ -5,18 +5,21 @@ Styles and script are inline, images are data: URIs.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from bigan_jax.evaluation.verdict import label, pixel_verdict, verdict
 from bigan_jax.reports import html as pages
-from bigan_jax.reports.charts import error_map_rgb
+from bigan_jax.reports.charts import ERROR_PALETTE, error_levels, error_map_rgb
 from bigan_jax.reports.html import data_uri, png_bytes
+from bigan_jax.reports.image_grid import GalleryImage
+from bigan_jax.reports.tables import format_cell
 from bigan_jax.runtime.files import write_atomic
 
 EXTREMES = 6
+_MAX_IMAGE_SIDE = 256  # pixels of a gallery image; larger ones are shrunk
 MODEL = "this model"
 FIGURES = {
     "score_histogram": "Scores of the test pictures. Green ticks: the calibration normals.",
@@ -36,26 +39,12 @@ DECISION_METRICS = {
 }
 
 
-class GalleryItem(NamedTuple):
-    """One picture of the gallery, its parts as PNG bytes; what does not exist is None."""
-
-    path: str
-    label: bool
-    defect_type: str
-    score: float
-    decision: bool
-    image: bytes
-    reconstruction: bytes
-    map: bytes
-    mask: bytes | None = None
-
-
 def write_report(
     path: str | Path,
     evaluation: Mapping,
     history: Sequence[Mapping],
     figures: Mapping[str, bytes],
-    gallery: Sequence[GalleryItem],
+    gallery: Sequence[GalleryImage],
     audit: Mapping | None = None,
     config: Mapping | None = None,
 ) -> Path:
@@ -73,7 +62,7 @@ def write_report(
     html = pages.render_html(
         "report.html.jinja",
         filters={
-            "number": _number,
+            "number": format_cell,
             "interval": _interval,
             "precise": _precise,
             "data_uri": data_uri,
@@ -91,7 +80,11 @@ def write_report(
             (name, FIGURES.get(name, label(name)), figures[name]) for name in _ordered(figures)
         ],
         training=_training(history),
-        gallery=_galleries(gallery, evaluation.get("threshold")),
+        gallery=_galleries(
+            gallery,
+            evaluation.get("threshold"),
+            (evaluation.get("color_limits") or {}).get("combined", 1.0),
+        ),
         audit=audit,
         config=config,
         color_bar=png_bytes(error_map_rgb(np.linspace(0, 1, 256)[None], 1.0)),
@@ -123,50 +116,51 @@ def _training(history: Sequence[Mapping]) -> dict[str, str]:
     rates = [row["images_per_second"] for row in history if row.get("images_per_second")]
     facts = {"epochs": str(len(history)), "phases": ", ".join(phases)}
     if seconds:
-        facts["mean seconds an epoch"] = _number(float(np.mean(seconds)))
+        facts["mean seconds an epoch"] = format_cell(float(np.mean(seconds)))
     if rates:
-        facts["median pictures a second"] = _number(float(np.median(rates)))
+        facts["median pictures a second"] = format_cell(float(np.median(rates)))
     return facts
 
 
-def _galleries(items: Sequence[GalleryItem], threshold: float | None) -> list[tuple[str, list]]:
+def _galleries(
+    items: Sequence[GalleryImage], threshold: float | None, limit: float
+) -> list[tuple[str, list]]:
     """The worst, the best and the other pictures, by how far the score lies on the right side."""
 
-    def margin(item: GalleryItem) -> float:
+    def margin(item: GalleryImage) -> float:
         return (item.score - (threshold or 0.0)) * (1 if item.label else -1)
 
     ranked = sorted(items, key=margin)
-    rows = [{**item._asdict(), "margin": margin(item), "verdict": _call(item)} for item in ranked]
+    rows = [
+        {**_encoded(item, limit), "margin": margin(item), "verdict": _call(item)} for item in ranked
+    ]
     few = min(EXTREMES, len(rows) // 2)
     worst, between, best = rows[:few], rows[few : len(rows) - few], rows[len(rows) - few :]
     titled = (("Worst cases", worst), ("Best cases", best[::-1]), ("Between", between))
     return [(title, part) for title, part in titled if part]
 
 
-def _call(item: GalleryItem) -> str:
+def _encoded(item: GalleryImage, limit: float) -> dict:
+    """The fields of a gallery image, its images as PNG bytes."""
+    png = partial(png_bytes, longest=_MAX_IMAGE_SIDE)
+    levels = error_levels(item.error_maps["combined"], limit)
+    has_mask = item.mask is not None and item.label
+    return item._asdict() | {
+        "image": png(item.image),
+        "reconstruction": png(item.reconstruction),
+        "map": png(levels, palette=ERROR_PALETTE),
+        "mask": png(item.mask.astype(np.uint8) * 255) if has_mask else None,
+    }
+
+
+def _call(item: GalleryImage) -> str:
     if item.decision == item.label:
         return "found" if item.label else "passed"
     return "missed" if item.label else "false alarm"
 
 
-def _number(value) -> str:
-    """A value for people: four significant digits, a dash for what does not apply."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, float | np.floating):
-        # A ratio reads best with three decimals; other magnitudes keep their leading digits.
-        return f"{value:.3f}" if 0.01 <= abs(value) <= 1 or value == 0 else f"{value:.3g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_number(inner)}" for key, inner in value.items()) or "–"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(_number, value)) or "–"
-    return str(value)
-
-
 def _interval(ends: Sequence[float] | None) -> str:
-    return "–" if not ends else f"{_number(ends[0])} to {_number(ends[1])}"
+    return "–" if not ends else f"{format_cell(ends[0])} to {format_cell(ends[1])}"
 
 
 def _precise(value: float | None) -> str:

@@ -1,200 +1,197 @@
-"""Figures of pictures side by side: input, reconstruction, where the error is.
+"""Grids of images: input, reconstruction, error maps and true mask of test images.
 
-They are drawn pixel by pixel by Pillow: Matplotlib takes ten times as long, and blurs them.
+The grids are drawn pixel by pixel with Pillow. Matplotlib takes ten times as long and blurs images.
 """
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, UInt8
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image, ImageDraw, ImageFont
 
 from bigan_jax.errors import printable
-from bigan_jax.reports.charts import ANOMALOUS, INK, QUIET, error_map_rgb
+from bigan_jax.reports.charts import ANOMALOUS_COLOR, MUTED_COLOR, TEXT_COLOR, error_map_rgb
 
-# In pixels: a picture's side, the gap to the next, a block's title, a column's head, a caption.
-SIDE, GAP, TITLE, HEAD, CAPTION = 128, 6, 22, 46, 38
-EMPTY = 235  # the gray where there is no picture
+# In pixels: width of an image, gap between images, height of a block's title, of a column's
+# heading, and of a caption.
+SIDE, GAP, TITLE, HEADING, CAPTION = 128, 6, 22, 46, 38
+EMPTY_GRAY = 235  # where there is no image
 
 
-class GalleryRow(NamedTuple):
-    """One test picture: images [h w] or [h w 3] in [0, 1], maps [h w] >= 0."""
+class GalleryImage(NamedTuple):
+    """A scored test image, as image grids and the report show it."""
 
     path: str
+    label: bool  # True for anomalous
+    defect_type: str
     score: float
     decision: bool
-    label: bool
-    image: np.ndarray
-    reconstruction: np.ndarray
-    squared_error: np.ndarray
-    ssim_error: np.ndarray
-    combined: np.ndarray
-    mask: np.ndarray | None = None
+    image: UInt8[np.ndarray, "h w c"]
+    reconstruction: UInt8[np.ndarray, "h w c"]
+    error_maps: Mapping[str, Float[np.ndarray, "h w"]]  # "mse", "ssim", "combined"
+    mask: Bool[np.ndarray, "h w"] | None = None
 
 
 class _Column(NamedTuple):
-    field: str
     title: str
-    limit: float  # what the brightest color stands for
+    values: Callable[[GalleryImage], np.ndarray | None]
+    limit: float  # the value of the brightest color
     unit: str = ""
-    paint: Callable[[np.ndarray, float], UInt8[np.ndarray, "h w 3"]] = error_map_rgb
+    to_rgb: Callable[[np.ndarray, float], UInt8[np.ndarray, "h w 3"]] = error_map_rgb
 
 
 class _Block(NamedTuple):
     title: str
     columns: Sequence[_Column]
-    rows: Sequence[GalleryRow]
+    images: Sequence[GalleryImage]
 
 
-def gallery(rows: Sequence[GalleryRow], vmax: float | Sequence[float]) -> "ImageSheet":
-    """Input, reconstruction, squared error, 1 - SSIM, combined error and mask of some pictures.
-
-    `vmax` fixes the colors of the error maps, on every row alike: one number, or one for each
-    of squared error, 1 - SSIM and combined, whose sizes differ a hundredfold.
-    """
-    squared, ssim, combined = (float(limit) for limit in np.broadcast_to(vmax, 3))
-    maps = (
-        _Column("squared_error", "squared error", squared, "intensity²"),
-        _Column("ssim_error", "1 - SSIM", ssim, "at most 2"),
-        _Column("combined", "combined", combined, "score"),
-    )
-    return _sheet([_Block("", (*_PICTURES, *maps, _MASK), rows)])
+def _gray(values, limit):
+    values = np.squeeze(values)
+    values = values if values.ndim == 3 else np.stack([values] * 3, -1)
+    return np.round(np.clip(values / limit, 0, 1) * 255).astype(np.uint8)
 
 
-def healthy_and_anomalous(
-    healthy: Sequence[GalleryRow], anomalous: Sequence[GalleryRow], vmax: float
-) -> "ImageSheet":
-    """The paper's Figs. 5 and 6: input, reconstruction and error map of normal pictures on the
-    left, of anomalous ones, with their true mask, on the right. `vmax` is that of the combined
-    error: one scale of colors for both."""
-    columns = (*_PICTURES, _Column("combined", "error map", vmax, "score"))
-    return _sheet(
-        [
-            _Block("Normal", columns, healthy),
-            _Block("Anomalous", (*columns, _MASK), anomalous),
-        ]
-    )
-
-
-def _gray(picture, limit):
-    picture = np.squeeze(picture)
-    picture = picture if picture.ndim == 3 else np.stack([picture] * 3, -1)
-    return np.round(np.clip(picture / limit, 0, 1) * 255).astype(np.uint8)
-
-
-_PICTURES = (
-    _Column("image", "input", 1.0, "intensity", _gray),
-    _Column("reconstruction", "reconstruction", 1.0, "intensity", _gray),
+_INPUT_AND_RECONSTRUCTION = (
+    _Column("input", lambda item: item.image / 255, 1.0, "intensity", _gray),
+    _Column("reconstruction", lambda item: item.reconstruction / 255, 1.0, "intensity", _gray),
 )
-_MASK = _Column("mask", "true mask", 1.0, "", _gray)
+_MASK = _Column("true mask", lambda item: item.mask, 1.0, "", _gray)
+
+
+def error_map_grid(images: Sequence[GalleryImage], limits: Mapping[str, float]) -> "ImageSheet":
+    """Draws a row per image: input, reconstruction, three error maps and true mask.
+
+    `limits` holds the error of the brightest color, the same on all rows, for each error map
+    ("mse", "ssim", "combined"). Their magnitudes differ by a factor of a hundred.
+    """
+    maps = (
+        _Column("squared error", lambda item: item.error_maps["mse"], limits["mse"], "intensity²"),
+        _Column("1 - SSIM", lambda item: item.error_maps["ssim"], limits["ssim"], "at most 2"),
+        _combined_error("combined", limits["combined"]),
+    )
+    return _draw([_Block("", (*_INPUT_AND_RECONSTRUCTION, *maps, _MASK), images)])
+
+
+def normal_and_anomalous_grid(
+    normal: Sequence[GalleryImage], anomalous: Sequence[GalleryImage], limit: float
+) -> "ImageSheet":
+    """Draws normal images on the left and anomalous ones on the right: the paper's Figs. 5 and 6.
+
+    Each row shows input, reconstruction and error map, and on the right the true mask. `limit` is
+    the combined error of the brightest color on both sides.
+    """
+    columns = (*_INPUT_AND_RECONSTRUCTION, _combined_error("error map", limit))
+    blocks = [_Block("Normal", columns, normal), _Block("Anomalous", (*columns, _MASK), anomalous)]
+    return _draw(blocks)
 
 
 class ImageSheet:
-    """White paper for pictures and words; places are pixels from its upper left corner."""
+    """A white canvas for images and text. Positions are pixels from the upper left corner."""
 
     def __init__(self, width: int, height: int):
         self.image = Image.new("RGB", (width, height), "white")
-        self.words: list[str] = []
-        self._pen = ImageDraw.Draw(self.image)
+        self.texts: list[str] = []
+        self._draw = ImageDraw.Draw(self.image)
 
-    def paste(self, x: int, y: int, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-        self.image.paste(Image.fromarray(picture), (x, y))
+    def paste(self, x: int, y: int, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Copies an image onto the sheet, with its upper left corner at (x, y)."""
+        self.image.paste(Image.fromarray(image), (x, y))
 
     def write(
         self,
         x: float,
         y: float,
-        words: str,
+        text: str,
         size: int,
         anchor: str = "la",
-        color: str = INK,
+        color: str = TEXT_COLOR,
         bold: bool = False,
-        room: float = np.inf,
+        max_width: float = np.inf,
     ) -> None:
-        """Writes one line. anchor: Pillow's. room: its width; what is too long loses its start,
-        since ends tell file names apart."""
+        """Writes one line of text, with an anchor of Pillow at (x, y).
+
+        A text wider than `max_width` pixels loses its start: file names differ at their ends.
+        """
         font = _font(size, bold)
-        if font.getlength(words) > room:
-            while words and font.getlength(f"…{words}") > room:
-                words = words[1:]
-            words = f"…{words}"
-        self.words.append(words)
-        self._pen.text((x, y), words, color, font, anchor)
-
-    def png(self) -> bytes:
-        """The bytes of a PNG file."""
-        stream = io.BytesIO()
-        self.image.save(stream, "PNG", compress_level=3)
-        return stream.getvalue()
+        if font.getlength(text) > max_width:
+            while text and font.getlength(f"…{text}") > max_width:
+                text = text[1:]
+            text = f"…{text}"
+        self.texts.append(text)
+        self._draw.text((x, y), text, color, font, anchor)
 
 
-def _sheet(blocks: Sequence[_Block]) -> ImageSheet:
-    """The blocks beside each other, each with a head of titles and color bars over its rows."""
-    pictures = [row.image for block in blocks for row in block.rows] or [np.zeros((64, 64))]
-    # Small pictures are enlarged pixel by pixel, so that words and bars have room beside them.
-    enlarged = max(1, round(SIDE / pictures[0].shape[1]))
-    height, width = (enlarged * side for side in pictures[0].shape[:2])
+def _combined_error(title: str, limit: float) -> _Column:
+    return _Column(title, lambda item: item.error_maps["combined"], limit, "score")
+
+
+def _draw(blocks: Sequence[_Block]) -> ImageSheet:
+    """Draws blocks next to each other, each with a row of headings above its images."""
+    shapes = [item.image.shape for block in blocks for item in block.images] or [(64, 64)]
+    # Small images are enlarged by a whole factor, to leave room for text and color bars.
+    scale = max(1, round(SIDE / shapes[0][1]))
+    height, width = (scale * side for side in shapes[0][:2])
+    row_height, column_width = height + CAPTION, width + GAP
     lefts = [GAP]
     for block in blocks:
-        lefts.append(lefts[-1] + len(block.columns) * (width + GAP) + 3 * GAP)
-    above = TITLE * any(block.title for block in blocks) + HEAD
-    most = max(1, *(len(block.rows) for block in blocks), 1)
-    sheet = ImageSheet(lefts[-1] - 3 * GAP, above + most * (height + CAPTION))
+        lefts.append(lefts[-1] + len(block.columns) * column_width + 3 * GAP)
+    top = TITLE * any(block.title for block in blocks) + HEADING
+    n_rows = max(1, *(len(block.images) for block in blocks), 1)
+    sheet = ImageSheet(lefts[-1] - 3 * GAP, top + n_rows * row_height)
     for block, left in zip(blocks, lefts, strict=False):
         sheet.write(left, 4, block.title, 14, bold=True)
-        for number, column in enumerate(block.columns):
-            x = left + number * (width + GAP)
-            _head(sheet, x, above, width, column)
-            for index, row in enumerate(block.rows):
-                shown = getattr(row, column.field)
-                if shown is None:
-                    cell = np.full((height, width, 3), EMPTY, np.uint8)
-                else:
-                    painted = column.paint(shown, column.limit)
-                    cell = painted.repeat(enlarged, 0).repeat(enlarged, 1)
-                sheet.paste(x, above + index * (height + CAPTION), cell)
-        room = len(block.columns) * (width + GAP) - GAP
-        for index, row in enumerate(block.rows):
-            _caption(sheet, left, above + index * (height + CAPTION) + height + 3, room, row)
-        if not block.rows:
-            sheet.write(left, above, "none in the test", 12, color=QUIET)
+        for index, column in enumerate(block.columns):
+            x = left + index * column_width
+            _draw_heading(sheet, x, top, width, column)
+            for row, item in enumerate(block.images):
+                values = column.values(item)
+                cell = np.full((height, width, 3), EMPTY_GRAY, np.uint8)
+                if values is not None:
+                    cell = column.to_rgb(values, column.limit).repeat(scale, 0).repeat(scale, 1)
+                sheet.paste(x, top + row * row_height, cell)
+        caption_width = len(block.columns) * column_width - GAP
+        for row, item in enumerate(block.images):
+            _draw_caption(sheet, left, top + row * row_height + height + 3, caption_width, item)
+        if not block.images:
+            sheet.write(left, top, "none in the test set", 12, color=MUTED_COLOR)
     return sheet
 
 
-def _head(sheet: ImageSheet, x: int, foot: int, width: int, column: _Column) -> None:
-    """A column's title and, where its values have a size, the bar that says what a color means."""
-    sheet.write(x + width / 2, foot - 43, column.title, 13, "ma")
+def _draw_heading(sheet: ImageSheet, x: int, bottom: int, width: int, column: _Column) -> None:
+    """Draws a column's title and, if its values have a unit, a color bar."""
+    sheet.write(x + width / 2, bottom - 43, column.title, 13, "ma")
     if not column.unit:
         return
     ramp = np.linspace(0, column.limit, width)[None].repeat(8, 0)
-    sheet.paste(x, foot - 26, column.paint(ramp, column.limit))
-    beyond = "≥ " if column.paint is error_map_rgb else ""
-    most = f"{beyond}{column.limit:.2g} ({column.unit})"
-    sheet.write(x, foot - 15, "0", 10, color=QUIET)
-    sheet.write(x + width, foot - 15, most, 10, "ra", QUIET)
+    sheet.paste(x, bottom - 26, column.to_rgb(ramp, column.limit))
+    prefix = "≥ " if column.to_rgb is error_map_rgb else ""
+    maximum = f"{prefix}{column.limit:.2g} ({column.unit})"
+    sheet.write(x, bottom - 15, "0", 10, color=MUTED_COLOR)
+    sheet.write(x + width, bottom - 15, maximum, 10, "ra", MUTED_COLOR)
 
 
-def _caption(sheet: ImageSheet, x: int, y: int, room: int, row: GalleryRow) -> None:
-    right = row.label == row.decision
-    truth, call = (("normal", "anomalous")[int(flag)] for flag in (row.label, row.decision))
-    verdict = f"{truth}, called {call}" + ("" if right else ": wrong")
-    look = {"size": 11, "color": INK if right else ANOMALOUS, "bold": not right, "room": room}
-    sheet.write(x, y, _drawable(row.path), **look)
-    sheet.write(x, y + 15, f"score {row.score:.4g}: {verdict}", **look)
+def _draw_caption(sheet: ImageSheet, x: int, y: int, width: int, item: GalleryImage) -> None:
+    correct = item.label == item.decision
+    label, decision = (("normal", "anomalous")[int(flag)] for flag in (item.label, item.decision))
+    result = f"{label}, classified as {decision}" + ("" if correct else ": wrong")
+    style = {"size": 11, "color": TEXT_COLOR if correct else ANOMALOUS_COLOR}
+    style |= {"bold": not correct, "max_width": width}
+    sheet.write(x, y, _drawable(item.path), **style)
+    sheet.write(x, y + 15, f"score {item.score:.4g}: {result}", **style)
 
 
 def _drawable(name: str) -> str:
-    """A file name for a caption: harmless, and without what the font lacks."""
+    """A file name without control characters and characters that the font lacks."""
     font = get_font(findfont(FontProperties()))
     return "".join(c if font.get_char_index(ord(c)) else "□" for c in printable(name))
 
 
 @cache
 def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
-    """Matplotlib's own, so that it is there on every machine."""
+    """A font of Matplotlib, which is present on every machine."""
     file = findfont(FontProperties(weight="bold" if bold else "normal"))
     return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)

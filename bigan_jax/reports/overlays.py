@@ -1,4 +1,4 @@
-"""Error maps and overlays of new pictures, as PNG files of the pictures' own sizes."""
+"""Error maps and overlays of new images, as PNG files of the images' own sizes."""
 
 import io
 import re
@@ -11,82 +11,93 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from bigan_jax.data.files.images import map_in_threads, read_as_shown
+from bigan_jax.data.files.images import map_in_threads, read_full_size
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.reports.charts import ERROR_PALETTE, error_levels
 
-OPACITY = 0.8  # of the brightest error on an overlay; where there is no error, none
-LONGEST_NAME = 200  # bytes of a file's or folder's name; file systems take 255
+MAX_OPACITY = 0.8  # of the highest error on an overlay; an error of 0 is transparent
+MAX_NAME_BYTES = 200  # of a file or folder; file systems allow 255
 
 
 def write_overlays(
     contents: Mapping[str, bytes],
     names: Sequence[str],
-    maps: Float[np.ndarray, "n h w"],
+    error_maps: Float[np.ndarray, "n h w"],
     limit: float,
     output: Path,
-    window: bool = False,
+    stretch: bool = False,
 ) -> list[UnreadableFile]:
-    """Writes an error map and an overlay of each picture, as `paint` makes them, to error_maps/ and
-    overlays/ of `output`; those that cannot be drawn come back.
+    """Writes an `overlay` of each image to error_maps/ and overlays/ in `output`.
 
-    contents: the files' bytes, by name. window: whether pictures are shown stretched, as the
-      networks see them.
+    Args:
+      contents: the bytes of the image files, by name.
+      names: the images to draw.
+      error_maps: the error maps of these images.
+      limit: the error of the brightest color.
+      output: the folder.
+      stretch: whether to show images with percentile contrast stretching, as the networks see them.
+
+    Returns:
+      The files that could not be read.
     """
 
-    def draw_one(i: int) -> UnreadableFile | None:
+    def write_one(i: int) -> UnreadableFile | None:
         name = names[i]
-        made = try_read(
-            name, lambda: overlay(read_as_shown(io.BytesIO(contents[name]), window), maps[i], limit)
+        images = try_read(
+            name,
+            lambda: overlay(
+                read_full_size(io.BytesIO(contents[name]), stretch), error_maps[i], limit
+            ),
         )
-        if isinstance(made, UnreadableFile):
-            return made
-        for kind, picture in zip(("error_maps", "overlays"), made, strict=True):
-            path = output / kind / output_name(name)
+        if isinstance(images, UnreadableFile):
+            return images
+        for folder, image in zip(("error_maps", "overlays"), images, strict=True):
+            path = output / folder / output_name(name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path, compress_level=3)  # more takes longer for little
+            image.save(path, compress_level=3)  # more takes longer and saves little
         return None
 
-    return [broken for broken in map_in_threads(draw_one, range(len(names)), "drawings") if broken]
+    return [file for file in map_in_threads(write_one, range(len(names)), "overlays") if file]
 
 
 def overlay(
-    picture: Image.Image, errors: Float[np.ndarray, "h w"], limit: float
+    image: Image.Image, errors: Float[np.ndarray, "h w"], limit: float
 ) -> tuple[Image.Image, Image.Image]:
-    """An error map in colors, and the same laid over the picture, both of the picture's size.
+    """Colors an error map, and blends it with its image: the higher the error, the more opaque.
 
-    limit: the error that is as bright as it gets; as in every figure, that of the calibration
-    normals. The higher the error, the less of the picture is left to be seen.
+    `limit` is the error of the brightest color. As in all figures, it is computed from the
+    calibration images. Returns the error map in colors and the overlay, both of the image's size.
     """
-    level = Image.fromarray(error_levels(errors, limit))
-    if level.size != picture.size:
-        level = level.resize(picture.size, Image.Resampling.BILINEAR)
-    colored = level.copy()
+    levels = Image.fromarray(error_levels(errors, limit))
+    if levels.size != image.size:
+        levels = levels.resize(image.size, Image.Resampling.BILINEAR)
+    colored = levels.copy()
     colored.putpalette(ERROR_PALETTE.tobytes())
-    opacity = level.point([round(OPACITY * value) for value in range(256)])
-    return colored, Image.composite(colored.convert("RGB"), picture.convert("RGB"), opacity)
+    opacity = levels.point([round(MAX_OPACITY * value) for value in range(256)])
+    return colored, Image.composite(colored.convert("RGB"), image.convert("RGB"), opacity)
 
 
 def output_name(path: str) -> str:
-    """Where below error_maps/ and overlays/ the PNG of a picture lies: `a/b.jpg` in `a/b.jpg.png`.
+    """Returns the path of an image's PNG file below error_maps/ and overlays/.
 
-    No two pictures share a name, and none leads out: what file systems or terminals may take amiss
-    is written as in a web address (%0A), and an overlong name ends in a digest of its own.
+    `a/b.jpg` becomes `a/b.jpg.png`. Two images never share a name, and no name leads out of the
+    folder: characters that file systems or terminals may misread are percent-encoded (%0A), and an
+    overlong name is cut and ends in a digest of the complete name.
     """
-    *folders, file = (_harmless(part) for part in path.split("/") if part)
-    # A folder is neither . nor .., nor called as the PNG of another picture may be.
-    folders = [re.sub(r"\.(png)?$", r"%2E\1", part, flags=re.IGNORECASE) for part in folders]
+    *folders, file = (_safe_name(name) for name in path.split("/") if name)
+    # No folder is called . or .., or as the PNG file of another image may be.
+    folders = [re.sub(r"\.(png)?$", r"%2E\1", name, flags=re.IGNORECASE) for name in folders]
     return "/".join([*folders, f"{file}.png"])
 
 
-def _harmless(part: str) -> str:
+def _safe_name(name: str) -> str:
     name = "".join(
         quote(c, safe="", errors="surrogateescape")
         if c in '%<>:"|?*\\' or not c.isprintable()
         else c
-        for c in part
+        for c in name
     )
-    if len(name.encode()) > LONGEST_NAME:
+    if len(name.encode()) > MAX_NAME_BYTES:
         digest = blake2b(name.encode(), digest_size=8).hexdigest()
-        name = name.encode()[: LONGEST_NAME - 17].decode(errors="ignore") + "~" + digest
+        name = name.encode()[: MAX_NAME_BYTES - 17].decode(errors="ignore") + "~" + digest
     return name

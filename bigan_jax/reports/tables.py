@@ -1,14 +1,14 @@
-"""Tables as data, and their writing as Markdown, LaTeX and CSV. Every cell is escaped.
-
-A cell is a text, a number, a Spread, a Difference, or None for what does not apply.
-"""
+"""Tables as data, and their rendering as Markdown, LaTeX and CSV with every cell escaped."""
 
 import csv
 import html
 import io
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from bigan_jax.errors import printable
 from bigan_jax.evaluation.statistics import Difference, Spread
@@ -17,7 +17,7 @@ Cell = str | float | Spread | Difference | None
 
 
 class Table(NamedTuple):
-    """Columns are (heading above several, heading); the first column names the row."""
+    """A table: columns are (upper heading, heading); the first column names the row."""
 
     title: str
     columns: Sequence[tuple[str, str]]
@@ -25,27 +25,31 @@ class Table(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def format_cell(cell: Cell) -> str:
-    """A cell for people: three decimals, a dash for what does not apply."""
-    match cell:
-        case None:
-            return "–"
-        case str():
-            return cell
-        case Spread(mean, None, _):
-            return f"{mean:.3f}"
+def format_cell(value: object) -> str:
+    """Formats a value for people.
+
+    Floats from 0.01 to 1, which are mostly ratios, and 0 get three decimals. Floats of other
+    magnitudes get three significant digits. Spreads and differences always get three decimals.
+    None and empty collections become a dash.
+    """
+    match value:
         case Spread(mean, std, _):
-            return f"{mean:.3f} ± {std:.3f}"
-        case Difference(value, (low, high)):
-            return f"{_signed(value)} ({_signed(low)} to {_signed(high)})"
-        case Difference(value, None, None):
-            return _signed(value)
-        case Difference(value, None, std):
-            return f"{_signed(value)} ± {std:.3f}"
-        case int():
-            return str(cell)
+            return f"{mean:.3f}" + ("" if std is None else f" ± {std:.3f}")
+        case Difference(difference, (low, high)):
+            return f"{_signed(difference)} ({_signed(low)} to {_signed(high)})"
+        case Difference(difference, None, std):
+            return _signed(difference) + ("" if std is None else f" ± {std:.3f}")
+        case bool() | np.bool_():
+            return "yes" if value else "no"
+        case float() | np.floating():
+            is_ratio = 0.01 <= abs(value) <= 1 or value == 0
+            return f"{value:.3f}" if is_ratio else f"{value:.3g}"
+        case Mapping():
+            return ", ".join(f"{key}: {format_cell(item)}" for key, item in value.items()) or "–"
+        case Sequence() if not isinstance(value, str):
+            return ", ".join(map(format_cell, value)) or "–"
         case _:
-            return f"{cell:.3f}"
+            return "–" if value is None else str(value)
 
 
 def _signed(value):
@@ -54,21 +58,19 @@ def _signed(value):
 
 
 def spans(table: Table) -> list[tuple[str, int]]:
-    """The upper headings, each with how many columns it stands over."""
-    found = []
-    for upper, _ in table.columns:
-        if found and upper and found[-1][0] == upper:
-            found[-1] = (upper, found[-1][1] + 1)
-        else:
-            found.append((upper, 1))
-    return found
+    """Returns the upper headings, each with the number of columns that it spans."""
+    result = []
+    for upper, group in itertools.groupby(upper for upper, _ in table.columns):
+        count = len(list(group))
+        result += [(upper, count)] if upper else [("", 1)] * count
+    return result
 
 
-# Markdown, as GitHub reads it
+# Markdown in GitHub's dialect
 
 
 def markdown(table: Table) -> str:
-    """The table with its title as a heading of level 3 and its notes as a list."""
+    """Renders a table with its title as a heading of level 3 and its notes as a list."""
     headings = [" ".join(filter(None, column)) for column in table.columns]
     lines = [headings, *([format_cell(cell) for cell in row] for row in table.rows)]
     rows = [f"| {' | '.join(map(markdown_text, line))} |" for line in lines]
@@ -78,9 +80,9 @@ def markdown(table: Table) -> str:
     return "\n".join(line for block in blocks if block for line in [*block, ""])
 
 
-def markdown_text(words: str) -> str:
-    """Text in which nothing is markup, HTML included."""
-    escaped = html.escape(printable(words), quote=False)
+def markdown_text(text: str) -> str:
+    """Escapes a text so that nothing in it is markup, including HTML."""
+    escaped = html.escape(printable(text), quote=False)
     return re.sub(r"([\\`*_\[\]|~$!])", r"\\\1", escaped).replace("://", ":&#47;&#47;")
 
 
@@ -97,7 +99,7 @@ _LATEX = str.maketrans(
         "|": r"\textbar{}",
         '"': r"\char34{}",
         "`": r"\textasciigrave{}",
-        "[": "{[}",  # after \\ it would open an argument
+        "[": "{[}",  # after \\ a bracket would open an argument
         "]": "{]}",
         "±": r"$\pm$",
         "−": "$-$",
@@ -110,7 +112,7 @@ _LATEX = str.maketrans(
 
 
 def latex(table: Table) -> str:
-    """A table float: caption, booktabs rules, upper headings where there are any, notes below."""
+    """Renders a table float with its caption, booktabs rules, upper headings (if any) and notes."""
     width = len(table.columns)
     headings = []
     if any(upper for upper, _ in table.columns):
@@ -140,25 +142,25 @@ def latex(table: Table) -> str:
     )
 
 
-def latex_text(words: str) -> str:
-    """Text in which no character is a command; for LaTeX of 2020 on, which reads UTF-8."""
-    return printable(words).translate(_LATEX)
+def latex_text(text: str) -> str:
+    """Escapes a text so that no character is a command. Requires LaTeX of 2020 or later (UTF-8)."""
+    return printable(text).translate(_LATEX)
 
 
 # CSV
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[str | float | None]]) -> str:
-    """A CSV file. A text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    """Renders a CSV file. Text that a spreadsheet would run gets an apostrophe before it."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(header)
     for row in rows:
-        writer.writerow([_harmless(cell) for cell in row])
+        writer.writerow([_csv_cell(cell) for cell in row])
     return stream.getvalue()
 
 
-def _harmless(cell):
+def _csv_cell(cell):
     if isinstance(cell, str):
         cell = printable(cell)
         return "'" + cell if cell.startswith(("=", "+", "-", "@")) else cell

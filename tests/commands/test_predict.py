@@ -87,7 +87,7 @@ def test_scores_are_those_of_the_evaluation(trained, predicted):
             assert float(ours[path][column]) == pytest.approx(float(row[column]), abs=1e-6)
         assert ours[path]["decision"] == row["decision"]
     calibration = json.loads((workdir / "evaluation.json").read_text())["calibration_scores"]
-    parts = {row["path"]: row["part"] for row in csv.DictReader((workdir / "split.csv").open())}
+    parts = {row["path"]: row["split"] for row in csv.DictReader((workdir / "split.csv").open())}
     known = sorted(
         float(ours[path]["score"]) for path, part in parts.items() if part == "calibration"
     )
@@ -222,7 +222,7 @@ def test_the_command_scores_what_it_can(trained, tmp_path):
     assert len({row["score"] for row in table(tmp_path / "out")}) == 1
     reasons = {row["path"]: row["reason"] for row in table(tmp_path / "out", "unreadable.csv")}
     assert reasons.keys() == {"torn.png", "page.jpg", "empty.png", "out.png"}
-    assert "empty" in reasons["empty.png"] and "not a picture" in reasons["page.jpg"]
+    assert "empty" in reasons["empty.png"] and "not an image" in reasons["page.jpg"]
     assert all(f"{path}: {reason}" in result.stderr for path, reason in reasons.items())
     for kind in ("error_maps", "overlays"):
         drawn = [p for p in (tmp_path / "out" / kind).rglob("*") if p.is_file()]

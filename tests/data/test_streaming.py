@@ -51,7 +51,7 @@ def runner(image, scanned=False):
     streamed = isinstance(image, LazyImages)
     run = compiled(jax.local_device_count(), scanned, streamed)
     pictures = TrainingSet(image, CONDITION)
-    run.pictures = pictures if streamed else epoch_runner.replicate(pictures)
+    run.training_set = pictures if streamed else epoch_runner.replicate(pictures)
     return run, epoch_runner.replicate(first_state())
 
 

@@ -1,4 +1,4 @@
-"""The report in a real browser: headless Chromium, where the machine has one."""
+"""The report in headless Chromium, if it is installed."""
 
 import base64
 import hashlib
@@ -15,41 +15,44 @@ import pytest
 
 from bigan_jax.errors import printable
 from bigan_jax.reports import html_report
+from bigan_jax.reports.image_grid import GalleryImage
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-PHONE = 390
-HOSTILE = "<img src=x onerror='hacked=1'>\x1b[31m\u202e</script><script>hacked=1</script>.png"
-KINDS = ("good", "crack", "a & <b>\"'")
+COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, COMMANDS)), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="requires Chromium")
+PHONE_WIDTH = 390
+UNTRUSTED = "<img src=x onerror='hacked=1'>\x1b[31m\u202e</script><script>hacked=1</script>.png"
+DEFECT_TYPES = ("good", "crack", "a & <b>\"'")
 
-# Before anything else of the page: whatever goes wrong is kept.
-LISTEN = """
-const wrong = [];
-addEventListener("error", e => wrong.push(e.message || `cannot load ${e.target.src}`), true);
-addEventListener("securitypolicyviolation", e => wrong.push(`refused ${e.blockedURI}`));
+# Runs before the rest of the page and records all errors.
+ERROR_LISTENER = """
+const errors = [];
+addEventListener("error", e => errors.push(e.message || `cannot load ${e.target.src}`), true);
+addEventListener("securitypolicyviolation", e => errors.push(`refused ${e.blockedURI}`));
 """
-LOOK = """
+# Tries all CHOICES of the tools and appends what the page shows, as JSON in #result.
+INSPECTION = """
 addEventListener("load", () => {
   const all = s => [...document.querySelectorAll(s)];
-  const shown = () => all(".case").filter(c => c.checkVisibility()).map(c => c.dataset.path);
+  const visible = () => all(".case").filter(c => c.checkVisibility()).map(c => c.dataset.path);
   const choose = choices => {
     all("#tools select").forEach(s => { s.value = choices[s.id] ?? ""; });
     document.getElementById("order").dispatchEvent(new Event("change"));
-    return [shown(), document.getElementById("count").textContent];
+    return [visible(), document.getElementById("count").textContent];
   };
   const style = getComputedStyle(document.body);
-  const found = {
-    wrong, hacked: typeof hacked !== "undefined", width: innerWidth,
-    content: document.documentElement.scrollWidth, ink: style.color, page: style.backgroundColor,
-    pictures: all("img").map(i => i.complete && i.naturalWidth),
+  const result = {
+    errors, hacked: typeof hacked !== "undefined", width: innerWidth,
+    content_width: document.documentElement.scrollWidth, color: style.color,
+    background: style.backgroundColor,
+    images: all("img").map(i => i.complete && i.naturalWidth),
     fetched: performance.getEntriesByType("resource").map(r => r.name.slice(0, 40)),
     chosen: CHOICES.map(choose),
   };
-  const answer = document.createElement("pre");
-  answer.id = "answer";
-  answer.textContent = JSON.stringify(found);
-  parent.document.body.append(answer);
+  const output = document.createElement("pre");
+  output.id = "result";
+  output.textContent = JSON.stringify(result);
+  parent.document.body.append(output);
 });
 """
 CHOICES = [
@@ -60,31 +63,32 @@ CHOICES = [
     {"label": "1", "order": "score"},
     {"verdict": "missed|false alarm", "order": "score"},
     {"verdict": "found|false alarm", "label": "0", "order": "score"},
-    {"kind": KINDS[2], "order": "score"},
+    {"kind": DEFECT_TYPES[2], "order": "score"},
     {"size": "large"},
 ]
 
 
-def items():
-    """Two dozen pictures of every kind and decision, with names that sort by number."""
+def gallery_images():
+    """24 images of every defect type and decision, with names that sort by number."""
     rng = np.random.default_rng(0)
     for i in range(24):
         label, decision = bool(i % 2), bool(i // 2 % 2)
-        name = HOSTILE if i == 5 else f"picture{i}-" + "long" * (100 if i == 6 else 1) + ".png"
+        name = UNTRUSTED if i == 5 else f"image{i}-" + "long" * (100 if i == 6 else 1) + ".png"
         score = round(float(rng.random()) * 0.5 + 0.5 * decision, 6)
-        png = html_report.png_bytes(rng.integers(0, 256, (16, 16, 3 if i % 3 else 1), np.uint8))
-        kind = KINDS[1 + i % 4 // 2] if label else "good"
-        yield html_report.GalleryItem(name, label, kind, score, decision, png, png, png, None)
+        image = rng.integers(0, 256, (16, 16, 3 if i % 3 else 1), np.uint8)
+        maps = {"combined": rng.random((16, 16))}
+        defect_type = DEFECT_TYPES[1 + i % 4 // 2] if label else "good"
+        yield GalleryImage(name, label, defect_type, score, decision, image, image, maps)
 
 
 EVALUATION = {
     "model": "cae",
-    "dataset": HOSTILE,
+    "dataset": UNTRUSTED,
     "auroc": 0.9,
     "auroc_ci": [0.85, 0.95],
     "threshold": 0.5,
-    "warnings": [HOSTILE],
-    "controls": {HOSTILE: 0.8, "w" * 300: 0.7},
+    "warnings": [UNTRUSTED],
+    "controls": {UNTRUSTED: 0.8, "w" * 300: 0.7},
     "pixel": {"auroc": 0.8, "average_precision": 0.3, "aupro": 0.5, "dice": 0.2},
     "score_table": [
         {"score": "0.7 mse + 0.3 ssim", "standardize": True, "reduction": "mean", "auroc": 0.9}
@@ -95,19 +99,19 @@ EVALUATION = {
 }
 
 
-def browse(tmp_path, page, *flags, width=None):
-    """What LOOK finds on the page, and the browser's own messages.
+def open_in_browser(tmp_path, page, *flags, width=None):
+    """Returns the result of INSPECTION on the page, and the messages of the browser's console.
 
-    A window has a least width, a frame in it has not: with `width` the page is in one.
+    With `width` the page is opened in a frame, since windows have a minimum width.
     """
-    look = LOOK.replace("CHOICES", json.dumps(CHOICES))
+    inspection = INSPECTION.replace("CHOICES", json.dumps(CHOICES))
     allowed = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'"
-        for s in (LISTEN, look)
+        for s in (ERROR_LISTENER, inspection)
     )
     page = page.replace("script-src ", f"script-src {allowed} ", 1)
-    page = page.replace("<title>", f"<script>{LISTEN}</script><title>", 1)
-    page = page.replace("</body>", f"<script>{look}</script></body>", 1)
+    page = page.replace("<title>", f"<script>{ERROR_LISTENER}</script><title>", 1)
+    page = page.replace("</body>", f"<script>{inspection}</script></body>", 1)
     if width:
         frame = f'<iframe style="border: 0" width="{width}" height="800" srcdoc='
         page = f'<!doctype html><meta charset="utf-8"><body>{frame}"{html.escape(page)}"></iframe>'
@@ -119,81 +123,83 @@ def browse(tmp_path, page, *flags, width=None):
     result = subprocess.run(
         [*command, path.as_uri()], capture_output=True, timeout=60, encoding="utf-8"
     )
-    answer = re.search(r'<pre id="answer">(.*?)</pre>', result.stdout, re.S)
-    assert answer, result.stderr[-2000:]
+    output = re.search(r'<pre id="result">(.*?)</pre>', result.stdout, re.S)
+    assert output, result.stderr[-2000:]
     messages = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
-    return json.loads(html.unescape(answer[1])), messages
+    return json.loads(html.unescape(output[1])), messages
 
 
-def written(tmp_path):
+def report_page(tmp_path):
     png = html_report.png_bytes(np.zeros((30, 60), np.uint8))
     path = html_report.write_report(
-        tmp_path / "report.html", EVALUATION, [], {"roc_curve": png}, list(items())
+        tmp_path / "report.html", EVALUATION, [], {"roc_curve": png}, list(gallery_images())
     )
     return path.read_text(encoding="utf-8")
 
 
-def contrast(one, other):
-    """WCAG 2's contrast ratio of two CSS colors, rgb(r, g, b)."""
+def contrast(color, other):
+    """The contrast ratio of two CSS colors, rgb(r, g, b), by WCAG 2."""
 
     def luminance(color):
         rgb = np.array([int(part) for part in re.findall(r"\d+", color)][:3]) / 255
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
         return linear @ [0.2126, 0.7152, 0.0722] + 0.05
 
-    dark, light = sorted((luminance(one), luminance(other)))
+    dark, light = sorted((luminance(color), luminance(other)))
     return light / dark
 
 
-def test_the_report_works_on_a_phone(tmp_path):
-    found, messages = browse(tmp_path, written(tmp_path), width=PHONE)
-    assert found["wrong"] == [] and messages == []
-    assert not found["hacked"]
-    assert found["fetched"] == []
-    assert found["width"] == PHONE and found["content"] <= PHONE
-    assert len(found["pictures"]) == 24 * 3 + 2 and min(found["pictures"]) > 0
-    assert contrast(found["ink"], found["page"]) > 7
+def test_report_works_on_a_phone(tmp_path):
+    result, messages = open_in_browser(tmp_path, report_page(tmp_path), width=PHONE_WIDTH)
+    assert result["errors"] == [] and messages == []
+    assert not result["hacked"]
+    assert result["fetched"] == []
+    assert result["width"] == PHONE_WIDTH and result["content_width"] <= PHONE_WIDTH
+    assert len(result["images"]) == 24 * 3 + 2 and min(result["images"]) > 0
+    assert contrast(result["color"], result["background"]) > 7
 
-    cases = [item._replace(path=printable(item.path)) for item in items()]
-    by_score = sorted(cases, key=lambda item: -item.score)
-    by_margin = sorted(cases, key=lambda i: (i.score - 0.5) * (1 if i.label else -1))
+    images = [item._replace(path=printable(item.path)) for item in gallery_images()]
+    by_score = sorted(images, key=lambda item: -item.score)
+    by_margin = sorted(images, key=lambda i: (i.score - 0.5) * (1 if i.label else -1))
 
-    def names(chosen):
-        return [item.path for item in chosen]
+    def names(items):
+        return [item.path for item in items]
 
-    first, *sorted_ways, large = (paths for paths, _ in found["chosen"])
-    assert first == names([*by_margin[:6], *by_margin[:-7:-1], *by_margin[6:-6]])
-    assert large == first
-    hostile = printable(HOSTILE)
-    number = {name: int(name[7 : name.index("-")]) for name in names(cases) if name != hostile}
-    assert sorted_ways == [
+    default, *choices, large = (paths for paths, _ in result["chosen"])
+    assert default == names([*by_margin[:6], *by_margin[:-7:-1], *by_margin[6:-6]])
+    assert large == default
+    untrusted = printable(UNTRUSTED)
+    numbers = {name: int(name[5 : name.index("-")]) for name in names(images) if name != untrusted}
+    assert choices == [
         names(by_score),
         names(by_margin),
-        [hostile, *sorted(number, key=number.get)],
+        [untrusted, *sorted(numbers, key=numbers.get)],
         names(item for item in by_score if item.label),
         names(item for item in by_score if item.label != item.decision),
         names(item for item in by_score if item.decision and not item.label),
-        names(item for item in by_score if item.defect_type == KINDS[2]),
+        names(item for item in by_score if item.defect_type == DEFECT_TYPES[2]),
     ]
-    assert found["chosen"][4][1] == "12 of 24 pictures"
+    assert result["chosen"][4][1].startswith("12 of 24 ")
 
 
-def test_the_policy_refuses_what_got_past_the_escaping(tmp_path):
-    asked = []
+def test_content_security_policy_blocks_unescaped_content(tmp_path):
+    requests = []
 
     class Server(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            requests.append(self.path)
 
     with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        smuggled = f'<img src="{address}/image"><script>hacked = 1</script>'
-        smuggled += f'<script src="{address}/script"></script><img src="x" onerror="hacked = 1">'
-        page = written(tmp_path).replace("<main>", f"<main>{smuggled}")
-        found, messages = browse(tmp_path, page, "--blink-settings=preferredColorScheme=0")
+        injected = f'<img src="{address}/image"><script>hacked = 1</script>'
+        injected += f'<script src="{address}/script"></script><img src="x" onerror="hacked = 1">'
+        page = report_page(tmp_path).replace("<main>", f"<main>{injected}")
+        result, messages = open_in_browser(
+            tmp_path, page, "--blink-settings=preferredColorScheme=0"
+        )
         server.shutdown()
-    assert asked == [] and not found["hacked"]
-    assert sum(message.startswith("refused") for message in found["wrong"]) >= 4
-    assert len(messages) >= 4  # so their absence elsewhere means something
-    assert contrast(found["ink"], found["page"]) > 7  # in the dark, this time
+    assert requests == [] and not result["hacked"]
+    assert sum(message.startswith("refused") for message in result["errors"]) >= 4
+    assert len(messages) >= 4  # so that their absence in the other test is meaningful
+    assert contrast(result["color"], result["background"]) > 7  # in the dark color scheme

@@ -1,4 +1,4 @@
-"""The figures of a run: what they show is right, whatever the data, the names and the sizes."""
+"""Charts and image grids show the right values for any data, names and sizes."""
 
 import io
 
@@ -11,10 +11,11 @@ from bigan_jax.metrics import bootstrap
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.reports import charts, figures, image_grid, training_curves
 
-HOSTILE = "<b>$x_{1\x1b[31m\x00\u202e\udcff\n中.png"
+LIMITS = {"mse": 0.005, "ssim": 1.0, "combined": 0.25}
+UNTRUSTED = "<b>$x_{1\x1b[31m\x00\u202e\udcff\n中.png"
 
 
-def history(epochs=6):
+def train_log(epochs=6):
     rows = []
     for epoch in range(1, epochs + 1):
         row = {"epoch": epoch, "phase": "one" if epoch < 4 else "two", "step": epoch}
@@ -25,68 +26,68 @@ def history(epochs=6):
     return rows
 
 
-def size_of(figure):
+def png_size(figure):
     return Image.open(io.BytesIO(charts.to_png(figure))).size
 
 
-def scores(normals, anomalous, calibration, seed=0):
-    rng = np.random.default_rng(seed)
+def random_scores(n_normal, n_anomalous, n_calibration):
+    rng = np.random.default_rng(0)
     return [
         rng.lognormal(mean, 0.3, count).astype(np.float32)
-        for mean, count in ((0, normals), (0.5, anomalous), (0, calibration))
+        for mean, count in ((0, n_normal), (0.5, n_anomalous), (0, n_calibration))
     ]
 
 
-def test_error_colors_are_one_fixed_scale():
+def test_error_colors_have_a_fixed_scale():
     errors = np.array([[0.0, 0.5, 1.0, 2.0]])
-    found = charts.error_map_rgb(errors, 1.0)
-    assert found.dtype == np.uint8 and found.shape == (1, 4, 3)
-    assert (found[0, 2] == found[0, 3]).all()
-    assert (charts.error_map_rgb(errors / 2, 0.5) == found).all()
-    # The neighbor's value moves nothing.
-    assert (charts.error_map_rgb(errors[:, :2], 1.0) == found[:, :2]).all()
+    rgb = charts.error_map_rgb(errors, 1.0)
+    assert rgb.dtype == np.uint8 and rgb.shape == (1, 4, 3)
+    assert (rgb[0, 2] == rgb[0, 3]).all()
+    assert (charts.error_map_rgb(errors / 2, 0.5) == rgb).all()
+    # The color of a pixel does not depend on other pixels.
+    assert (charts.error_map_rgb(errors[:, :2], 1.0) == rgb[:, :2]).all()
     brightness = charts.error_map_rgb(np.linspace(0, 1, 32)[None], 1.0)[0].astype(int).sum(1)
     assert (np.diff(brightness) >= 0).all()
-    assert (charts.error_map_rgb(np.zeros((2, 2)), 0.0) == found[0, 0]).all()
+    assert (charts.error_map_rgb(np.zeros((2, 2)), 0.0) == rgb[0, 0]).all()
 
 
 @pytest.mark.parametrize(
     "counts, threshold",
     [((9, 8, 7), 0.5), ((9, 0, 0), None), ((0, 1, 0), 99.0), ((0, 0, 0), 0.5)],
 )
-def test_curves_are_drawn_whatever_is_missing(counts, threshold):
-    parts = scores(*counts)
-    score, label = np.concatenate(parts[:2]), np.arange(sum(counts[:2])) >= counts[0]
-    assert size_of(charts.score_histogram(*parts, threshold)) > (400, 300)
-    assert size_of(charts.roc_curve(score, label, threshold)) > (400, 400)
-    assert size_of(charts.precision_recall_curve(score, label, threshold)) > (400, 400)
+def test_charts_are_drawn_without_a_class_or_threshold(counts, threshold):
+    scores = random_scores(*counts)
+    score, label = np.concatenate(scores[:2]), np.arange(sum(counts[:2])) >= counts[0]
+    assert png_size(charts.score_histogram(*scores, threshold)) > (400, 300)
+    assert png_size(charts.roc_curve(score, label, threshold)) > (400, 400)
+    assert png_size(charts.precision_recall_curve(score, label, threshold)) > (400, 400)
 
 
-@pytest.mark.parametrize("shares", [1, 4, 7, 40])
-def test_no_words_of_a_chart_are_cut_off(shares):
-    """Axes with their widest numbers: shares of 17.5 %, losses from 0.00001 to 100,000."""
-    parts = [np.arange(40) % shares / 100, np.arange(63) / 63, np.arange(20) / 40]
-    score, label = np.concatenate(parts[:2]), np.arange(103) >= 40
+@pytest.mark.parametrize("n_values", [1, 4, 7, 40])
+def test_no_text_of_a_chart_is_cut_off(n_values):
+    """The axes show their widest numbers: 17.5 %, and losses from 0.00001 to 100,000."""
+    scores = [np.arange(40) % n_values / 100, np.arange(63) / 63, np.arange(20) / 40]
+    score, label = np.concatenate(scores[:2]), np.arange(103) >= 40
     losses = [{"fit/a": 10.0 ** (3 * e - 5), "fit/b": 3.0, "game/c": -1234.5 * e} for e in range(4)]
     rows = [{"epoch": e, "phase": "one"} | row for e, row in enumerate(losses)]
     for figure in (
-        charts.score_histogram(*parts, 0.5),
-        charts.score_histogram(*(1e-5 * part for part in parts), 5e-6),
+        charts.score_histogram(*scores, 0.5),
+        charts.score_histogram(*(1e-5 * values for values in scores), 5e-6),
         charts.roc_curve(score, label, 0.5),
         charts.precision_recall_curve(score, label, 0.5),
         training_curves.training_curves(rows),
     ):
         charts.to_png(figure)
-        room = figure.get_tightbbox()  # in inches
+        box = figure.get_tightbbox()  # in inches
         width, height = figure.get_size_inches()
-        assert room.x0 >= 0 and room.y0 >= 0 and room.x1 <= width and room.y1 <= height, room
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, box
 
 
 def test_histogram_counts_every_score():
-    normal, anomalous, calibration = scores(10_000, 300, 5_000)
+    normal, anomalous, calibration = random_scores(10_000, 300, 5_000)
     (axes,) = charts.score_histogram(normal, anomalous, calibration, 2.0).axes
-    drawn = [patch.get_xy() for patch in axes.patches]
-    for outline, values in zip(drawn, (normal, anomalous), strict=True):
+    outlines = [patch.get_xy() for patch in axes.patches]
+    for outline, values in zip(outlines, (normal, anomalous), strict=True):
         edges, steps = outline[1::2, 0], outline[1::2, 1]
         edges, first = np.unique(edges, return_index=True)
         expected = np.histogram(values, edges)[0] / len(values)
@@ -97,59 +98,58 @@ def test_histogram_counts_every_score():
     assert charts.score_histogram(normal, outlier, calibration, 2.0).axes[0].get_xscale() == "log"
 
 
-def test_bands_hold_what_resampled_curves_are():
+def test_bands_equal_quantiles_of_resampled_curves():
     rng = np.random.default_rng(0)
     score = rng.integers(0, 12, 40) / 4.0  # with ties
     label, group = rng.random(40) < 0.5, rng.integers(0, 15, 40)
-    found = bootstrap.curve_bands(score, label, group, draws=30, seed=3)
-    member, times = bootstrap.group_resampling(label, group, 30, 3)
+    bands = bootstrap.curve_bands(score, label, group, draws=30, seed=3)
+    member, counts = bootstrap.group_resampling(label, group, 30, 3)
     recalls, precisions = [], []
-    for count in times:
+    for count in counts:
         repeated = np.repeat(np.arange(40), count[member])
-        points = [(0.0, 0.0)]  # false-alarm rate, recall
-        reached = []
+        roc_points = [(0.0, 0.0)]  # false positive rate, recall
+        pr_points = []
         for threshold in sorted(set(score[repeated]), reverse=True):
-            called = score[repeated] >= threshold
-            truth = label[repeated]
-            points.append((called[~truth].mean(), called[truth].mean()))
-            reached.append((called[truth].mean(), truth[called].mean()))
+            decision, truth = score[repeated] >= threshold, label[repeated]
+            roc_points.append((decision[~truth].mean(), decision[truth].mean()))
+            pr_points.append((decision[truth].mean(), truth[decision].mean()))
         recalls.append(
-            [np.interp(x, *zip(*points, strict=True)) for x in np.linspace(0, 1, 101)]
+            [np.interp(x, *zip(*roc_points, strict=True)) for x in np.linspace(0, 1, 101)]
         )  # fmt: skip
         precisions.append(
             [
-                next(p for recall, p in reached if recall > 0 and recall >= x - 1e-9)
+                next(p for recall, p in pr_points if recall > 0 and recall >= x - 1e-9)
                 for x in np.linspace(0, 1, 101)
             ]
         )
     for name, values in (("roc", recalls), ("precision_recall", precisions)):
-        x, low, high = found[name]
+        x, low, high = bands[name]
         np.testing.assert_allclose(x, np.linspace(0, 1, 101))
         np.testing.assert_allclose([low, high], np.quantile(values, [0.025, 0.975], axis=0))
     assert bootstrap.curve_bands(score, np.zeros(40, bool), group) is None
 
 
-def test_band_and_threshold_are_on_the_curve():
-    normal, anomalous, _ = scores(40, 30, 0)
+def test_band_and_threshold_are_drawn():
+    normal, anomalous, _ = random_scores(40, 30, 0)
     score, label = np.concatenate([normal, anomalous]), np.arange(70) >= 40
-    called = decide(score, 1.3)
+    decision = decide(score, 1.3)
     band = bootstrap.curve_bands(score, label, np.arange(70), draws=50)
-    recall, alarms, precision = called[label].mean(), called[~label].mean(), label[called].mean()
+    recall, precision = decision[label].mean(), label[decision].mean()
     for draw, name, point in (
-        (charts.roc_curve, "roc", (alarms, recall)),
+        (charts.roc_curve, "roc", (decision[~label].mean(), recall)),
         (charts.precision_recall_curve, "precision_recall", (recall, precision)),
     ):
         (axes,) = draw(score, label, 1.3, band[name]).axes
-        (marked,) = (line for line in axes.lines if line.get_label() == "at the threshold")
-        np.testing.assert_allclose(np.ravel(marked.get_xydata()), point)
-        (shaded,) = axes.collections
-        corners = {tuple(row) for row in shaded.get_paths()[0].vertices.round(6)}
+        (marker,) = (line for line in axes.lines if line.get_label() == "at the threshold")
+        np.testing.assert_allclose(np.ravel(marker.get_xydata()), point)
+        (area,) = axes.collections
+        corners = {tuple(row) for row in area.get_paths()[0].vertices.round(6)}
         x, low, high = np.round(band[name], 6)
         assert corners >= {*zip(x, low, strict=True), *zip(x, high, strict=True)}
 
 
-def test_precision_is_drawn_where_something_is_found():
-    """The highest score is a normal picture's: no line down from a precision of 1 at recall 0."""
+def test_precision_is_not_drawn_at_recall_0():
+    """The highest score is that of a normal image: no line falls from a precision of 1."""
     score, label = np.arange(6.0), np.array([0, 1, 0, 1, 1, 0], bool)
     (axes,) = charts.precision_recall_curve(score, label, None).axes
     (curve,) = (line for line in axes.lines if line.get_label() == "this model")
@@ -157,95 +157,93 @@ def test_precision_is_drawn_where_something_is_found():
     assert curve.get_ydata().tolist() == pytest.approx([1 / 2, 3 / 5, 1 / 2, 2 / 3, 1 / 2])
 
 
-def test_training_curves_have_a_panel_for_each_objective():
-    rows = history()
+def test_training_curves_have_a_panel_per_objective():
+    rows = train_log()
     rows[1]["reconstruction/mse"] = None
     rows[3]["reconstruction/mse"] = float("nan")
     figure = training_curves.training_curves(rows)
     first, second = figure.axes
     assert (first.get_title(), second.get_title()) == ("reconstruction", "discriminator")
     np.testing.assert_allclose(first.lines[0].get_ydata(), [1, np.nan, 1 / 3, np.nan, 0.2, 1 / 6])
-    # What is logged every other epoch only is a line all the same.
+    # A value that is logged every other epoch is also a line.
     assert second.lines[0].get_xdata().tolist() == [4, 6]
     assert second.lines[0].get_marker() == "."
     for axes in figure.axes:
-        assert axes.lines[1].get_xdata().tolist() == [5]  # the health check's warning
+        assert axes.lines[1].get_xdata().tolist() == [5]  # the health warning
         (shaded,) = axes.patches
         assert (shaded.get_x(), shaded.get_width()) == (3.5, 3)
     assert "one (epochs 1 to 3), two (epochs 4 to 6)" in figure.get_suptitle()
-    for some in (rows, [], history(1), [{"epoch": 1}]):
-        assert size_of(training_curves.training_curves(some)) > (300, 200)
+    for log in (rows, [], train_log(1), [{"epoch": 1}]):
+        assert png_size(training_curves.training_curves(log)) > (300, 200)
 
 
-def gallery_rows():
+def gallery_images():
     rng = np.random.default_rng(0)
-    for i, path in enumerate(("first.png", HOSTILE, "long" * 100 + ".png")):
-        image, reconstruction = rng.random((2, 8, 8, 3)) if i == 2 else rng.random((2, 8, 8))
-        squared, ssim, combined = rng.random((3, 8, 8)) * [[[0.01]], [[1]], [[0.5]]]
+    for i, path in enumerate(("first.png", UNTRUSTED, "long" * 100 + ".png")):
+        images = rng.integers(0, 256, (2, 8, 8, 3 if i == 2 else 1), np.uint8)
+        error_maps = dict(
+            zip(LIMITS, rng.random((3, 8, 8)) * [[[0.01]], [[1]], [[0.5]]], strict=True)
+        )
         mask = None if i == 1 else rng.random((8, 8)) > 0.5
-        picture = image, reconstruction, squared, ssim, combined, mask
-        yield image_grid.GalleryRow(path, 0.1 * i, i == 0, i > 0, *picture)
+        yield image_grid.GalleryImage(path, i > 0, "", 0.1 * i, i == 0, *images, error_maps, mask)
 
 
 def cells(sheet, columns):
-    """The pictures on a sheet, from the first of each row on: what their eight pixels were."""
+    """The images on a sheet, row by row, each reduced to its original eight by eight pixels."""
     canvas, side = np.asarray(sheet.image), image_grid.SIDE
     for index in range(3):
-        y = image_grid.HEAD + index * (side + image_grid.CAPTION)
+        y = image_grid.HEADING + index * (side + image_grid.CAPTION)
         for column in range(columns):
             x = image_grid.GAP + column * (side + image_grid.GAP)
             yield canvas[y : y + side : 16, x : x + side : 16]
 
 
-def test_gallery_shows_every_map_on_its_own_scale():
-    rows, limits = list(gallery_rows()), [0.005, 1.0, 0.25]
-    sheet = image_grid.gallery(rows, limits)
-    found = list(cells(sheet, 6))
-    for index, row in enumerate(rows):
-        shown = found[6 * index : 6 * index + 6]
-        for picture, cell in ((row.image, shown[0]), (row.reconstruction, shown[1])):
-            gray = picture if picture.ndim == 3 else picture[..., None]
-            assert (cell == np.round(gray * 255)).all()
-        maps = (row.squared_error, row.ssim_error, row.combined)
-        for errors, limit, cell in zip(maps, limits, shown[2:5], strict=True):
-            assert (cell == charts.error_map_rgb(errors, limit)).all()
-        mask = 235 if row.mask is None else 255 * row.mask[..., None]
-        assert (shown[5] == mask).all()
+def test_error_map_grid_shows_every_map_on_its_own_scale():
+    images = list(gallery_images())
+    sheet = image_grid.error_map_grid(images, LIMITS)
+    all_cells = list(cells(sheet, 6))
+    for index, item in enumerate(images):
+        image, reconstruction, *maps, mask = all_cells[6 * index : 6 * index + 6]
+        assert (image == item.image).all() and (reconstruction == item.reconstruction).all()
+        for name, cell in zip(LIMITS, maps, strict=True):
+            assert (cell == charts.error_map_rgb(item.error_maps[name], LIMITS[name])).all()
+        assert (mask == (235 if item.mask is None else 255 * item.mask[..., None])).all()
     for bar in ("≥ 0.005 (intensity²)", "≥ 1 (at most 2)", "≥ 0.25 (score)"):
-        assert bar in sheet.words
+        assert bar in sheet.texts
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_figures_of_pictures_take_any_name(count):
-    rows = list(gallery_rows())[:count]
-    sheets = [image_grid.gallery(rows, 1.0), image_grid.healthy_and_anomalous([], rows, 0.5)]
+def test_image_grids_accept_any_name(count):
+    images = list(gallery_images())[:count]
+    sheets = [image_grid.error_map_grid(images, LIMITS)]
+    sheets.append(image_grid.normal_and_anomalous_grid([], images, 0.5))
     for sheet in sheets:
-        assert Image.open(io.BytesIO(sheet.png())).size == sheet.image.size > (800, 50)
-        assert all(line.isprintable() and len(line) < 140 for line in sheet.words)
-        right = np.asarray(sheet.image)[image_grid.TITLE + image_grid.HEAD :, -image_grid.GAP :]
-        assert (right == 255).all()  # the longest name ends in time
+        assert sheet.image.size > (800, 50)
+        assert all(line.isprintable() and len(line) < 140 for line in sheet.texts)
+        top = image_grid.TITLE + image_grid.HEADING
+        assert (np.asarray(sheet.image)[top:, -image_grid.GAP :] == 255).all()  # no text overflows
     if count == 3:
-        assert r"<b>$x_{1\x1b[31m\x00\u202e\udcff\n□.png" in sheets[0].words
+        assert r"<b>$x_{1\x1b[31m\x00\u202e\udcff\n□.png" in sheets[0].texts
 
 
-def test_pictures_for_the_papers_figures_are_spread_over_the_ranks():
+def test_evenly_ranked_indices_are_spread_over_the_ranks():
     score = np.random.default_rng(0).permutation(40).astype(float)
-    chosen = figures.evenly_ranked(score, score % 2 == 1)
-    assert score[chosen].tolist() == [5, 15, 25, 35]
+    indices = figures.evenly_ranked(score, score % 2 == 1)
+    assert score[indices].tolist() == [5, 15, 25, 35]
     assert figures.evenly_ranked(score, score < 2) == np.argsort(score)[:2].tolist()
     assert figures.evenly_ranked(score, score < 0) == []
 
 
-def test_figures_leave_global_matplotlib_alone():
+def test_figures_do_not_change_matplotlib_settings():
     before = dict(matplotlib.rcParams)
-    first, second = (charts.to_png(training_curves.training_curves(history())) for _ in range(2))
+    first, second = (charts.to_png(training_curves.training_curves(train_log())) for _ in range(2))
     assert first == second
     assert dict(matplotlib.rcParams) == before
 
 
 @pytest.mark.parametrize("warned", [[], ["D is saturated."]])
-def test_training_curves_keep_their_room(warned):
-    """With or without a cross to draw, the panels fill the figure."""
+def test_training_panels_fill_the_figure(warned):
+    """With or without a cross for a health warning."""
     losses = {"fit/loss": 0.1, "game/loss": 10.0}
     rows = [{"epoch": e, "phase": "one", "health": warned} | losses for e in range(1, 6)]
     figure = training_curves.training_curves(rows)

@@ -1,4 +1,4 @@
-"""The files of a comparison: CSV, Markdown, LaTeX and a page, with strangers' words in them."""
+"""The files of a comparison (CSV, Markdown, LaTeX, HTML), with untrusted text in them."""
 
 import csv
 import io
@@ -18,13 +18,14 @@ from bigan_jax.reports import tables
 from tests.helpers.datasets import pictures, write_run
 
 ROOT = Path(__file__).parents[2]
-HOSTILE = "=<script>alert(1)</script>|`$x_{1}\\input{a}`[b](c)&%#~^\"'"
+PUBLISHED = paper_results.BOTTLE.rows["improved_bigan"]
+UNTRUSTED = "=<script>alert(1)</script>|`$x_{1}\\input{a}`[b](c)&%#~^\"'"
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """Folder of a comparison with the paper's bottle, an ablation, and a hostile stranger."""
-    folder = tmp_path_factory.mktemp("compared")
+def comparison_folder(tmp_path_factory):
+    """Folder of a comparison of MVTec bottle, an ablation, and a run with untrusted names."""
+    folder = tmp_path_factory.mktemp("comparison")
     test = pictures(20, 63, per_group=1)
     bottle = {"dataset": "mvtec", "category": "bottle", "test": test}
     contents = [
@@ -34,20 +35,20 @@ def written(tmp_path_factory):
     write_run(folder / "runs" / "n", model="improved_bigan", ablations=["no_se"], **bottle)
     write_run(folder / "runs" / "v", model="vae", native=0.66, **bottle)
     write_run(
-        folder / "runs" / HOSTILE.replace("/", ""),
-        model=HOSTILE,
-        dataset=HOSTILE,
-        category=HOSTILE,
-        ablations=[HOSTILE],
+        folder / "runs" / UNTRUSTED.replace("/", ""),
+        model=UNTRUSTED,
+        dataset=UNTRUSTED,
+        category=UNTRUSTED,
+        ablations=[UNTRUSTED],
         config={"data.channels": 1},
-        evaluation={"threshold_rule": HOSTILE, "controls": {HOSTILE: 0.9}},
+        evaluation={"threshold_rule": UNTRUSTED, "controls": {UNTRUSTED: 0.9}},
     )
     compare([folder / "runs" / "*"], folder / "out")
     return folder / "out", contents
 
 
-def test_csv_holds_every_figure(written):
-    folder, contents = written
+def test_csv_holds_every_value(comparison_folder):
+    folder, contents = comparison_folder
     rows = list(csv.DictReader((folder / "comparison.csv").open(newline="")))
     (mean,) = [
         row
@@ -55,62 +56,60 @@ def test_csv_holds_every_figure(written):
         if (row["source"], row["model"], row["ablations"]) == ("mean", "improved_bigan", "")
         and row["metric"] == "auroc"
     ]
-    values = [content["auroc"] for content in contents]
-    assert float(mean["value"]) == pytest.approx(np.mean(values), rel=1e-5)
-    assert float(mean["std"]) == pytest.approx(np.std(values, ddof=1), rel=1e-4)
+    aurocs = [content["auroc"] for content in contents]
+    assert float(mean["value"]) == pytest.approx(np.mean(aurocs), rel=1e-5)
+    assert float(mean["std"]) == pytest.approx(np.std(aurocs, ddof=1), rel=1e-4)
     assert mean["n"] == "2"
-    assert [float(r["value"]) for r in rows if r["source"] == "run" and r["metric"] == "f1"][
-        :2
-    ] == [pytest.approx(content["f1"], rel=1e-5) for content in contents]
-    paper = [r for r in rows if r["source"] == "paper" and r["model"] == "improved_bigan"]
-    assert [float(r["value"]) for r in paper] == list(paper_results.BOTTLE.rows["improved_bigan"])
-    assert all("no prevalence" in r["note"] for r in paper)
-    assert {r["source"] for r in rows} == {"mean", "run", "difference", "ablation", "paper"}
+    f1 = [float(r["value"]) for r in rows if r["source"] == "run" and r["metric"] == "f1"]
+    assert f1[:2] == pytest.approx([content["f1"] for content in contents], rel=1e-5)
+    published = [r for r in rows if r["source"] == "published" and r["model"] == "improved_bigan"]
+    assert [float(r["value"]) for r in published] == list(PUBLISHED)
+    assert all("no prevalence" in r["note"] for r in published)
+    assert {r["source"] for r in rows} == {"mean", "run", "difference", "ablation", "published"}
     assert not [cell for row in rows for cell in row.values() if cell[:1] in "=+@" and cell]
 
 
-def test_the_papers_figures_stand_beside_ours(written):
-    folder, contents = written
+def test_published_results_are_next_to_measured_ones(comparison_folder):
+    folder, contents = comparison_folder
     text = (folder / "comparison.md").read_text()
     line = next(li for li in text.splitlines() if li.startswith("| Improved BiGAN"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[0] == "Improved BiGAN †" and cells[-1] == "none"
-    assert [float(cell) for cell in cells[2:13:2]] == list(
-        paper_results.BOTTLE.rows["improved_bigan"]
-    )
-    ours = [np.mean([content[name] for content in contents]) for name in METRICS]
-    assert [float(cell.split()[0]) for cell in cells[1:13:2]] == pytest.approx(ours, abs=6e-4)
+    assert [float(cell) for cell in cells[2:13:2]] == list(PUBLISHED)
+    measured = [np.mean([content[name] for content in contents]) for name in METRICS]
+    assert [float(cell.split()[0]) for cell in cells[1:13:2]] == pytest.approx(measured, abs=6e-4)
     assert "| CVAE † | – | 0.781 |" in text
 
 
-def test_markdown_has_no_markup_of_strangers(written):
-    text = (written[0] / "comparison.md").read_text()
+def test_markdown_escapes_untrusted_text(comparison_folder):
+    text = (comparison_folder[0] / "comparison.md").read_text()
     assert "<script" not in text and "alert(1)" in text
-    bare = re.sub(r"\\[\\`*_\[\]|~$!]", "", text)
-    assert not re.search(r"[`$\[\]~]", bare)
-    tables_of = [block for block in text.split("\n\n") if block.startswith("|")]
-    for block in tables_of:
+    unescaped = re.sub(r"\\[\\`*_\[\]|~$!]", "", text)
+    assert not re.search(r"[`$\[\]~]", unescaped)
+    for block in [block for block in text.split("\n\n") if block.startswith("|")]:
         lines = [re.sub(r"\\.", "", line) for line in block.splitlines()]
         assert len({line.count("|") for line in lines}) == 1
 
 
-def test_latex_has_no_commands_of_strangers(written):
-    text = (written[0] / "comparison.tex").read_text()
+def test_latex_escapes_untrusted_text(comparison_folder):
+    text = (comparison_folder[0] / "comparison.tex").read_text()
     assert r"\textbackslash{}input\{a\}" in text and r"\input" not in text
-    for word in ("toprule", "midrule", "bottomrule", "cmidrule", "caption"):
-        assert f"\\{word}" in text
-    known = "toprule midrule bottomrule cmidrule caption begin end centering resizebox ifdim width"
-    known += " linewidth else fi multicolumn par smallskip footnotesize usepackage pm dag char"
-    known += " textbackslash textasciicircum textasciitilde textless textgreater textbar"
-    known += " textasciigrave"
-    assert set(re.findall(r"\\([a-zA-Z]+)", text)) <= set(known.split())
+    for command in ("toprule", "midrule", "bottomrule", "cmidrule", "caption"):
+        assert f"\\{command}" in text
+    commands = (
+        "toprule midrule bottomrule cmidrule caption begin end centering resizebox ifdim width"
+    )
+    commands += " linewidth else fi multicolumn par smallskip footnotesize usepackage pm dag char"
+    commands += " textbackslash textasciicircum textasciitilde textless textgreater textbar"
+    commands += " textasciigrave"
+    assert set(re.findall(r"\\([a-zA-Z]+)", text)) <= set(commands.split())
     body = re.sub(r"\\[{}$&#%_\\]", "", text.partition("\n\n")[2])
     assert body.count("{") == body.count("}")
     assert not re.search(r"[#~^_]", body.replace("\n", ""))
     assert all(line.endswith("{%") for line in body.splitlines() if "%" in line)
 
 
-class Page(HTMLParser):
+class PageParser(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.open, self.text = [], [], ""
@@ -131,41 +130,46 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_is_self_contained_and_escaped(written):
-    text = (written[0] / "comparison.html").read_text()
-    page = Page(text)
-    assert page.open == [] and HOSTILE in page.text
+def test_page_is_self_contained_and_escaped(comparison_folder):
+    text = (comparison_folder[0] / "comparison.html").read_text()
+    page = PageParser(text)
+    assert page.open == [] and UNTRUSTED in page.text
     assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "base", "form"}
     assert not [a for _, a in page.tags for name in a if name.startswith("on") or name == "href"]
     assert "url(" not in text and "@import" not in text and "http" not in page.text
     (policy,) = [a["content"] for _, a in page.tags if "http-equiv" in a]
     assert policy.startswith("default-src 'none'")
     circles = [a for tag, a in page.tags if tag == "circle" and "cy" in a and "%" in a["cx"]]
-    assert len(circles) == 4  # a dot for each row
+    assert len(circles) == 4  # one per row
     assert all(0 <= float(a["cx"].rstrip("%")) <= 100 for a in circles)
 
 
-def test_the_same_runs_give_the_same_files(written, tmp_path):
-    folder, _ = written
+def test_same_runs_give_identical_files(comparison_folder, tmp_path):
+    folder, _ = comparison_folder
     compare(str(folder.parent / "runs" / "*"), tmp_path)
     for path in folder.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
-def test_one_class_alone_has_a_row_and_no_dot(tmp_path):
+def test_run_with_one_class_has_a_row_without_auroc(tmp_path):
     write_run(tmp_path / "runs" / "a", test=pictures(40, 0), evaluation={"auroc_ci": None})
     write_run(tmp_path / "runs" / "b", model="vae", strength=2.0)
-    (found,) = compare(str(tmp_path / "runs" / "*"), tmp_path / "out").standings
-    assert [row.label for row in found.rows] == ["vae", "cae"] and found.differences == {}
-    assert any("no AUROC, since the test lacks a class: cae" in note for note in found.notes)
+    (comparison,) = compare(str(tmp_path / "runs" / "*"), tmp_path / "out").standings
+    assert [row.label for row in comparison.rows] == ["vae", "cae"] and comparison.differences == {}
+    assert any("no AUROC" in note and "cae" in note for note in comparison.notes)
 
 
 @pytest.mark.parametrize(
-    ("cell", "words"),
+    ("cell", "text"),
     [
         (None, "–"),
         (0.5, "0.500"),
+        (0.0034, "0.0034"),
+        (np.float32(123.4), "123"),
         (3, "3"),
+        (True, "yes"),
+        ([], "–"),
+        ({"a": [0.5, 1]}, "a: 0.500, 1"),
         (statistics.spread([0.5]), "0.500"),
         (statistics.spread([0.4, None, 0.6]), "0.500 ± 0.141"),
         (statistics.spread([None]), "–"),
@@ -174,11 +178,11 @@ def test_one_class_alone_has_a_row_and_no_dot(tmp_path):
         (statistics.Difference(-0.1, None, 0.02), "−0.100 ± 0.020"),
     ],
 )
-def test_cells(cell, words):
-    assert tables.format_cell(cell) == words
+def test_format_cell(cell, text):
+    assert tables.format_cell(cell) == text
 
 
-def test_formulas_are_disarmed_in_csv():
+def test_csv_escapes_spreadsheet_formulas():
     text = tables.csv_text(["a", "b"], [["=1+1", -0.5], ["@x", None], ["fine\nline", "-2"]])
     assert list(csv.reader(io.StringIO(text))) == [
         ["a", "b"],
@@ -188,7 +192,7 @@ def test_formulas_are_disarmed_in_csv():
     ]
 
 
-def test_the_command_tells_by_its_exit_status_and_needs_no_jax(tmp_path):
+def test_command_exit_status_and_no_jax_import(tmp_path):
     write_run(tmp_path / "runs" / "good")
     (tmp_path / "runs" / "bad").mkdir()
     (tmp_path / "runs" / "bad" / "evaluation.json").write_text("{")

@@ -10,6 +10,7 @@ from PIL import Image
 
 from bigan_jax.evaluation.verdict import verdict
 from bigan_jax.reports import html_report
+from bigan_jax.reports.image_grid import GalleryImage
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 PNG = html_report.png_bytes(np.zeros((4, 4), np.uint8))
@@ -52,22 +53,27 @@ GRAY = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
 AUDIT = {
     "policy": "keep",
     "findings": [
-        {"check": "exact copies across parts", "found": HOSTILE, "meaning": "", "alarming": False},
-        {"check": "trivial facts", "found": "1", "meaning": "Compare it.", "alarming": True},
+        {
+            "check": "exact duplicates across splits",
+            "result": HOSTILE,
+            "meaning": "",
+            "alarming": False,
+        },
+        {"check": "shortcut features", "result": "1", "meaning": "Compare it.", "alarming": True},
     ],
-    "facts": {"sharpness": 0.93, "width": 0.5},
-    "balance": [{"part": "test", "condition": HOSTILE, "normal": 1, "anomalous": 2}],
-    "left_out": {"train": 3, "calibration": 0, "test": 0},
-    "copies": [
+    "shortcut_aurocs": {"sharpness": 0.93, "width": 0.5},
+    "balance": [{"split": "test", "condition": HOSTILE, "normal": 1, "anomalous": 2}],
+    "dropped": {"train": 3, "calibration": 0, "test": 0},
+    "duplicates": [
         {
             "distance": 0.0125,
-            "first": {"part": "test", "path": HOSTILE, "label": "normal", "image": GRAY},
-            "second": {"part": "train", "path": "twin.png", "label": "normal", "image": GRAY},
+            "first": {"split": "test", "path": HOSTILE, "label": "normal", "image": GRAY},
+            "second": {"split": "train", "path": "twin.png", "label": "normal", "image": GRAY},
         },
         {
             "distance": 0.0141,
-            "first": {"part": "test", "path": "a.png", "label": "normal"},
-            "second": {"part": "train", "path": "unshown.png", "label": "normal"},
+            "first": {"split": "test", "path": "a.png", "label": "normal"},
+            "second": {"split": "train", "path": "unshown.png", "label": "normal"},
         },
     ],
 }
@@ -86,8 +92,10 @@ def items():
     names = [HOSTILE, "b.png", "c.png", "d.png"]
     facts = [(True, True, 9.0), (True, False, 0.001), (False, True, 0.5), (False, False, 0.0)]
     for name, (label, decision, score) in zip(names, facts, strict=True):
-        mask = PNG if label else None
-        yield html_report.GalleryItem(name, label, "", score, decision, PNG, PNG, PNG, mask)
+        mask = np.zeros((4, 4), bool) if label else None
+        images = np.zeros((2, 4, 4, 1), np.uint8)
+        maps = {"combined": np.zeros((4, 4))}
+        yield GalleryImage(name, label, "", score, decision, *images, maps, mask)
 
 
 class Page(HTMLParser):
@@ -159,7 +167,7 @@ def test_control_characters_are_shown_not_obeyed(tmp_path):
     name = "a\x1b]0;title\x07\x00\u202egnp.\u2066\udcff\n.png"
     shown = [item._replace(path=name, defect_type=name) for item in items()]
     evaluation = EVALUATION | {"warnings": [name], "versions": {name: name}}
-    audit = AUDIT | {"balance": [{"part": "test", "condition": name}]}
+    audit = AUDIT | {"balance": [{"split": "test", "condition": name}]}
     found = page(tmp_path, evaluation, gallery=shown, audit=audit)
     escaped = r"a\x1b]0;title\x07\x00\u202egnp.\u2066\udcff\n.png"
     assert found.text.count(escaped) >= 10
@@ -225,7 +233,13 @@ def test_every_figure_of_the_evaluation_is_shown(tmp_path):
     for words in (
         *("oracle (uses test labels)", "A note on the promise.", "feature distance"),
         *("collapsed at epoch 3", "statistics re-estimated", "0.10.2", "ablations: no_se"),
-        *("cae on phantom leaf", "Leak audit", "trivial facts", "PCA, 64 components", "one, two"),
+        *(
+            "cae on phantom leaf",
+            "Leak audit",
+            "shortcut features",
+            "PCA, 64 components",
+            "one, two",
+        ),
         "do not locate defects better than raw intensity as a map (0.950)",
     ):
         assert words in text, words

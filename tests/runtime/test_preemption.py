@@ -139,7 +139,7 @@ def test_stopped_within_epochs_it_ends_as_if_never_stopped(tmp_path, monkeypatch
 
     def stop(self, fresh, logs):
         watch(self, fresh, logs)
-        seen.append(self.done)
+        seen.append(self.steps_done)
         if len(seen) in ((1, 4) if scanned else (7, 20, 30)):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)  # for the thread that listens

@@ -76,7 +76,7 @@ def test_a_run_stops_before_the_bad_state_is_saved(tmp_path, monkeypatch, scanne
     assert found["objective"] == "reconstruction" and float(found["loss"]) < 1
     assert sorted(found["networks"]) == ["decoder", "encoder"]
     split = list(csv.DictReader((tmp_path / "split.csv").open()))
-    paths = [row["path"] for row in split if row["part"] == "train"]
+    paths = [row["path"] for row in split if row["split"] == "train"]
     order = np.random.default_rng((config.seed, 1)).permutation(len(paths))
     assert found["pictures"] == [paths[i] for i in order[16 : 2 * 16]]
     for word in ("epoch 2", "reconstruction", found["pictures"][0], "nan.json", "on_nan=rollback"):
