@@ -1,5 +1,6 @@
 """Several seeds in one command: each equals the run of the seed alone."""
 
+import csv
 import json
 import shutil
 import signal
@@ -108,27 +109,7 @@ def test_streamed_seeds_each_get_their_images(monkeypatch):
         )
         for streamed in (False, True)
     ]
-
-
-def test_each_seed_equals_its_run_alone(monkeypatch, devices, n_seeds, scanned):
-    """Gradients, state, statistics and logs."""
-    limit_devices(monkeypatch, devices)
-    optimizer, numbers = gradient_recorder(), range(5, 5 + n_seeds)
-    states = initial_states(TINY_BIGAN, optimizer, numbers)
-    epochs = [[epoch_order(seed, epoch, 32, 2, 8) for seed in numbers] for epoch in range(2)]
-    state, logs = train_epochs(
-        make_runner(TINY_BIGAN, optimizer, scanned, n_seeds),
-        stack(states),
-        [np.stack(indices, 1) for indices in epochs],
-    )
-    runner = make_runner(TINY_BIGAN, optimizer, scanned)
-    for i in {0, n_seeds - 1}:
-        state_alone, logs_alone = train_epochs(runner, states[i], [epoch[i] for epoch in epochs])
-        assert_near(jax.tree.map(lambda x, i=i: x[i], state), state_alone)
-        assert logs.keys() == logs_alone.keys()
-        for name in logs.keys() - {"adversarial/spread", "adversarial/real_spread"}:
-            assert logs[name].shape == (n_seeds, 2)
-            assert_near(logs[name][i], logs_alone[name])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *results)
 
 
 # --- complete runs --------------------------------------------------------------------------------
@@ -205,27 +186,12 @@ def test_seeds_side_by_side_score_as_alone(alone, tmp_path):
             json.loads((folder / seed / "evaluation.json").read_text())
             for folder in (tmp_path, alone)
         )
-
-
-def test_each_seed_equals_its_run_alone(monkeypatch, devices, n_seeds, scanned):
-    """Gradients, state, statistics and logs."""
-    limit_devices(monkeypatch, devices)
-    optimizer, numbers = gradient_recorder(), range(5, 5 + n_seeds)
-    states = initial_states(TINY_BIGAN, optimizer, numbers)
-    epochs = [[epoch_order(seed, epoch, 32, 2, 8) for seed in numbers] for epoch in range(2)]
-    state, logs = train_epochs(
-        make_runner(TINY_BIGAN, optimizer, scanned, n_seeds),
-        stack(states),
-        [np.stack(indices, 1) for indices in epochs],
-    )
-    runner = make_runner(TINY_BIGAN, optimizer, scanned)
-    for i in {0, n_seeds - 1}:
-        state_alone, logs_alone = train_epochs(runner, states[i], [epoch[i] for epoch in epochs])
-        assert_near(jax.tree.map(lambda x, i=i: x[i], state), state_alone)
-        assert logs.keys() == logs_alone.keys()
-        for name in logs.keys() - {"adversarial/spread", "adversarial/real_spread"}:
-            assert logs[name].shape == (n_seeds, 2)
-            assert_near(logs[name][i], logs_alone[name])
+        scores = [
+            [float(row["score"]) for row in csv.DictReader((folder / seed / "scores.csv").open())]
+            for folder in (tmp_path, alone)
+        ]
+        # Not the AUROC: rounding may exchange the ranks of two scores.
+        np.testing.assert_allclose(*scores, rtol=1e-3)
         np.testing.assert_allclose(
             together["calibration_scores"], single["calibration_scores"], rtol=1e-3
         )

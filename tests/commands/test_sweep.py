@@ -161,7 +161,7 @@ def test_sweep_runs_unfinished_runs_and_continues_after_failures(tmp_path, runne
         "starting cae" in (tmp_path / "out" / failed[0] / "log.txt").read_text()
         or "vae" in failed[0]
     )
-    (bottle,) = result.comparison.standings
+    (bottle,) = result.comparison.datasets
     assert sorted(row.label for row in bottle.rows) == ["cae", "vae"]
     assert (tmp_path / "out" / "comparison.html").exists()
 
@@ -277,7 +277,7 @@ def test_sweep_on_ray_cluster_of_two_workers(tmp_path, runner, capsys):
         "cae-phantom-bottle-seed7",
         "vae-phantom-bottle-seed7",
     ]
-    assert sorted(row.label for row in result.comparison.standings[0].rows) == ["cae", "vae"]
+    assert sorted(row.label for row in result.comparison.datasets[0].rows) == ["cae", "vae"]
     assert "seed 7 fails" in capsys.readouterr().out
 
     # Closing the iterator terminates the runs.
