@@ -1,4 +1,4 @@
-"""Evaluation: independence of decisions from test labels and other images, metrics, re-evaluation."""
+"""Evaluation: metrics, re-evaluation, and decisions that do not depend on the test set."""
 
 import csv
 import json
