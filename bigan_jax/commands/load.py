@@ -1,7 +1,6 @@
 """Loading of trained detectors from the folders of their runs."""
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -9,10 +8,10 @@ import jax
 from bigan_jax.commands.build import build
 from bigan_jax.commands.settings import Settings, parse_settings
 from bigan_jax.detector import Detector, TrainState, init_state
-from bigan_jax.errors import UserError, one_line
+from bigan_jax.errors import UserError
 from bigan_jax.evaluation.results import read_decision_settings
 from bigan_jax.evaluation.scorer import AnomalyScorer
-from bigan_jax.runtime.run_config import read_config
+from bigan_jax.runtime.run_config import config_errors, read_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 
 
@@ -27,7 +26,7 @@ def load(workdir: str | Path) -> AnomalyScorer:
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    with _config_errors(workdir):
+    with config_errors(workdir):
         settings = parse_settings(config)
     decision = read_decision_settings(workdir)
     conditions = decision.conditions
@@ -38,7 +37,7 @@ def load(workdir: str | Path) -> AnomalyScorer:
             f"checkpoint is of step {int(state.step)}. Run --mode=evaluate first."
         )
     is_conditional = settings.model.get("conditional") and len(conditions) > 1
-    with _config_errors(workdir):
+    with config_errors(workdir):
         scorer = make_scorer(
             settings,
             detector,
@@ -68,20 +67,6 @@ def make_scorer(
     )
 
 
-@contextmanager
-def _config_errors(workdir: Path) -> Iterator[None]:
-    """Turns any error into a UserError: an edited config.json may cause errors of many types."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {one_line(error, 300)}"
-        raise UserError(
-            f"{workdir}/config.json is invalid ({reason}). Restore the file that the run wrote."
-        ) from error
-
-
 def restore(settings: Settings, workdir: Path, conditions: int) -> tuple[TrainState, Detector, int]:
     """Restores the latest valid checkpoint of a run.
 
@@ -98,7 +83,7 @@ def restore(settings: Settings, workdir: Path, conditions: int) -> tuple[TrainSt
     Raises:
       UserError: there is no checkpoint, or config.json or the checkpoint is invalid.
     """
-    with _config_errors(workdir):
+    with config_errors(workdir):
         built = build(settings, conditions, steps_per_epoch=1, frozen=False)
         abstract_state = jax.eval_shape(
             lambda: init_state(

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Shaped
 from bigan_jax.errors import UserError
 from bigan_jax.metrics.image import auroc
 from bigan_jax.runtime.files import read_bounded
-from bigan_jax.runtime.run_config import FORMAT, check_format, fill_missing_fields
+from bigan_jax.runtime.run_config import FORMAT, require_format
 
 _MOST_JSON = 16 * 2**20  # bytes; the calibration scores are in it
 _MOST_SCORES = 64 * 2**20
@@ -200,9 +200,8 @@ def _fields_and_epochs(workdir):
         config = _json_object(workdir / "config.json")
     except UserError:
         return {}, None
-    check_format(config.pop("format", FORMAT), "config.json")
+    require_format(config.pop("format", FORMAT), "config.json")
     try:
-        fill_missing_fields(config)
         return flat_fields(config), _epochs_wanted(config)
     except (UserError, AttributeError, TypeError):
         return {}, None

@@ -253,8 +253,8 @@ def test_python_api_accepts_files_images_and_arrays(trained, predicted):
     assert ["normal", "anomalous"][int(result.decision[0])] == row["decision"]
     for wrong, words in (
         ([path, images / "no.png"], "no.png: there is no such file"),
-        ([array, array.astype(float)], r"picture 1: float64 \(48, 48\)"),
-        ([array[:2]], "picture 0: 48x2 is too small"),
+        ([array, array.astype(float)], r"image 1: .*float64 \(48, 48\)"),
+        ([array[:2]], "image 0: 48x2 is too small"),
         (path, "a list"),
     ):
         with pytest.raises(UserError, match=words):
@@ -273,11 +273,11 @@ def test_errors_leave_output_unchanged(trained, tmp_path):
     for arguments, words in (
         ((workdir, images, tmp_path / "mine"), "mine exists and is not empty"),
         ((workdir, images, images / "out"), "must not be inside --input"),
-        ((workdir, tmp_path / "no.png", tmp_path / "out"), "no such picture"),
-        ((workdir, tmp_path / "*.png", tmp_path / "out"), r"\*.png: no picture was found"),
-        ((workdir, tmp_path / "mine", tmp_path / "out"), "no picture was found"),
+        ((workdir, tmp_path / "no.png", tmp_path / "out"), "no such image"),
+        ((workdir, tmp_path / "*.png", tmp_path / "out"), r"\*.png: no image was found"),
+        ((workdir, tmp_path / "mine", tmp_path / "out"), "no image was found"),
         ((old, images, tmp_path / "out"), f"--mode=evaluate --workdir={old}"),
-        ((tmp_path, images, tmp_path / "out"), "holds no run: .* one deeper"),
+        ((tmp_path, images, tmp_path / "out"), "holds no run: .* subfolders"),
     ):
         with pytest.raises(UserError, match=words):
             predict(*arguments)
