@@ -1,13 +1,13 @@
 """Reconstruction-based image anomaly detection in JAX.
 
     import bigan_jax
-    bigan_jax.train(config, workdir)             # what `python launch.py` does
-    bigan_jax.load(workdir).score(images).score  # uint8 [n, h, w, c] -> float [n]
-    bigan_jax.predict(workdir, "new/", "found")  # scores.csv, error maps, overlays
-    bigan_jax.compare("runs/*", "comparison")    # tables over models, datasets and seeds
+    bigan_jax.train(config, workdir)               # as `python launch.py` does
+    bigan_jax.load(workdir).score(images).score    # uint8 [n, h, w, c] -> float [n]
+    bigan_jax.predict(workdir, "new/", "results")  # scores.csv, error maps, overlays
+    bigan_jax.compare("runs/*", "comparison")      # tables over models, datasets and seeds
 
-JAX is imported on first use, so that reading flags and configs stays quick. No file is called after
-one of these functions: an imported submodule would take the function's place in the package.
+Functions are imported on first use, so that configs and flags are read without JAX. No submodule
+may have the name of one of these functions, as importing it would replace the function.
 """
 
 import importlib

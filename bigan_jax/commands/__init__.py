@@ -1,1 +1,1 @@
-"""What each command does, from config to files. The only package that reads a config."""
+"""The commands: train, evaluate, load, predict, compare, sweep. Only they read a config."""

@@ -1,4 +1,4 @@
-"""From a config to a detector, its schedule and its optimizers: where names become functions."""
+"""Builds a detector, its schedule and its optimizers from settings."""
 
 import importlib
 import pkgutil
@@ -22,12 +22,17 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def build(
     settings: Settings, conditions: int, steps_per_epoch: int, frozen: bool = True
 ) -> DetectorBuild:
-    """The config's detector, optimizers and phases.
+    """Builds the detector, optimizers and phases that the settings describe.
 
-    conditions: how many kinds of picture the data set tells apart.
-    frozen: False leaves out the weights of networks that only train others, so that the detector
-      scores where those weights are not, and does not train.
-    Raises UserError for names and values that do not fit.
+    Args:
+      settings: the run's settings.
+      conditions: number of conditions of the dataset.
+      steps_per_epoch: number of training steps in an epoch.
+      frozen: whether weights of frozen networks, such as VGG16, are loaded. Without them the
+        detector can score but not train.
+
+    Raises:
+      UserError: a name is unknown or a value is out of range.
     """
     names = [module.name for module in pkgutil.iter_modules(models.__path__)]
     if settings.model_name not in names:
@@ -35,8 +40,8 @@ def build(
     size, multiple = settings.data.image_size, 2 ** len(settings.model.get("widths", ()))
     if size % multiple or size <= SSIM_WINDOW:
         raise UserError(
-            f"config.data.image_size={size}: it must be a multiple of {multiple} and larger than "
-            f"SSIM's window of {SSIM_WINDOW} pixels"
+            f"config.data.image_size must be a multiple of {multiple} and larger than the SSIM "
+            f"window of {SSIM_WINDOW} pixels (got {size})."
         )
     model = importlib.import_module(f"bigan_jax.models.{settings.model_name}")
     fields = dict(settings.model)
@@ -63,7 +68,7 @@ def make_optimizers(
     steps_per_epoch: int,
     scale: float = 1.0,
 ) -> dict[str, optax.GradientTransformation]:
-    """Each objective's optimizer. scale: of all learning rates."""
+    """Returns the optimizer of each objective; `scale` multiplies all learning rates."""
     return {
         name: schedules.make_optimizer(
             schedules.updates_by_phase(phases, name, steps_per_epoch),
@@ -77,19 +82,19 @@ def make_optimizers(
 def _check_updates(phases, objectives):
     if not any(sum(schedules.updates_by_phase(phases, name, 1)) for name in objectives):
         raise UserError(
-            "nothing would train: no objective of config.phases has epochs in which it acts. Give "
-            "a phase more epochs, or an ablation less"
+            "config.phases has no epoch with an active objective. Add epochs to a phase, or remove "
+            "an ablation."
         )
 
 
 def _inactive_objectives_first(objectives, phases):
-    """A network is scored by the statistics of the last objective that owns it
-    (detector.batch_statistics), and one that is never due has trained nothing."""
+    """Scoring uses the BatchNorm statistics of the last objective that owns a network
+    (`batch_statistics`), so that objectives that are never active must come first."""
 
-    def used(item):
+    def is_active(item):
         return any(schedules.updates_by_phase(phases, item[0], 1))
 
-    return dict(sorted(objectives.items(), key=used))
+    return dict(sorted(objectives.items(), key=is_active))
 
 
 def _check_fields(prefix, fields, ranges):

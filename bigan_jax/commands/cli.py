@@ -18,7 +18,7 @@ import bigan_jax
 from bigan_jax.errors import UserError, printable_lines, unknown_name
 from bigan_jax.runtime import preemption
 from bigan_jax.runtime.jax_setup import enable_compilation_cache, keep_freed_memory
-from bigan_jax.runtime.run_config import read_config
+from bigan_jax.runtime.run_config import config_errors, default_name, read_config
 
 _DEFAULT_CONFIG = "configs/improved_bigan.py:phantom"
 
@@ -215,7 +215,9 @@ def _check_folders(mode, config, workdir):
         from bigan_jax.data.settings import DataSettings
         from bigan_jax.data.source import require_data_folder
 
-        require_data_folder(DataSettings(**config.data.to_dict()))
+        with config_errors(workdir or default_name(config)):
+            settings = DataSettings(**config.data.to_dict())
+        require_data_folder(settings)
 
 
 def _expand_user(path):

@@ -1,4 +1,4 @@
-"""`--mode=compare`: many runs, over models, pictures and seeds, beside the paper's tables."""
+"""The compare command: tables of runs over models, datasets and seeds, next to the paper's."""
 
 import glob
 import math
@@ -22,37 +22,60 @@ _LATEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n\n"
 
 
 class Comparison(NamedTuple):
-    """What was compared, and what could not be: (folder, reason)."""
+    """The result of a comparison.
 
-    standings: list[DatasetComparison]
+    Attributes:
+      datasets: the comparison of each dataset.
+      skipped: folder of each run that cannot be read, and the reason.
+      unfinished: folders of runs without an evaluation.
+      output: folder of the files.
+    """
+
+    datasets: list[DatasetComparison]
     skipped: list[tuple[str, str]]
     unfinished: list[str]
     output: Path
 
 
 class Dot(NamedTuple):
-    """A row of the plot: AUROCs, and where they lie across it, in percent."""
+    """A row of the plot. Positions are in percent of the plot's width.
+
+    Attributes:
+      label: the detector.
+      mean: mean AUROC over the seeds.
+      at: position of the mean.
+      interval: positions of the limits of the bootstrap interval, averaged over the seeds; None if
+        a seed has no interval.
+      seeds: positions of the seeds, if there are several.
+    """
 
     label: str
     mean: float
     at: float
-    interval: tuple[float, float] | None  # bootstrap, ends averaged over seeds that all have one
+    interval: tuple[float, float] | None
     seeds: list[float]
 
 
 class Plot(NamedTuple):
-    """AUROC by model; ticks are (value, place)."""
+    """AUROCs of the detectors on one dataset.
+
+    Attributes:
+      dots: a row for each detector.
+      baseline: position of the strongest training-free baseline; None if there is none.
+      chance: position of AUROC 0.5.
+      ticks: values and their positions.
+    """
 
     dots: list[Dot]
-    control: float | None
+    baseline: float | None
     chance: float
     ticks: list[tuple[float, float]]
 
 
 class Section(NamedTuple):
-    """One set of pictures as the page shows it."""
+    """One dataset on the page."""
 
-    standings: DatasetComparison
+    dataset: DatasetComparison
     tables: list[Table]
     plot: Plot
 
@@ -60,54 +83,61 @@ class Section(NamedTuple):
 def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> Comparison:
     """Compares finished runs and writes comparison.md, .csv, .tex and .html to a folder.
 
-    workdirs: folders of runs, or patterns such as "runs/*".
-    Broken runs are left out and told, in what is printed, written and returned.
-    Raises UserError when no finished run is found.
+    Unreadable and unfinished runs are skipped; they are listed in the output, the files and the
+    result.
+
+    Args:
+      workdirs: folders of runs, or patterns such as "runs/*".
+      output: folder of the files.
+
+    Raises:
+      UserError: there is no such folder, or no finished run.
     """
     patterns = [workdirs] if isinstance(workdirs, str | Path) else list(workdirs)
     runs, skipped, unfinished = _read(_folders(patterns))
     if not runs:
         reasons = [f"  {name}: {reason}" for name, reason in skipped]
         reasons += [f"  {name}: not finished" for name in unfinished]
-        where = ", ".join(map(str, patterns))
-        deeper = [f"{p}/{more}" for p in patterns for more in ("*", "*/*") if _finished(p, more)]
-        hint = f"There are some one deeper: --workdirs='{deeper[0]}'" if deeper else ""
-        raise UserError("\n".join(filter(None, [f"no finished run in {where}", *reasons, hint])))
+        folders = ", ".join(map(str, patterns))
+        deeper = [f"{p}/{sub}" for p in patterns for sub in ("*", "*/*") if _has_finished(p, sub)]
+        hint = f"Subfolders have some: --workdirs='{deeper[0]}'" if deeper else ""
+        lines = [f"There is no finished run in {folders}.", *reasons, hint]
+        raise UserError("\n".join(filter(None, lines)))
     output = Path(output)
     comparison = Comparison(compare_runs(runs), skipped, unfinished, output)
-    sections = [Section(s, comparison_tables(s), _plot(s)) for s in comparison.standings]
-    above = overview(comparison.standings)
-    every = [*above, *(table for section in sections for table in section.tables)]
+    sections = [Section(d, comparison_tables(d), _plot(d)) for d in comparison.datasets]
+    summary = overview(comparison.datasets)
+    all_tables = [*summary, *(table for section in sections for table in section.tables)]
     for name, content in (
-        ("comparison.md", _markdown(comparison, above, sections)),
-        ("comparison.csv", tables.csv_text(CSV_HEADER, csv_rows(comparison.standings))),
-        ("comparison.tex", _LATEX_HEAD + "\n".join(map(tables.latex, every))),
-        ("comparison.html", _html(comparison, above, sections)),
+        ("comparison.md", _markdown(comparison, summary, sections)),
+        ("comparison.csv", tables.csv_text(CSV_HEADER, csv_rows(comparison.datasets))),
+        ("comparison.tex", _LATEX_HEAD + "\n".join(map(tables.latex, all_tables))),
+        ("comparison.html", _html(comparison, summary, sections)),
     ):
         write_atomic(output / name, content)
     _print(comparison)
     return comparison
 
 
-def _finished(pattern, more):
-    place = os.path.join(os.path.expanduser(pattern), more, "evaluation.json")
-    return any(glob.iglob(place))
+def _has_finished(pattern, subfolders):
+    path = os.path.join(os.path.expanduser(pattern), subfolders, "evaluation.json")
+    return any(glob.iglob(path))
 
 
 def _folders(patterns):
-    """Every folder that the patterns name and that holds a run, or should."""
-    found = {}
+    """Returns the folders of finished and unfinished runs that match the patterns."""
+    folders = {}
     for pattern in patterns:
         folder = Path(os.path.expanduser(pattern))
-        named = [folder] if folder.is_dir() else glob.glob(str(folder), recursive=True)
-        if not named:
-            raise UserError(f"--workdirs={pattern}: there is no such folder")
-        for name in sorted(named):
+        matches = [folder] if folder.is_dir() else glob.glob(str(folder), recursive=True)
+        if not matches:
+            raise UserError(f"--workdirs={pattern}: there is no such folder.")
+        for name in sorted(matches):
             folder = Path(name)
             holds_run = any((folder / f).exists() for f in ("config.json", "evaluation.json"))
             if folder.is_dir() and holds_run:
-                found.setdefault(folder.resolve(), folder)
-    return list(found.values())
+                folders.setdefault(folder.resolve(), folder)
+    return list(folders.values())
 
 
 def _read(folders: Iterable[Path]) -> tuple[list[FinishedRun], list[tuple[str, str]], list[str]]:
@@ -123,9 +153,9 @@ def _read(folders: Iterable[Path]) -> tuple[list[FinishedRun], list[tuple[str, s
     return runs, skipped, unfinished
 
 
-def _plot(found: DatasetComparison) -> Plot:
-    """Where everything lies on an axis that ends at 1 and begins at 0.5 or below."""
-    known = [row for row in found.rows if row.figures["auroc"]]
+def _plot(dataset: DatasetComparison) -> Plot:
+    """Computes positions on an axis from 0.5, or less where an AUROC is lower, to 1."""
+    known = [row for row in dataset.rows if row.figures["auroc"]]
     seeds = [[run.evaluation["auroc"] for run in row.runs] for row in known]
     seeds = [[value for value in values if value is not None] for values in seeds]
     ends = [[run.evaluation["auroc_ci"] for run in row.runs] for row in known]
@@ -133,61 +163,63 @@ def _plot(found: DatasetComparison) -> Plot:
     lowest = min([0.5, *chain(*seeds), *(low for low, _ in chain(*ends))])
     start = math.floor(lowest * 10) / 10
 
-    def at(value):
+    def position(value):
         return 3 + 94 * (value - start) / (1 - start)
 
     dots = [
         Dot(
             row.label,
             row.figures["auroc"].mean,
-            at(row.figures["auroc"].mean),
-            tuple(at(float(end)) for end in np.mean(intervals, axis=0)) if intervals else None,
-            [at(value) for value in values] if len(values) > 1 else [],
+            position(row.figures["auroc"].mean),
+            tuple(position(float(end)) for end in np.mean(intervals, axis=0))
+            if intervals
+            else None,
+            [position(value) for value in values] if len(values) > 1 else [],
         )
         for row, values, intervals in zip(known, seeds, ends, strict=True)
     ]
     ticks = [i / 10 for i in range(round(start * 10), 11)]
     ticks = ticks[-1::-2][::-1] if len(ticks) > 6 else ticks
-    control = None if found.control is None else at(found.control)
-    return Plot(dots, control, at(0.5), [(tick, at(tick)) for tick in ticks])
+    baseline = None if dataset.control is None else position(dataset.control)
+    return Plot(dots, baseline, position(0.5), [(tick, position(tick)) for tick in ticks])
 
 
 def _remarks(comparison: Comparison) -> list[str]:
-    skipped = [f"{name} was left out: {reason}" for name, reason in comparison.skipped]
+    skipped = [f"{name} was skipped: {reason}" for name, reason in comparison.skipped]
     unfinished = [f"{name} is not finished" for name in comparison.unfinished]
     return list(map(printable, skipped + unfinished))
 
 
-def _markdown(comparison, above, sections):
+def _markdown(comparison, summary, sections):
     parts = ["# Comparison", ""]
     parts += [f"- {tables.markdown_text(remark)}" for remark in _remarks(comparison)] + [""]
-    parts += map(tables.markdown, above)
+    parts += map(tables.markdown, summary)
     for section in sections:
-        parts += [f"## {tables.markdown_text(section.standings.title)}", ""]
+        parts += [f"## {tables.markdown_text(section.dataset.title)}", ""]
         parts += map(tables.markdown, section.tables)
     return "\n".join(parts)
 
 
-def _html(comparison, above, sections):
+def _html(comparison, summary, sections):
     return html.render_html(
         "comparison.html.jinja",
         filters={"cell": tables.format_cell, "spans": tables.spans},
         remarks=_remarks(comparison),
-        overview=above,
+        overview=summary,
         sections=sections,
     )
 
 
 def _print(comparison):
-    for found in comparison.standings:
-        best = next((row for row in found.rows if row.figures["auroc"]), None)
+    for dataset in comparison.datasets:
+        best = next((row for row in dataset.rows if row.figures["auroc"]), None)
         if best:
-            auroc, control = (
+            auroc, baseline = (
                 tables.format_cell(best.figures[name]) for name in ("auroc", "control")
             )
             print(
-                f"{found.title}: {len(found.rows)} rows; best {best.label}, AUROC {auroc}; "
-                f"strongest training-free control {control}"
+                f"{dataset.title}: {len(dataset.rows)} rows; best {best.label}, AUROC {auroc}; "
+                f"strongest training-free baseline {baseline}"
             )
     for remark in _remarks(comparison):
         print(f"Warning: {remark}")

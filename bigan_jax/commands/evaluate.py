@@ -19,7 +19,12 @@ from bigan_jax.detector import Detector, TrainState
 from bigan_jax.evaluation.assess import assess
 from bigan_jax.reports import evaluation_files
 from bigan_jax.runtime.lock import exclusive_lock
-from bigan_jax.runtime.run_config import read_config, require_same_config, write_config
+from bigan_jax.runtime.run_config import (
+    config_errors,
+    read_config,
+    require_same_config,
+    write_config,
+)
 
 
 def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
@@ -50,7 +55,10 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
 
 def _evaluate_folder(workdir: Path, config: ConfigDict | None) -> dict:
     saved_config = read_config(workdir)
-    config = config or saved_config
+    if config is None:
+        with config_errors(workdir):
+            parse_settings(saved_config)
+        config = saved_config
     settings = parse_settings(config)
     require_weights(settings)
     require_same_config(workdir, config)

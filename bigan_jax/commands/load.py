@@ -1,7 +1,6 @@
-"""From a workdir to the detector that was trained there."""
+"""Loading of trained detectors from the folders of their runs."""
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -9,48 +8,53 @@ import jax
 from bigan_jax.commands.build import build
 from bigan_jax.commands.settings import Settings, parse_settings
 from bigan_jax.detector import Detector, TrainState, init_state
-from bigan_jax.errors import UserError, one_line
+from bigan_jax.errors import UserError
 from bigan_jax.evaluation.results import read_decision_settings
 from bigan_jax.evaluation.scorer import AnomalyScorer
-from bigan_jax.runtime.run_config import read_config
+from bigan_jax.runtime.run_config import config_errors, read_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 
 
 def load(workdir: str | Path) -> AnomalyScorer:
-    """The detector that was trained in a folder, with the threshold of its evaluation.
+    """Returns the scorer of a trained detector, with the threshold of its evaluation.
 
-    Raises UserError when the folder holds no finished run.
+    Args:
+      workdir: folder of the run.
+
+    Raises:
+      UserError: the folder holds no finished run, or its files are corrupt.
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    with _config_errors(workdir):
+    with config_errors(workdir):
         settings = parse_settings(config)
-    judged = read_decision_settings(workdir)
-    told = judged.conditions
-    state, detector, _ = restore(settings, workdir, len(told))
-    if judged.steps not in (None, int(state.step)):
+    decision = read_decision_settings(workdir)
+    conditions = decision.conditions
+    state, detector, _ = restore(settings, workdir, len(conditions))
+    if decision.steps not in (None, int(state.step)):
         raise UserError(
-            f"{workdir}: its evaluation.json was made after {judged.steps} steps, and its "
-            f"newest sound checkpoint is of {int(state.step)}: run --mode=evaluate first"
+            f"{workdir}: evaluation.json is of step {decision.steps}, and the latest valid "
+            f"checkpoint is of step {int(state.step)}. Run --mode=evaluate first."
         )
-    with _config_errors(workdir):
+    is_conditional = settings.model.get("conditional") and len(conditions) > 1
+    with config_errors(workdir):
         scorer = make_scorer(
             settings,
             detector,
             state,
-            threshold=judged.threshold,
-            calibration=judged.calibration,
-            conditions=told if settings.model.get("conditional") and len(told) > 1 else (),
+            threshold=decision.threshold,
+            calibration=decision.calibration,
+            conditions=conditions if is_conditional else (),
         )
         if settings.score.standardize:
-            scorer.standardize(judged.spread)
+            scorer.standardize(decision.spread)
     return scorer
 
 
 def make_scorer(
     settings: Settings, detector: Detector, state: TrainState, **arguments
 ) -> AnomalyScorer:
-    """Returns a scorer of the settings' score and images; arguments: others of AnomalyScorer."""
+    """Returns the scorer that the settings describe; `arguments` are further ones of its class."""
     return AnomalyScorer(
         detector,
         state,
@@ -63,34 +67,32 @@ def make_scorer(
     )
 
 
-@contextmanager
-def _config_errors(workdir: Path) -> Iterator[None]:
-    """A config.json that was edited makes nearly anything go wrong: told as one UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        kind, words = type(error).__name__, one_line(error, 300)
-        raise UserError(
-            f"nothing can be made of {workdir}/config.json ({kind}: {words}). Put back the one "
-            "that the run wrote."
-        ) from error
-
-
 def restore(settings: Settings, workdir: Path, conditions: int) -> tuple[TrainState, Detector, int]:
-    """The newest checkpoint of a run, its detector, and after how many epochs that was. Without
-    networks that only train others: a perceptual loss's VGG16 is not asked for again."""
-    with _config_errors(workdir):
+    """Restores the latest valid checkpoint of a run.
+
+    Networks that are only used in losses, such as VGG16, are not loaded.
+
+    Args:
+      settings: the run's settings.
+      workdir: folder of the run.
+      conditions: number of conditions of the dataset.
+
+    Returns:
+      The state, its detector, and the number of epochs that it was trained for.
+
+    Raises:
+      UserError: there is no checkpoint, or config.json or the checkpoint is invalid.
+    """
+    with config_errors(workdir):
         built = build(settings, conditions, steps_per_epoch=1, frozen=False)
-        like = jax.eval_shape(
+        abstract_state = jax.eval_shape(
             lambda: init_state(
                 built.detector, built.optimizers, settings.seed, settings.data.image_shape
             )
         )
     with closing(CheckpointManager(workdir, read_only=True)) as checkpoints:
-        found = checkpoints.restore(like, complete_epochs=True)
-    if found is None:
-        raise UserError(f"{workdir} holds no checkpoint yet: train it first")
-    progress, state = found
+        restored = checkpoints.restore(abstract_state, complete_epochs=True)
+    if restored is None:
+        raise UserError(f"{workdir} holds no checkpoint. Train the run first.")
+    progress, state = restored
     return state, built.detector, progress.epochs

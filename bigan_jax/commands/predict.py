@@ -1,6 +1,7 @@
-"""`--mode=predict`: new pictures to scores, error maps and overlays, by what a workdir holds alone.
+"""The predict command: scores, error maps and overlays of new images, from a run's folder alone.
 
-Block by block, so that memory stays flat however many there are, and what was finished stays.
+Images are processed in blocks: memory use does not depend on their number, and finished blocks are
+kept.
 """
 
 import csv
@@ -26,14 +27,21 @@ from bigan_jax.evaluation.scorer import AnomalyScorer, Scores
 from bigan_jax.reports.overlays import write_overlays
 from bigan_jax.runtime.run_config import read_config
 
-BLOCK = 64  # pictures in memory at once, as files and at the model's size
+BLOCK = 64  # images in memory at a time, as files and in the model's size
 
 
 class Predicted(NamedTuple):
-    """What was done with new pictures."""
+    """The result of a prediction.
+
+    Attributes:
+      scored: number of images that were scored.
+      anomalous: number of these that were decided to be anomalous.
+      unreadable: files that were skipped.
+      output: folder of the files.
+    """
 
     scored: int
-    anomalous: int  # of the scored ones
+    anomalous: int
     unreadable: list[UnreadableFile]
     output: Path
 
@@ -45,129 +53,147 @@ def predict(
     condition: str = "",
     maps: bool = True,
 ) -> Predicted:
-    """Scores pictures by a finished run, which needs none of the data it was trained on.
+    """Scores images with the detector of a finished run, and writes the results to a folder.
 
-    source: a picture, a folder with all below it, an archive, or a pattern such as 'new/*.png'.
-    output: a folder, new or empty. scores.csv has a row a picture; error_maps/ and overlays/ have
-      a PNG of its size, named as `output_name` says; unreadable.csv has what could not be read.
-    condition: what the pictures show, for a model that tells conditions apart; by default a
-      condition that the nearest folder is called after.
-    maps: False leaves error maps and overlays out: scores.csv alone.
-    Raises UserError for what the user can mend; a picture that cannot be read is left out.
+    scores.csv has a row for each image. error_maps/ and overlays/ have a PNG for each image, in the
+    image's own size and named by `output_name`. unreadable.csv lists skipped files. The run's
+    training data are not needed.
+
+    Args:
+      workdir: folder of the run.
+      source: an image, a folder with images at any depth, an archive, or a pattern such as
+        'new/*.png'.
+      output: folder for the results, new or empty.
+      condition: condition of all images, for a conditional model; by default the name of the
+        nearest folder that is named after a condition.
+      maps: whether error maps and overlays are written.
+
+    Raises:
+      UserError: the run is not finished, an argument is wrong, or the disk is full.
     """
     workdir, output = Path(workdir), Path(output)
-    read_config(workdir)  # tells better what is wrong where no run is
-    judged = read_decision_settings(workdir)
-    if judged.calibration is None or judged.color_limit is None:
+    read_config(workdir)  # its message is better if there is no run
+    settings = read_decision_settings(workdir)
+    if settings.calibration is None or settings.color_limit is None:
         raise UserError(
-            f"{workdir} was evaluated by an older version, without what a prediction needs: "
-            f"python launch.py --mode=evaluate --workdir={workdir} makes it"
+            f"The evaluation of {workdir} lacks what a prediction needs. Repeat it: "
+            f"python launch.py --mode=evaluate --workdir={workdir}"
         )
     _create_output_folder(output, source)
     with open_inputs(source, output) as (folder, names):
         scorer = load(workdir)
-        known = infer_conditions(names, folder.root, scorer, condition)
-        limit = judged.color_limit
+        conditions = infer_conditions(names, folder.root, scorer, condition)
+        limit = settings.color_limit
         try:
-            return _predict(scorer, limit, folder, known, output, maps)
-        except OSError as error:  # a full disk above all
-            raise UserError(f"{output} holds what was written until this: {error}") from error
+            return _predict(scorer, limit, folder, conditions, output, maps)
+        except OSError as error:  # above all, a full disk
+            raise UserError(f"{output} is incomplete: {error}") from error
 
 
 def _create_output_folder(output: Path, source: str | Path) -> None:
-    """Makes the folder. What is in one is never mixed with, and not deleted either."""
+    """Creates the folder; existing files are neither deleted nor mixed with new ones."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output={output} is there and not empty: give a new folder")
+        raise UserError(f"--output={output} exists and is not empty. Use a new folder.")
     if Path(source).is_dir() and is_within_folder(output, source):
-        raise UserError(f"--output={output} lies in --input, whose pictures its own would join")
+        raise UserError(f"--output={output} must not be inside --input. Use another folder.")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output={output} cannot be made: {error.strerror}") from error
+        raise UserError(f"--output={output} cannot be created: {error.strerror}.") from error
 
 
 def infer_conditions(
-    names: Sequence[str], root: epath.Path, scorer: AnomalyScorer, asked: str
+    names: Sequence[str], root: epath.Path, scorer: AnomalyScorer, condition: str
 ) -> dict[str, int]:
-    """Each picture's condition by its name: the one asked for, or that of the nearest folder.
+    """Returns the index of each image's condition, by the image's name.
 
-    A folder is called after a condition by its whole name or, as in PlantVillage, by what stands
-    before "___". Raises UserError that names the conditions where there is none.
+    A folder is named after a condition if its name, or the part before "___" as in PlantVillage,
+    is the condition.
+
+    Args:
+      names: paths of the images below `root`.
+      root: the folder of the images; its own name and those of its parents count as well.
+      scorer: its `conditions` are the names of the conditions.
+      condition: the condition of all images; "" means that of the nearest folder.
+
+    Raises:
+      UserError: the condition is unknown, or no folder above an image is named after one.
     """
-    if asked or not scorer.conditions:
-        return dict.fromkeys(names, scorer.condition_index(asked))
+    if condition or not scorer.conditions:
+        return dict.fromkeys(names, scorer.condition_index(condition))
 
-    def told(name: str) -> int:
+    def nearest(name: str) -> int:
         for folder in reversed((root / name).parts[:-1]):
-            for called in (folder, folder.partition("___")[0]):
-                if called in scorer.conditions:
-                    return scorer.condition_index(called)
+            for candidate in (folder, folder.partition("___")[0]):
+                if candidate in scorer.conditions:
+                    return scorer.condition_index(candidate)
         raise UserError(
-            f"what does {errors.printable(name)} show? No folder above it is called after one of "
-            f"the model's conditions: say --condition={'|'.join(scorer.conditions)}"
+            f"The condition of {errors.printable(name)} is unknown: no folder above it is named "
+            f"after a condition. Use --condition={'|'.join(scorer.conditions)}."
         )
 
-    return {name: told(name) for name in names}
+    return {name: nearest(name) for name in names}
 
 
 def _predict(
     scorer: AnomalyScorer,
     limit: float,
     folder: DataFolder,
-    condition: dict[str, int],
+    conditions: dict[str, int],
     output: Path,
     maps: bool,
 ) -> Predicted:
-    # Blocks of nearly one size: a last small one would have the networks compiled again.
-    blocks = np.array_split(np.array(list(condition), object), -(-len(condition) // BLOCK))
+    # Blocks of nearly equal size: a small last one would compile the networks again.
+    blocks = np.array_split(np.array(list(conditions), object), -(-len(conditions) // BLOCK))
     scored = anomalous = 0
     unreadable: list[UnreadableFile] = []
-    every = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file wants few lines
+    interval = 0.2 if sys.stderr.isatty() else 30  # seconds; fewer lines in a log file
     with (
         (output / "scores.csv").open("w", newline="", encoding="utf-8") as file,
-        tqdm(total=len(condition), desc="pictures", unit="picture", mininterval=every) as bar,
+        tqdm(total=len(conditions), desc="images", unit="image", mininterval=interval) as bar,
     ):
         table = csv.writer(file)
         for names in blocks:
-            contents, images, broken = _read(folder, names.tolist(), scorer.form)
+            contents, images, block_unreadable = _read(folder, names.tolist(), scorer.form)
             if images:
-                known = np.array([condition[name] for name in images], np.int32)
+                indices = np.array([conditions[name] for name in images], np.int32)
                 search = "search" if scorer.search_steps else ""
-                scores = scorer.score(np.stack(list(images.values())), known, progress=search)
+                scores = scorer.score(np.stack(list(images.values())), indices, progress=search)
                 if maps:
-                    broken += write_overlays(
+                    block_unreadable += write_overlays(
                         contents, list(images), scores.error_map, limit, output, scorer.form.window
                     )
-                left_out = {b.path for b in broken}
-                judged = zip(images, _rows(list(images), scores, scorer), strict=True)
-                rows = [row for name, row in judged if name not in left_out]
+                skipped = {file.path for file in block_unreadable}
+                named_rows = zip(images, _rows(list(images), scores, scorer), strict=True)
+                rows = [row for name, row in named_rows if name not in skipped]
                 if rows and not scored:
                     table.writerow(rows[0])
                 table.writerows(row.values() for row in rows)
                 file.flush()
                 scored += len(rows)
                 anomalous += sum(row["decision"] == "anomalous" for row in rows)
-            unreadable += broken
-            _list(broken, output / "unreadable.csv")
+            unreadable += block_unreadable
+            _append_unreadable(block_unreadable, output / "unreadable.csv")
             bar.update(len(names))
     _print_summary(scored, anomalous, unreadable, scorer.threshold, output, maps)
     return Predicted(scored, anomalous, unreadable, output)
 
 
 def _read(
-    folder, names, form
+    folder, names, image_format
 ) -> tuple[dict[str, bytes], dict[str, np.ndarray], list[UnreadableFile]]:
-    """The files' bytes, the pictures as the networks take them, and what cannot be read."""
+    """Returns the files' bytes, the images in the format of the networks, and unreadable files."""
     contents = dict(zip(names, folder.read(names, False), strict=True))
 
     def decode(name: str) -> np.ndarray | UnreadableFile:
         if isinstance(content := contents[name], UnreadableFile):
             return content
-        return try_read(name, lambda: read_image(io.BytesIO(content), *form))
+        return try_read(name, lambda: read_image(io.BytesIO(content), *image_format))
 
-    images = dict(zip(names, map_in_threads(decode, names, "pictures"), strict=True))
-    broken = [image for image in images.values() if isinstance(image, UnreadableFile)]
-    return contents, {n: i for n, i in images.items() if not isinstance(i, UnreadableFile)}, broken
+    results = dict(zip(names, map_in_threads(decode, names, "images"), strict=True))
+    unreadable = [result for result in results.values() if isinstance(result, UnreadableFile)]
+    images = {n: r for n, r in results.items() if not isinstance(r, UnreadableFile)}
+    return contents, images, unreadable
 
 
 def _rows(names: Sequence[str], scores: Scores, scorer: AnomalyScorer) -> list[dict[str, str]]:
@@ -187,27 +213,25 @@ def _rows(names: Sequence[str], scores: Scores, scorer: AnomalyScorer) -> list[d
     return rows
 
 
-def _list(broken: Sequence[UnreadableFile], path: Path) -> None:
-    if broken:
-        new = not path.exists()
+def _append_unreadable(unreadable: Sequence[UnreadableFile], path: Path) -> None:
+    if unreadable:
+        is_new = not path.exists()
         with path.open("a", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
-            table.writerows([UnreadableFile._fields] * new)
-            table.writerows(map(errors.printable, b) for b in broken)
+            table.writerows([UnreadableFile._fields] * is_new)
+            table.writerows(map(errors.printable, row) for row in unreadable)
 
 
 def _print_summary(scored, anomalous, unreadable, threshold, output, maps):
-    written = "Scores, error maps and overlays" if maps else "Scores"
-    print(
-        f"{scored} pictures scored, {anomalous} of them anomalous (score of {threshold:.4g} or "
-        f"more)\n{written}: {output}"
-        if scored
-        else "0 pictures scored"
-    )
+    if scored:
+        contents = "Scores, error maps and overlays" if maps else "Scores"
+        print(f"{scored} images scored, {anomalous} anomalous (score of at least {threshold:.4g})")
+        print(f"{contents}: {output}")
+    else:
+        print("0 images scored")
     if unreadable:
-        lines = [f"  {errors.printable(f'{b.path}: {b.reason}')}" for b in unreadable[:MAX_LISTED]]
+        lines = [f"  {errors.printable(f'{f.path}: {f.reason}')}" for f in unreadable[:MAX_LISTED]]
         if len(unreadable) > MAX_LISTED:
             lines.append(f"  and {len(unreadable) - MAX_LISTED} more")
-        told = "\n".join(lines)
-        which = output / "unreadable.csv"
-        print(f"{len(unreadable)} could not be read (all in {which}):\n{told}", file=sys.stderr)
+        heading = f"{len(unreadable)} files are unreadable (listed in {output / 'unreadable.csv'}):"
+        print("\n".join([heading, *lines]), file=sys.stderr)

@@ -92,7 +92,7 @@ def summarize(workdir: Path, folders: Sequence[Path]) -> dict:
     Raises:
       UserError: the runs differ in more than their seed.
     """
-    dataset, *other_datasets = compare(folders, workdir).standings
+    dataset, *other_datasets = compare(folders, workdir).datasets
     if other_datasets:
         titles = "; ".join(s.title for s in (dataset, *other_datasets))
         raise UserError(

@@ -1,4 +1,4 @@
-"""From a config to typed settings. Every config is checked here, in the settings' constructors."""
+"""Typed settings of a run. Their constructors check the config."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a run but its place and its sweep, as configs/common.py describes them.
+    """All settings of a run except its folder and sweep; configs/common.py describes them.
 
     Attributes:
-      name: what tables call the detector.
+      name: the detector's name in tables.
       model_name: a module of bigan_jax.models; `model` holds the arguments of its `create`.
       phases: the schedule as nested mappings; `build` parses it, as it names objectives.
     """
@@ -73,12 +73,12 @@ class Settings:
 
     @property
     def epochs(self) -> int:
-        """The number of epochs of the whole schedule."""
+        """The number of epochs of the schedule."""
         return sum(phase["epochs"] for phase in self.phases.values())
 
     @property
     def identity(self) -> dict:
-        """What names the run in evaluation.json."""
+        """The fields of evaluation.json that identify the run."""
         return {
             "model": self.name,
             "dataset": self.data.name,

@@ -1,4 +1,4 @@
-"""What is to be trained, made ready: pictures that were looked at, a detector, the run's folder."""
+"""Set-up of training: audited data, a detector, the run's folder and compiled functions."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from bigan_jax.commands.build import build, make_optimizers
 from bigan_jax.commands.settings import Settings, parse_settings
-from bigan_jax.data import audit, loading
-from bigan_jax.data.audit import Audit
+from bigan_jax.data import loading
+from bigan_jax.data.audit import Audit, audit_dataset, drop_duplicates
 from bigan_jax.data.dataset import Dataset
 from bigan_jax.data.files.unreadable import is_within_folder
 from bigan_jax.detector import init_state
@@ -31,26 +31,31 @@ from bigan_jax.training.train_step import TrainingSet
 
 @contextmanager
 def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJob]]:
-    """Runs that are ready to be trained, and whose folders are held: one, or several that differ in
-    their seed alone and share all else, compiled programs too.
+    """Sets up runs for training, and locks their folders for as long as the context is open.
 
-    configs: by workdir. Raises as `training.train` does.
+    Several runs share everything except the seed and the folder, including compiled programs.
+
+    Args:
+      configs: the config of each run by its folder. They differ in their seed alone.
+
+    Raises:
+      UserError: see `commands.train.train`.
     """
     configs = {distributed.shared_folder(workdir): config for workdir, config in configs.items()}
     for workdir, config in configs.items():
         settings = parse_settings(config)
-        _check_place(workdir, settings.data.dir)
-    # All share these settings but the seed. This raises before images are read:
+        _require_outside_data(workdir, settings.data.dir)
+    # All runs have these settings but for the seed. Errors are raised before images are read.
     require_weights(settings)
     build(settings, conditions=1, steps_per_epoch=1, frozen=False)
-    with ExitStack() as held:
+    with ExitStack() as stack:
         for workdir in configs:
-            held.enter_context(exclusive_lock(workdir))
-        for workdir, own in configs.items():
-            require_same_config(workdir, own)
-        dataset, found = load_audited(settings)
+            stack.enter_context(exclusive_lock(workdir))
+        for workdir, config in configs.items():
+            require_same_config(workdir, config)
+        dataset, audit = load_audited(settings)
         _require_same_across_processes(config, dataset)
-        print(found.table())
+        print(audit.table())
         steps, batch_size = epoch_runner.steps_and_batch_size(
             settings.batch_size, len(dataset.train.image)
         )
@@ -58,58 +63,59 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
         weights = tree_digest(built.detector.frozen) if built.detector.frozen else ""
         distributed.require_equal("VGG16 weights", weights)
         for workdir in configs:
-            found.require_same_training_images(workdir)
-            _check_frozen(workdir, weights)
-        for workdir, own in configs.items():
-            write_config(workdir, own)
-            found.write(workdir)
+            audit.require_same_training_images(workdir)
+            _require_same_weights(workdir, weights)
+        for workdir, config in configs.items():
+            write_config(workdir, config)
+            audit.write(workdir)
 
-        # Compiled, so that the initial values do not depend on how operations are fused elsewhere.
-        begin = jax.jit(partial(_begin, built, settings.data.image_shape))
-        runner = cache(partial(_runner, settings, built, dataset.train, steps))
-        shared = built, dataset, found, weights, steps, batch_size, begin, runner
-        kept = settings.on_nan, settings.checkpointing
+        # Compiled alone, so that the initial values do not depend on the fusion of operations.
+        init = jax.jit(partial(_init_state, built, settings.data.image_shape))
+        make_runner = cache(partial(_make_runner, settings, built, dataset.train, steps))
+        policies = settings.on_nan, settings.checkpointing
+        shared = built, dataset, audit, weights, steps, batch_size, init, make_runner
         yield [
-            TrainingJob(config.seed, *kept, *shared, workdir) for workdir, config in configs.items()
+            TrainingJob(config.seed, *policies, *shared, workdir)
+            for workdir, config in configs.items()
         ]
 
 
-def _check_place(workdir, data):
-    if data and is_within_folder(workdir, os.path.expanduser(data)):
+def _require_outside_data(workdir, data_dir):
+    if data_dir and is_within_folder(workdir, os.path.expanduser(data_dir)):
         raise UserError(
-            f"the run's folder {workdir} lies in config.data.dir={data}, whose pictures its "
-            "figures would join: give a --workdir elsewhere"
+            f"--workdir={workdir} is inside config.data.dir={data_dir}: the run's figures would be "
+            "read as data. Use a --workdir elsewhere."
         )
 
 
-def _check_frozen(workdir, weights):
-    """No field tells which weights a file holds, or another version of a package."""
+def _require_same_weights(workdir, weights):
+    """Compares digests: the config does not show that a file or a package has other weights."""
     if not weights or not (workdir / FROZEN_DIGEST_FILE).is_file():
         return
     with (workdir / FROZEN_DIGEST_FILE).open("rb") as file:
-        theirs = file.read(1000)
-    if theirs != weights.encode():
+        saved = file.read(1000)
+    if saved != weights.encode():
         raise UserError(
-            f"{workdir} holds a run that trained by other VGG16 weights: give those again by "
-            "--config.vgg16.weights=FILE, or another --workdir"
+            f"{workdir} was trained with other VGG16 weights. Set them by "
+            "--config.vgg16.weights=FILE, or use another --workdir."
         )
 
 
 def _require_same_across_processes(config, dataset):
-    """Of several processes, all have to train the same."""
+    """Requires that all processes have the same config and training images."""
     fields = config.to_dict()
-    fields["data"] |= {"dir": "", "tfds_dir": ""}  # may lie elsewhere on another machine
+    fields["data"] |= {"dir": "", "tfds_dir": ""}  # paths may differ between machines
     fields["vgg16"]["weights"] = ""
     distributed.require_equal("config", json.dumps(fields, sort_keys=True))
-    distributed.require_equal("training pictures", json.dumps(dataset.train.path.tolist()))
+    distributed.require_equal("training images", json.dumps(dataset.train.path.tolist()))
 
 
-def _begin(built, shape, seed):
+def _init_state(built, shape, seed):
     return init_state(built.detector, built.optimizers, seed, shape)
 
 
-def _runner(settings, built, pictures, steps, scale, scanned=None, seeds=0):
-    training_set = TrainingSet(pictures.image, pictures.condition)
+def _make_runner(settings, built, images, steps, scale, scanned=None, seeds=0):
+    training_set = TrainingSet(images.image, images.condition)
     return EpochRunner(
         built.detector,
         make_optimizers(settings, built.detector, built.phases, steps, scale),
@@ -122,7 +128,7 @@ def _runner(settings, built, pictures, steps, scale, scanned=None, seeds=0):
 
 
 def require_weights(settings: Settings) -> None:
-    """Loads VGG16's weights where the score has a perceptual term: before training, not after it.
+    """Loads VGG16's weights if the score has a perceptual component, so that errors come early.
 
     Raises:
       UserError: they are missing or unreadable.
@@ -132,30 +138,33 @@ def require_weights(settings: Settings) -> None:
 
 
 def load_audited(settings: Settings) -> tuple[Dataset, Audit]:
-    """The pictures, less the copies that `data.duplicates` leaves out, and what was found; what is
-    to be known of them is printed."""
+    """Loads and audits the images, drops duplicates as config.data.duplicates says, prints notes.
+
+    Raises:
+      UserError: the data cannot be read, duplicates are not allowed, or a split is too small.
+    """
     dataset = loading.load_dataset(settings.data)
-    found = audit.audit_dataset(dataset, settings.data.duplicates)
-    dataset = audit.drop_duplicates(dataset, found)
+    audit = audit_dataset(dataset, settings.data.duplicates)
+    dataset = drop_duplicates(dataset, audit)
     _check_splits(dataset, settings)
     for note in dataset.notes:
         print(f"Note: {printable(note)}")
-    return dataset, found
+    return dataset, audit
 
 
 def _check_splits(dataset, settings):
-    """Each part has what is asked of it."""
     if len(dataset.train.label) < 2:
         raise UserError(
-            f"{len(dataset.train.label)} pictures would train: at least 2 are needed. Lower "
-            "--config.data.test_fraction or --config.data.calibration_fraction, or add pictures"
+            f"There are too few training images ({len(dataset.train.label)}); at least 2 are "
+            "required. Lower --config.data.test_fraction or --config.data.calibration_fraction, or "
+            "add images."
         )
     if not len(dataset.test.label):
         raise UserError(
-            "no picture would be tested: raise --config.data.test_fraction, or add anomalous ones"
+            "There are no test images. Raise --config.data.test_fraction, or add anomalous images."
         )
     if settings.score.standardize and len(dataset.calibration.label) < 2:
         raise UserError(
-            "--config.score.standardize divides by the spread over the calibration pictures, and "
-            "there is one: raise --config.data.calibration_fraction"
+            "--config.score.standardize requires at least 2 calibration images. Raise "
+            "--config.data.calibration_fraction."
         )

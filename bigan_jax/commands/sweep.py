@@ -1,7 +1,7 @@
-"""`--mode=sweep`: many runs, each a process, here or on a Ray cluster, and then a comparison.
+"""The sweep command: many runs, each in a process, locally or on a Ray cluster, then a comparison.
 
-A run is the same command that a user would type, so whatever stops a sweep, its runs go on from
-their checkpoints when it is started again. This process never touches an accelerator.
+A run is the command that a user would type. When a stopped sweep is started again, its runs resume
+from their checkpoints. The process of the sweep itself uses no accelerator.
 """
 
 import signal
@@ -20,16 +20,21 @@ from bigan_jax.commands.sweep_plan import PlannedRun, is_finished, plan
 from bigan_jax.evaluation.results import epochs_done
 from bigan_jax.runtime import launchers
 
-_SHOWN_LINES = 8
+_LOG_LINES = 8  # of a failed run
 
 
 def run_command(program: str = "launch.py") -> tuple[str, ...]:
-    """What starts a run by launch.py, wherever that lies."""
+    """Returns the start of a run's command line; `program` is the path of launch.py."""
     return sys.executable, program, "--num_processes=1"
 
 
 class Sweep(NamedTuple):
-    """What became of a sweep; failures are (folder, exit status)."""
+    """The result of a sweep.
+
+    Attributes:
+      failures: folder and exit status of each failed run.
+      comparison: of all finished runs; None if there is none.
+    """
 
     failures: list[tuple[Path, int]]
     comparison: Comparison | None
@@ -42,40 +47,51 @@ def sweep(
     output: str | Path,
     command: Sequence[str] = run_command(),
 ) -> Sweep:
-    """Runs what is missing of a sweep, then compares all that is finished.
+    """Trains and evaluates the runs of a sweep that are not finished, then compares all runs.
 
-    config, file, overrides, output: as `plan` takes them. command: what starts a run.
-    A run that fails does not end the sweep: it is told at the end. Interrupted, the sweep ends its
-    runs, which go on from their last checkpoints next time.
-    Raises UserError before anything is started: for what there is not, and for folders that hold
-    runs of another config.
+    Failed runs are reported at the end and do not stop the sweep. An interrupt stops all runs; they
+    resume from their latest checkpoints when the sweep is started again.
+
+    Args:
+      config: the config of the command line.
+      file: the config file and its argument, "configs/<model>.py:<dataset>,...".
+      overrides: fields to set in all runs, by dotted name.
+      output: folder of the runs' folders and of the comparison.
+      command: the start of a run's command line.
+
+    Raises:
+      UserError: a name in config.sweep is unknown, or a folder holds a run of another config. It
+        is raised before a run starts.
     """
     runs = plan(config, file, overrides, output)
-    missing = [run for run in runs if not is_finished(run)]
-    print(f"{len(runs)} runs in {output}, {len(runs) - len(missing)} of them finished before")
-    tasks = {run.workdir: [*command, *run.arguments] for run in missing}
+    unfinished = [run for run in runs if not is_finished(run)]
+    print(f"{len(runs)} runs in {output}, {len(runs) - len(unfinished)} already finished")
+    commands = {run.workdir: [*command, *run.arguments] for run in unfinished}
     if config.sweep.ray:
-        ended = launchers.run_on_ray(tasks, config.sweep.parallel, config.sweep.ray)
+        polls = launchers.run_on_ray(commands, config.sweep.parallel, config.sweep.ray)
     else:
-        ended = launchers.run_locally(tasks, config.sweep.parallel)
-    with _terminate_children(), closing(ended), _Bar(missing) as bar:
-        failures = [pair for news in ended for pair in bar.show(news) if pair[1]]
+        polls = launchers.run_locally(commands, config.sweep.parallel)
+    failures = []
+    with _terminate_children(), closing(polls), _ProgressBar(unfinished) as bar:
+        for statuses in polls:
+            bar.update(statuses)
+            failures += [(workdir, status) for workdir, status in statuses.items() if status]
     for workdir, status in failures:
-        print(f"FAILED: {workdir} (exit status {status}); {workdir / 'log.txt'} ends:")
+        print(f"FAILED: {workdir} (exit status {status}). Last lines of {workdir / 'log.txt'}:")
         print("".join(f"    {line}\n" for line in _last_lines(workdir / "log.txt")), end="")
     finished = [run.workdir for run in runs if is_finished(run)]
     return Sweep(failures, compare(finished, output) if finished else None)
 
 
-class _Bar:
-    """Progress in epochs, which tell of an ETA where runs take hours."""
+class _ProgressBar:
+    """Progress in epochs of all runs; runs may take hours, and epochs give an ETA."""
 
     def __init__(self, runs: Sequence[PlannedRun]):
-        self._wanted = {run.workdir: run.epochs for run in runs}
-        self._done = {workdir: self._count(workdir) for workdir in self._wanted}
-        self._pending = set(self._wanted)
+        self._epochs = {run.workdir: run.epochs for run in runs}
+        self._done = {workdir: self._count(workdir) for workdir in self._epochs}
+        self._pending = set(self._epochs)
         self._bar = tqdm(
-            total=sum(self._wanted.values()),
+            total=sum(self._epochs.values()),
             initial=sum(self._done.values()),
             desc="sweep",
             unit="epoch",
@@ -91,33 +107,33 @@ class _Bar:
         self._bar.close()
 
     def _count(self, workdir):
-        return min(epochs_done(workdir / "train.jsonl") or 0, self._wanted[workdir])
+        return min(epochs_done(workdir / "train.jsonl") or 0, self._epochs[workdir])
 
-    def show(self, ended: Mapping[Path, int]) -> list[tuple[Path, int]]:
+    def update(self, statuses: Mapping[Path, int]) -> None:
+        """Shows the progress; `statuses` are of the runs that ended since the last call."""
         for workdir in self._pending:
             self._done[workdir] = self._count(workdir)
-        for workdir, status in ended.items():
+        for workdir, status in statuses.items():
             self._pending.discard(workdir)
-            if status:  # what it will not do is no part of what remains
-                self._bar.total -= self._wanted[workdir] - self._done[workdir]
+            if status:  # its remaining epochs do not count
+                self._bar.total -= self._epochs[workdir] - self._done[workdir]
                 self._bar.write(f"{workdir} failed", file=sys.stderr)
-        runs = len(self._wanted)
-        self._bar.set_postfix_str(f"{runs - len(self._pending)} of {runs} runs", refresh=False)
+        n_runs = len(self._epochs)
+        self._bar.set_postfix_str(f"{n_runs - len(self._pending)} of {n_runs} runs", refresh=False)
         self._bar.update(sum(self._done.values()) - self._bar.n)
-        return list(ended.items())
 
 
 @contextmanager
 def _terminate_children():
-    """Makes a polite kill, as schedulers send, an exit that ends the children too."""
+    """Turns SIGTERM, which schedulers send, into an exit that stops the children as well."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _last_lines(path):
@@ -126,4 +142,4 @@ def _last_lines(path):
     except OSError:
         return ["(no log)"]
     lines = [line.rstrip() for line in content.replace("\r", "\n").splitlines() if line.strip()]
-    return lines[-_SHOWN_LINES:]
+    return lines[-_LOG_LINES:]

@@ -1,4 +1,4 @@
-"""Which runs a sweep is made of, and which of them are finished."""
+"""The runs of a sweep, and whether they are finished."""
 
 import json
 import runpy
@@ -14,11 +14,17 @@ from bigan_jax.evaluation.paper_results import MODELS
 from bigan_jax.evaluation.results import flat_fields, read_run
 from bigan_jax.runtime.run_config import default_name, require_same_config
 
-_EVALUATION_FIELDS = ("score.", "threshold.")  # another value asks for another evaluation
+_EVALUATION_FIELDS = ("score.", "threshold.")  # if one of them changes, a run is evaluated again
 
 
 class PlannedRun(NamedTuple):
-    """One run of a sweep: its folder, the flags of its command, its config."""
+    """A run of a sweep.
+
+    Attributes:
+      workdir: folder of the run.
+      arguments: flags of its command.
+      config: the config that the flags give.
+    """
 
     workdir: Path
     arguments: list[str]
@@ -26,40 +32,50 @@ class PlannedRun(NamedTuple):
 
     @property
     def epochs(self) -> int:
-        """Of the whole schedule."""
+        """The number of epochs of the schedule."""
         return sum(phase.epochs for phase in self.config.phases.values())
 
 
 def plan(
     config: ConfigDict, file: str, overrides: Mapping[str, object], output: str | Path
 ) -> list[PlannedRun]:
-    """The runs that `config.sweep` asks for: the first seed of all before the second of any.
+    """Returns the runs of `config.sweep`: all runs of the first seed, then those of the next.
 
-    config: as the command line gave it. file: its "configs/<model>.py:<dataset>,...".
-    overrides: fields set on the command line, for every run.
-    Raises UserError for a model, dataset, ablation or field that there is not.
+    Args:
+      config: the config of the command line.
+      file: the config file and its argument, "configs/<model>.py:<dataset>,...".
+      overrides: fields to set in all runs, by dotted name.
+      output: folder of the runs' folders.
+
+    Raises:
+      UserError: a model, dataset, ablation or field does not exist, or two runs have one folder.
     """
     path, _, argument = file.partition(":")
-    own, *modifiers = (argument or "phantom").split(",")
-    there = {p.stem: p for p in Path(path).parent.glob("*.py")}
-    there = {name: there[name] for name in [*MODELS, *sorted(there)] if name in there}
-    models = {k: v for k, v in there.items() if k not in ("__init__", "common")}
-    names = _chosen("model", config.sweep.models, models, Path(path).stem)
-    datasets = _listed(config.sweep.datasets) or [own]
-    folders = _folders(config.sweep.dirs, datasets)
+    config_dataset, *modifiers = (argument or "phantom").split(",")
+    files = {p.stem: p for p in Path(path).parent.glob("*.py")}
+    order = [*MODELS, *sorted(files)]
+    files = {k: files[k] for k in order if k in files and k not in ("__init__", "common")}
+    names = _model_names(config.sweep.models, files, Path(path).stem)
+    datasets = _split(config.sweep.datasets) or [config_dataset]
+    folders = _data_folders(config.sweep.dirs, datasets)
     kept = {k: v for k, v in overrides.items() if k != "seed" and not k.startswith("sweep.")}
-    if config.sweep.seeds < 1 or config.sweep.parallel < 1:
-        raise UserError("config.sweep.seeds and config.sweep.parallel must be at least 1")
+    for field in ("seeds", "parallel"):
+        if config.sweep[field] < 1:
+            raise UserError(f"config.sweep.{field} must be at least 1 (got {config.sweep[field]}).")
     if config.sweep.splits and "data.split_seed" in kept:
-        raise UserError("config.sweep.splits gives each seed its data.split_seed: leave one out")
-    if config.seeds != 1:
-        raise UserError("config.seeds is one run's: a sweep has config.sweep.seeds")
-    variants = {name: _variants(config, models[name]) for name in names}
-    wanted = set(_listed(config.sweep.ablations)) - {"all"}
-    if none := wanted - {variant for found in variants.values() for variant in found}:
         raise UserError(
-            f"config.sweep.ablations={','.join(sorted(none))}: no model of the sweep "
-            f"({', '.join(names)}) has it"
+            "config.sweep.splits sets data.split_seed to each seed. Remove one of the two."
+        )
+    if config.seeds != 1:
+        raise UserError(
+            f"config.seeds must be 1 in a sweep (got {config.seeds}). Use config.sweep.seeds."
+        )
+    variants = {name: _variants(config.sweep.ablations, files[name]) for name in names}
+    unused = {*_split(config.sweep.ablations)} - {"all"}.union(*variants.values())
+    if unused:
+        raise UserError(
+            f"config.sweep.ablations={','.join(sorted(unused))}: no model of the sweep "
+            f"({', '.join(names)}) has this ablation."
         )
     runs = {}
     for seed in range(config.seed, config.seed + config.sweep.seeds):
@@ -72,21 +88,23 @@ def plan(
             for name in names:
                 for variant in variants[name]:
                     parts = [dataset, *modifiers, *filter(None, variant.split("+"))]
-                    run = _planned(f"{models[name]}:{','.join(parts)}", fields, Path(output))
+                    run = _plan_run(f"{files[name]}:{','.join(parts)}", fields, Path(output))
                     if runs.setdefault(run.workdir, run) is not run:
-                        raise UserError(f"two runs of the sweep would share {run.workdir}")
+                        raise UserError(
+                            f"Two runs of the sweep have the same folder {run.workdir}."
+                        )
     return list(runs.values())
 
 
-def _planned(file, fields, output):
+def _plan_run(file, fields, output):
     arguments = [f"--config={file}", *(f"--config.{k}={v}" for k, v in fields.items())]
-    config = _parsed(arguments)
+    config = _parse_config(arguments)
     workdir = output / default_name(config).name
     return PlannedRun(workdir, [*arguments, f"--workdir={workdir}"], config)
 
 
-def _parsed(arguments):
-    """The config that the command makes of these flags."""
+def _parse_config(arguments):
+    """Returns the config that a command with these flags has."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", lock_config=True, flag_values=values, sys_argv=arguments
@@ -95,66 +113,69 @@ def _parsed(arguments):
         values(["launch.py", *arguments])
     except (AttributeError, KeyError) as error:
         field = str(error).strip("\"'").partition("\\n")[0]
-        raise UserError(f"{arguments[0]} has no field {field}: sweep it apart") from error
+        raise UserError(
+            f"{arguments[0]} has no field {field}. Run another sweep for this model."
+        ) from error
     except flags.Error as error:
         raise UserError(str(error)) from error
     return values["config"].value
 
 
-def _listed(words):
-    return [word.strip() for word in words.split(",") if word.strip()]
+def _split(names):
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def _chosen(kind, words, there, default):
-    names = list(there) if words == "all" else _listed(words) or [default]
+def _model_names(models, files, default):
+    names = list(files) if models == "all" else _split(models) or [default]
     for name in names:
-        if name not in there:
-            raise unknown_name(kind, name, there)
+        if name not in files:
+            raise unknown_name("model", name, files)
     return names
 
 
-def _folders(words, datasets):
+def _data_folders(dirs, datasets):
     folders = {}
-    for part in _listed(words):
-        dataset, equals, folder = part.partition("=")
-        if not equals or not folder:
-            raise UserError(f"config.sweep.dirs={part}: write DATASET=DIR,DATASET=DIR")
+    for item in _split(dirs):
+        dataset, _, folder = item.partition("=")
+        if not folder:
+            raise UserError(f"config.sweep.dirs must be DATASET=DIR,DATASET=DIR,... (got {item}).")
         if dataset not in datasets:
             raise UserError(
-                f"config.sweep.dirs={part}: the sweep has no dataset {dataset!r}, but "
-                f"{', '.join(datasets)} (config.sweep.datasets)"
+                f"config.sweep.dirs={item}: the sweep has no dataset {dataset!r}. Its datasets are "
+                f"{', '.join(datasets)} (config.sweep.datasets)."
             )
         folders[dataset] = folder
     return folders
 
 
-def _variants(config, path):
-    """What to run of a model: "" for itself, and such ablations as it has ("no_se+no_ssim")."""
-    asked = _listed(config.sweep.ablations)
-    if not asked:
+def _variants(ablations, file):
+    """Returns "" for the full model, and those ablations ("no_se+no_ssim") that the model has."""
+    names = _split(ablations)
+    if not names:
         return [""]
-    has = runpy.run_path(str(path)).get("ABLATIONS", {})
-    asked = list(has) if asked == ["all"] else asked
-    return ["", *(name for name in asked if all(part in has for part in name.split("+")))]
+    available = runpy.run_path(str(file)).get("ABLATIONS", {})
+    names = list(available) if names == ["all"] else names
+    return ["", *(name for name in names if all(part in available for part in name.split("+")))]
 
 
 def is_finished(run: PlannedRun) -> bool:
-    """Whether the folder holds this very run, trained to the end and evaluated by this config.
+    """Whether the run's folder holds this run, trained to the end and evaluated with this config.
 
-    Raises UserError when it holds a run of another config.
+    Raises:
+      UserError: the folder holds a run of another config.
     """
     try:
         require_same_config(run.workdir, run.config)
     except UserError as error:
-        raise UserError(f"{error} For a sweep that is another --output.") from error
+        raise UserError(f"{error} A sweep sets the folders by --output.") from error
     try:
-        found = read_run(run.workdir)
+        finished = read_run(run.workdir)
     except UserError:
         return False
-    ours = flat_fields(json.loads(json.dumps(run.config.to_dict())))
+    fields = flat_fields(json.loads(json.dumps(run.config.to_dict())))
     same = all(
-        found.fields.get(name) == value
-        for name, value in ours.items()
+        finished.fields.get(name) == value
+        for name, value in fields.items()
         if name.startswith(_EVALUATION_FIELDS)
     )
-    return same and found.trained is not None and found.trained[0] >= found.trained[1]
+    return same and finished.trained is not None and finished.trained[0] >= finished.trained[1]

@@ -2,11 +2,13 @@
 
 import importlib.metadata
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from bigan_jax.errors import UserError
+from bigan_jax.errors import UserError, one_line
 from bigan_jax.runtime.files import read_bounded, write_json
 
 FORMAT = 3  # of a run's folder; raise it with each change that other versions would misread
@@ -114,6 +116,20 @@ def read_config(workdir: Path) -> ConfigDict:
         return ConfigDict(fields, convert_dict=True).lock()
     except _UNREADABLE as error:
         raise UserError(f"{workdir} holds no run: config.json cannot be read ({error})") from error
+
+
+@contextmanager
+def config_errors(workdir: Path) -> Iterator[None]:
+    """Turns any error into a UserError that names the run's config.json, which may be edited."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {one_line(error, 300)}"
+        raise UserError(
+            f"{workdir}/config.json is invalid ({reason}). Restore the file that the run wrote."
+        ) from error
 
 
 def require_format(number: object, name: Path | str) -> None:

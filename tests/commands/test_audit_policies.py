@@ -150,8 +150,8 @@ def test_a_config_reaches_training_and_evaluation(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"data.test_fraction": 0.0}, "no picture would be tested.*test_fraction"),
-        ({"data.calibration_fraction": 0.97}, "1 pictures would train.*calibration_fraction"),
+        ({"data.test_fraction": 0.0}, "no test images.*test_fraction"),
+        ({"data.calibration_fraction": 0.97}, r"training images \(1\).*calibration_fraction"),
     ],
 )
 def test_parts_that_lack_what_is_asked_of_them(fields, words, tmp_path):

@@ -1,5 +1,4 @@
-"""The promises of an evaluation: what decides sees no label and no other picture; what is asked of
-a finished run again needs no training."""
+"""Evaluation: metrics, re-evaluation, and decisions that do not depend on the test set."""
 
 import csv
 import json
@@ -56,23 +55,23 @@ def assess(config, dataset, detector, state):
 
 
 def untrained(config, conditions=1):
-    """A detector and a state of its shapes, filled by a generator: nothing is compiled."""
+    """Returns a detector and a state of random values, without compilation."""
     built = build(parse_settings(config), conditions, steps_per_epoch=1)
-    like = jax.eval_shape(
+    shapes = jax.eval_shape(
         lambda: init_state(
             built.detector, built.optimizers, config.seed, parse_settings(config).data.image_shape
         )
     )
     rng = np.random.default_rng(0)
-    # Positive as a variance is, of either sign elsewhere: what matters is that pictures differ.
-    state = jax.tree.map(lambda x: (0.2 * rng.random(x.shape)).astype(x.dtype), like)
+    # Variances must be positive; the other values have both signs, so that scores differ.
+    state = jax.tree.map(lambda x: (0.2 * rng.random(x.shape)).astype(x.dtype), shapes)
     weights = jax.tree.map(lambda x: (x - 0.1).astype(x.dtype), state.params)
     return built.detector, state._replace(params=weights)
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A config, its pictures and a detector for them that was never trained."""
+    """A config, its dataset, and an untrained detector and state."""
     config = configured(cae, **SMALL)
     return config, loading.load_dataset(parse_settings(config).data), *untrained(config, 2)
 
@@ -82,17 +81,18 @@ def assessed(small):
     return assess(*small)
 
 
-# What decides
+# --- thresholds and decisions ---
 
 
-def test_other_test_pictures_and_labels_decide_nothing(small, assessed):
-    """A shuffled part of the test pictures, with labels that are lies."""
+def test_threshold_and_scores_do_not_depend_on_test_set(small, assessed):
+    """With a shuffled subset of the test images and wrong labels."""
     config, dataset, detector, state = small
     chosen = np.random.default_rng(0).permutation(len(dataset.test.label))[:13]
-    part = dataset.test.select(chosen)
+    subset = dataset.test.select(chosen)
     label = np.arange(13) % 2 == 0
-    part = part._replace(label=label, defect_type=np.where(label, "lie", "good"), group=part.path)
-    again = assess(config, dataset._replace(test=part), detector, state)
+    types = np.where(label, "wrong", "good")
+    subset = subset._replace(label=label, defect_type=types, group=subset.path)
+    again = assess(config, dataset._replace(test=subset), detector, state)
 
     before, after = assessed.evaluation, again.evaluation
     for name in ("threshold", "threshold_note", "pixel_threshold", "color_limits", "score"):
@@ -102,10 +102,10 @@ def test_other_test_pictures_and_labels_decide_nothing(small, assessed):
     np.testing.assert_array_equal(again.calibration.score, assessed.calibration.score)
     decisions = assessed.test.score[chosen] >= before["threshold"]
     np.testing.assert_array_equal(again.test.score >= after["threshold"], decisions)
-    assert after["auroc"] != before["auroc"]  # the measures, of course, go by the labels
+    assert after["auroc"] != before["auroc"]  # metrics depend on the labels
 
 
-def test_threshold_and_colors_come_from_the_calibration_pictures(small, assessed):
+def test_threshold_and_color_limits_come_from_calibration_images(small, assessed):
     dataset, scores, evaluation = small[1], assessed.calibration, assessed.evaluation
     n = len(dataset.calibration.label)
     assert evaluation["n_calibration"] == len(scores.score) == n < 19
@@ -116,24 +116,24 @@ def test_threshold_and_colors_come_from_the_calibration_pictures(small, assessed
     assert evaluation["color_limits"] == limits
 
 
-def test_groups_of_calibration_pictures_are_counted(small):
+def test_groups_of_calibration_images_are_counted(small):
     config, dataset, detector, state = small
-    twice = dataset.calibration.select(np.arange(24) % len(dataset.calibration.label))
-    twice = twice._replace(group=np.repeat(["patient a", "patient b"], 12))
-    evaluation = assess(config, dataset._replace(calibration=twice), detector, state).evaluation
+    repeated = dataset.calibration.select(np.arange(24) % len(dataset.calibration.label))
+    repeated = repeated._replace(group=np.repeat(["patient a", "patient b"], 12))
+    evaluation = assess(config, dataset._replace(calibration=repeated), detector, state).evaluation
     assert (evaluation["n_calibration"], evaluation["n_calibration_groups"]) == (24, 2)
     assert "24 calibration pictures come from 2 groups only" in evaluation["threshold_note"]
 
 
-# What is measured
+# --- metrics ---
 
 
-def test_figures_that_do_not_apply_are_null(small):
-    """Normal pictures only, of one condition, and without a calibration worth the name."""
+def test_metrics_that_do_not_apply_are_null(small):
+    """With normal images of one condition and few calibration images."""
     config, dataset, detector, state = small
     normal = dataset.test.select(~dataset.test.label & (dataset.test.condition == 0))
-    lonely = dataset._replace(test=normal, conditions=("bottle",))
-    evaluation = json.loads(json.dumps(assess(config, lonely, detector, state).evaluation))
+    only_normal = dataset._replace(test=normal, conditions=("bottle",))
+    evaluation = json.loads(json.dumps(assess(config, only_normal, detector, state).evaluation))
     null = "auroc auroc_ci intervals average_precision precision recall f1 balanced_accuracy"
     null += " native by_defect_type by_condition mse_auroc ssim_auroc"
     assert {evaluation[name] for name in null.split()} == {None}
@@ -144,7 +144,7 @@ def test_figures_that_do_not_apply_are_null(small):
     assert evaluation["specificity"] is not None and evaluation["n_anomalous"] == 0
 
 
-def test_kinds_conditions_and_intervals_are_in_the_evaluation(assessed, small):
+def test_evaluation_has_defect_types_conditions_and_intervals(assessed, small):
     evaluation, test = assessed.evaluation, small[1].test
     assert {row["defect_type"] for row in evaluation["by_defect_type"]} == set(
         test.defect_type[test.label]
@@ -156,17 +156,17 @@ def test_kinds_conditions_and_intervals_are_in_the_evaluation(assessed, small):
     assert evaluation["auroc_ci"] == evaluation["intervals"]["auroc"]
     for name, (low, high) in evaluation["intervals"].items():
         assert low <= evaluation[name] <= high, name
-    figures = {"auroc", "average_precision", "aupro"}
-    assert evaluation["pixel"].keys() == figures | {"dice", "intervals"}
-    assert evaluation["pixel"]["intervals"].keys() == figures
+    metrics = {"auroc", "average_precision", "aupro"}
+    assert evaluation["pixel"].keys() == metrics | {"dice", "intervals"}
+    assert evaluation["pixel"]["intervals"].keys() == metrics
     used = [row for row in evaluation["score_table"] if row["used"]]
     assert len(used) == 1 and used[0]["paper"]
     assert used[0]["auroc"] == pytest.approx(evaluation["auroc"])
     assert "oracle" in evaluation["score_table_note"]
 
 
-def test_controls_share_the_score(small):
-    """Rated as the model's own reconstructions are, whatever the formula and the batches."""
+def test_baselines_use_the_score_of_the_model(small):
+    """Reconstructions of a baseline are scored as those of the model, with any formula."""
     config, dataset, detector, state = small
     shape = parse_settings(config).data.image_shape
     formula = ScoreFormula({"mse": 2.0, "ssim": 0.5}, "top1")
@@ -176,18 +176,18 @@ def test_controls_share_the_score(small):
         dataset.test.image[:11].astype(np.float32) / 255,
         scores.reconstruction.astype(np.float32) / 255,
     )
-    np.testing.assert_allclose(rated, scores.score, rtol=0.05)  # reconstructions were rounded
+    np.testing.assert_allclose(rated, scores.score, rtol=0.05)  # reconstructions are rounded
 
 
-def test_raw_intensity_is_the_control_of_the_error_maps(assessed, small):
-    test, found = small[1].test, assessed.evaluation["pixel_controls"]["raw_intensity"]
+def test_raw_intensity_is_the_baseline_of_error_maps(assessed, small):
+    test, baseline = small[1].test, assessed.evaluation["pixel_controls"]["raw_intensity"]
     dark = roc_auc_score(test.mask.ravel(), test.image.ravel()) < 0.5  # the better sign
     flat = test.mask.ravel(), (255 - test.image if dark else test.image).ravel()
-    assert found["auroc"] == pytest.approx(roc_auc_score(*flat))
-    assert found["average_precision"] == pytest.approx(average_precision_score(*flat))
+    assert baseline["auroc"] == pytest.approx(roc_auc_score(*flat))
+    assert baseline["average_precision"] == pytest.approx(average_precision_score(*flat))
 
 
-def test_a_manual_threshold_is_taken_as_it_is(small):
+def test_manual_threshold_is_used_unchanged(small):
     config, dataset, detector, state = small
     manual = config.copy_and_resolve_references()
     with manual.unlocked():
@@ -197,18 +197,18 @@ def test_a_manual_threshold_is_taken_as_it_is(small):
     assert evaluation["recall"] == (scores.score[dataset.test.label] >= 0.31).mean()
 
 
-def test_the_paper_s_score_is_the_default():
+def test_default_score_is_that_of_the_paper():
     score = common.defaults().score
     assert (score.mse, score.ssim, score.perceptual) == (0.7, 0.3, 0)
     assert score.reduction == "mean" and score.standardize is False
 
 
-# What is asked again
+# --- evaluation of finished runs ---
 
 
 @pytest.fixture
 def finished(small, tmp_path):
-    """A workdir as a training leaves it."""
+    """The workdir of a trained run that was not evaluated."""
     config, _, _, state = small
     write_json(tmp_path / "config.json", config.to_dict())
     save(tmp_path, state)
@@ -221,11 +221,11 @@ def save(workdir, state, epochs=1):
     checkpoints.close()
 
 
-def test_the_last_checkpoint_is_scored_whatever_the_test_says(small, finished, assessed):
-    """None is chosen by how it does: a later, arbitrary state takes the first one's place."""
+def test_latest_checkpoint_is_evaluated(small, finished, assessed):
+    """No checkpoint is selected by its metrics: a later, worse state replaces the first."""
     _, dataset, _, state = small
-    worse = state._replace(params=jax.tree.map(lambda x: 0 * x, state.params))
-    save(finished, worse, 2)
+    constant = state._replace(params=jax.tree.map(lambda x: 0 * x, state.params))
+    save(finished, constant, 2)
     evaluation = bigan_jax.evaluate(finished)
     gray = dataset.test.image.astype(np.float32) / 255 - 0.5  # the sigmoid of 0
     rows = list(csv.DictReader((finished / "scores.csv").open()))
@@ -259,7 +259,7 @@ def test_another_score_needs_no_training(small, finished, assessed, capsys):
         ("0.2 mse + 0.3 ssim", True, "max")
     ]
     assert used[0]["auroc"] == pytest.approx(evaluation["auroc"])
-    # Whoever loads the run scores and decides by it, too.
+    # The loaded scorer uses the new score and threshold.
     scorer = bigan_jax.load(finished)
     scores = scorer.score(dataset.test.image[:5], dataset.test.condition[:5])
     np.testing.assert_allclose(scores.score, score[:5], rtol=1e-4)
@@ -290,14 +290,14 @@ def test_another_score_needs_no_training(small, finished, assessed, capsys):
         ),
     ],
 )
-def test_what_could_not_be_evaluated_is_not_trained(fields, words, tmp_path):
+def test_invalid_evaluation_settings_are_refused_before_training(fields, words, tmp_path):
     config = configured(cae, **SMALL | fields)
     with pytest.raises(UserError, match=words):
         bigan_jax.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_an_evaluation_that_fails_leaves_the_one_before(small, finished, monkeypatch):
+def test_failed_evaluation_keeps_previous_files(small, finished, monkeypatch):
     bigan_jax.evaluate(finished)
     before = {p: p.read_bytes() for p in finished.iterdir() if p.is_file()}
 
@@ -311,25 +311,25 @@ def test_an_evaluation_that_fails_leaves_the_one_before(small, finished, monkeyp
     assert {p: p.read_bytes() for p in finished.iterdir() if p.is_file()} == before
 
 
-def test_a_training_that_is_not_finished_and_pictures_that_came_later_are_told(finished):
+def test_unfinished_training_and_added_images_are_warned_of(finished):
     config = configured(cae, **SMALL)
-    _, found = load_audited(parse_settings(config))
-    table = [row for row in found.split if row[-2] == "train"]
-    write_csv(finished / "split.csv", [SplitRow._fields, *table[3:]])
+    _, audit = load_audited(parse_settings(config))
+    rows = [row for row in audit.split if row[-2] == "train"]
+    write_csv(finished / "split.csv", [SplitRow._fields, *rows[3:]])
     warnings = bigan_jax.evaluate(finished)["warnings"]
-    wanted = config.phases.phase1.epochs
-    assert f"Trained for 1 of {wanted} epochs: training is not finished." in warnings
-    assert any(warning.startswith("3 pictures that would train came after") for warning in warnings)
+    epochs = config.phases.phase1.epochs
+    assert f"Trained for 1 of {epochs} epochs: training is not finished." in warnings
+    assert any(warning.startswith("3 training images were added after") for warning in warnings)
 
 
-def test_what_has_no_finite_score_is_not_called_normal(small):
+def test_scores_that_are_not_finite_are_an_error(small):
     config, dataset, detector, state = small
-    broken = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+    invalid = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
     with pytest.raises(UserError, match=r"pictures have no finite score"):
-        assess(config, dataset, detector, broken)
+        assess(config, dataset, detector, invalid)
 
 
-def test_scoring_needs_no_vgg16_though_training_did(monkeypatch, tmp_path):
+def test_scoring_does_not_load_vgg16_of_the_loss(monkeypatch, tmp_path):
     fields = {"model.discriminator_widths": (4, 8), "model.perceptual_layers": ("relu1_1",)}
     config = configured(improved_bigan, **SMALL, **fields)
     assert config.model.reconstruction_terms.perceptual > 0
@@ -340,14 +340,14 @@ def test_scoring_needs_no_vgg16_though_training_did(monkeypatch, tmp_path):
     evaluation = {"conditions": ["bottle"], "threshold": 0.1}
     write_json(tmp_path / "evaluation.json", evaluation)
 
-    def gone(*_):
+    def raise_missing(*_):
         raise UserError("no weights on this machine")
 
-    monkeypatch.setattr(vgg16_weights, "load_weights", gone)
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
-    found = bigan_jax.load(tmp_path).score(pictures)
+    monkeypatch.setattr(vgg16_weights, "load_weights", raise_missing)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
+    scores = bigan_jax.load(tmp_path).score(images)
     expected = AnomalyScorer(detector, state, PAPER, (32, 32, 1))
-    np.testing.assert_allclose(found.score, expected.score(pictures).score, rtol=1e-5)
+    np.testing.assert_allclose(scores.score, expected.score(images).score, rtol=1e-5)
     with config.unlocked():
         config.score.perceptual = 0.1
     write_json(tmp_path / "config.json", config.to_dict())
@@ -356,7 +356,7 @@ def test_scoring_needs_no_vgg16_though_training_did(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("unit", [True, False])
-def test_a_perceptual_score_is_vgg16_s(unit, small):
+def test_perceptual_score_equals_vgg16_feature_error(unit, small):
     config, dataset, detector, state = small
     formula = ScoreFormula({"perceptual": 1.0})
     scorer = AnomalyScorer(

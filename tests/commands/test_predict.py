@@ -1,9 +1,8 @@
-"""New pictures: every way to name them, what is written, and that training's data have no part."""
+"""Prediction of new images: forms of input, files, errors. The training data are not needed."""
 
 import csv
 import json
 import shutil
-import subprocess
 import tarfile
 import zipfile
 from pathlib import PurePosixPath
@@ -31,21 +30,21 @@ from bigan_jax.runtime.files import write_json
 from bigan_jax.runtime.run_config import write_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
-from tests.helpers.runs import ROOT, command, configured, environment
+from tests.helpers.runs import configured, launch
 
 SMALL = {"data.image_size": 32, "batch_size": 16, "phases.phase1.epochs": 1}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A workdir and its pictures, both moved away from where the run knew them."""
+    """A workdir and its images, both moved after training."""
     home = tmp_path_factory.mktemp("prediction")
-    for label, kind in (("normal", None), ("anomalous", "contamination")):
+    for label, defect_type in (("normal", None), ("anomalous", "contamination")):
         folder = home / "data" / label
         folder.mkdir(parents=True)
-        for i in range(5 if kind else 60):
-            picture, _ = phantom.draw("bottle", i, 48, 1, kind)
-            Image.fromarray(picture[..., 0]).save(folder / f"{i:02}.png")
+        for i in range(5 if defect_type else 60):
+            image, _ = phantom.draw("bottle", i, 48, 1, defect_type)
+            Image.fromarray(image[..., 0]).save(folder / f"{i:02}.png")
     fields = SMALL | {
         "data.dir": str(home / "data"),
         "data.calibration_fraction": 0.3,
@@ -54,16 +53,16 @@ def trained(tmp_path_factory):
     }
     bigan_jax.train(configured(fcae, "folder", fields), home / "trained")
     shutil.move(home / "trained", home / "moved")
-    shutil.move(home / "data", home / "pictures")
-    return home / "moved", home / "pictures"
+    shutil.move(home / "data", home / "images")
+    return home / "moved", home / "images"
 
 
 @pytest.fixture(scope="module")
 def predicted(trained, tmp_path_factory):
-    workdir, pictures = trained
+    workdir, images = trained
     output = tmp_path_factory.mktemp("predicted") / "out"
-    found = predict(workdir, pictures, output)
-    assert found[:3] == (65, sum(r["decision"] == "anomalous" for r in table(output)), [])
+    result = predict(workdir, images, output)
+    assert result[:3] == (65, sum(r["decision"] == "anomalous" for r in table(output)), [])
     return output
 
 
@@ -76,33 +75,31 @@ def rgb(path):
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def test_scores_are_those_of_the_evaluation(trained, predicted):
+def test_scores_equal_those_of_the_evaluation(trained, predicted):
     workdir, _ = trained
-    theirs = {row["path"]: row for row in table(workdir)}
-    ours = {row["path"]: row for row in table(predicted)}
-    assert theirs.keys() < ours.keys() and len(ours) == 65
-    assert {row["decision"] for row in theirs.values()} == {"normal", "anomalous"}
-    for path, row in theirs.items():
+    evaluated = {row["path"]: row for row in table(workdir)}
+    rows = {row["path"]: row for row in table(predicted)}
+    assert evaluated.keys() < rows.keys() and len(rows) == 65
+    assert {row["decision"] for row in evaluated.values()} == {"normal", "anomalous"}
+    for path, row in evaluated.items():
         for column in ("mse", "ssim_error", "score"):
-            assert float(ours[path][column]) == pytest.approx(float(row[column]), abs=1e-6)
-        assert ours[path]["decision"] == row["decision"]
+            assert float(rows[path][column]) == pytest.approx(float(row[column]), abs=1e-6)
+        assert rows[path]["decision"] == row["decision"]
     calibration = json.loads((workdir / "evaluation.json").read_text())["calibration_scores"]
-    parts = {row["path"]: row["split"] for row in csv.DictReader((workdir / "split.csv").open())}
-    known = sorted(
-        float(ours[path]["score"]) for path, part in parts.items() if part == "calibration"
-    )
-    np.testing.assert_allclose(sorted(calibration), known, atol=1e-6)
+    splits = {row["path"]: row["split"] for row in csv.DictReader((workdir / "split.csv").open())}
+    scores = [float(rows[path]["score"]) for path, name in splits.items() if name == "calibration"]
+    np.testing.assert_allclose(sorted(calibration), sorted(scores), atol=1e-6)
 
 
-def test_a_window_is_blind_to_brightness_wherever_pictures_come_from(tmp_path):
+def test_window_makes_scores_independent_of_brightness(tmp_path):
     data, dark = tmp_path / "data" / "normal", tmp_path / "dark"
     data.mkdir(parents=True)
     dark.mkdir()
     for i in range(40):
-        picture = phantom.draw("head", i, 48, 1)[0][..., 0].astype(np.uint16)
-        # Darker and darker, as if of 12 bits among 16; and the same without a loss.
-        Image.fromarray(picture * (16 - i % 8)).save(data / f"{i:02}.png")
-        Image.fromarray(picture * 200).save(dark / f"{i:02}.png")
+        image = phantom.draw("head", i, 48, 1)[0][..., 0].astype(np.uint16)
+        # Ever darker, as 12-bit values in 16 bits are; and the same images without a loss.
+        Image.fromarray(image * (16 - i % 8)).save(data / f"{i:02}.png")
+        Image.fromarray(image * 200).save(dark / f"{i:02}.png")
     fields = SMALL | {
         "data.dir": str(tmp_path / "data"),
         "data.window": True,
@@ -110,65 +107,64 @@ def test_a_window_is_blind_to_brightness_wherever_pictures_come_from(tmp_path):
         "model.hidden": (16, 8),
     }
     bigan_jax.train(configured(fcae, "folder", fields), workdir := tmp_path / "run")
-    theirs = {row["path"]: float(row["score"]) for row in table(workdir)}
+    evaluated = {row["path"]: float(row["score"]) for row in table(workdir)}
     for source, output in (data, tmp_path / "again"), (dark, tmp_path / "bright"):
         predict(workdir, source, output)
-        found = {row["path"]: float(row["score"]) for row in table(output)}
-        for path, score in theirs.items():
-            assert found[path.removeprefix("normal/")] == pytest.approx(score, abs=2e-3)
+        scores = {row["path"]: float(row["score"]) for row in table(output)}
+        for path, score in evaluated.items():
+            assert scores[path.removeprefix("normal/")] == pytest.approx(score, abs=2e-3)
     (score,) = bigan_jax.load(workdir).predict([data / "00.png"]).score
-    assert score == pytest.approx(found["00.png"], abs=2e-3)
-    # Stored, the picture is nearly black: shown, it is as the networks see it.
-    stored = np.asarray(Image.open(data / "00.png")).max() / 257
-    assert stored < 20 < 200 < rgb(tmp_path / "again/overlays/00.png.png").max()
+    assert score == pytest.approx(scores["00.png"], abs=2e-3)
+    # The file is nearly black; the overlay shows the image as the networks see it.
+    brightest = np.asarray(Image.open(data / "00.png")).max() / 257
+    assert brightest < 20 < 200 < rgb(tmp_path / "again/overlays/00.png.png").max()
 
 
-def test_percentiles_are_a_count(trained, predicted):
+def test_percentile_is_the_fraction_of_lower_calibration_scores(trained, predicted):
     scorer = bigan_jax.load(trained[0])
     for score, row in ((float(row["score"]), row) for row in table(predicted)):
-        if min(abs(scorer.calibration - score)) > 1e-6:  # else the seven digits decide
-            lower = sum(normal < score for normal in scorer.calibration.tolist())
+        if min(abs(scorer.calibration - score)) > 1e-6:  # else the seven digits of the file decide
+            lower = sum(other < score for other in scorer.calibration.tolist())
             assert float(row["percentile"]) == pytest.approx(
                 100 * lower / len(scorer.calibration), rel=1e-3
             )
     assert len({row["percentile"] for row in table(predicted)}) > 5
-    normals = scorer.calibration
-    ties = np.concatenate([normals, [0, normals.max() + 1]])
+    calibration = scorer.calibration
+    ties = np.concatenate([calibration, [0, calibration.max() + 1]])
     scores = scorer.score(np.zeros((1, 32, 32, 1), np.uint8))._replace(score=ties)
-    expected = [100 * sum(c < score for c in normals) / len(normals) for score in ties]
+    expected = [100 * np.mean(calibration < score) for score in ties]
     np.testing.assert_allclose(scorer.percentile(scores), expected)
     assert expected[-2:] == [0, 100]
 
 
-@pytest.mark.parametrize("way", ["picture", "pattern", "folders", "zip", "tar.gz"])
-def test_ways_to_name_pictures(way, trained, predicted, tmp_path):
-    workdir, pictures = trained
-    some = [f"{i:02}.png" for i in range(5)]
-    source, expected = tmp_path / f"pictures.{way}", [f"anomalous/{name}" for name in some]
-    if way == "picture":
-        source, expected = pictures / "anomalous" / "02.png", ["02.png"]
-    elif way == "pattern":
-        source, expected = str(pictures / "ano*" / "0[1-3].png"), expected[1:4]
-    elif way == "folders":
-        source = str(pictures / "ano*")
-    elif way == "zip":
+@pytest.mark.parametrize("form", ["image", "pattern", "folders", "zip", "tar.gz"])
+def test_forms_of_input(form, trained, predicted, tmp_path):
+    workdir, images = trained
+    source, expected = tmp_path / f"images.{form}", [f"anomalous/{i:02}.png" for i in range(5)]
+    if form == "image":
+        source, expected = images / "anomalous" / "02.png", ["02.png"]
+    elif form == "pattern":
+        source, expected = str(images / "ano*" / "0[1-3].png"), expected[1:4]
+    elif form == "folders":
+        source = str(images / "ano*")
+    elif form == "zip":
         with zipfile.ZipFile(source, "w") as archive:
             for name in expected:
-                archive.write(pictures / name, name)
+                archive.write(images / name, name)
     else:
         with tarfile.open(source, "w:gz") as archive:
-            archive.add(pictures / "anomalous", "anomalous")
-    found = predict(workdir, source, tmp_path / "out")
+            archive.add(images / "anomalous", "anomalous")
+    result = predict(workdir, source, tmp_path / "out")
     rows = table(tmp_path / "out")
-    assert found.scored == len(rows) and [row["path"] for row in rows] == expected
+    assert result.scored == len(rows) and [row["path"] for row in rows] == expected
     known = {row["path"].rpartition("/")[2]: row for row in table(predicted)[:5]}  # anomalous/
     for row in rows:
-        theirs = known[row["path"].rpartition("/")[2]]
-        assert float(row["score"]) == pytest.approx(float(theirs["score"]), abs=1e-6)
-        drawn = tmp_path / "out" / "error_maps" / f"{row['path']}.png"
-        # Alone or among others, a map's colors are the same but for a rounding.
-        among_others = rgb(predicted / "error_maps" / f"{theirs['path']}.png")
-        assert (rgb(drawn) != among_others).any(-1).mean() < 0.01
+        other = known[row["path"].rpartition("/")[2]]
+        assert float(row["score"]) == pytest.approx(float(other["score"]), abs=1e-6)
+        error_map = rgb(tmp_path / "out" / "error_maps" / f"{row['path']}.png")
+        # Other images do not change a map's colors, but for rounding.
+        expected_map = rgb(predicted / "error_maps" / f"{other['path']}.png")
+        assert (error_map != expected_map).any(-1).mean() < 0.01
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "error_maps",
         "overlays",
@@ -176,62 +172,61 @@ def test_ways_to_name_pictures(way, trained, predicted, tmp_path):
     ]
 
 
-def test_maps_and_overlays(trained, tmp_path):
-    """Of the pictures' own sizes; at the model's size they are the report's colors exactly."""
-    workdir, pictures = trained
+def test_error_maps_and_overlays_have_the_size_of_the_image(trained, tmp_path):
+    """In the model's size their colors are those of the report."""
+    workdir, images = trained
     new = tmp_path / "new"
     new.mkdir()
-    gray = Image.open(pictures / "anomalous" / "00.png")
+    gray = Image.open(images / "anomalous" / "00.png")
     gray.resize((32, 32)).save(new / "a.png")
     gray.resize((90, 61)).convert("RGB").save(new / "a.jpg")
     gray.resize((20, 33)).convert("P").save(new / "b.png")
     predict(workdir, new, tmp_path / "out")
     sizes = {"a.jpg.png": (90, 61), "a.png.png": (32, 32), "b.png.png": (20, 33)}
     for kind in ("error_maps", "overlays"):
-        found = {p.name: Image.open(p).size for p in (tmp_path / "out" / kind).iterdir()}
-        assert found == sizes
+        written = {p.name: Image.open(p).size for p in (tmp_path / "out" / kind).iterdir()}
+        assert written == sizes
     limit = json.loads((workdir / "evaluation.json").read_text())["color_limits"]["combined"]
-    judged = bigan_jax.load(workdir).predict([new / "a.png"])
-    expected = error_map_rgb(judged.error_map[0], limit)
+    result = bigan_jax.load(workdir).predict([new / "a.png"])
+    expected = error_map_rgb(result.error_map[0], limit)
     np.testing.assert_allclose(rgb(tmp_path / "out/error_maps/a.png.png"), expected, atol=6)
     overlay = rgb(tmp_path / "out/overlays/a.png.png").astype(float)
-    level = np.clip(np.floor(256 * judged.error_map[0] / limit), 0, 255) / 255
-    own = rgb(new / "a.png") * (1 - 0.8 * level[..., None]) + expected * 0.8 * level[..., None]
-    np.testing.assert_allclose(overlay, own, atol=8)
+    level = np.clip(np.floor(256 * result.error_map[0] / limit), 0, 255) / 255
+    blended = rgb(new / "a.png") * (1 - 0.8 * level[..., None]) + expected * 0.8 * level[..., None]
+    np.testing.assert_allclose(overlay, blended, atol=8)
 
 
-def test_the_command_scores_what_it_can(trained, tmp_path):
-    workdir, pictures = trained
+def test_command_skips_unreadable_files(trained, tmp_path):
+    workdir, images = trained
     new = tmp_path / "new"
     (new / "sub").mkdir(parents=True)
-    good = (pictures / "anomalous" / "00.png").read_bytes()
+    good = (images / "anomalous" / "00.png").read_bytes()
     names = ["..png", "sub/ü字 \x1b[31m\n.png", "sub/x%0A.png", "sub/" + "l" * 240 + ".png"]
     for name in names:
         (new / name).write_bytes(good)
     (new / "torn.png").write_bytes(good[: len(good) // 2])
     (new / "page.jpg").write_bytes(b"<html>\x1b[2J")
     (new / "empty.png").touch()
-    (new / "out.png").symlink_to(pictures / "anomalous" / "01.png")
+    (new / "out.png").symlink_to(images / "anomalous" / "01.png")
     arguments = ["--mode=predict", f"--workdir={workdir}", f"--input={new}"]
-    run = [*command(arguments), f"--output={tmp_path / 'out'}"]
-    result = subprocess.run(run, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    result = launch(*arguments, f"--output={tmp_path / 'out'}", check=False)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "\x1b[31m" not in result.stdout + result.stderr
-    shown = {printable(name) for name in names[1:]}  # ..png is hidden
-    assert {row["path"] for row in table(tmp_path / "out")} == shown
+    paths = {printable(name) for name in names[1:]}  # ..png is hidden
+    assert {row["path"] for row in table(tmp_path / "out")} == paths
     assert len({row["score"] for row in table(tmp_path / "out")}) == 1
     reasons = {row["path"]: row["reason"] for row in table(tmp_path / "out", "unreadable.csv")}
     assert reasons.keys() == {"torn.png", "page.jpg", "empty.png", "out.png"}
     assert "empty" in reasons["empty.png"] and "not an image" in reasons["page.jpg"]
     assert all(f"{path}: {reason}" in result.stderr for path, reason in reasons.items())
     for kind in ("error_maps", "overlays"):
-        drawn = [p for p in (tmp_path / "out" / kind).rglob("*") if p.is_file()]
-        assert len(drawn) == 3 and all(p.name.isprintable() for p in drawn)
+        written = [p for p in (tmp_path / "out" / kind).rglob("*") if p.is_file()]
+        assert len(written) == 3 and all(p.name.isprintable() for p in written)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "out"]
 
 
 @given(st.lists(st.text(st.sampled_from("ab.%/\\\n\x00:ü\udcffPNpng~"), min_size=1), unique=True))
-def test_output_names_stay_inside_and_apart(paths):
+def test_output_names_are_unique_and_inside_the_folder(paths):
     paths = {path for path in paths if all(path.split("/"))}
     names = {output_name(path) for path in paths}
     assert len(names) == len(paths)
@@ -239,25 +234,25 @@ def test_output_names_stay_inside_and_apart(paths):
         parts = PurePosixPath(name).parts
         assert not PurePosixPath(name).is_absolute() and not {".", ".."} & set(parts)
         assert name.isprintable() and all(len(part.encode()) < 256 for part in parts)
-        # No folder is called as another picture's file.
+        # No folder has the name of another image's file.
         assert not names & {parent.as_posix() for parent in PurePosixPath(name).parents}
 
 
-def test_from_python(trained, predicted):
-    workdir, pictures = trained
+def test_python_api_accepts_files_images_and_arrays(trained, predicted):
+    workdir, images = trained
     scorer = bigan_jax.load(workdir)
-    path = pictures / "anomalous" / "03.png"
+    path = images / "anomalous" / "03.png"
     image = Image.open(path)
     array = np.asarray(image)
-    shown = [path, str(path), image, array, array[..., None], np.stack([array] * 3, -1)]
-    judged = scorer.predict([*shown, image.convert("RGBA"), image.resize((200, 70))])
-    assert judged.error_map.shape == (8, 32, 32) and judged.decision.dtype == bool
+    inputs = [path, str(path), image, array, array[..., None], np.stack([array] * 3, -1)]
+    result = scorer.predict([*inputs, image.convert("RGBA"), image.resize((200, 70))])
+    assert result.error_map.shape == (8, 32, 32) and result.decision.dtype == bool
     (row,) = (row for row in table(predicted) if row["path"] == "anomalous/03.png")
-    np.testing.assert_allclose(judged.score[:7], float(row["score"]), atol=1e-6)
-    np.testing.assert_allclose(judged.percentile[:7], float(row["percentile"]), rtol=1e-3)
-    assert ["normal", "anomalous"][int(judged.decision[0])] == row["decision"]
+    np.testing.assert_allclose(result.score[:7], float(row["score"]), atol=1e-6)
+    np.testing.assert_allclose(result.percentile[:7], float(row["percentile"]), rtol=1e-3)
+    assert ["normal", "anomalous"][int(result.decision[0])] == row["decision"]
     for wrong, words in (
-        ([path, pictures / "no.png"], "no.png: there is no such file"),
+        ([path, images / "no.png"], "no.png: there is no such file"),
         ([array, array.astype(float)], r"image 1: .*float64 \(48, 48\)"),
         ([array[:2]], "image 0: 48x2 is too small"),
         (path, "a list"),
@@ -266,8 +261,8 @@ def test_from_python(trained, predicted):
             scorer.predict(wrong)
 
 
-def test_refusals(trained, tmp_path):
-    workdir, pictures = trained
+def test_errors_leave_output_unchanged(trained, tmp_path):
+    workdir, images = trained
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("kept")
     old = tmp_path / "old"
@@ -276,54 +271,55 @@ def test_refusals(trained, tmp_path):
     del evaluation["calibration_scores"]
     (old / "evaluation.json").write_text(json.dumps(evaluation))
     for arguments, words in (
-        ((workdir, pictures, tmp_path / "mine"), "mine is there and not empty"),
-        ((workdir, pictures, pictures / "out"), "lies in --input"),
+        ((workdir, images, tmp_path / "mine"), "mine exists and is not empty"),
+        ((workdir, images, images / "out"), "must not be inside --input"),
         ((workdir, tmp_path / "no.png", tmp_path / "out"), "no such image"),
         ((workdir, tmp_path / "*.png", tmp_path / "out"), r"\*.png: no image was found"),
         ((workdir, tmp_path / "mine", tmp_path / "out"), "no image was found"),
-        ((old, pictures, tmp_path / "out"), f"--mode=evaluate --workdir={old}"),
-        ((tmp_path, pictures, tmp_path / "out"), "holds no run: .* subfolders"),
+        ((old, images, tmp_path / "out"), f"--mode=evaluate --workdir={old}"),
+        ((tmp_path, images, tmp_path / "out"), "holds no run: .* subfolders"),
     ):
         with pytest.raises(UserError, match=words):
             predict(*arguments)
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     with pytest.raises(UserError, match=r"no calibration_scores.*--mode=evaluate"):
-        bigan_jax.load(old).predict([pictures / "anomalous" / "00.png"])
+        bigan_jax.load(old).predict([images / "anomalous" / "00.png"])
 
 
-def test_scores_come_without_pictures_where_none_are_wanted(trained, predicted, tmp_path, capsys):
-    workdir, pictures = trained
-    predict(workdir, pictures / "anomalous", tmp_path / "out", maps=False)
+def test_maps_false_writes_scores_only(trained, predicted, tmp_path, capsys):
+    workdir, images = trained
+    predict(workdir, images / "anomalous", tmp_path / "out", maps=False)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["scores.csv"]
     assert f"\nScores: {tmp_path / 'out'}" in capsys.readouterr().out
-    theirs = [float(row["score"]) for row in table(predicted)[:5]]
-    ours = [float(row["score"]) for row in table(tmp_path / "out")]
-    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    expected = [float(row["score"]) for row in table(predicted)[:5]]
+    scores = [float(row["score"]) for row in table(tmp_path / "out")]
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
-def test_what_was_finished_stays(trained, tmp_path, monkeypatch):
-    workdir, pictures = trained
+def test_interrupt_keeps_finished_blocks(trained, tmp_path, monkeypatch):
+    workdir, images = trained
     monkeypatch.setattr(prediction, "BLOCK", 10)
     blocks, score = [], AnomalyScorer.score
 
-    def stopped_in_the_third(self, *arguments, **options):
+    def interrupt_third_block(self, *arguments, **options):
         blocks.append(len(arguments[0]))
         if len(blocks) == 3:
             raise KeyboardInterrupt
         return score(self, *arguments, **options)
 
-    monkeypatch.setattr(AnomalyScorer, "score", stopped_in_the_third)
+    monkeypatch.setattr(AnomalyScorer, "score", interrupt_third_block)
     with pytest.raises(KeyboardInterrupt):
-        predict(workdir, pictures, tmp_path / "out")
+        predict(workdir, images, tmp_path / "out")
     rows = table(tmp_path / "out")
     assert max(blocks) == 10 and len(rows) == sum(blocks[:2])
-    drawn = {str(p.relative_to(tmp_path / "out/overlays")) for p in tmp_path.rglob("overlays/*/*")}
-    assert drawn == {f"{row['path']}.png" for row in rows}
+    written = {
+        str(p.relative_to(tmp_path / "out/overlays")) for p in tmp_path.rglob("overlays/*/*")
+    }
+    assert written == {f"{row['path']}.png" for row in rows}
 
 
-def test_conditions(tmp_path):
-    """A conditional model goes by the nearest folder or by what it is told, and asks else. Its
-    workdir holds no more than a prediction needs."""
+def test_condition_comes_from_flag_or_nearest_folder(tmp_path):
+    """Anything else is an error. The workdir holds only what a prediction needs."""
     config = configured(cvae, "phantom", SMALL | {"model.latent": 4, "model.widths": (4, 8)})
     write_config(tmp_path / "run", config)
     built = build(parse_settings(config), conditions=2, steps_per_epoch=1)
@@ -342,17 +338,17 @@ def test_conditions(tmp_path):
         "color_limits": {"combined": 0.3},
     }
     write_json(tmp_path / "run" / "evaluation.json", evaluation)
-    picture, _ = phantom.draw("leaf", 0, 32, 1)
+    image, _ = phantom.draw("leaf", 0, 32, 1)
     for name in ("bottle/leaf___mildew/a.png", "bottle/a.png", "other/a.png"):
         (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture[..., 0]).save(tmp_path / "new" / name)
+        Image.fromarray(image[..., 0]).save(tmp_path / "new" / name)
 
     def scores(source, output, condition=""):
         predict(tmp_path / "run", tmp_path / "new" / source, tmp_path / output, condition)
         return {row["path"]: float(row["score"]) for row in table(tmp_path / output)}
 
     scorer = bigan_jax.load(tmp_path / "run")
-    bottle, leaf = scorer.predict([picture, picture], ["bottle", "leaf"]).score
+    bottle, leaf = scorer.predict([image, image], ["bottle", "leaf"]).score
     assert abs(bottle - leaf) > 1e-4
     nearest = scores("bottle", "a")
     assert nearest == pytest.approx({"a.png": bottle, "leaf___mildew/a.png": leaf}, abs=1e-6)
@@ -362,4 +358,4 @@ def test_conditions(tmp_path):
     with pytest.raises(UserError, match=r"'leav'.*Did you mean 'leaf'"):
         scores("other", "d", "leav")
     with pytest.raises(UserError, match="bottle, leaf"):
-        scorer.predict([picture])
+        scorer.predict([image])

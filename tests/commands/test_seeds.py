@@ -190,7 +190,7 @@ def test_seeds_side_by_side_score_as_alone(alone, tmp_path):
             [float(row["score"]) for row in csv.DictReader((folder / seed / "scores.csv").open())]
             for folder in (tmp_path, alone)
         ]
-        # Not their AUROC: rounding may exchange the ranks of two scores.
+        # Not the AUROC: rounding may exchange the ranks of two scores.
         np.testing.assert_allclose(*scores, rtol=1e-3)
         np.testing.assert_allclose(
             together["calibration_scores"], single["calibration_scores"], rtol=1e-3

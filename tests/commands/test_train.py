@@ -157,14 +157,23 @@ def test_color_affects_score_and_error_map(tmp_path):
 
 
 def test_evaluate_again_gives_same_scores(finished, tmp_path):
-    """Also in another folder, and with a config.json that lacks fields with defaults."""
+    """Also in another folder."""
+    workdir, _ = finished
+    moved = shutil.copytree(workdir, tmp_path / "moved")
+    launch("--mode=evaluate", f"--workdir={moved}")
+    assert (moved / "scores.csv").read_text() == (workdir / "scores.csv").read_text()
+
+
+@pytest.mark.parametrize("field", ["vgg16", "data"])
+def test_incomplete_config_is_reported(finished, tmp_path, field):
     workdir, _ = finished
     moved = shutil.copytree(workdir, tmp_path / "moved")
     config = json.loads((moved / "config.json").read_text())
-    del config["vgg16"], config["score"]["reduction"], config["data"]["duplicates"]
+    config[field] = {}
     (moved / "config.json").write_text(json.dumps(config))
-    launch("--mode=evaluate", f"--workdir={moved}")
-    assert (moved / "scores.csv").read_text() == (workdir / "scores.csv").read_text()
+    result = launch("--mode=evaluate", f"--workdir={moved}", check=False)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "config.json is invalid" in result.stderr
 
 
 def test_workdir_of_another_config_is_refused(finished):
@@ -223,10 +232,10 @@ def check_error(arguments, words, tmp_path):
         ([f"--config={CAE}", "--config.data.dir=x"], ["are drawn", "cae.py:folder"]),
         ([f"--config={CAE}", "--config.sweep.seeds=2"], ["--mode=sweep"]),
         (["--mode=predict", "--workdir=x", "--input=a", "--output=b", "c"], ["quoted"]),
-        (["--mode=predict", "--workdir=no", "--input=.", "--output=b"], ["no no: train a run"]),
+        (["--mode=predict", "--workdir=no", "--input=.", "--output=b"], ["no does not exist. Train a run"]),
         ([], ["--config=configs/improved_bigan.py:phantom"]),
         (["--mode=evaluate", "--config.seed=1"], ["--config.seed", "--config=configs/"]),
-        (["--mode=evaluate", "--workdir=/nonexistent"], ["/nonexistent", "train a run"]),
+        (["--mode=evaluate", "--workdir=/nonexistent"], ["/nonexistent", "Train a run"]),
         ([f"--config={CAE}", "--bacth_size=3"], ["bacth_size"]),
     ],
 )

@@ -268,7 +268,7 @@ def test_parameter_count_is_as_stated(name):
 def test_schedule_that_trains_nothing_is_refused(name, argument, fields):
     config = importlib.import_module(f"configs.{name}").get_config(argument)
     config.update_from_flattened_dict(fields)
-    with pytest.raises(UserError, match="nothing would train"):
+    with pytest.raises(UserError, match="no epoch with an active objective"):
         build(parse_settings(config), 1, steps_per_epoch=1)
 
 

@@ -154,7 +154,7 @@ def test_same_runs_give_identical_files(comparison_folder, tmp_path):
 def test_run_with_one_class_has_a_row_without_auroc(tmp_path):
     write_run(tmp_path / "runs" / "a", test=pictures(40, 0), evaluation={"auroc_ci": None})
     write_run(tmp_path / "runs" / "b", model="vae", strength=2.0)
-    (comparison,) = compare(str(tmp_path / "runs" / "*"), tmp_path / "out").standings
+    (comparison,) = compare(str(tmp_path / "runs" / "*"), tmp_path / "out").datasets
     assert [row.label for row in comparison.rows] == ["vae", "cae"] and comparison.differences == {}
     assert any("no AUROC" in note and "cae" in note for note in comparison.notes)
 
@@ -206,6 +206,6 @@ def test_command_exit_status_and_no_jax_import(tmp_path):
         [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "bad was left out: evaluation.json is not JSON" in result.stdout
+    assert "bad was skipped: evaluation.json is not JSON" in result.stdout
     assert result.stdout.splitlines()[-1] == "False"
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".md", ".csv", ".tex", ".html"}
