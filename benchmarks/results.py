@@ -21,7 +21,7 @@ from pathlib import Path
 
 import bigan_jax
 from bigan_jax.configs import common
-from bigan_jax.evaluation.results import flat_fields
+from bigan_jax.evaluation.finished_run import flat_fields
 from bigan_jax.reports.tables import Table, markdown
 from bigan_jax.runtime.run_config import default_name, read_config
 

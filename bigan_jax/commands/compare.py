@@ -12,7 +12,7 @@ import numpy as np
 
 from bigan_jax.errors import UserError, printable
 from bigan_jax.evaluation.comparison import DatasetComparison, compare_runs
-from bigan_jax.evaluation.results import FinishedRun, read_run
+from bigan_jax.evaluation.finished_run import FinishedRun, read_run
 from bigan_jax.reports import html, tables
 from bigan_jax.reports.comparison_tables import CSV_HEADER, comparison_tables, csv_rows, overview
 from bigan_jax.reports.tables import Table
@@ -125,10 +125,10 @@ def _read(folders: Iterable[Path]) -> tuple[list[FinishedRun], list[tuple[str, s
 
 def _plot(found: DatasetComparison) -> Plot:
     """Where everything lies on an axis that ends at 1 and begins at 0.5 or below."""
-    known = [row for row in found.rows if row.figures["auroc"]]
-    seeds = [[run.evaluation["auroc"] for run in row.runs] for row in known]
+    known = [row for row in found.rows if row.values["auroc"]]
+    seeds = [[run.result.auroc for run in row.runs] for row in known]
     seeds = [[value for value in values if value is not None] for values in seeds]
-    ends = [[run.evaluation["auroc_ci"] for run in row.runs] for row in known]
+    ends = [[run.result.auroc_ci for run in row.runs] for row in known]
     ends = [intervals if all(intervals) else [] for intervals in ends]
     lowest = min([0.5, *chain(*seeds), *(low for low, _ in chain(*ends))])
     start = math.floor(lowest * 10) / 10
@@ -139,8 +139,8 @@ def _plot(found: DatasetComparison) -> Plot:
     dots = [
         Dot(
             row.label,
-            row.figures["auroc"].mean,
-            at(row.figures["auroc"].mean),
+            row.values["auroc"].mean,
+            at(row.values["auroc"].mean),
             tuple(at(float(end)) for end in np.mean(intervals, axis=0)) if intervals else None,
             [at(value) for value in values] if len(values) > 1 else [],
         )
@@ -148,7 +148,7 @@ def _plot(found: DatasetComparison) -> Plot:
     ]
     ticks = [i / 10 for i in range(round(start * 10), 11)]
     ticks = ticks[-1::-2][::-1] if len(ticks) > 6 else ticks
-    control = None if found.control is None else at(found.control)
+    control = None if found.baseline is None else at(found.baseline)
     return Plot(dots, control, at(0.5), [(tick, at(tick)) for tick in ticks])
 
 
@@ -180,14 +180,14 @@ def _html(comparison, above, sections):
 
 def _print(comparison):
     for found in comparison.standings:
-        best = next((row for row in found.rows if row.figures["auroc"]), None)
+        best = next((row for row in found.rows if row.values["auroc"]), None)
         if best:
             auroc, control = (
-                tables.format_cell(best.figures[name]) for name in ("auroc", "control")
+                tables.format_cell(best.values[name]) for name in ("auroc", "baseline")
             )
             print(
                 f"{found.title}: {len(found.rows)} rows; best {best.label}, AUROC {auroc}; "
-                f"strongest training-free control {control}"
+                f"strongest training-free baseline {control}"
             )
     for remark in _remarks(comparison):
         print(f"Warning: {remark}")

@@ -59,16 +59,17 @@ def evaluate_run(
         workdir, config
     )  # only now: what cannot be had leaves an earlier evaluation as it is
     found.write(workdir)
-    trained = {"epochs": epochs, "n_train": found.count_trained(workdir)}
-    assessment.evaluation.update(trained)
+    result = assessment.result
+    warnings = list(result.warnings)
     if epochs < settings.epochs:
-        assessment.evaluation["warnings"].append(
-            f"Trained for {epochs} of {settings.epochs} epochs: it is not finished."
-        )
+        warnings.append(f"Trained for {epochs} of {settings.epochs} epochs: it is not finished.")
     if late := found.count_added_later(workdir):
-        assessment.evaluation["warnings"].append(
+        warnings.append(
             f"{late} pictures that would train came after the training, and have no part in it: "
             "another --workdir trains on them as well."
         )
-    evaluation_files.write_evaluation(workdir, config, dataset.test, found, assessment)
-    return assessment.evaluation
+    n_train = found.count_trained(workdir)
+    result = result.replace(epochs=epochs, n_train=n_train, warnings=warnings)
+    assessment = assessment._replace(result=result)
+    result = evaluation_files.write_evaluation(workdir, config, dataset.test, found, assessment)
+    return result.as_dict()

@@ -5,12 +5,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from bigan_jax.commands.build import build
 from bigan_jax.commands.settings import Settings, parse_settings
 from bigan_jax.detector import Detector, TrainState, init_state
 from bigan_jax.errors import UserError, one_line
-from bigan_jax.evaluation.results import read_decision_settings
+from bigan_jax.evaluation.result import require_evaluation
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.runtime.run_config import read_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
@@ -25,12 +26,12 @@ def load(workdir: str | Path) -> AnomalyScorer:
     config = read_config(workdir)
     with _config_errors(workdir):
         settings = parse_settings(config)
-    judged = read_decision_settings(workdir)
-    told = judged.conditions
+    result = require_evaluation(workdir)
+    told = result.conditions
     state, detector, _ = restore(settings, workdir, len(told))
-    if judged.steps not in (None, int(state.step)):
+    if result.steps != int(state.step):
         raise UserError(
-            f"{workdir}: its evaluation.json was made after {judged.steps} steps, and its "
+            f"{workdir}: its evaluation.json was made after {result.steps} steps, and its "
             f"newest sound checkpoint is of {int(state.step)}: run --mode=evaluate first"
         )
     with _config_errors(workdir):
@@ -38,12 +39,12 @@ def load(workdir: str | Path) -> AnomalyScorer:
             settings,
             detector,
             state,
-            threshold=judged.threshold,
-            calibration=judged.calibration,
+            threshold=result.threshold,
+            calibration=np.array(result.calibration_scores),
             conditions=told if settings.model.get("conditional") and len(told) > 1 else (),
         )
         if settings.score.standardize:
-            scorer.standardize(judged.spread)
+            scorer.standardize(result.score.standard_deviations)
     return scorer
 
 

@@ -21,8 +21,9 @@ from bigan_jax.data.files.images import map_in_threads, read_image
 from bigan_jax.data.files.unreadable import MAX_LISTED, UnreadableFile, is_inside, try_read
 from bigan_jax.data.inputs import open_inputs
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation.results import read_decision_settings
-from bigan_jax.evaluation.scorer import AnomalyScorer, Scores
+from bigan_jax.evaluation.result import require_evaluation
+from bigan_jax.evaluation.scorer import AnomalyScorer
+from bigan_jax.reports.evaluation_files import score_rows
 from bigan_jax.reports.overlays import write_overlays
 from bigan_jax.runtime.run_config import read_config
 
@@ -57,17 +58,12 @@ def predict(
     """
     workdir, output = Path(workdir), Path(output)
     read_config(workdir)  # tells better what is wrong where no run is
-    judged = read_decision_settings(workdir)
-    if judged.calibration is None or judged.color_limit is None:
-        raise UserError(
-            f"{workdir} was evaluated by an older version, without what a prediction needs: "
-            f"python launch.py --mode=evaluate --workdir={workdir} makes it"
-        )
+    result = require_evaluation(workdir)
     _create_output_folder(output, source)
     with open_inputs(source, output) as (folder, names):
         scorer = load(workdir)
         known = infer_conditions(names, folder.root, scorer, condition)
-        limit = judged.color_limit
+        limit = result.color_limits["combined"]
         try:
             return _predict(scorer, limit, folder, known, output, maps)
         except OSError as error:  # a full disk above all
@@ -129,18 +125,26 @@ def _predict(
     ):
         table = csv.writer(file)
         for names in blocks:
-            contents, images, broken = _read(folder, names.tolist(), scorer.form)
+            contents, images, broken = _read(folder, names.tolist(), scorer.image_format)
             if images:
                 known = np.array([condition[name] for name in images], np.int32)
                 search = "search" if scorer.search_steps else ""
                 scores = scorer.score(np.stack(list(images.values())), known, progress=search)
                 if maps:
                     broken += write_overlays(
-                        contents, list(images), scores.error_map, limit, output, scorer.form.window
+                        contents,
+                        list(images),
+                        scores.error_map,
+                        limit,
+                        output,
+                        scorer.image_format.window,
                     )
                 left_out = {b.path for b in broken}
-                judged = zip(images, _rows(list(images), scores, scorer), strict=True)
-                rows = [row for name, row in judged if name not in left_out]
+                percentiles = [f"{p:.4g}" for p in scorer.percentile(scores)]
+                judged = score_rows(
+                    list(images), scores, scorer.decide(scores), {}, {"percentile": percentiles}
+                )
+                rows = [r for n, r in zip(images, judged, strict=True) if n not in left_out]
                 if rows and not scored:
                     table.writerow(rows[0])
                 table.writerows(row.values() for row in rows)
@@ -168,23 +172,6 @@ def _read(
     images = dict(zip(names, map_in_threads(decode, names, "pictures"), strict=True))
     broken = [image for image in images.values() if isinstance(image, UnreadableFile)]
     return contents, {n: i for n, i in images.items() if not isinstance(i, UnreadableFile)}, broken
-
-
-def _rows(names: Sequence[str], scores: Scores, scorer: AnomalyScorer) -> list[dict[str, str]]:
-    decision, percentile = scorer.decide(scores), scorer.percentile(scores)
-    columns = scores.columns
-    rows = []
-    for i, name in enumerate(names):
-        row = {
-            "path": errors.printable(name),
-            **{column: f"{v[i]:.8g}" for column, v in columns.items()},
-        }
-        row["percentile"] = f"{percentile[i]:.4g}"
-        row["decision"] = "anomalous" if decision[i] else "normal"
-        if scores.native is not None:
-            row["native"] = f"{scores.native[i]:.8g}"
-        rows.append(row)
-    return rows
 
 
 def _list(broken: Sequence[UnreadableFile], path: Path) -> None:

@@ -135,12 +135,12 @@ def summarize(workdir: Path, folders: Sequence[Path]) -> dict:
             f"have no common mean: {workdir / 'comparison.md'} has them one by one. Where a field "
             f"tells how to score, --mode=evaluate --workdir={workdir} with one value of it helps"
         )
-    figures = {name: figure and figure._asdict() for name, figure in row.figures.items()}
-    seeds = [run.evaluation["seed"] for run in row.runs]
+    figures = {name: figure and figure._asdict() for name, figure in row.values.items()}
+    seeds = [run.result.seed for run in row.runs]
     summary = {"model": row.label, "dataset": standings.title, "seeds": seeds, "figures": figures}
     write_json(workdir / "summary.json", summary)
-    shown = {"AUROC": "auroc", "F1": "f1", "pixel AUROC": "pixel_auroc", "control": "control"}
-    told = [f"{word} {tables.format_cell(row.figures[name])}" for word, name in shown.items()]
+    shown = {"AUROC": "auroc", "F1": "f1", "pixel AUROC": "pixel_auroc", "baseline": "baseline"}
+    told = [f"{word} {tables.format_cell(row.values[name])}" for word, name in shown.items()]
     numbers = ", ".join(map(str, seeds))
     print(f"{row.label} on {standings.title}, seeds {numbers}: {'; '.join(told)}")
     return summary

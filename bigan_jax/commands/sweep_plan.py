@@ -10,8 +10,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from bigan_jax.errors import UserError, unknown_name
+from bigan_jax.evaluation.finished_run import flat_fields, read_run
 from bigan_jax.evaluation.paper_results import MODELS
-from bigan_jax.evaluation.results import flat_fields, read_run
 from bigan_jax.runtime.run_config import default_name, require_same_config
 
 _EVALUATION_FIELDS = ("score.", "threshold.")  # another value asks for another evaluation
@@ -157,4 +157,5 @@ def is_finished(run: PlannedRun) -> bool:
         for name, value in ours.items()
         if name.startswith(_EVALUATION_FIELDS)
     )
-    return same and found.trained is not None and found.trained[0] >= found.trained[1]
+    total = found.total_epochs
+    return same and total is not None and found.result.epochs >= total

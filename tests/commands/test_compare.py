@@ -1,5 +1,6 @@
 """Comparison of runs: what is read, what is left out, and what is said of it."""
 
+import html
 import json
 import os
 import re
@@ -13,8 +14,8 @@ from bigan_jax.commands.compare import _plot, compare
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import statistics
 from bigan_jax.evaluation.comparison import compare_runs
+from bigan_jax.evaluation.finished_run import read_run
 from bigan_jax.evaluation.paper_results import METRICS
-from bigan_jax.evaluation.results import read_run
 from bigan_jax.evaluation.statistics import Difference
 from bigan_jax.reports.comparison_tables import comparison_tables, csv_rows
 from tests.helpers.datasets import pictures, write_run
@@ -33,25 +34,31 @@ def broken_files():
     def replaced(**values):
         return lambda content: good(content | values)
 
-    yield "not JSON", lambda content: "{"
-    yield "not JSON", lambda content: "[" * 100_000
-    yield "not an object", lambda content: "[]"
-    yield "lacks ablations", lambda c: good({k: v for k, v in c.items() if k != "ablations"})
-    yield "auroc is not a number", replaced(auroc=1.5)
-    yield "auroc is not a number", replaced(auroc="0.9")
-    yield "f1 is not a number", replaced(f1=float("nan"))
-    yield "recall is not a number", replaced(recall=True)
-    yield "seed is not a whole number", replaced(seed=0.5)
-    yield "n_normal is not", replaced(n_normal=-1)
-    yield "model is not a printable name", replaced(model="a\nb")
-    yield "model is not a printable name", replaced(model="\u202egnp.exe")
-    yield "dataset is not a printable name", replaced(dataset="d" * 101)
-    yield "ablations is not a list", replaced(ablations="no_se")
-    yield "auroc_ci is not", replaced(auroc_ci=[0.9, 0.1])
-    yield "controls is not", replaced(controls={"pca": [1]})
-    yield "pixel is not", replaced(pixel={"auroc": 7})
-    yield "pixel_controls is not", replaced(pixel_controls=[3])
-    yield "calibration_scores is not", replaced(calibration_scores=[0.1, "x"])
+    yield "not valid JSON", lambda content: "{"
+    yield "Expected `object`, got `array`", lambda content: "[" * 100_000
+    yield "Expected `object`, got `array`", lambda content: "[]"
+    yield "unknown field `controls`", replaced(controls={})
+    yield (
+        "missing required field `ablations`",
+        lambda content: good(
+            {name: value for name, value in content.items() if name != "ablations"}
+        ),
+    )
+    yield "auroc: Expected `float` <= 1.0", replaced(auroc=1.5)
+    yield "auroc: Expected `float | null`, got `str`", replaced(auroc="0.9")
+    yield "not valid JSON", replaced(f1=float("nan"))
+    yield "recall: Expected `float | null`, got `bool`", replaced(recall=True)
+    yield "seed: Expected `int`", replaced(seed=0.5)
+    yield "n_normal: Expected `int` >= 0", replaced(n_normal=-1)
+    yield "model must be printable", replaced(model="a\nb")
+    yield "model must be printable", replaced(model="\u202egnp.exe")
+    yield "dataset: Expected `str` of length <= 100", replaced(dataset="d" * 101)
+    yield "ablations: Expected `array`", replaced(ablations="no_se")
+    yield "auroc_ci must have the lower limit first", replaced(auroc_ci=[0.9, 0.1])
+    yield "baselines[...]: Expected `float | null`", replaced(baselines={"pca": [1]})
+    yield "pixel.auroc: Expected `float` <= 1.0", replaced(pixel={"auroc": 7})
+    yield "pixel_baselines: Expected `object`", replaced(pixel_baselines=[3])
+    yield "calibration_scores[1]: Expected `float`", replaced(calibration_scores=[0.1, "x"])
     yield "larger than 16 MiB", lambda content: good(content) + " " * 2**24
 
 
@@ -64,7 +71,7 @@ def test_a_broken_evaluation_is_named_and_left_out(tmp_path, reason, spoil):
     ((folder, why),) = found.left_out
     assert folder.endswith("bad") and reason in why
     assert len(found.standings[0].rows) == 1
-    assert reason in (tmp_path / "out" / "comparison.html").read_text()
+    assert html.escape(reason) in (tmp_path / "out" / "comparison.html").read_text()
     with pytest.raises(UserError, match="no finished run"):
         compare(tmp_path / "runs" / "bad", tmp_path / "none")
 
@@ -86,8 +93,8 @@ def test_files_that_are_no_files(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda text: text.replace(",normal,", ",odd,", 1), "not what a run writes"),
-        (lambda text: text.replace("score", "points", 1), "not what a run writes"),
+        (lambda text: text.replace(",normal,", ",odd,", 1), "format"),
+        (lambda text: text.replace("score", "points", 1), "format"),
         (lambda text: text + text.splitlines()[-1] + "\n", "twice"),
         (lambda text: "\n".join(text.splitlines()[:-1]) + "\n", "different numbers"),
         (lambda text: re.sub(r",[-\d.e]+,(\w+)$", r",nan,\1", text, count=1, flags=re.M), "finite"),
@@ -116,11 +123,11 @@ def test_seeds_are_averaged(tmp_path):
     (row,) = found.rows
     for name in METRICS:
         values = [content[name] for content in contents]
-        assert row.figures[name] == pytest.approx((np.mean(values), np.std(values, ddof=1), 4))
-    assert row.figures["control"].mean == found.control == 0.95
-    assert row.figures["calibration_score"].mean == 0.625
-    assert row.figures["native"].mean == 0.5 and row.figures["pixel_control"].mean == 0.7
-    assert row.wrong == [] and found.differences == {}
+        assert row.values[name] == pytest.approx((np.mean(values), np.std(values, ddof=1), 4))
+    assert row.values["baseline"].mean == found.baseline == 0.95
+    assert row.values["calibration_score"].mean == 0.625
+    assert row.values["native"].mean == 0.5 and row.values["pixel_baseline"].mean == 0.7
+    assert row.inconsistencies == [] and found.differences == {}
 
 
 def test_what_is_not_the_same_detector_gets_its_own_row(tmp_path):
@@ -141,8 +148,8 @@ def test_what_is_not_the_same_detector_gets_its_own_row(tmp_path):
         "cae, no_se": 1,
     }
     notes = " ".join(found["phantom, bottle"].notes)
-    assert "same run as" in notes and "drawn pictures" in notes
-    assert "by the modifier quick, for a first look: cae (quick)" in notes
+    assert "same run as" in notes and "synthetic images" in notes
+    assert "with the modifier quick, for a first look: cae (quick)" in notes
 
 
 def test_two_folders_under_one_name_are_told_apart(tmp_path):
@@ -153,7 +160,7 @@ def test_two_folders_under_one_name_are_told_apart(tmp_path):
     (found,) = compare_runs(runs_in(tmp_path))
     assert len(found.rows[0].runs) == 1
     (note,) = (note for note in found.notes if "screws" in note)
-    assert "other pictures than" in note and "data.name" in note
+    assert "other images than" in note and "data.name" in note
 
 
 def test_an_older_config_means_what_it_meant(tmp_path):
@@ -185,8 +192,8 @@ def test_notes_tell_what_is_not_comparable(tmp_path):
     assert "data.split_seed differs: 1 (cae); 2 (vae)" in notes
     assert "number of seeds differs: 1 (" in notes and "2 (vae)" in notes
     assert "incomplete: trained 2 of 9 epochs" in notes
-    assert "bigan cannot be true" in notes and "at this test set's prevalence" in notes
-    assert notes.count("cannot be true") == 1
+    assert "bigan is inconsistent" in notes and "at this test set's prevalence" in notes
+    assert notes.count("is inconsistent") == 1
 
 
 def test_runs_of_a_row_with_each_their_own_split_are_told_together(tmp_path):
@@ -259,9 +266,9 @@ def test_pairs_need_the_same_pictures_in_any_order(tmp_path):
     (found,) = compare_runs(runs_in(tmp_path))
     assert found.differences["vae"] == straight["vae"]
     assert found.differences["vae"].value < 0
-    assert found.differences["fcae"] == "not tested on the same pictures"
-    assert found.differences["bigan"] == "not tested on the same pictures"
-    assert found.differences["cvae"] == "not tested on the same pictures"
+    assert found.differences["fcae"] == "not tested on the same images"
+    assert found.differences["bigan"] == "not tested on the same images"
+    assert found.differences["cvae"] == "not tested on the same images"
     few = [row.runs for row in found.rows if row.model == "cvae"] * 2
     assert "fewer than two groups" in statistics.paired_difference(
         *few, statistics.bootstrap_samples(few[0])
@@ -282,7 +289,7 @@ def test_over_splits_each_is_paired_with_its_own(tmp_path):
                 model=model, seed=seed, test=test, strength=strength, config=fields,
             )  # fmt: skip
     (found,) = compare_runs(runs_in(tmp_path))
-    aurocs = {row.label: [run.evaluation["auroc"] for run in row.runs] for row in found.rows}
+    aurocs = {row.label: [run.result.auroc for run in row.runs] for row in found.rows}
     best = next(iter(aurocs))
     assert best == "cae"
     apart = np.subtract(aurocs["vae"], aurocs["cae"])
@@ -290,9 +297,7 @@ def test_over_splits_each_is_paired_with_its_own(tmp_path):
     assert value.interval is None
     assert (value.value, value.std) == pytest.approx((apart.mean(), apart.std(ddof=1)))
     assert value.splits == 2
-    assert (
-        found.differences["fcae"] == found.differences["cvae"] == "not tested on the same pictures"
-    )
+    assert found.differences["fcae"] == found.differences["cvae"] == "not tested on the same images"
     (table,) = [t for t in comparison_tables(found) if t.title.startswith("Differences")]
     assert ["vae", value, "over 2 splits"] in table.rows
     lines = list(csv_rows([found]))
@@ -319,7 +324,7 @@ def test_a_split_without_a_class_is_said(tmp_path):
             fields, test = {"data.split_seed": seed}, lacking if seed else None
             write_run(tmp_path / f"{model}{seed}", model=model, seed=seed, test=test, config=fields)
     (found,) = compare_runs(runs_in(tmp_path))
-    assert list(found.differences.values()) == ["a test lacks a class"]
+    assert list(found.differences.values()) == ["a test set lacks a class"]
 
 
 def test_ablations_stand_against_their_full_model(tmp_path):

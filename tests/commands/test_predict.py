@@ -32,6 +32,7 @@ from bigan_jax.runtime.run_config import write_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
 from tests.commands.test_train import ROOT, command, configured, environment
+from tests.helpers.datasets import evaluation_content
 
 SMALL = {"data.image_size": 32, "batch_size": 16, "phases.phase1.epochs": 1}
 
@@ -281,7 +282,7 @@ def test_refusals(trained, tmp_path):
         ((workdir, tmp_path / "no.png", tmp_path / "out"), "no such picture"),
         ((workdir, tmp_path / "*.png", tmp_path / "out"), r"\*.png: no picture was found"),
         ((workdir, tmp_path / "mine", tmp_path / "out"), "no picture was found"),
-        ((old, pictures, tmp_path / "out"), f"--mode=evaluate --workdir={old}"),
+        ((old, pictures, tmp_path / "out"), "another version of bigan_jax"),
         ((tmp_path, pictures, tmp_path / "out"), "holds no run: .* one deeper"),
     ):
         with pytest.raises(UserError, match=words):
@@ -335,12 +336,13 @@ def test_conditions(tmp_path):
     checkpoints = CheckpointManager(tmp_path / "run")
     checkpoints.save(Progress(1), state)
     checkpoints.close()
-    evaluation = {
-        "conditions": ["bottle", "leaf"],
-        "threshold": 0.2,
-        "calibration_scores": [0.1],
-        "color_limits": {"combined": 0.3},
-    }
+    evaluation = evaluation_content(
+        conditions=["bottle", "leaf"],
+        threshold=0.2,
+        calibration_scores=[0.1],
+        color_limits={"combined": 0.3},
+        steps=0,
+    )
     write_json(tmp_path / "run" / "evaluation.json", evaluation)
     picture, _ = phantom.draw("leaf", 0, 32, 1)
     for name in ("bottle/leaf___mildew/a.png", "bottle/a.png", "other/a.png"):

@@ -48,7 +48,7 @@ def main(_):
     epochs = sum(phase.epochs for phase in config.phases.values())
     (workdir / "train.jsonl").write_text(json.dumps({"epoch": epochs}) + "\\n")
     shutil.copy(template / "scores.csv", workdir)
-    (workdir / "evaluation.json").write_text(json.dumps(evaluation))
+    (workdir / "evaluation.json").write_text(json.dumps(evaluation | {"epochs": epochs}))
     with (workdir / "times").open("a") as file:
         file.write("ran\\n")
 app.run(main)

@@ -97,7 +97,7 @@ def test_the_command_leaves_what_it_promises(finished):
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     promised = "model dataset seed n_train n_calibration n_normal n_anomalous auroc auroc_ci"
     promised += " average_precision accuracy precision recall f1 specificity threshold"
-    promised += " threshold_rule oracle native pixel controls"
+    promised += " threshold_rule oracle native pixel baselines"
     assert evaluation.keys() >= set(promised.split())
     assert evaluation["model"] == "cae" and evaluation["dataset"] == "phantom"
 
@@ -179,7 +179,7 @@ def test_color_reaches_score_and_map(tmp_path):
     }
     config = configured(improved_bigan, "phantom,no_perceptual", fields)
     evaluation = bigan_jax.train(config, tmp_path)
-    assert np.isfinite(evaluation["auroc"]) and evaluation["controls"]["pca_8"] is not None
+    assert np.isfinite(evaluation["auroc"]) and evaluation["baselines"]["pca_8"] is not None
     pictures = loading.load_dataset(parse_settings(config).data).test.image
     assert pictures.shape[1:] == (32, 32, 3)
     scores = bigan_jax.load(tmp_path).score(pictures)

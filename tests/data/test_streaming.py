@@ -158,7 +158,7 @@ def test_lazy_images_are_indexed_as_an_array():
 
 
 def test_controls_fit_on_a_bounded_draw(monkeypatch):
-    monkeypatch.setattr(baselines, "MOST_STREAMED", 20)
+    monkeypatch.setattr(baselines, "MAX_STREAMED", 20)
     read = []
     drawn = baselines.fitting_images(counting(read))
     np.testing.assert_array_equal(drawn, IMAGES[sorted(read)])

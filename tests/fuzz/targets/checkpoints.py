@@ -20,21 +20,15 @@ from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import fcae
 from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation.results import read_decision_settings
+from bigan_jax.evaluation.result import require_evaluation
 from bigan_jax.runtime.files import write_json
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
 from bigan_jax.training.saving.train_log import read_train_log
 from tests.fuzz.mutations import changes, replacements, retold, spoiled
+from tests.helpers.datasets import evaluation_content
 
 HISTORY = '{"epoch": 1, "phase": "phase1", "seconds": 1.0, "reconstruction/loss": 0.5}\n'
-EVALUATION = {
-    "threshold": 0.5,
-    "conditions": ["bottle", "leaf"],
-    "calibration_scores": [0.1, 0.2],
-    "color_limits": {"combined": 0.5},
-    "score": {"spread": {"mse": 0.1, "ssim": 0.2}},
-}
 
 
 def _make() -> tuple[Path, list[list[np.ndarray]]]:
@@ -59,7 +53,9 @@ def _make() -> tuple[Path, list[list[np.ndarray]]]:
         saved.append(_arrays(state))
     checkpoints.close()
     write_json(workdir / "config.json", config.to_dict())
-    write_json(workdir / "evaluation.json", EVALUATION)
+    conditions = ["bottle", "leaf"]
+    evaluation = evaluation_content(conditions=conditions, steps=int(state.step))
+    write_json(workdir / "evaluation.json", evaluation)
     (workdir / "train.jsonl").write_text(HISTORY)
     return workdir, saved
 
@@ -91,7 +87,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
         read_train_log(workdir)
     except UserError as error:
         yield str(error)
-    judgment = read_decision_settings(workdir)
+    result = require_evaluation(workdir)
     with contextlib.redirect_stderr(said := io.StringIO()):
         scorer = load(workdir)
     if said.getvalue():
@@ -99,7 +95,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
     if kind != "retold":  # then the config may ask for other networks, or none that fit
         got = _arrays(scorer._variables[0])
         assert any(all(map(np.array_equal, got, saved)) for saved in SAVED), "a state not saved"
-    assert set(scorer.conditions) <= set(judgment.conditions)
+    assert set(scorer.conditions) <= set(result.conditions)
 
 
 def _spoil(workdir, spoils):
