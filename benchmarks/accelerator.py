@@ -210,7 +210,7 @@ def seeds_side_by_side(config, batch_size, seeds=5, steps=4, rounds=4):
     benches = Bench(config, batch_size, steps), Bench(config, batch_size, steps, seeds)
     found = {"seeds": seeds, "batch_size": batch_size}
     for bench in benches:
-        if bench.runner.whole_epochs:  # side by side, as a training has it
+        if bench.runner.epoch_is_one_program:  # side by side, as a training has it
             programs = [bench.due(phase, 1) for phase in (0, 1)]
             bench.runner.compile_ahead(bench.state, programs, bench.order)
     for phase, name in enumerate(("phase1", "phase2")):
@@ -235,7 +235,7 @@ def whole_schedule(config, toy):
 def watched(task, epochs):
     """Seconds of a training from its first step to its last, compilation and all else between them
     included, and of its commonest epoch, alone as well, among so many given at once."""
-    ends, kinds, add, train = [], [], EpochLogger.add, training.train_epochs
+    ends, kinds, add, train = [], [], EpochLogger.log_epoch, training.train_epochs
 
     def advance(*arguments):
         ends.append(time.perf_counter())
@@ -246,7 +246,8 @@ def watched(task, epochs):
         kinds.append(schedules.active_objectives(moment))
         return add(self, progress, moment, *rest)
 
-    with patch.object(EpochLogger, "add", noted), patch.object(training, "train_epochs", advance):
+    log = patch.object(EpochLogger, "log_epoch", noted)
+    with log, patch.object(training, "train_epochs", advance):
         state = training.fit(task)
         ended = time.perf_counter()
     ((due, _),) = Counter(kinds).most_common(1)

@@ -1,12 +1,11 @@
 """launch.py as far as the end of the first step, for startup.py: then it reports and ends."""
 
 import os
-import sys
 import time
 from collections import Counter
 
 import bigan_jax
-import launch
+from bigan_jax.commands import cli
 
 _BEGAN = float(os.environ["BENCHMARK_BEGAN"])
 _EVENTS = "/jax/compilation_cache/"
@@ -21,7 +20,7 @@ def train(config, workdir):
     """bigan_jax.train, watched."""
     import jax
 
-    from bigan_jax.commands import seeds
+    from bigan_jax.commands import train as training
     from bigan_jax.training import epoch_runner
 
     mark()
@@ -41,9 +40,9 @@ def train(config, workdir):
         os._exit(0)
 
     epoch_runner.EpochRunner.dispatch = watched
-    seeds.train(config, workdir)
+    training.train(config, workdir)
 
 
 if __name__ == "__main__":
     bigan_jax.train = train
-    launch.app.run(launch.main, sys.argv, flags_parser=launch.parse_flags)
+    cli.run()

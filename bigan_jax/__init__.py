@@ -13,8 +13,8 @@ one of these functions: an imported submodule would take the function's place in
 import importlib
 
 _EXPORTS = {
-    "train": "commands.seeds",
-    "evaluate": "commands.seeds",
+    "train": "commands.train",
+    "evaluate": "commands.evaluate",
     "load": "commands.load",
     "predict": "commands.predict",
     "compare": "commands.compare",

@@ -1,33 +1,30 @@
-"""What all models share: defaults, dataset presets, and the reading of ":brain,quick,no_se".
+"""Defaults of all fields, presets of the datasets, and the config argument ":brain,quick,no_se".
 
-A config file's argument is `<dataset>[,quick][,<ablation>...]`. Presets and ablations are values:
-flat dicts of overrides, applied in the order given. Every field can be set on the command line as
-well: `--config.seed=3`.
+The argument of a config file is `<dataset>[,quick][,<ablation>...]`. Presets and ablations are flat
+dicts that override fields, in the order given. Any field can also be set on the command line:
+`--config.seed=3`.
 """
 
-import runpy
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
 from bigan_jax.errors import UserError, unknown_name
 
-# Heads and leaves lie a little differently in every picture. Parts under a fixed camera do not, nor
-# heads that are cut out to the frame, and a detector that was shown moved ones forgives more. A
-# flipped screw is a defect.
+# Heads and leaves vary in position. Parts under a fixed camera and heads cropped to the frame do
+# not, and a detector that is trained on shifted ones tolerates more. A flipped screw is a defect.
 _FLIP = {"augment.flip": True}
-_GENTLE = {**_FLIP, "augment.translate": 0.03, "augment.scale": 0.03}
-# What a voxel of MR shows is its place among the others: the scale is the scanner's.
+_SHIFT = {**_FLIP, "augment.translate": 0.03, "augment.scale": 0.03}
+# MR intensities have no absolute scale; it depends on the scanner.
 _MR = {"data.window": True}
 
-# Each names its data source; `data.name` is what tables call the set.
+# The name is data.name and, where no other is set, data.source.
 DATASETS = {
     "phantom": {"data.image_size": 64, "data.category": "bottle"},
-    "brain": {**_MR, **_GENTLE, "data.dir": "data/brain"},
+    "brain": {**_MR, **_SHIFT, "data.dir": "data/brain"},
     "brain_mixed": {**_MR, **_FLIP, "data.source": "brain", "data.dir": "data/brain_mixed"},
     "mvtec": {"data.dir": "data/mvtec_ad", "data.category": "bottle"},
-    "plant": {**_GENTLE, "data.dir": "data/plant"},
+    "plant": {**_SHIFT, "data.dir": "data/plant"},
     "folder": {},
 }
 
@@ -35,35 +32,35 @@ QUICK = "quick"
 
 
 def defaults() -> ConfigDict:
-    """Every field that is not a model's own."""
+    """Returns a config with all fields that do not belong to a model."""
     config = ConfigDict()
-    config.name = ""  # what tables call the detector; the model's by default
+    config.name = ""  # name of the detector in tables; default: model_name
     config.seed = 0
-    config.seeds = 1  # from config.seed on, trained by one command; each in a folder seed<k>
+    config.seeds = 1  # number of seeds, from config.seed on; each is a run in a folder seed<k>
     config.batch_size = 32
-    config.on_nan = "stop"  # or "rollback": to the last good checkpoint, learning rates halved
-    config.dtype = "float32"  # of computation: "bfloat16" on accelerators; parameters stay float32
+    config.on_nan = "stop"  # or "rollback": to the latest checkpoint, with half the learning rates
+    config.dtype = "float32"  # of computation; or "bfloat16". Parameters are float32.
 
     config.data = ConfigDict()
-    config.data.name = ""
-    config.data.source = ""  # phantom, brain, mvtec, plant, folder: how the folder is laid out
-    config.data.dir = ""  # a folder, or an archive of it; gs:// and s3:// as well
-    config.data.tfds_dir = ""  # of prepared data; "" is TFDS_DATA_DIR or ~/tensorflow_datasets
-    config.data.category = ""  # phantom domains, MVTec categories, plant species; "" takes all
+    config.data.name = ""  # name of the dataset in tables
+    config.data.source = ""  # layout of the folder: phantom, brain, mvtec, plant, folder
+    config.data.dir = ""  # a folder or an archive of it, local or gs:// or s3://
+    config.data.tfds_dir = ""  # of prepared data; "": TFDS_DATA_DIR or ~/tensorflow_datasets
+    config.data.category = ""  # phantom domains, MVTec categories or plant species; "": all
     config.data.image_size = 128
     config.data.channels = 1  # 1: gray, as in the paper; 3: RGB
-    config.data.window = False  # stretch each picture from its own 1st to its 99th percentile
+    config.data.window = False  # stretch each image from its own 1st to its 99th percentile
     config.data.split_seed = 0
-    config.data.test_fraction = 0.2  # of the normal pictures
-    config.data.calibration_fraction = 0.1  # of the normal pictures that are not test
-    config.data.official_split = True  # MVTec's own test pictures
-    config.data.skip_unreadable = False  # leave out what cannot be read, instead of stopping
-    config.data.stream = False  # decode training pictures as they are needed, and hold none
-    config.data.duplicates = "stop"  # at exact copies across parts; or "drop", "drop_near", "keep"
-    config.data.phantom_normal = 400  # of each category
+    config.data.test_fraction = 0.2  # of the normal images
+    config.data.calibration_fraction = 0.1  # of the normal images that are not test images
+    config.data.official_split = True  # use the test images of MVTec AD
+    config.data.skip_unreadable = False  # skip unreadable files instead of stopping
+    config.data.stream = False  # decode training images when needed; keep none in memory
+    config.data.duplicates = "stop"  # at exact ones across splits; or "drop", "drop_near", "keep"
+    config.data.phantom_normal = 400  # images of each category
     config.data.phantom_anomalous = 100
 
-    config.augment = ConfigDict()
+    config.augment = ConfigDict()  # the fields of training.augmentation.AugmentationSettings
     config.augment.flip = False
     config.augment.translate = 0.0
     config.augment.scale = 0.0
@@ -73,13 +70,13 @@ def defaults() -> ConfigDict:
     config.score = ConfigDict()  # the paper, Sec. III: 70 % MSE, 30 % SSIM error
     config.score.mse = 0.7
     config.score.ssim = 0.3
-    config.score.perceptual = 0.0  # VGG16's features; above 0 it costs far more than the rest
-    config.score.unit_features = True  # scale them to one strength before they are compared
-    config.score.standardize = False  # divide each term by its spread on the calibration normals
-    config.score.reduction = "mean"  # or, of the combined map, "max", "top1" (its highest 1 %)
+    config.score.perceptual = 0.0  # VGG16 features; above 0 it costs far more than the others
+    config.score.unit_features = True  # normalize the features before they are compared
+    config.score.standardize = False  # divide components by their std on calibration images
+    config.score.reduction = "mean"  # or "max" or "top1" (highest 1 %) of the combined map
 
     config.vgg16 = ConfigDict()
-    config.vgg16.weights = ""  # a file, or "" for those of the installed package
+    config.vgg16.weights = ""  # a file; "": the weights of the installed package
 
     config.threshold = ConfigDict()
     config.threshold.rule = "conformal"  # or "manual"
@@ -89,29 +86,43 @@ def defaults() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10  # epochs
     config.checkpoint.keep = 2
-    config.checkpoint.keep_every = 0  # epochs whose checkpoints stay besides; 0: none
+    config.checkpoint.keep_every = 0  # epochs; these checkpoints are kept in addition; 0: none
 
-    config.sweep = ConfigDict()  # --mode=sweep: comma lists; "" is what --config names
+    config.sweep = ConfigDict()  # of --mode=sweep; comma lists; "": that of --config
     config.sweep.models = ""  # or "all"
     config.sweep.datasets = ""
-    config.sweep.dirs = ""  # DATASET=DIR,...: data folders that are not the default ones
-    config.sweep.ablations = ""  # beside the full model, where it has them; "all", no_se+no_ssim
-    config.sweep.seeds = 1  # from config.seed on
-    config.sweep.splits = False  # each seed with a split of its own: data.split_seed is the seed
+    config.sweep.dirs = ""  # DATASET=DIR,...: data folders other than the default ones
+    config.sweep.ablations = ""  # in addition to the full model; "all", or such as no_se+no_ssim
+    config.sweep.seeds = 1  # number of seeds, from config.seed on
+    config.sweep.splits = False  # set data.split_seed to the seed
     config.sweep.parallel = 1  # runs at a time on one machine
     config.sweep.ray = ""  # "auto", "local" or the address of a Ray cluster
     return config
 
 
 def optimizer(learning_rate: float, b1: float = 0.9, rate: str = "constant") -> ConfigDict:
-    """Adam's fields; `rate` is "constant" or "one_cycle" (schedule.optimizer)."""
+    """Returns the fields of an Adam optimizer.
+
+    Args:
+      learning_rate: peak learning rate.
+      b1: decay of the first moment.
+      rate: schedule of the learning rate, "constant" or "one_cycle".
+    """
     return ConfigDict({"learning_rate": learning_rate, "b1": b1, "b2": 0.999, "rate": rate})
 
 
-def phase(epochs: int, **turns: tuple[int, int]) -> ConfigDict:
-    """A phase of the schedule: objective=(every so many epochs, so many times a step)."""
-    objectives = {name: {"every": every, "times": times} for name, (every, times) in turns.items()}
-    return ConfigDict({"epochs": epochs, "objectives": objectives})
+def phase(epochs: int, **objectives: tuple[int, int]) -> ConfigDict:
+    """Returns the fields of a phase of the schedule.
+
+    Args:
+      epochs: number of epochs.
+      **objectives: by objective, (every, times): it is active in each `every`-th epoch, with
+        `times` updates per step.
+    """
+    frequencies = {
+        name: {"every": every, "times": times} for name, (every, times) in objectives.items()
+    }
+    return ConfigDict({"epochs": epochs, "objectives": frequencies})
 
 
 def finish(
@@ -120,11 +131,16 @@ def finish(
     ablations: Mapping[str, Mapping] | None = None,
     presets: Mapping[str, Mapping] | None = None,
 ) -> ConfigDict:
-    """Applies the config file's argument and locks the config against new fields.
+    """Applies the argument of the config file and locks the config against new fields.
 
-    ablations: by name, the overrides each one stands for.
-    presets: by dataset, this model's own overrides there.
-    Raises UserError for names that there are not.
+    Args:
+      config: all fields of the model.
+      arg: the argument, "<dataset>[,quick][,<ablation>...]"; None or "" is the phantom.
+      ablations: the overrides of each ablation, by name.
+      presets: the model's overrides for some datasets, by name.
+
+    Raises:
+      UserError: a name is unknown or repeated.
     """
     ablations = ablations or {}
     config.name = config.name or config.model_name
@@ -136,95 +152,37 @@ def finish(
     override(config, (presets or {}).get(dataset, {}))
     for name in modifiers:
         if name == QUICK:
-            _quicken(config)
+            _shorten(config)
         elif name in ablations:
             override(config, ablations[name])
         else:
             raise unknown_name("ablation or modifier", name, [QUICK, *ablations])
     if len(set(modifiers)) < len(modifiers):
-        raise UserError(f"{arg!r} names something twice")
+        raise UserError(f"The config argument {arg!r} repeats a name. Remove one.")
     config.ablations = tuple(name for name in modifiers if name != QUICK)
     config.quick = QUICK in modifiers
     return config.lock()
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Raises UserError for a `--config` file or a `--config.<field>` that there is not.
-
-    Looks before Absl does, whose answer to either is a traceback.
-    """
-    named = dict(a.lstrip("-").partition("=")[::2] for a in arguments if a.startswith("-"))
-    if named.get("config") == "":
-        raise UserError("--config is empty: give --config=configs/<model>.py:<dataset>")
-    if "config" not in named:
-        if fields := [name for name in named if name.startswith("config.")]:
-            raise UserError(
-                f"--{fields[0]} is a field of a config: say which as well, such as "
-                "--config=configs/cae.py:mvtec"
-            )
-        return
-    file, _, arg = named["config"].partition(":")
-    get_config = runpy.run_path(file).get("get_config") if Path(file).is_file() else None
-    if get_config is None:
-        if not _config_files():
-            home = Path(__file__).parents[1]
-            raise UserError(f"there is no {file} here: start launch.py in {home}")
-        like = f"configs/{Path(file).stem.lower()}.py"
-        raise unknown_name("config file", file, _config_files(), like)
-    config = get_config(arg or None)
-    for name in named:
-        group, _, field = name.partition(".")
-        if field and group in config:
-            raise UserError(f"--{name}: a field of the config is set by --config.{name}")
-        _check_field(config, name.split("."))
-
-
-def _config_files() -> list[str]:
-    return [str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common")]
-
-
-def _check_field(config: ConfigDict, path: list[str]) -> None:
-    if path[0] != "config":
-        return
-    node = config
-    for depth, field in enumerate(path[1:], 1):
-        if not isinstance(node, ConfigDict):
-            raise UserError(f"{'.'.join(path[:depth])} is a value: it has no field {field!r}")
-        if field not in node:
-            where = ".".join(path[:depth])
-            if deeper := [name for name in _fields(node) if name.rpartition(".")[2] == field]:
-                raise UserError(f"unknown field '{where}.{field}'. It is {where}.{deeper[0]}")
-            raise unknown_name("field", f"{where}.{field}", [f"{where}.{name}" for name in node])
-        node = node[field]
-    if len(path) > 1 and isinstance(node, ConfigDict):
-        fields = ", ".join(f"{'.'.join(path)}.{name}" for name in node)
-        raise UserError(f"{'.'.join(path)} has fields of its own: set {fields}")
-
-
-def _fields(node: Mapping, start: str = "") -> Iterator[str]:
-    """All fields below a node, by their dotted names."""
-    for name, value in node.items():
-        if isinstance(value, ConfigDict):
-            yield from _fields(value, f"{start}{name}.")
-        else:
-            yield f"{start}{name}"
-
-
 def override(config: ConfigDict, values: Mapping) -> None:
-    """Sets fields by their dotted names; a name that there is not is a KeyError."""
-    with config.ignore_type():  # a tuple may give way to one of another length
+    """Sets fields by their dotted names.
+
+    Raises:
+      KeyError: a field does not exist.
+    """
+    with config.ignore_type():  # tuples of another length are accepted
         for name, value in values.items():
             *path, field = name.split(".")
             node = config
-            for part in path:
-                node = node[part]
+            for key in path:
+                node = node[key]
             if field not in node:
                 raise KeyError(name)
             node[field] = value
 
 
-def _quicken(config):
-    """For a first look on a laptop: 64x64 and a tenth of the schedule."""
+def _shorten(config):
+    """Sets 64x64 images and a tenth of the epochs, for a first try on a laptop."""
     config.data.image_size = 64
     for name in config.phases:
         config.phases[name].epochs = -(-config.phases[name].epochs // 10)

@@ -1,5 +1,5 @@
-"""What every test starts from: four simulated CPU devices, a compilation cache that lasts, and a
-place for prepared data that does not."""
+"""Set-up of all tests: four simulated CPU devices, a persistent compilation cache, and a temporary
+folder of prepared data."""
 
 import atexit
 import os
@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The tests compile far more than they compute: less optimized, that takes half the time.
+# Tests compile far more than they compute. With fewer optimizations they take half the time.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -19,7 +19,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
-# Read when JAX is imported, here and in the commands that tests run.
+# JAX reads these when it is imported, here and in the commands that tests run.
 CACHE = Path(tempfile.gettempdir()) / "bigan_jax-test-compilations"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
@@ -27,35 +27,35 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="bigan_jax-test-data-")
 atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 
-import jax  # noqa: E402  reads what is set above
+import jax  # noqa: E402  reads the variables above
 import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs_go_with_their_module():
-    """A process that kept the programs of all tests would come to the most memory maps that Linux
-    gives one (65,530 by default), where LLVM crashes."""
+def clear_compiled_programs():
+    """Clears them after each module. Those of all tests exceed the number of memory maps that Linux
+    allows a process (65,530 by default), and LLVM crashes."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture
 def compilations():
-    """How many programs were compiled so far."""
-    seen = Counter()
+    """Returns the number of programs that were compiled so far."""
+    events = Counter()
 
     def listen(name, _, **__):
-        seen.update([name])
+        events.update([name])
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    yield lambda: seen["/jax/core/compile/backend_compile_duration"]
+    yield lambda: events["/jax/core/compile/backend_compile_duration"]
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture(scope="session")
 def weights():
-    """VGG16's, as the installed package has them."""
+    """VGG16 weights of the installed package."""
     from bigan_jax.nn.vgg16 import formats
-    from tests.helpers.weight_files import package_file  # only where they are asked for
+    from tests.helpers.weight_files import package_file
 
     return formats.read(package_file())

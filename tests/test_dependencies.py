@@ -1,7 +1,8 @@
-"""What a plain installation brings is all that a run imports."""
+"""A plain installation has all files of the package and imports nothing that only tests need."""
 
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 
 import numpy as np
@@ -9,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from tests.commands.test_train import ROOT, environment, flags
+from tests.helpers.runs import ROOT, environment, flags
 
 RUN = """
 import runpy, sys
@@ -21,32 +22,49 @@ print("loaded:", *{name.partition(".")[0] for name in sys.modules})
 """
 
 
-def brought(name, extras=()):
-    """The distributions that come with one, by its own word and that of those it needs."""
-    found, left = set(), [(name, tuple(extras))]
-    while left:
-        name, extras = asked = left.pop()
-        if asked in found:
+def test_pyproject_lists_every_package_and_data_file():
+    """Setuptools installs only the listed packages and the data files that match a pattern."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {"bigan_jax.configs": ROOT / config["package-dir"]["bigan_jax.configs"]}
+    for file in (ROOT / "bigan_jax").rglob("__init__.py"):
+        folders[".".join(file.parent.relative_to(ROOT).parts)] = file.parent
+    assert sorted(config["packages"]) == sorted(folders)
+
+    installed = {file for folder in folders.values() for file in folder.glob("*.py")}
+    for package, patterns in config["package-data"].items():
+        matches = [set(folders[package].glob(pattern)) for pattern in patterns]
+        assert all(matches)
+        installed.update(*matches)
+    files = {*(ROOT / "bigan_jax").rglob("*"), *(ROOT / "configs").rglob("*")}
+    assert installed == {p for p in files if p.is_file() and "__pycache__" not in p.parts}
+
+
+def requirements(name, extras=()):
+    """Returns the distributions that an installed one requires, directly or indirectly."""
+    seen, pending = set(), [(name, tuple(extras))]
+    while pending:
+        name, extras = item = pending.pop()
+        if item in seen:
             continue
-        found.add(asked)
+        seen.add(item)
         try:
             lines = metadata.requires(name) or ()
-        except metadata.PackageNotFoundError:  # one for another system, or an extra not installed
+        except metadata.PackageNotFoundError:  # for another system, or of an extra
             continue
         for line in map(Requirement, lines):
             if not line.marker or any(line.marker.evaluate({"extra": e}) for e in ("", *extras)):
-                left.append((canonicalize_name(line.name), tuple(sorted(line.extras))))
-    return {name for name, _ in found}
+                pending.append((canonicalize_name(line.name), tuple(sorted(line.extras))))
+    return {name for name, _ in seen}
 
 
-def test_a_run_on_a_folder_needs_no_extra(tmp_path):
-    """Prepared data, training and report: a library that the tests' extra happens to bring would
-    hide that a plain installation lacks it."""
-    (tmp_path / "pictures").mkdir()
+def test_run_on_a_folder_imports_no_extra(tmp_path):
+    """Prepared data, training and report. A library of the `test` extra would hide that a plain
+    installation lacks it."""
+    (tmp_path / "images").mkdir()
     for i, noise in enumerate(np.random.default_rng(0).integers(0, 256, (24, 16, 16), np.uint8)):
-        Image.fromarray(noise).save(tmp_path / "pictures" / f"{i}.png")
+        Image.fromarray(noise).save(tmp_path / "images" / f"{i}.png")
     fields = {"data.image_size": 16, "model.hidden": (8, 4), "phases.phase1.epochs": 1}
-    fields |= {"data.dir": tmp_path / "pictures", "data.tfds_dir": tmp_path / "data"}
+    fields |= {"data.dir": tmp_path / "images", "data.tfds_dir": tmp_path / "data"}
     arguments = ["--config=configs/fcae.py:folder", f"--workdir={tmp_path / 'run'}", *flags(fields)]
     result = subprocess.run(
         [sys.executable, "-c", RUN, *arguments],
@@ -57,9 +75,9 @@ def test_a_run_on_a_folder_needs_no_extra(tmp_path):
         check=True,
     )
     loaded = result.stdout.rpartition("loaded: ")[2].split()
-    of_modules = metadata.packages_distributions()
-    used = {canonicalize_name(d) for module in loaded for d in of_modules.get(module, ())}
-    plain = brought("bigan-jax")
+    distributions = metadata.packages_distributions()
+    used = {canonicalize_name(d) for module in loaded for d in distributions.get(module, ())}
+    plain = requirements("bigan-jax")
     assert {"jax", "tensorflow-datasets", "pillow"} <= used & plain
-    of_tests = brought("bigan-jax", ["test"]) - plain
-    assert used & of_tests == set()
+    only_tests = requirements("bigan-jax", ["test"]) - plain
+    assert used & only_tests == set()

@@ -48,7 +48,7 @@ def build(
         dtype=_DTYPES[settings.dtype],
         **fields,
     )
-    phases = schedules.parse(settings.phases, detector.objectives)
+    phases = schedules.parse_phases(settings.phases, detector.objectives)
     _check_updates(phases, detector.objectives)
     detector = detector._replace(objectives=_inactive_objectives_first(detector.objectives, phases))
     optimizers = make_optimizers(settings, detector, phases, steps_per_epoch)

@@ -25,7 +25,7 @@ class Comparison(NamedTuple):
     """What was compared, and what could not be: (folder, reason)."""
 
     standings: list[DatasetComparison]
-    left_out: list[tuple[str, str]]
+    skipped: list[tuple[str, str]]
     unfinished: list[str]
     output: Path
 
@@ -65,16 +65,16 @@ def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> 
     Raises UserError when no finished run is found.
     """
     patterns = [workdirs] if isinstance(workdirs, str | Path) else list(workdirs)
-    runs, left_out, unfinished = _read(_folders(patterns))
+    runs, skipped, unfinished = _read(_folders(patterns))
     if not runs:
-        reasons = [f"  {name}: {reason}" for name, reason in left_out]
+        reasons = [f"  {name}: {reason}" for name, reason in skipped]
         reasons += [f"  {name}: not finished" for name in unfinished]
         where = ", ".join(map(str, patterns))
         deeper = [f"{p}/{more}" for p in patterns for more in ("*", "*/*") if _finished(p, more)]
         hint = f"There are some one deeper: --workdirs='{deeper[0]}'" if deeper else ""
         raise UserError("\n".join(filter(None, [f"no finished run in {where}", *reasons, hint])))
     output = Path(output)
-    comparison = Comparison(compare_runs(runs), left_out, unfinished, output)
+    comparison = Comparison(compare_runs(runs), skipped, unfinished, output)
     sections = [Section(s, comparison_tables(s), _plot(s)) for s in comparison.standings]
     above = overview(comparison.standings)
     every = [*above, *(table for section in sections for table in section.tables)]
@@ -111,7 +111,7 @@ def _folders(patterns):
 
 
 def _read(folders: Iterable[Path]) -> tuple[list[FinishedRun], list[tuple[str, str]], list[str]]:
-    runs, left_out, unfinished = [], [], []
+    runs, skipped, unfinished = [], [], []
     for folder in folders:
         try:
             if not (folder / "evaluation.json").exists():
@@ -119,8 +119,8 @@ def _read(folders: Iterable[Path]) -> tuple[list[FinishedRun], list[tuple[str, s
             else:
                 runs.append(read_run(folder))
         except UserError as error:
-            left_out.append((str(folder), str(error)))
-    return runs, left_out, unfinished
+            skipped.append((str(folder), str(error)))
+    return runs, skipped, unfinished
 
 
 def _plot(found: DatasetComparison) -> Plot:
@@ -153,9 +153,9 @@ def _plot(found: DatasetComparison) -> Plot:
 
 
 def _remarks(comparison: Comparison) -> list[str]:
-    left_out = [f"{name} was left out: {reason}" for name, reason in comparison.left_out]
+    skipped = [f"{name} was left out: {reason}" for name, reason in comparison.skipped]
     unfinished = [f"{name} is not finished" for name in comparison.unfinished]
-    return list(map(printable, left_out + unfinished))
+    return list(map(printable, skipped + unfinished))
 
 
 def _markdown(comparison, above, sections):

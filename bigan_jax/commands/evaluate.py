@@ -1,11 +1,16 @@
-"""Scores to threshold to metrics to files. Nothing here that decides looks at a test picture's
-label, and no picture affects another's score, rounding aside, nor its decision or colors."""
+"""The evaluate command: scores, threshold, metrics and files of trained runs.
 
+Nothing that decides sees the label of a test image, and no image affects the score (rounding
+aside), the decision or the colors of another.
+"""
+
+from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from bigan_jax.commands.load import make_scorer, restore
+from bigan_jax.commands.seeds import config_for_seed, finish_each_seed, seed_folders
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import load_audited, require_weights
 from bigan_jax.data.audit import Audit
@@ -14,62 +19,95 @@ from bigan_jax.detector import Detector, TrainState
 from bigan_jax.evaluation.assess import assess
 from bigan_jax.reports import evaluation_files
 from bigan_jax.runtime.lock import exclusive_lock
-from bigan_jax.runtime.run_config import (
-    read_config,
-    require_same_config,
-    write_config,
-)
+from bigan_jax.runtime.run_config import read_config, require_same_config, write_config
 
 
 def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
-    """Scores the test pictures anew from the workdir's newest checkpoint, and writes the results.
+    """Scores the test images again with the latest checkpoint, and writes all results.
 
-    config: that of the workdir by default; another may differ in what has no part in training
-      only, such as score, threshold, and where the pictures lie.
-    Returns what evaluation.json holds. Raises UserError where there is no run.
+    Args:
+      workdir: folder of a run, or of the folders of several seeds.
+      config: by default that of the run. It may differ in fields that do not affect training:
+        score, threshold, and where the images are.
+
+    Returns:
+      The content of evaluation.json; for several seeds, of summary.json.
+
+    Raises:
+      UserError: the folder holds no run, or the run or its data cannot be read. Of several seeds,
+        the others are evaluated first.
     """
     workdir = Path(workdir)
-    theirs = read_config(workdir)
-    config = config or theirs
+    folders = seed_folders(workdir)
+    if not folders or (workdir / "config.json").exists():
+        return _evaluate_folder(workdir, config)
+    configs = {seed: config and config_for_seed(config, seed) for seed in folders}
+    return finish_each_seed(
+        workdir,
+        {folder: partial(_evaluate_folder, folder, configs[k]) for k, folder in folders.items()},
+    )
+
+
+def _evaluate_folder(workdir: Path, config: ConfigDict | None) -> dict:
+    saved_config = read_config(workdir)
+    config = config or saved_config
     settings = parse_settings(config)
     require_weights(settings)
     require_same_config(workdir, config)
     with exclusive_lock(workdir):
-        dataset, found = load_audited(settings)
-        found.require_same_training_images(workdir)
+        dataset, audit = load_audited(settings)
+        audit.require_same_training_images(workdir)
         state, detector, epochs = restore(settings, workdir, len(dataset.conditions))
-        return evaluate_run(config, dataset, found, detector, state, epochs, workdir)
+        return evaluate_run(config, dataset, audit, detector, state, epochs, workdir)
 
 
 def evaluate_run(
     config: ConfigDict,
     dataset: Dataset,
-    found: Audit,
+    audit: Audit,
     detector: Detector,
     state: TrainState,
     epochs: int,
     workdir: Path,
 ) -> dict:
-    """Evaluates a state that was trained for so many epochs, and writes all files of its evaluation
-    (`outcome.write`)."""
+    """Evaluates a trained state and writes all files of the evaluation.
+
+    config.json is replaced only once the scores are computed, so that an error leaves an earlier
+    evaluation as it is.
+
+    Args:
+      config: the run's config.
+      dataset: calibration and test images.
+      audit: leak audit of the dataset.
+      detector: the detector of the state.
+      state: trained parameters and statistics.
+      epochs: number of epochs that the state was trained for.
+      workdir: folder of the run.
+
+    Returns:
+      The content of evaluation.json.
+
+    Raises:
+      UserError: a score is not finite, or a file cannot be written.
+    """
     settings = parse_settings(config)
     scorer = make_scorer(settings, detector, state, batch_size=settings.batch_size)
     assessment = assess(scorer, dataset, settings.score, settings.threshold, settings.identity)
-    write_config(
-        workdir, config
-    )  # only now: what cannot be had leaves an earlier evaluation as it is
-    found.write(workdir)
+    write_config(workdir, config)
+    audit.write(workdir)
     result = assessment.result
     warnings = list(result.warnings)
     if epochs < settings.epochs:
-        warnings.append(f"Trained for {epochs} of {settings.epochs} epochs: it is not finished.")
-    if late := found.count_added_later(workdir):
         warnings.append(
-            f"{late} pictures that would train came after the training, and have no part in it: "
-            "another --workdir trains on them as well."
+            f"Trained for {epochs} of {settings.epochs} epochs: training is not finished."
         )
-    n_train = found.count_trained(workdir)
+    if late := audit.count_added_later(workdir):
+        warnings.append(
+            f"{late} training images were added after training and are not used. "
+            "Train in another --workdir to use them."
+        )
+    n_train = audit.count_trained(workdir)
     result = result.replace(epochs=epochs, n_train=n_train, warnings=warnings)
     assessment = assessment._replace(result=result)
-    result = evaluation_files.write_evaluation(workdir, config, dataset.test, found, assessment)
+    result = evaluation_files.write_evaluation(workdir, config, dataset.test, audit, assessment)
     return result.as_dict()

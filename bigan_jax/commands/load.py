@@ -90,7 +90,7 @@ def restore(settings: Settings, workdir: Path, conditions: int) -> tuple[TrainSt
             )
         )
     with closing(CheckpointManager(workdir, read_only=True)) as checkpoints:
-        found = checkpoints.restore(like, whole=True)
+        found = checkpoints.restore(like, complete_epochs=True)
     if found is None:
         raise UserError(f"{workdir} holds no checkpoint yet: train it first")
     progress, state = found

@@ -18,7 +18,7 @@ from bigan_jax import errors
 from bigan_jax.commands.load import load
 from bigan_jax.data.files.folders import DataFolder
 from bigan_jax.data.files.images import map_in_threads, read_image
-from bigan_jax.data.files.unreadable import MAX_LISTED, UnreadableFile, is_inside, try_read
+from bigan_jax.data.files.unreadable import MAX_LISTED, UnreadableFile, is_within_folder, try_read
 from bigan_jax.data.inputs import open_inputs
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.result import require_evaluation
@@ -74,7 +74,7 @@ def _create_output_folder(output: Path, source: str | Path) -> None:
     """Makes the folder. What is in one is never mixed with, and not deleted either."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output={output} is there and not empty: give a new folder")
-    if Path(source).is_dir() and is_inside(output, source):
+    if Path(source).is_dir() and is_within_folder(output, source):
         raise UserError(f"--output={output} lies in --input, whose pictures its own would join")
     try:
         output.mkdir(parents=True, exist_ok=True)

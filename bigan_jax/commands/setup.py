@@ -15,7 +15,7 @@ from bigan_jax.commands.settings import Settings, parse_settings
 from bigan_jax.data import audit, loading
 from bigan_jax.data.audit import Audit
 from bigan_jax.data.dataset import Dataset
-from bigan_jax.data.files.unreadable import is_inside
+from bigan_jax.data.files.unreadable import is_within_folder
 from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError, printable
 from bigan_jax.nn.vgg16 import weights as vgg16_weights
@@ -75,7 +75,7 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
 
 
 def _check_place(workdir, data):
-    if data and is_inside(workdir, os.path.expanduser(data)):
+    if data and is_within_folder(workdir, os.path.expanduser(data)):
         raise UserError(
             f"the run's folder {workdir} lies in config.data.dir={data}, whose pictures its "
             "figures would join: give a --workdir elsewhere"
@@ -135,7 +135,7 @@ def load_audited(settings: Settings) -> tuple[Dataset, Audit]:
     """The pictures, less the copies that `data.duplicates` leaves out, and what was found; what is
     to be known of them is printed."""
     dataset = loading.load_dataset(settings.data)
-    found = audit.audit(dataset, settings.data.duplicates)
+    found = audit.audit_dataset(dataset, settings.data.duplicates)
     dataset = audit.drop_duplicates(dataset, found)
     _check_splits(dataset, settings)
     for note in dataset.notes:

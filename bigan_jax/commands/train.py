@@ -1,14 +1,23 @@
-"""A run from start to end: data, training or its resumption, evaluation, report."""
+"""The train command: data, training or its resumption, evaluation and report."""
 
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from bigan_jax.commands.evaluate import evaluate_run
+from bigan_jax.commands.seeds import (
+    config_for_seed,
+    finish_each_seed,
+    seed_folder,
+    train_side_by_side,
+)
+from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import prepare_jobs
 from bigan_jax.detector import TrainState
+from bigan_jax.errors import UserError
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.files import write_json
 from bigan_jax.runtime.preemption import Stopped, defer_signals
@@ -18,65 +27,105 @@ from bigan_jax.training.loop import STOP_NOTICE, train_epochs
 from bigan_jax.training.run import TrainingJob, TrainingRun
 
 
-def train(config: ConfigDict, workdir: str | Path | None = None) -> dict:
-    """Trains a detector, or goes on where an earlier call stopped, then evaluates it.
+def train(
+    config: ConfigDict, workdir: str | Path | None = None, side_by_side: bool | None = None
+) -> dict:
+    """Trains a detector, or resumes its training, then evaluates it.
 
-    config: of a file in configs/, as `configs.cae.get_config("phantom")` gives it.
-    workdir: where the run's files go; by default a folder in runs/ named after the config.
-    Returns the evaluation, as in evaluation.json; of several processes, process 0 alone evaluates
-    and writes, and the others return {}.
-    Raises UserError for what the user can mend: names, folders, a workdir of another config, a full
-    disk, a training that diverged; and Stopped, a KeyboardInterrupt, when it was asked to stop and
-    has saved where it was.
+    Args:
+      config: of a file in configs/, such as `configs.cae.get_config("phantom")`. If config.seeds
+        is more than 1, each seed from config.seed on is a run in a folder seed<k>.
+      workdir: folder for the run's files or for the folders of the seeds; by default a folder in
+        runs/ that is named after the config.
+      side_by_side: whether several seeds train as one program in one process; by default on
+        accelerators, unless several processes train together.
+
+    Returns:
+      The content of evaluation.json; for several seeds, of summary.json. Of several processes, all
+      but process 0 return {}.
+
+    Raises:
+      UserError: a name, value, folder or file is wrong, the disk is full, or training diverged. Of
+        several seeds, the others are finished first.
+      Stopped: a stop was requested, and the state is saved. It is a KeyboardInterrupt.
     """
-    with prepare_jobs({Path(workdir or default_name(config)): config}) as (job,):
-        return train_and_evaluate(job, config)
+    settings = parse_settings(config)
+    workdir = Path(workdir or default_name(config))
+    if settings.seeds == 1:
+        with prepare_jobs({workdir: config}) as (job,):
+            return train_and_evaluate(job, config)
+    if (workdir / "config.json").exists():
+        raise UserError(f"{workdir} holds a run of one seed. Use another --workdir.")
+    configs = {
+        seed_folder(workdir, seed): config_for_seed(config, seed)
+        for seed in range(settings.seed, settings.seed + settings.seeds)
+    }
+    if side_by_side is None:
+        side_by_side = jax.default_backend() != "cpu" and not distributed.is_multiprocess()
+    with prepare_jobs(configs) as jobs:
+        if side_by_side:
+            train_side_by_side(jobs)
+        return finish_each_seed(
+            workdir,
+            {
+                job.workdir: partial(train_and_evaluate, job, seed_config)
+                for job, seed_config in zip(jobs, configs.values(), strict=True)
+            },
+        )
 
 
 def train_and_evaluate(job: TrainingJob, config: ConfigDict) -> dict:
-    """Trains what is still to be trained of a run, and evaluates it. Raises as `train` does."""
+    """Trains the remaining epochs of a run and evaluates it.
+
+    Returns and raises what `train` does for one seed.
+    """
     state = fit(job)
     with distributed.primary_first(f"evaluation of {job.workdir.name}"):
         if not distributed.is_primary():
             return {}
-        what = config, job.dataset, job.audit, job.built.detector
-        return evaluate_run(*what, state, job.epochs, job.workdir)
+        inputs = config, job.dataset, job.audit, job.built.detector
+        return evaluate_run(*inputs, state, job.epochs, job.workdir)
 
 
 def fit(job: TrainingJob) -> TrainState:
-    """The trained state, with BatchNorm statistics of the training pictures.
+    """Trains the remaining epochs of a run, from its latest valid checkpoint on.
 
-    Goes on from the newest checkpoint that is sound; where training diverges, `on_nan` says whether
-    it goes back to it and on from there more slowly. Raises as `train` does.
+    After a divergence, config.on_nan decides whether the run stops or rolls back to that
+    checkpoint and resumes with lower learning rates.
+
+    Returns:
+      The trained state, with the BatchNorm statistics of the training images.
+
+    Raises what `train` does.
     """
     run = TrainingRun(job)
-    with defer_signals(STOP_NOTICE) as asked:
+    with defer_signals(STOP_NOTICE) as stop:
         with closing(run):
             if run.progress.epochs or run.progress.step:
-                place = run.progress.describe()
-                print(f"{job.workdir}: going on after {place} of {job.epochs} epochs")
+                position = run.progress.describe()
+                print(f"{job.workdir}: resuming after {position} of {job.epochs} epochs")
             for note in job.built.detector.notes:
                 print(f"Note: {note}")
-            while run.progress.epochs < job.epochs and not asked.acted_on:
+            while run.progress.epochs < job.epochs and not stop.acted_on:
                 make_runner = partial(
                     job.make_runner, divergence.rate_scale(run.progress.rollbacks)
                 )
-                for attempt in train_epochs([run], make_runner(), asked):
-                    _roll_back(attempt, make_runner)
-        asked.acted_on = asked.acted_on or distributed.all_max(asked.received or 0)
-    if asked.acted_on:
-        kept = f"saved after {run.progress.describe()} of {job.epochs} epochs"
-        raise Stopped(asked.acted_on, kept)
+                for diverged in train_epochs([run], make_runner(), stop):
+                    _roll_back(diverged, make_runner)
+        stop.acted_on = stop.acted_on or distributed.all_max(stop.received or 0)
+    if stop.acted_on:
+        position = run.progress.describe()
+        raise Stopped(stop.acted_on, f"saved after {position} of {job.epochs} epochs")
     return run.state
 
 
 def _roll_back(attempt, make_runner):
-    """To where the run was last saved, as config.on_nan says."""
+    """Rolls back to the latest checkpoint; raises UserError if config.on_nan forbids it."""
     run, job, progress = attempt.run, attempt.run.job, attempt.progress
     paths = job.dataset.train.path
     finding = divergence.locate(
-        make_runner, attempt.start, attempt.due, attempt.order, paths, progress, attempt.logs,
-        run.state,
+        make_runner, attempt.initial_state, attempt.objectives, attempt.indices, paths, progress,
+        attempt.logs, run.state,
     )  # fmt: skip
     write_json(job.workdir / "nan.json", finding.as_dict())
     run.restore()

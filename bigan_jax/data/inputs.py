@@ -11,12 +11,18 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from bigan_jax.data.files import archives
-from bigan_jax.data.files.folders import DataFolder, as_path, is_remote, open_folder, some_files
+from bigan_jax.data.files.folders import (
+    DataFolder,
+    is_remote,
+    open_folder,
+    resolve_path,
+    select_files,
+)
 from bigan_jax.data.files.images import (
     SUFFIXES,
     ImageFormat,
+    image_names,
     map_in_threads,
-    names_in,
     read_image,
     to_format,
 )
@@ -67,7 +73,7 @@ def open_inputs(source: str | Path, scratch: Path) -> Iterator[tuple[DataFolder,
     scratch: a folder in which an archive is unpacked for as long as it is looked at.
     Raises UserError where there is no picture.
     """
-    path = as_path(source)
+    path = resolve_path(source)
     if path.is_dir():
         yield _all_in(open_folder(path), source)
     elif not path.exists() and glob.has_magic(str(source)):
@@ -76,15 +82,15 @@ def open_inputs(source: str | Path, scratch: Path) -> Iterator[tuple[DataFolder,
         raise UserError(f"--input={source}: there is no such picture, folder or archive")
     elif archives.is_archive(path.name):
         with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=scratch) as home:
-            folder = archives.extract_once(path, Path(home), elsewhere="--output=DIR")
+            folder = archives.extract_once(path, Path(home), storage_flag="--output=DIR")
             yield _all_in(open_folder(folder), source)
     else:
-        names = [path.name] if is_remote(path) else names_in(Path(path))
-        yield some_files(path.parent, names), names
+        names = [path.name] if is_remote(path) else image_names(Path(path))
+        yield select_files(path.parent, names), names
 
 
 def _all_in(folder, source):
-    if not (names := folder.pictures()):
+    if not (names := folder.images()):
         suffixes = ", ".join(sorted(SUFFIXES))
         raise UserError(f"--input={source}: no picture was found (looked for {suffixes})")
     return folder, names
@@ -94,12 +100,14 @@ def _matching(pattern: str) -> DataFolder:
     """The pictures that match, and those in folders that do, relative to where wildcards begin."""
     parts = Path(pattern).expanduser().parts
     plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    root = as_path(Path(*parts[:plain]))
+    root = resolve_path(Path(*parts[:plain]))
     names = []
     for match in glob.glob(str(Path(*parts[plain:])), root_dir=root, recursive=True):
         inside = PurePosixPath(Path(match).as_posix())
         if (root / inside).is_dir():
-            names += [(inside / name).as_posix() for name in open_folder(root / inside).pictures()]
+            names += [(inside / name).as_posix() for name in open_folder(root / inside).images()]
         elif inside.name.lower().endswith(tuple(SUFFIXES)):
-            names += [(inside.parent / name).as_posix() for name in names_in(Path(root / inside))]
-    return some_files(root, sorted(set(names)))
+            names += [
+                (inside.parent / name).as_posix() for name in image_names(Path(root / inside))
+            ]
+    return select_files(root, sorted(set(names)))

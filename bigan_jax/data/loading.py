@@ -15,7 +15,7 @@ from bigan_jax.data.files.images import (
     read_mask,
 )
 from bigan_jax.data.files.medical import percentile_stretch, slice_notes, split_slice
-from bigan_jax.data.files.unreadable import UnreadableFile, unreadable, unreadable_note
+from bigan_jax.data.files.unreadable import UnreadableFile, unreadable_error, unreadable_note
 from bigan_jax.data.layouts.base import layout_error, select_categories
 from bigan_jax.data.records import ImageRecord
 from bigan_jax.data.settings import DataSettings
@@ -105,7 +105,7 @@ def load_dataset(settings: DataSettings) -> Dataset:
     calibration, test = read(parts[CALIBRATION]), read(parts[TEST])
     train = (read_lazily if settings.stream else read)(parts[TRAIN])
     if broken and not settings.skip_unreadable:
-        raise unreadable(broken, root, len(records), "pictures")
+        raise unreadable_error(broken, root, len(records), "pictures")
     asked = [r.path for part in parts.values() for r in part]
     kept = [path for part in (train, calibration, test) for path in part.path]
     notes += (

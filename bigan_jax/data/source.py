@@ -13,19 +13,20 @@ from jaxtyping import Shaped
 from bigan_jax.data.files import archives
 from bigan_jax.data.files.folders import (
     DataFolder,
-    as_path,
     is_remote,
-    local_home,
+    local_folder,
     open_folder,
-    tfds_home,
+    resolve_path,
+    tfds_data_dir,
 )
-from bigan_jax.data.files.images import map_in_threads, unread_kinds
-from bigan_jax.data.files.unreadable import UnreadableFile, try_read
+from bigan_jax.data.files.images import count_unsupported, map_in_threads
+from bigan_jax.data.files.unreadable import UnreadableFile, split_unreadable, try_read
 from bigan_jax.data.layouts.base import LEAST_NORMAL, layout_error, select_categories
 from bigan_jax.data.layouts.grouping import GROUPED
 from bigan_jax.data.layouts.listing import list_source
 from bigan_jax.data.layouts.locate import find_layout_root
 from bigan_jax.data.records import ImageRecord
+from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.tfds import plant_village, prepared
 from bigan_jax.data.tfds.prepared import Prepared
 from bigan_jax.errors import UserError
@@ -64,11 +65,7 @@ class ImageSource(NamedTuple):
         def read_one(path: str) -> Shaped[np.ndarray, "..."] | UnreadableFile:
             return try_read(path, lambda: read(self.open(path), path))
 
-        results = map_in_threads(read_one, paths, what)
-        broken = [result for result in results if isinstance(result, UnreadableFile)]
-        return [
-            None if isinstance(result, UnreadableFile) else result for result in results
-        ], broken
+        return split_unreadable(map_in_threads(read_one, paths, what))
 
 
 def open_source(
@@ -81,11 +78,11 @@ def open_source(
     A folder that is not there, or empty, is stood in for by what was prepared from it.
     Raises UserError for whatever the user can mend.
     """
-    home, given = tfds_home(tfds_dir), as_path(dir)
+    home, given = tfds_data_dir(tfds_dir), resolve_path(dir)
     folder, notes = _look(source, given, home)
     if source == "plant" and plant_village.is_plant_village(given):
         sets = [_from_village(given, home)]
-    elif folder and folder.pictures():
+    elif folder and folder.images():
         listings = list_source(source, folder, category)
         sets = [_prepared(source, home, given, folder, *item) for item in listings.items()]
     elif sets := prepared.reopen_all(source, home, given):
@@ -100,8 +97,29 @@ def open_source(
     return _merge(source, given, sets, category, official_split, notes)
 
 
+def require_data_folder(settings: DataSettings) -> None:
+    """Checks that the data folder, or what replaces a missing one, exists. JAX is not imported.
+
+    Raises:
+      UserError: no folder is set, or it does not exist and nothing replaces it.
+    """
+    source = settings.source
+    if source == "phantom":
+        return
+    if not settings.dir:
+        raise layout_error(source, "No data folder was given: --config.data.dir=DIR.")
+    home, root = tfds_home(settings.tfds_dir), as_path(settings.dir)
+    if not (
+        root.exists()
+        or archives.extract_once(root, local_home(home))
+        or prepared.reopen_all(source, home, root)
+        or (source == "plant" and plant_village.find_plant_village(home))
+    ):
+        raise layout_error(source, f"There is no folder {root}.")
+
+
 def _look(source, given, home) -> tuple[DataFolder | None, tuple[str, ...]]:
-    root = archives.extract_once(given, local_home(home)) or given
+    root = archives.extract_once(given, local_folder(home)) or given
     if not root.is_dir():
         return None, ()
     folder = open_folder(root)
@@ -112,17 +130,19 @@ def _look(source, given, home) -> tuple[DataFolder | None, tuple[str, ...]]:
     note = f"the layout begins in the folder {inside}"
     if others:
         note += f"; {', '.join(others)} beside it left out"
-    kept = sum(len(folder.pictures(f)) for f in (inside, *others))
-    if beside := len(folder.pictures()) - kept:
+    kept = sum(len(folder.images(f)) for f in (inside, *others))
+    if beside := len(folder.images()) - kept:
         note += f"; {beside} pictures elsewhere in {root} are not used"
-    found = folder.enter(inside)
-    above = sorted({*folder.tables()} - {f"{inside}/{table}" for table in found.tables()})
+    found = folder.subfolder(inside)
+    above = sorted(
+        {*folder.metadata_files()} - {f"{inside}/{table}" for table in found.metadata_files()}
+    )
     notes = (f"{table} is not used: it has to lie in {inside}" for table in above)
     return found, (note, *unread, *(notes if source in GROUPED else ()))
 
 
 def _unread(root: Path) -> tuple[str, ...]:
-    kinds = unread_kinds(root)
+    kinds = count_unsupported(root)
     told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
     return (f"files of kinds that are not read: {told}. Make them PNG or JPEG",) if told else ()
 

@@ -219,6 +219,6 @@ def require_evaluation(workdir: Path) -> EvaluationResult:
         return read_evaluation(workdir)
     except UserError as error:
         raise UserError(
-            f"{workdir} has no valid evaluation: {error}. Once the run is trained, --mode=evaluate "
-            "writes it; runs of several seeds are in the folders seed<k>."
+            f"{workdir} has no valid evaluation: {error}. --mode=evaluate writes it for a trained "
+            "run; runs of several seeds are in the folders seed<k>."
         ) from error

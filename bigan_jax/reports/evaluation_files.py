@@ -102,8 +102,8 @@ def _training_warnings(history: Sequence[Mapping]) -> list[str]:
     for number, rollback in enumerate(rollbacks(history), 1):
         warnings.append(
             f"Training diverged in epoch {rollback['epoch']} ({rollback['objective']}) and was "
-            f"rolled back to the state after epoch {rollback['back_to']}, with {0.5**number:g} of "
-            "the learning rates."
+            f"rolled back to the state after epoch {rollback['rolled_back_to']}, with "
+            f"{0.5**number:g} of the learning rates."
         )
     return warnings
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from bigan_jax.data.files.images import map_in_threads, read_as_shown
+from bigan_jax.data.files.images import map_in_threads, read_full_size
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.reports.charts import ERROR_PALETTE, error_levels
 
@@ -46,7 +46,7 @@ def write_overlays(
         images = try_read(
             name,
             lambda: overlay(
-                read_as_shown(io.BytesIO(contents[name]), stretch), error_maps[i], limit
+                read_full_size(io.BytesIO(contents[name]), stretch), error_maps[i], limit
             ),
         )
         if isinstance(images, UnreadableFile):

@@ -1,1 +1,1 @@
-"""From a detector and data to a trained state: step, schedules, loop, devices, divergence."""
+"""Training of a detector on data: step, schedules, loop, devices, divergence."""

@@ -1,4 +1,4 @@
-"""Augmentation of training images on the device, with one random key per image."""
+"""Random augmentation of training images on the device, with one key per image."""
 
 from dataclasses import dataclass
 
@@ -10,24 +10,24 @@ from jaxtyping import Array, Float, Key
 
 from bigan_jax.errors import UserError
 
-# An image scaled to a tenth is a spot; one that is shifted by its size is gone.
-_LARGEST = {"translate": 1, "scale": 0.9, "rotate": 180, "brightness": 1}
+# At these limits an image shrinks to a tenth, or is shifted out of the frame.
+_MAXIMUM = {"translate": 1, "scale": 0.9, "rotate": 180, "brightness": 1}
 
 
 @dataclass(frozen=True)
 class AugmentationSettings:
-    """The fields of `config.augment`, checked (the paper, Sec. IV-B).
+    """The validated fields of `config.augment` (the paper, Sec. IV-B).
 
     Attributes:
-      flip: whether half of the images are mirrored left to right.
-      translate: largest shift, as a fraction of the size, both ways, uniform.
-      scale: the factor about the center is uniform in [1 - scale, 1 + scale].
-      rotate: largest angle about the center, in degrees, both ways, uniform.
-      brightness: the factor is uniform in [1 - brightness, 1 + brightness]; results are cut off
-        at 1.
+      flip: whether each image is mirrored left to right with probability 1/2.
+      translate: each shift is uniform in [-translate, translate], as a fraction of the size.
+      scale: the zoom factor about the center is uniform in [1 - scale, 1 + scale].
+      rotate: the angle about the center is uniform in [-rotate, rotate], in degrees.
+      brightness: the factor is uniform in [1 - brightness, 1 + brightness]; the result is
+        clipped at 1.
 
     Raises:
-      UserError: a value is negative or larger than an image can bear.
+      UserError: a value is negative or above its maximum.
     """
 
     flip: bool = False
@@ -37,10 +37,10 @@ class AugmentationSettings:
     brightness: float = 0.0
 
     def __post_init__(self):
-        for name, largest in _LARGEST.items():
+        for name, maximum in _MAXIMUM.items():
             value = getattr(self, name)
-            if not 0 <= value <= largest:
-                raise UserError(f"config.augment.{name} must be from 0 to {largest} (got {value}).")
+            if not 0 <= value <= maximum:
+                raise UserError(f"config.augment.{name} must be from 0 to {maximum} (got {value}).")
 
 
 def augment(
@@ -50,8 +50,8 @@ def augment(
 
     Args:
       keys: one key per image, so that an image's result does not depend on the others.
-      image: in [0, 1]; so is the result. Pixels from outside repeat the border.
-      settings: how much of each.
+      image: values in [0, 1]; so are the result's. Pixels from outside the image repeat its border.
+      settings: the amounts.
     """
     translate, scale, rotate = settings.translate, settings.scale, settings.rotate
     if settings.flip:
@@ -72,17 +72,17 @@ def _uniform(key, purpose, shape=()):
 
 
 def _translate_scale(key, image, translate, scale):
-    """Without a turn each axis is resampled by itself: two matrix products, and no gather."""
+    """Without rotation each axis is resampled separately: two matrix products and no gather."""
     size = jnp.array(image.shape[:2], jnp.float32)
     factor = 1 + scale * _uniform(key, 1)
     shift = translate * size * _uniform(key, 2, (2,))
-    # jax.image.scale_and_translate fills with zeros, which a plain ground would show as a frame.
-    # The widened border is as far as anything can come in from.
+    # jax.image.scale_and_translate fills with zeros, which would show as a frame on a plain
+    # background. The border is widened as far as a pixel can move.
     margin = [int(side * (translate + scale) / (1 - scale)) + 2 for side in image.shape[:2]]
     padded = jnp.pad(image, [(m, m) for m in margin] + [(0, 0)], mode="edge")
-    about_middle = size / 2 * (1 - factor) + shift - factor * jnp.array(margin, jnp.float32)
+    offset = size / 2 * (1 - factor) + shift - factor * jnp.array(margin, jnp.float32)
     moved = jax.image.scale_and_translate(
-        padded, image.shape, (0, 1), jnp.full(2, factor), about_middle, "linear", antialias=False
+        padded, image.shape, (0, 1), jnp.full(2, factor), offset, "linear", antialias=False
     )
     return jnp.clip(moved, 0, 1)
 
@@ -95,13 +95,13 @@ def _rotate(key, image, translate, scale, rotate):
 
 
 def _warp(image, angle, factor, shift):
-    """Turns (radians, counter-clockwise) and scales about the middle, then shifts (y, x pixels)."""
+    """Rotates (radians, counterclockwise) and scales about the center, then shifts (y, x)."""
     height, width = image.shape[:2]
-    middle = (height - 1) / 2, (width - 1) / 2
-    y = (jnp.arange(height)[:, None] - middle[0] - shift[0]) / factor
-    x = (jnp.arange(width)[None, :] - middle[1] - shift[1]) / factor
+    center = (height - 1) / 2, (width - 1) / 2
+    y = (jnp.arange(height)[:, None] - center[0] - shift[0]) / factor
+    x = (jnp.arange(width)[None, :] - center[1] - shift[1]) / factor
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    source = [cos * y + sin * x + middle[0], cos * x - sin * y + middle[1]]
+    source = [cos * y + sin * x + center[0], cos * x - sin * y + center[1]]
     return jax.vmap(lambda plane: map_coordinates(plane, source, order=1, mode="nearest"), -1, -1)(
         image
     )

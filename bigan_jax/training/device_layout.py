@@ -1,9 +1,9 @@
-"""How that which trains lies on the devices: the one file that says pmap.
+"""How states and batches lie on the devices; the only module that uses `pmap` and shardings.
 
-Everything on the devices has a leading axis of this process's devices. Several seeds go side by
-side through one program: then every state, batch and log has an axis of seeds after it. Where the
-devices can share the seeds evenly, each has some of them whole, and none waits for another;
-otherwise all have all seeds, and a part of each one's batch.
+All arrays on the devices have a leading axis over this process's devices. Several seeds are trained
+by one program: every state, batch and log then has an axis of seeds after the first. If the number
+of seeds is a multiple of the number of devices, each device trains some of the seeds alone, without
+waiting for others; otherwise every device has all seeds and a part of each seed's batch.
 """
 
 from collections.abc import Callable
@@ -18,43 +18,15 @@ from jaxtyping import Int, Num, PyTree
 
 from bigan_jax.nn.blocks import BATCH_AXIS
 
-_mapped = partial(jax.pmap, axis_name=BATCH_AXIS)
+_pmap = partial(jax.pmap, axis_name=BATCH_AXIS)
 
-
-# Mapped once, as a program of a function that is new at each call would be compiled anew; and over
-# the steps' own axis, as arrays of another one would compile each step a second time.
-_replicated = _mapped(lambda _, x: x, in_axes=(0, None))
-_copied = _mapped(lambda tree: jax.tree.map(jnp.copy, tree))
-# One program for hundreds of arrays, which one by one take as long as a short epoch.
-_unstacked = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
-_merged = jax.jit(lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree))
-
-
-def replicate(tree: PyTree) -> PyTree:
-    """A copy of the tree on each of this process's devices."""
-    if not jax.tree.leaves(tree):  # JAX 0.10 cannot map what returns nothing over processes
-        return tree
-    devices = np.arange(jax.local_device_count())
-    return _replicated(devices, tree)
-
-
-def scatter(tree: PyTree) -> PyTree:
-    """Each row of the leading axis on the device that will work on it, as a pmap would put it.
-
-    Unlike a program, this may be called by any thread: processes need not agree on its turn.
-    """
-    mesh = Mesh(jax.local_devices()[: jax.local_device_count()], BATCH_AXIS)
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(BATCH_AXIS)))
-
-
-def first(tree: PyTree) -> PyTree:
-    """The copy on this process's first device."""
-    return _unstacked(jax.tree.map(lambda x: x.addressable_data(0), tree))
-
-
-def copy(tree: PyTree) -> PyTree:
-    """The same on the same devices, in memory of its own: an epoch uses up its state's."""
-    return _copied(tree)
+# Mapped once, as a function created at each call would be compiled again; and over the axis of the
+# steps, as arrays of another axis would make each step compile a second time.
+_replicate = _pmap(lambda _, x: x, in_axes=(0, None))
+_copy = _pmap(lambda tree: jax.tree.map(jnp.copy, tree))
+# One program for hundreds of arrays; one call for each would take as long as a short epoch.
+_unstack = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
+_merge = jax.jit(lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree))
 
 
 @partial(jax.jit, static_argnums=1)
@@ -62,64 +34,99 @@ def _split(tree, number):
     return [jax.tree.map(itemgetter(i), tree) for i in range(number)]
 
 
+def replicate(tree: PyTree) -> PyTree:
+    """Returns the tree with a copy on each of this process's devices."""
+    if not jax.tree.leaves(tree):  # JAX 0.10 cannot map a function without results over processes
+        return tree
+    devices = np.arange(jax.local_device_count())
+    return _replicate(devices, tree)
+
+
+def scatter(tree: PyTree) -> PyTree:
+    """Puts each row of the leading axis on its device, with the sharding of a pmap.
+
+    Unlike a program, this may be called by any thread: processes need not call it in one order.
+    """
+    mesh = Mesh(jax.local_devices()[: jax.local_device_count()], BATCH_AXIS)
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(BATCH_AXIS)))
+
+
+def first(tree: PyTree) -> PyTree:
+    """Returns the copy on this process's first device."""
+    return _unstack(jax.tree.map(lambda x: x.addressable_data(0), tree))
+
+
+def copy(tree: PyTree) -> PyTree:
+    """Returns a copy on the same devices, which outlives an epoch's donation of the original."""
+    return _copy(tree)
+
+
 class DeviceLayout:
-    """Where states and batches lie, and steps mapped over them."""
+    """Places states and batches on the devices, and maps steps over them.
+
+    Attributes:
+      seeds: number of states trained in parallel; 0 for a single one without an axis of seeds.
+      shards_seeds: whether each device has some of the seeds, with their entire batches.
+    """
 
     def __init__(self, seeds: int = 0):
-        """seeds: so many side by side; 0: a single one, without that axis."""
         self.seeds = seeds
-        shared_out = jax.process_count() == 1 and seeds % jax.local_device_count() == 0
-        self.whole_seeds = bool(seeds) and shared_out
-        axis = "seeds" if self.whole_seeds else BATCH_AXIS
-        self._mapped = partial(jax.pmap, axis_name=axis)
-        self._placed = self._mapped(lambda x: x)
+        divisible = jax.process_count() == 1 and seeds % jax.local_device_count() == 0
+        self.shards_seeds = bool(seeds) and divisible
+        axis = "seeds" if self.shards_seeds else BATCH_AXIS
+        self._pmap = partial(jax.pmap, axis_name=axis)
+        self._identity = self._pmap(lambda x: x)
 
     def vmap_over_seeds(self, step: Callable, *axes: int | None) -> Callable:
-        """A device's step for one seed as one for all that it has.
+        """Vectorizes a device's step over the seeds that the device has.
 
-        axes: 0 for each argument that has an axis of seeds, None for the others.
+        Args:
+          step: the step for one seed.
+          *axes: 0 for each argument with an axis of seeds, None for the others.
         """
-        if self.whole_seeds:
-            step = _with_the_whole_batch(step)
+        if self.shards_seeds:
+            step = _with_batch_axis(step)
         return jax.vmap(step, axes) if self.seeds else step
 
     def pmap(self, step: Callable, **options: object) -> Callable:
-        """A device's step as one for all devices; options: as pmap takes them."""
-        return self._mapped(step, **options)
+        """Maps a device's step over all devices. The options are those of `jax.pmap`."""
+        return self._pmap(step, **options)
 
     def to_devices(self, state: PyTree) -> PyTree:
-        """A state on the devices that train it; its leaves have a leading axis of seeds, if any."""
-        if not self.whole_seeds:
+        """Places a state, with a leading axis of seeds if there are several, on the devices."""
+        if not self.shards_seeds:
             return replicate(state)
         devices = jax.local_device_count()
-        shares = jax.tree.map(lambda x: np.reshape(x, (devices, -1, *x.shape[1:])), state)
-        return self._placed(shares)
-
-    def from_devices(self, tree: PyTree) -> PyTree:
-        """What `place` put on the devices, or what was made of it there, as it was before."""
-        return _merged(tree) if self.whole_seeds else first(tree)
-
-    def unstack_seeds(self, tree: PyTree) -> list[PyTree]:
-        """The same of each seed on its own; of a single one, it alone."""
-        return (
-            _split(self.from_devices(tree), self.seeds) if self.seeds else [self.from_devices(tree)]
+        return self._identity(
+            jax.tree.map(lambda x: np.reshape(x, (devices, -1, *x.shape[1:])), state)
         )
 
-    def take_log(self, log: Num[np.ndarray, "local *seeds n"]) -> Num[np.ndarray, "*seeds n"]:
-        """The same of what devices logged, once it is on the host."""
-        return log.reshape(-1, log.shape[-1]) if self.whole_seeds else log[0]
+    def from_devices(self, tree: PyTree) -> PyTree:
+        """Undoes `to_devices`: returns the tree on one device, with the axis of seeds if any."""
+        return _merge(tree) if self.shards_seeds else first(tree)
+
+    def unstack_seeds(self, tree: PyTree) -> list[PyTree]:
+        """Returns the tree of each seed, or of the only one, on one device."""
+        tree = self.from_devices(tree)
+        return _split(tree, self.seeds) if self.seeds else [tree]
+
+    def log_from_devices(
+        self, log: Num[np.ndarray, "local *seeds n"]
+    ) -> Num[np.ndarray, "*seeds n"]:
+        """Undoes the layout of a log that was fetched to the host."""
+        return log.reshape(-1, log.shape[-1]) if self.shards_seeds else log[0]
 
     def shard_indices(
-        self, order: Int[np.ndarray, "steps *seeds batch"]
+        self, indices: Int[np.ndarray, "steps *seeds batch"]
     ) -> Int[np.ndarray, "local steps *seeds b"]:
-        """The part of each batch, or of the seeds, that goes to each device of this process."""
-        local, axis = jax.local_device_count(), 1 if self.whole_seeds else -1
-        shares = np.stack(np.split(order, jax.device_count(), axis))
-        return shares[jax.process_index() * local :][:local]
+        """Returns each local device's part of every batch, or of the seeds."""
+        local, axis = jax.local_device_count(), 1 if self.shards_seeds else -1
+        shards = np.stack(np.split(indices, jax.device_count(), axis))
+        return shards[jax.process_index() * local :][:local]
 
 
-def _with_the_whole_batch(step):
-    """The step on a device that shares no batch: the axis over which steps average has length 1 and
-    lies within the device's own program."""
+def _with_batch_axis(step):
+    """For a device with entire batches: the axis over which a step averages has length 1 and is
+    part of the device's own program."""
     mapped = jax.vmap(step, in_axes=None, axis_name=BATCH_AXIS, axis_size=1)
     return lambda *arguments: jax.tree.map(lambda x: x[0], mapped(*arguments))

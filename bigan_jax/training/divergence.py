@@ -1,5 +1,4 @@
-"""When numbers go wrong: which step was the first whose loss or weights are not finite, by whose
-move, on which pictures; and how often a run may go back and try more slowly."""
+"""Divergence: which step first had a value that is not finite, and how a run rolls back from it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,94 +11,124 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bigan_jax.detector import TrainState
 from bigan_jax.errors import UserError, printable, unknown_name
-from bigan_jax.training import epoch_runner
+from bigan_jax.training import device_layout
 from bigan_jax.training.epoch_runner import EpochRunner
 from bigan_jax.training.saving.progress import Progress
 
 POLICIES = ("stop", "rollback")
-MOST_ROLLBACKS = 3
-_NAMED = 5  # pictures in a message; the file has all
+MAX_ROLLBACKS = 3
+_IMAGES_IN_MESSAGE = 5  # nan.json lists all
 
 
 class Divergence(NamedTuple):
-    """Where training diverged."""
+    """Where training diverged.
 
-    epoch: int  # from 1
-    step: int  # of the epoch, from 1
-    objective: str  # whose loss or update was the first; "" where that could not be told
-    loss: float  # its loss in this step
-    networks: list[str]  # whose parameters or statistics are not finite after its update
-    pictures: list[str]  # of the step's batch
+    Attributes:
+      epoch: the epoch, from 1.
+      step: the step of the epoch, from 1.
+      objective: the objective with the first loss or update that is not finite; "" if unknown.
+      loss: its loss in this step.
+      networks: the networks with values that are not finite after its update.
+      images: paths of the images of the step's batch.
+    """
 
-    def sentence(self) -> str:
-        """The finding in words."""
-        if not self.objective:  # by the last update before
-            lost = ", ".join(self.networks)
-            return f"Training diverged before epoch {self.epoch}: {lost} are not finite."
-        where = f"Training diverged in epoch {self.epoch}, step {self.step}"
-        named = ", ".join(map(printable, self.pictures[:_NAMED]))
-        others = len(self.pictures) - _NAMED
+    epoch: int
+    step: int
+    objective: str
+    loss: float
+    networks: list[str]
+    images: list[str]
+
+    def message(self) -> str:
+        """Describes the divergence in one or two sentences."""
+        networks = ", ".join(self.networks)
+        if not self.objective:  # the last update before these steps did it
+            return (
+                f"Training diverged before epoch {self.epoch}: the values of {networks} are not "
+                "finite."
+            )
+        images = ", ".join(map(printable, self.images[:_IMAGES_IN_MESSAGE]))
+        others = len(self.images) - _IMAGES_IN_MESSAGE
         more = f" and {others} more" if others > 0 else ""
-        lost = ", ".join(self.networks) or "none"
         return (
-            f"{where}: the loss of {self.objective} is {self.loss:.4g}; networks whose parameters "
-            f"are not finite after its update: {lost}. Its pictures: {named}{more}."
+            f"Training diverged in epoch {self.epoch}, step {self.step}: the loss of "
+            f"{self.objective} is {self.loss:.4g}; networks with values that are not finite after "
+            f"its update: {networks or 'none'}. Images of this step: {images}{more}."
         )
 
     def as_dict(self) -> dict:
-        """The content of nan.json; a loss that is no number is its name, which JSON can hold."""
-        return {**self._asdict(), "loss": str(self.loss), "message": self.sentence()}
+        """Returns the content of nan.json; the loss is a string, as JSON has no NaN."""
+        return {**self._asdict(), "loss": str(self.loss), "message": self.message()}
 
 
 def validate_policy(name: str) -> None:
-    """Raises UserError for a policy that there is not."""
+    """Raises UserError for an unknown policy."""
     if name not in POLICIES:
         raise unknown_name("config.on_nan", name, POLICIES)
 
 
 def roll_back(
-    finding: Divergence, rollbacks: Sequence[Mapping], policy: str, to: Progress
+    divergence: Divergence, rollbacks: Sequence[Mapping], policy: str, restored: Progress
 ) -> Progress:
-    """The progress to go on from, with one rollback more than there were.
+    """Returns the progress to resume from, with one rollback more.
 
-    Raises UserError where the policy is to stop, or where there were enough.
+    Args:
+      divergence: where the run diverged.
+      rollbacks: the run's earlier rollbacks.
+      policy: one of POLICIES.
+      restored: the progress of the latest valid checkpoint.
+
+    Raises:
+      UserError: the policy is "stop", or the run has been rolled back MAX_ROLLBACKS times.
     """
-    told = f"{finding.sentence()} nan.json has them all. What was saved after {to.describe()} stays"
+    problem = (
+        f"{divergence.message()} nan.json lists all of them. The checkpoint after "
+        f"{restored.describe()} is kept"
+    )
     if policy == "stop":
-        whose = f"config.optimizers.{finding.objective}.learning_rate"
+        rate = "learning rate (config.optimizers)"
+        if divergence.objective:
+            rate = f"config.optimizers.{divergence.objective}.learning_rate"
         raise UserError(
-            f"{told}. Start in another --workdir with a lower "
-            f"{whose if finding.objective else 'learning rate (config.optimizers)'}, or go on from "
-            "there with --config.on_nan=rollback, which halves the learning rates."
+            f"{problem}. Start again in another --workdir with a lower {rate}, or resume from the "
+            "checkpoint with --config.on_nan=rollback, which halves the learning rates."
         )
-    if len(rollbacks) >= MOST_ROLLBACKS:
+    if len(rollbacks) >= MAX_ROLLBACKS:
         raise UserError(
-            f"{told}, and it went back {len(rollbacks)} times: start in another --workdir with "
-            "lower learning rates."
+            f"{problem}, but the run was already rolled back {len(rollbacks)} times. Start again "
+            "in another --workdir with lower learning rates."
         )
-    this = {"epoch": finding.epoch, "step": finding.step, "objective": finding.objective}
-    return to._replace(rollbacks=[*rollbacks, {**this, "back_to": to.epochs}])
+    where = {name: getattr(divergence, name) for name in ("epoch", "step", "objective")}
+    rollback = {**where, "rolled_back_to": restored.epochs}
+    return restored._replace(rollbacks=[*rollbacks, rollback])
 
 
 def rate_scale(rollbacks: Sequence[Mapping]) -> float:
-    """What learning rates are multiplied by after these rollbacks."""
+    """Returns the factor of the learning rates after these rollbacks: each halves them."""
     return 0.5 ** len(rollbacks)
 
 
 def losses_are_finite(logs: Mapping[str, Sequence[float]]) -> bool:
-    """Whether every loss among the logs of some steps is finite."""
+    """Returns whether every loss among the logs is finite."""
     return all(np.isfinite(v).all() for name, v in logs.items() if name.endswith("/loss"))
 
 
 def nonfinite_networks(state: TrainState) -> list[str]:
-    """The networks with a parameter or statistic that is not finite, of one device's state."""
+    """Returns the networks with a parameter or statistic that is not finite.
+
+    Args:
+      state: on one device.
+    """
     return [name for name, finite in jax.device_get(finite_networks(state)).items() if not finite]
 
 
 @jax.jit
 def finite_networks(state: TrainState) -> dict[str, Bool[Array, ""]]:
-    """Whether all parameters and statistics are finite, by network, of one device's state; it is
-    not waited for."""
+    """Returns, by network, whether all parameters and statistics are finite, without waiting.
+
+    Args:
+      state: on one device.
+    """
 
     def all_finite(*trees):
         leaves = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.inexact)]
@@ -113,36 +142,43 @@ def finite_networks(state: TrainState) -> dict[str, Bool[Array, ""]]:
 
 def locate(
     make_runner: Callable[..., EpochRunner],
-    start: TrainState,
-    due: tuple[str, ...],
-    order: Int[np.ndarray, "steps batch"],
+    initial_state: TrainState,
+    objectives: tuple[str, ...],
+    indices: Int[np.ndarray, "steps batch"],
     paths: Sequence[str],
     progress: Progress,
     logs: Mapping[str, Float[np.ndarray, "done"]],
     state: TrainState,
 ) -> Divergence:
-    """Takes the steps of an epoch again, update by update, until something is not finite.
+    """Repeats the steps of an epoch update by update until a value is not finite.
 
-    start: replicated, before the first of these steps; it is used up. order: theirs.
-    paths: of all training pictures. progress: before these steps.
-    logs: of these steps, when they were taken first. state: after them or later, on one device.
+    Args:
+      make_runner: from `scanned` to a runner.
+      initial_state: the replicated state before these steps; its memory is donated.
+      objectives: the objective of each update of a step.
+      indices: the training images of each step.
+      paths: of all training images.
+      progress: before these steps.
+      logs: of these steps, when they were first taken. They locate the divergence if it does not
+        occur again, on a device that does not add in the same order each time.
+      state: after these steps or later, on one device.
     """
-    epoch, step = progress.epochs + 1, progress.step + 1
-    if lost := nonfinite_networks(epoch_runner.first(start)):
-        return Divergence(epoch, step, "", math.nan, lost, [])
-    for at, name, moved, seen in make_runner(scanned=False).updates(start, due, order):
-        loss, lost = (
-            float(np.ravel(seen[f"{name}/loss"])[0]),
-            nonfinite_networks(epoch_runner.first(moved)),
-        )
-        if lost or not math.isfinite(loss):
-            batch = [str(paths[i]) for i in order[at]]
-            return Divergence(epoch, step + at, name, loss, lost, batch)
-    # Where the device does not add in the same order each time, what was seen has to do.
-    losses = {name: np.isfinite(v) for name, v in logs.items() if name.endswith("/loss")}
-    bad = {name: int(np.argmin(fine)) for name, fine in losses.items() if not fine.all()}
-    first = min(bad, key=bad.get, default="/loss")
-    at = bad.get(first, len(order) - 1)
-    batch = [str(paths[i]) for i in order[at]]
-    name = first.removesuffix("/loss")
-    return Divergence(epoch, step + at, name, math.nan, nonfinite_networks(state), batch)
+    epoch, first_step = progress.epochs + 1, progress.step + 1
+    if networks := nonfinite_networks(device_layout.first(initial_state)):
+        return Divergence(epoch, first_step, "", math.nan, networks, [])
+
+    def divergence_at(step, objective, loss, networks):
+        images = [str(paths[i]) for i in indices[step]]
+        return Divergence(epoch, first_step + step, objective, loss, networks, images)
+
+    updates = make_runner(scanned=False).step_by_step(initial_state, objectives, indices)
+    for step, objective, new_state, update_logs in updates:
+        loss = float(np.ravel(update_logs[f"{objective}/loss"])[0])
+        networks = nonfinite_networks(device_layout.first(new_state))
+        if networks or not math.isfinite(loss):
+            return divergence_at(step, objective, loss, networks)
+    finite = {name: np.isfinite(v) for name, v in logs.items() if name.endswith("/loss")}
+    first_bad = {name: int(np.argmin(steps)) for name, steps in finite.items() if not steps.all()}
+    name = min(first_bad, key=first_bad.get, default="/loss")
+    step = first_bad.get(name, len(indices) - 1)
+    return divergence_at(step, name.removesuffix("/loss"), math.nan, nonfinite_networks(state))

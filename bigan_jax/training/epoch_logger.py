@@ -1,4 +1,4 @@
-"""What is shown of a training while it goes on, and what is kept of each epoch."""
+"""Reports a training: a progress bar by step, and train.jsonl and TensorBoard by epoch."""
 
 import sys
 from pathlib import Path
@@ -14,99 +14,139 @@ from bigan_jax.training.saving.tensorboard import TensorBoardWriter
 from bigan_jax.training.saving.train_log import TrainLog
 from bigan_jax.training.schedules import ScheduledEpoch
 
-_LOOK = 10  # steps between two looks at the losses: a look waits for the device
+_CHECK_EVERY = 10  # steps between two checks of the losses: reading a loss waits for the device
 
 
-def progress_bar(epochs: int, steps: int, progress: Progress) -> tqdm:
-    """Of all steps of a training; steps: in every epoch."""
+def make_progress_bar(epochs: int, steps: int, progress: Progress) -> tqdm:
+    """Returns a progress bar over all steps of a training, disabled in all processes but one.
+
+    Args:
+      epochs: number of epochs of the schedule.
+      steps: number of steps of each epoch.
+      progress: where the run starts or resumes.
+    """
     return tqdm(
         total=epochs * steps,
         initial=progress.epochs * steps + progress.step,
         unit="step",
         dynamic_ncols=True,
-        mininterval=0.2 if sys.stderr.isatty() else 30,  # a log file wants few lines
+        mininterval=0.2 if sys.stderr.isatty() else 30,  # few lines in a log file
         disable=not distributed.is_primary(),
     )
 
 
 class EpochLogger:
-    """What is kept of each epoch: train.jsonl, and events for TensorBoard."""
+    """Writes each finished epoch to train.jsonl and to TensorBoard event files."""
 
-    def __init__(self, workdir: Path, progress: Progress):
-        self._history = TrainLog(workdir, progress.history)
-        self._events = TensorBoardWriter(workdir / "events", progress.epochs + 1)
+    def __init__(self, workdir: Path, progress: Progress, batch_size: int):
+        self._batch_size = batch_size
+        self._train_log = TrainLog(workdir, progress.train_log)
+        self._tensorboard = TensorBoardWriter(workdir / "events", progress.epochs + 1)
 
-    def add(
-        self, progress: Progress, moment: ScheduledEpoch, batch_size: int, bar: tqdm
+    def log_epoch(
+        self, progress: Progress, schedule: ScheduledEpoch, progress_bar: tqdm
     ) -> Progress:
-        """Keeps and tells what is to be told of the epoch that was just done, and counts it."""
-        row = _row(progress, moment, batch_size)
+        """Logs the epoch that has just finished, and prints its health warnings.
+
+        Args:
+          progress: the run's progress, with the logs of all steps of the epoch.
+          schedule: the epoch's position in the schedule.
+          progress_bar: where warnings are printed.
+
+        Returns:
+          The progress at the beginning of the next epoch.
+
+        Raises:
+          UserError: a file could not be written.
+        """
+        row = _row(progress, schedule, self._batch_size)
         for warning in row["health"]:
-            bar.write(f"epoch {row['epoch']}: {warning}")
-        self._history.append(row)
-        curves = row.keys() - {"epoch", "phase", "step", "health", "rollbacks"}
-        self._events.add({name: row[name] for name in sorted(curves)}, row["epoch"])
+            progress_bar.write(f"epoch {row['epoch']}: {warning}")
+        self._train_log.append(row)
+        scalars = row.keys() - {"epoch", "phase", "step", "health", "rollbacks"}
+        self._tensorboard.add({name: row[name] for name in sorted(scalars)}, row["epoch"])
         return progress.at_step(0, progress.steps)._replace(
-            epochs=row["epoch"], history=self._history.text
+            epochs=row["epoch"], train_log=self._train_log.text
         )
 
     def close(self) -> None:
-        self._events.close()
+        """Closes the event file. Raises UserError if it could not be written."""
+        self._tensorboard.close()
 
 
 class StepMonitor:
-    """Shows the steps of an epoch, and ends it where that was asked for or a loss is not finite."""
+    """Shows the steps of an epoch, and ends it at a stop request or a loss that is not finite.
 
-    def __init__(self, bar: tqdm, done: int, steps: int, asked: StopRequest):
-        self.done, self._bar, self._steps, self._asked = done, bar, steps, asked
-        self._before = self._shown = done
+    Attributes:
+      steps_done: number of dispatched steps of the epoch, those before a resumption included.
+    """
 
-    def __call__(self, fresh: int, logs: dict) -> bool:
-        """Told of steps that were begun; whether no more are to be. logs: of the last of them."""
-        before, self.done = self.done, self._before + fresh
-        if self.done == self._steps:
-            return False  # it is the end that looks at the last one
-        look, diverged = self.done // _LOOK > before // _LOOK, False
-        if look:  # reading a loss waits for the device
+    def __init__(self, progress_bar: tqdm, steps_done: int, steps: int, stop_request: StopRequest):
+        self.steps_done, self._progress_bar = steps_done, progress_bar
+        self._steps, self._stop_request = steps, stop_request
+        self._steps_before = self._steps_shown = steps_done
+
+    def __call__(self, steps: int, logs: dict) -> bool:
+        """Counts dispatched steps; the callback of `EpochRunner.dispatch`.
+
+        Args:
+          steps: number of steps dispatched since the monitor was created.
+          logs: logs of the last of them.
+
+        Returns:
+          Whether the epoch ends here.
+        """
+        before, self.steps_done = self.steps_done, self._steps_before + steps
+        if self.steps_done == self._steps:
+            return False  # `finish` reads the logs of the last step
+        check = self.steps_done // _CHECK_EVERY > before // _CHECK_EVERY
+        diverged = False
+        if check:
             losses = _losses(logs)
             diverged = not divergence.losses_are_finite(losses)
             self._show(losses)
         else:
             self._count()
-        if look or not distributed.is_multiprocess():  # which would wait for each other as well
-            self._asked.acted_on = distributed.all_max(self._asked.received or 0)
-        return diverged or self._asked.acted_on > 0
+        # Several processes would wait for each other, too, and compare their requests less often.
+        if check or not distributed.is_multiprocess():
+            self._stop_request.acted_on = distributed.all_max(self._stop_request.received or 0)
+        return diverged or self._stop_request.acted_on > 0
 
-    def end(self, logs: dict) -> None:
-        """Told, once the epoch ends, of the logs of its steps."""
-        self._show({n: values[..., -1:] for n, values in _losses(logs).items()})
+    def finish(self, logs: dict) -> int:
+        """Shows the losses of the last step, and returns the number of steps done.
+
+        Args:
+          logs: logs of all steps of the epoch.
+        """
+        self._show({name: values[..., -1:] for name, values in _losses(logs).items()})
+        return self.steps_done
 
     def _show(self, losses):
-        shown = {n.removesuffix("/loss"): f"{np.ravel(v)[0]:.3g}" for n, v in losses.items()}
-        self._bar.set_postfix(shown, refresh=False)
+        texts = {n.removesuffix("/loss"): f"{np.ravel(v)[0]:.3g}" for n, v in losses.items()}
+        self._progress_bar.set_postfix(texts, refresh=False)
         self._count()
 
     def _count(self):
-        self._bar.update(self.done - self._shown)
-        self._shown = self.done
+        self._progress_bar.update(self.steps_done - self._steps_shown)
+        self._steps_shown = self.steps_done
 
 
 def _losses(logs):
-    """Each objective's own loss; the terms that it is made of stay in train.jsonl."""
+    """Each objective's total loss; train.jsonl also has its terms."""
     return {name: values for name, values in logs.items() if name.endswith("/loss")}
 
 
-def _row(progress: Progress, moment: ScheduledEpoch, batch_size: int) -> dict:
-    """What train.jsonl tells of the epoch that was just done."""
+def _row(progress, schedule, batch_size) -> dict:
+    """The row of train.jsonl of the epoch that has just finished."""
     row = {
         "epoch": progress.epochs + 1,
-        "phase": moment.phase.name,
+        "phase": schedule.phase.name,
         "step": (progress.epochs + 1) * progress.steps,
         "seconds": progress.seconds,
         "images_per_second": progress.steps * batch_size / progress.seconds,
         **{name: float(np.mean(values)) for name, values in progress.logs.items()},
     }
-    if progress.rollbacks and progress.rollbacks[-1]["back_to"] == progress.epochs:
+    if progress.rollbacks and progress.rollbacks[-1]["rolled_back_to"] == progress.epochs:
         row["rollbacks"] = progress.rollbacks
     row["health"] = health.health_warnings(row)
     return row

@@ -1,10 +1,11 @@
-"""Epochs of steps on many devices, in one process or several.
+"""Runs epochs of training steps on the devices of one or several processes.
 
-The step is composed of the same functions everywhere: on an accelerator a whole epoch of it is one
-scanned program, on a CPU its pieces are mapped one by one and looped over on the host, since
-XLA:CPU runs convolutions inside a loop up to 27 times slower than outside. Pictures lie on every
-device, or are streamed: then some steps' at a time are read ahead and put where those steps look
-for them, and all else is the same.
+A step is composed of the same functions everywhere. On accelerators an epoch is one scanned
+program. On CPUs each function is mapped over the devices and called in a loop on the host, because
+XLA:CPU runs convolutions inside a loop up to 27 times slower than outside.
+
+Images are either replicated on all devices or streamed: then the images of the next steps are read
+ahead and placed on the devices that use them. Nothing else depends on this.
 """
 
 import math
@@ -35,35 +36,46 @@ from bigan_jax.training.train_step import (
 
 __all__ = ["STATISTICS", "EpochRunner", "copy", "first", "replicate", "steps_and_batch_size"]
 
-STATISTICS = ("statistics",)  # their program's name, among those of what is due in a step
-_CHUNK = 16 * 2**20  # bytes of pictures that one scanned program is given where they are streamed
+STATISTICS = ("statistics",)  # names the program of BatchNorm statistics among those of epochs
+_CHUNK = 16 * 2**20  # bytes of streamed images that one scanned program takes
+_StepCallback = Callable[[int, dict], bool | None]
 
 
-def steps_and_batch_size(batch_size: int, pictures: int) -> tuple[int, int]:
-    """(steps an epoch, global batch size): as asked, or one batch of all when there are fewer.
+def steps_and_batch_size(batch_size: int, images: int) -> tuple[int, int]:
+    """Returns the number of steps per epoch and the batch size over all devices.
 
-    Raises UserError when the devices cannot share a batch evenly.
+    Args:
+      batch_size: the requested batch size, at least 1.
+      images: the number of training images; if there are fewer than `batch_size`, one batch holds
+        all that the devices can share evenly.
+
+    Raises:
+      UserError: the devices cannot share a batch evenly.
     """
     devices = jax.device_count()
-    if batch_size < 1:
-        raise UserError(f"config.batch_size={batch_size}: it counts pictures, from 1 on")
     if batch_size % devices:
         raise UserError(
-            f"config.batch_size={batch_size} cannot be shared evenly by {devices} devices: "
-            f"take a multiple of {devices}"
+            f"config.batch_size must be a multiple of {devices}, the number of devices "
+            f"(got {batch_size})."
         )
-    if pictures < devices:
+    if images < devices:
         raise UserError(
-            f"{pictures} training pictures are too few for {devices} devices: use fewer, such as "
-            "by CUDA_VISIBLE_DEVICES=0 or --num_processes=1"
+            f"{images} training images are too few for {devices} devices. Use fewer devices, for "
+            "example with CUDA_VISIBLE_DEVICES=0 or --num_processes=1."
         )
-    batch_size = min(batch_size, pictures // devices * devices)
-    return pictures // batch_size, batch_size
+    batch_size = min(batch_size, images // devices * devices)
+    return images // batch_size, batch_size
 
 
 class EpochRunner:
-    """Trains epochs of a detector. Frozen variables are replicated ones, and states as
-    `layout.to_devices` gives them."""
+    """Trains a detector by the epoch, one state or several vectorized over seeds.
+
+    Attributes:
+      layout: how states and batches lie on the devices; `layout.to_devices` gives the states that
+        the methods take.
+      frozen: replicated variables of the frozen networks.
+      training_set: the training images.
+    """
 
     def __init__(
         self,
@@ -71,235 +83,272 @@ class EpochRunner:
         optimizers: Mapping,
         augmentation: AugmentationSettings,
         frozen: PyTree,
-        pictures: TrainingSet,
+        training_set: TrainingSet,
         scanned: bool | None = None,
         seeds: int = 0,
     ):
-        """pictures: replicated; or on the host (LazyImages, an array), and they are streamed.
-        scanned: an epoch, or a chunk of a streamed one, as one program; by default wherever that
-        is not slower. seeds: so many states side by side; 0: a single one, without that axis."""
-        self.frozen, self.pictures, self.layout = frozen, pictures, DeviceLayout(seeds)
-        self._streamed = not isinstance(pictures.image, jax.Array)
+        """Builds the programs; each is compiled when it is first used, or by `compile_ahead`.
+
+        Args:
+          detector: networks and objectives.
+          optimizers: by objective.
+          augmentation: augmentation of the training images.
+          frozen: replicated variables of the frozen networks.
+          training_set: replicated; or on the host (LazyImages or an array) to be streamed.
+          scanned: whether an epoch, or a chunk of a streamed one, is one program. By default it is
+            on all devices but CPUs, where that is slower.
+          seeds: number of states trained in parallel; 0 for a single one without an axis of seeds.
+        """
+        self.frozen, self.training_set, self.layout = frozen, training_set, DeviceLayout(seeds)
+        self._streamed = not isinstance(training_set.image, jax.Array)
         self._scanned = jax.default_backend() != "cpu" if scanned is None else scanned
-        each, mapped = self.layout.vmap_over_seeds, self.layout.pmap
-        self._prepare = each(partial(prepare_batch, augmentation=augmentation), 0, None, 0)
+        vmap, pmap = self.layout.vmap_over_seeds, self.layout.pmap
+        self._prepare = vmap(partial(prepare_batch, augmentation=augmentation), 0, None, 0)
         self._updates = {
-            name: each(partial(update, detector, optimizers[name], name), 0, None, 0, None)
+            name: vmap(partial(update, detector, optimizers[name], name), 0, None, 0, None)
             for name in detector.objectives
         }
-        self._advance = each(partial(finish_step, detector), 0)
-        self._plain_batch = each(
+        self._finish_step = vmap(partial(finish_step, detector), 0)
+        self._prepare_plain = vmap(
             partial(prepare_batch, augmentation=AugmentationSettings()), 0, None, 0
         )
-        self._batch_statistics = each(partial(batch_statistics, detector), 0, None, 0)
-        self._statistics = mapped(self._summed_statistics if self._scanned else self._statistics_of)
+        self._batch_statistics = vmap(partial(batch_statistics, detector), 0, None, 0)
+        self._statistics = pmap(self._summed_statistics if self._scanned else self._step_statistics)
         self._programs, self._compiling, self._compilers = {}, {}, None
         if not self._scanned:
-            self._prepare = mapped(self._prepare)
+            self._prepare = pmap(self._prepare)
             self._updates = {
-                name: mapped(f, in_axes=(0, 0, 0, None), donate_argnums=0)
+                name: pmap(f, in_axes=(0, 0, 0, None), donate_argnums=0)
                 for name, f in self._updates.items()
             }
-            self._advance = mapped(self._advance, donate_argnums=0)
+            self._finish_step = pmap(self._finish_step, donate_argnums=0)
 
     def epoch(
         self,
         state: TrainState,
-        due: tuple[str, ...],
-        order: Int[np.ndarray, "steps *seeds batch"],
-        on_step: Callable[[int, dict], bool | None] = lambda done, logs: None,
+        objectives: tuple[str, ...],
+        indices: Int[np.ndarray, "steps *seeds batch"],
+        on_step: _StepCallback = lambda done, logs: None,
     ) -> tuple[TrainState, dict[str, Float[np.ndarray, "*seeds done"]]]:
-        """One pass over `order`, the global batches' indices into the pictures.
+        """Dispatches an epoch, waits for it, and returns the state and each log by step.
 
-        due: the objectives' names, in the order of the updates of each step.
-        on_step: told how many steps are done, and the last one's logs, still on the device; where
-        it answers True, no further step is begun.
-        Returns the state and each log of the steps that were done.
+        Args: as those of `dispatch`.
         """
-        state, rows = self.dispatch(state, due, order, on_step)
-        return state, self.fetch_logs(rows)
+        state, logs = self.dispatch(state, objectives, indices, on_step)
+        return state, self.fetch_logs(logs)
 
     def dispatch(
         self,
         state: TrainState,
-        due: tuple[str, ...],
-        order: Int[np.ndarray, "steps *seeds batch"],
-        on_step: Callable[[int, dict], bool | None] = lambda done, logs: None,
+        objectives: tuple[str, ...],
+        indices: Int[np.ndarray, "steps *seeds batch"],
+        on_step: _StepCallback = lambda done, logs: None,
     ) -> tuple[TrainState, list[dict]]:
-        """As `epoch`, without waiting for the devices: `logs` does, of what this returns."""
-        if not len(order):
+        """Dispatches an epoch to the devices without waiting for its results.
+
+        Args:
+          state: the state, whose memory is used again (it is donated).
+          objectives: the objective of each update of a step, in order.
+          indices: indices of the training images of each batch, over all devices.
+          on_step: called with the number of steps dispatched so far and the logs of the last one,
+            which are still on the devices; if it returns True, no further step is dispatched.
+
+        Returns:
+          The new state, and the logs for `fetch_logs`.
+        """
+        if not len(indices):
             return state, []
-        self._await(due)
-        run = self._program(due) if self._scanned else self._one_step(due)
-        rows, done = [], 0
-        with closing(self._pieces(order, self._scanned)) as pieces:
-            for pictures, indices in pieces:
-                state, row, last = run(state, self.frozen, pictures, indices)
-                rows.append(row)
-                if self._streamed:  # or steps not yet begun would pile up, each with its pictures
-                    jax.block_until_ready(rows[-2:-1])
-                done += indices.shape[1] if self._scanned else 1
+        self._wait_for_compilation(objectives)
+        run = self._epoch_program(objectives) if self._scanned else self._single_step(objectives)
+        all_logs, done = [], 0
+        with closing(self._chunks(indices, self._scanned)) as chunks:
+            for images, places in chunks:
+                state, logs, last = run(state, self.frozen, images, places)
+                all_logs.append(logs)
+                if self._streamed:  # otherwise chunks of images would accumulate on the devices
+                    jax.block_until_ready(all_logs[-2:-1])
+                done += places.shape[1] if self._scanned else 1
                 if on_step(done, last):
                     break
-        return state, rows
+        return state, all_logs
 
-    def fetch_logs(self, rows: list[dict]) -> dict[str, Float[np.ndarray, "*seeds done"]]:
-        """Each log of the steps of an epoch that was begun."""
-        rows = jax.device_get(rows)
-        names = rows[0] if rows else ()
-        return {name: self._over_steps([row[name] for row in rows]) for name in names}
+    def fetch_logs(self, logs: list[dict]) -> dict[str, Float[np.ndarray, "*seeds done"]]:
+        """Waits for a dispatched epoch and returns each of its logs by step."""
+        logs = jax.device_get(logs)
+        names = logs[0] if logs else ()
+        return {name: self._by_step([of_chunk[name] for of_chunk in logs]) for name in names}
 
-    def _over_steps(self, parts):
-        """[*seeds, steps] of a log, from [local, *seeds] of each step or, scanned, of several."""
+    def _by_step(self, parts):
+        """[*seeds, steps] of a log, from [local, *seeds] by step or, scanned, by chunk of steps."""
         log = np.concatenate(parts, 1) if self._scanned else np.stack(parts, 1)
-        return self.layout.take_log(np.moveaxis(log, 1, -1))
+        return self.layout.log_from_devices(np.moveaxis(log, 1, -1))
 
-    def updates(
-        self, state: TrainState, due: tuple[str, ...], order: Int[np.ndarray, "steps batch"]
+    def step_by_step(
+        self,
+        state: TrainState,
+        objectives: tuple[str, ...],
+        indices: Int[np.ndarray, "steps batch"],
     ) -> Iterator[tuple[int, str, TrainState, dict]]:
-        """The same pass, update by update: (step, objective, state, its logs). Not scanned."""
-        with closing(self._pieces(order, scanned=False)) as pieces:
-            for step, (pictures, indices) in enumerate(pieces):
-                for name, moved, logs in self._turns(due, state, self.frozen, pictures, indices):
-                    state = moved
-                    yield step, name, state, logs
-                state = self._advance(state)
+        """Runs an epoch update by update; only of a runner that is not scanned.
 
-    def _pieces(
-        self, order: Int[np.ndarray, "steps *seeds batch"], scanned: bool
+        Yields:
+          The step from 0, the objective, the state after its update, and the update's logs.
+        """
+        with closing(self._chunks(indices, scanned=False)) as chunks:
+            for step, (images, places) in enumerate(chunks):
+                for name, new_state, logs in self._objective_steps(
+                    objectives, state, self.frozen, images, places
+                ):
+                    state = new_state
+                    yield step, name, state, logs
+                state = self._finish_step(state)
+
+    def _chunks(
+        self, indices: Int[np.ndarray, "steps *seeds batch"], scanned: bool
     ) -> Iterator[tuple[TrainingSet, Int[np.ndarray, "local ..."]]]:
-        """What the epoch's programs are given, in turn: pictures, and indices into them of one step
+        """Yields the inputs of the epoch's programs: images, and indices into them of one step
         [local, b] or, scanned, of several [local, steps, b]."""
-        share = self.layout.shard_indices(order)
+        shards = self.layout.shard_indices(indices)
         if not scanned:
-            parts = [share[:, step] for step in range(len(order))]
+            parts = [shards[:, step] for step in range(len(indices))]
         elif not self._streamed:
-            parts = [share]
+            parts = [shards]
         else:
-            steps = max(1, _CHUNK // (share[:, 0].size * math.prod(self.pictures.image.shape[1:])))
-            parts = [share[:, i : i + steps] for i in range(0, len(order), steps)]
+            image_bytes = math.prod(self.training_set.image.shape[1:])
+            steps = max(1, _CHUNK // (shards[:, 0].size * image_bytes))
+            parts = [shards[:, i : i + steps] for i in range(0, len(indices), steps)]
         if self._streamed:
             return prefetch(self._fetch, parts)
-        # Put there by name: all else that goes to the devices within an epoch would be a mistake.
-        return ((self.pictures, scatter(part)) for part in parts)
+        # An explicit transfer: a guard in the tests shows that an epoch makes no other one.
+        return ((self.training_set, scatter(part)) for part in parts)
 
     def _fetch(self, indices):
-        """The pictures at `indices` on their devices, and where there each now lies."""
-        image = self.pictures.image[indices.ravel()]
-        condition = self.pictures.condition[indices]
-        here = TrainingSet(
+        """Reads images onto the devices that use them; returns them, and indices into them."""
+        image = self.training_set.image[indices.ravel()]
+        condition = self.training_set.condition[indices]
+        images = TrainingSet(
             image.reshape(len(indices), -1, *image.shape[1:]), condition.reshape(len(indices), -1)
         )
         places = np.arange(indices[0].size, dtype=np.int32).reshape(indices.shape[1:])
-        return scatter((here, np.broadcast_to(places, indices.shape)))
+        return scatter((images, np.broadcast_to(places, indices.shape)))
 
-    def _step(self, due, state, frozen, pictures, indices):
-        seen = {}
-        for _, moved, logs in self._turns(due, state, frozen, pictures, indices):
-            state = moved
-            for key, value in logs.items():
-                seen.setdefault(key, []).append(value)
-        return self._advance(state), {key: tree_mean(values) for key, values in seen.items()}
+    def _step(self, objectives, state, frozen, images, indices):
+        """A log of an objective with several updates is their mean."""
+        values = {}
+        for _, new_state, logs in self._objective_steps(objectives, state, frozen, images, indices):
+            state = new_state
+            for name, value in logs.items():
+                values.setdefault(name, []).append(value)
+        return self._finish_step(state), {name: tree_mean(v) for name, v in values.items()}
 
-    def _turns(self, due, state, frozen, pictures, indices):
-        batch = self._prepare(state, pictures, indices)
-        for turn, name in enumerate(due, 1):
-            state, logs = self._updates[name](state, frozen, batch, turn)
+    def _objective_steps(self, objectives, state, frozen, images, indices):
+        batch = self._prepare(state, images, indices)
+        for update_index, name in enumerate(objectives, 1):
+            state, logs = self._updates[name](state, frozen, batch, update_index)
             yield name, state, logs
 
-    def _one_step(self, due):
+    def _single_step(self, objectives):
         def run(*arguments):
-            state, logs = self._step(due, *arguments)
+            state, logs = self._step(objectives, *arguments)
             return state, logs, logs
 
         return run
 
-    def _program(self, due):
-        """Many steps as one: the state, all their logs, and the last one's."""
-        if due not in self._programs:
+    def _epoch_program(self, objectives):
+        """A program of many steps; returns the state, the logs of all steps, and the last one's."""
+        if objectives not in self._programs:
 
-            def epoch(state, frozen, pictures, order):
-                state, rows = lax.scan(
-                    lambda s, i: self._step(due, s, frozen, pictures, i), state, order
+            def epoch(state, frozen, images, indices):
+                state, logs = lax.scan(
+                    lambda s, i: self._step(objectives, s, frozen, images, i), state, indices
                 )
-                return state, rows, {name: values[-1] for name, values in rows.items()}
+                return state, logs, {name: values[-1] for name, values in logs.items()}
 
-            self._programs[due] = self.layout.pmap(epoch, donate_argnums=0)
-        return self._programs[due]
+            self._programs[objectives] = self.layout.pmap(epoch, donate_argnums=0)
+        return self._programs[objectives]
 
     @property
-    def whole_epochs(self) -> bool:
-        """Whether an epoch is one program."""
+    def epoch_is_one_program(self) -> bool:
+        """Whether an epoch is one compiled program."""
         return self._scanned and not self._streamed
 
     def compile_ahead(
         self,
         state: TrainState,
         programs: Iterable[tuple[str, ...]],
-        order: Int[np.ndarray, "steps *seeds batch"],
+        indices: Int[np.ndarray, "steps *seeds batch"],
     ) -> None:
-        """Begins to compile whole epochs side by side, as each may take a minute; `begin` waits for
-        its own.
+        """Starts to compile epochs in parallel, as each may take a minute; `dispatch` waits for its
+        own. The program of BatchNorm statistics, if there are any, is compiled last.
 
-        programs: what is due in their steps, in the order of need. state, order: of their shapes.
-        The one for statistics comes last, where there are any.
+        Args:
+          state: a state; only its shapes matter.
+          programs: the objectives of each epoch program, in the order in which they are needed.
+          indices: indices of an epoch; only their shape matters.
         """
-        given = state, self.frozen, self.pictures, scatter(self.layout.shard_indices(order))
+        inputs = state, self.frozen, self.training_set, scatter(self.layout.shard_indices(indices))
         shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), given
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), inputs
         )
         self._compilers = ThreadPoolExecutor(thread_name_prefix="compile")
-        named = {due: self._program(due) for due in programs}
+        functions = {objectives: self._epoch_program(objectives) for objectives in programs}
         if _has_statistics(state):
-            named[STATISTICS] = self._statistics
-        for name, program in named.items():
-            # JAX keeps it with the program, and finds it at the call.
-            compile_it = program.lower(*shapes).compile
+            functions[STATISTICS] = self._statistics
+        for name, function in functions.items():
+            # JAX keeps the result with the function and uses it at the call.
+            compile_it = function.lower(*shapes).compile
             self._compiling[name] = self._compilers.submit(compile_it)
 
-    def _await(self, name):
+    def _wait_for_compilation(self, name):
         if name in self._compiling:
             self._compiling.pop(name).result()
 
     def is_compiled(self, name: tuple[str, ...]) -> bool:
-        """Whether `begin` would not wait for the program of what is due, nor fail with it; or
-        `with_statistics` for STATISTICS."""
+        """Returns whether a program's compilation is finished and did not fail.
+
+        Args:
+          name: the objectives of an epoch, or STATISTICS.
+        """
         compiling = self._compiling.get(name)
         return compiling is None or (compiling.done() and compiling.exception() is None)
 
     def stop_compiling(self) -> None:
-        """Waits for what is being compiled, and begins no more of it."""
+        """Waits for running compilations and cancels the others."""
         if self._compilers:
             self._compilers.shutdown(cancel_futures=True)
         self._compiling.clear()
 
     def with_statistics(
-        self, state: TrainState, order: Int[np.ndarray, "steps *seeds batch"]
+        self, state: TrainState, indices: Int[np.ndarray, "steps *seeds batch"]
     ) -> TrainState:
-        """The state with BatchNorm statistics averaged over the batches of `order`, pictures as
-        they are, without augmentation."""
+        """Returns the state with BatchNorm statistics averaged over batches without augmentation.
+
+        Args:
+          state: the state.
+          indices: indices of the training images of each batch, over all devices.
+        """
         if not _has_statistics(state):
             return state
-        self._await(STATISTICS)
+        self._wait_for_compilation(STATISTICS)
         total = None
-        with closing(self._pieces(order, self._scanned)) as pieces:
-            for pictures, indices in pieces:
-                seen = self._statistics(state, self.frozen, pictures, indices)
-                total = seen if total is None else jax.tree.map(jnp.add, total, seen)
-                # One at a time: streamed pictures would pile up, and of programs that average over
-                # simulated devices several may hold all threads of a CPU, each waiting for more.
-                if not self.whole_epochs:
+        with closing(self._chunks(indices, self._scanned)) as chunks:
+            for images, places in chunks:
+                statistics = self._statistics(state, self.frozen, images, places)
+                total = statistics if total is None else jax.tree.map(jnp.add, total, statistics)
+                # One at a time: streamed images would accumulate, and several programs that reduce
+                # over simulated devices could deadlock, each holding some threads of the CPU.
+                if not self.epoch_is_one_program:
                     jax.block_until_ready(total)
-        return with_statistics(state, jax.tree.map(lambda x: x / len(order), total))
+        return with_statistics(state, jax.tree.map(lambda x: x / len(indices), total))
 
-    def _statistics_of(self, state, frozen, pictures, indices):
-        return self._batch_statistics(state, frozen, self._plain_batch(state, pictures, indices))
+    def _step_statistics(self, state, frozen, images, indices):
+        return self._batch_statistics(state, frozen, self._prepare_plain(state, images, indices))
 
-    def _summed_statistics(self, state, frozen, pictures, order):
-        _, seen = lax.scan(
-            lambda _, i: (None, self._statistics_of(state, frozen, pictures, i)), None, order
+    def _summed_statistics(self, state, frozen, images, indices):
+        _, statistics = lax.scan(
+            lambda _, i: (None, self._step_statistics(state, frozen, images, i)), None, indices
         )
-        return jax.tree.map(lambda x: x.sum(0), seen)
+        return jax.tree.map(lambda x: x.sum(0), statistics)
 
 
 def _has_statistics(state):

@@ -1,7 +1,9 @@
-"""Epoch after epoch, of one run or of several side by side, for as long as they go together.
+"""The training loop: dispatches epochs to the devices, then logs and checkpoints their results.
 
-Where an epoch is one program and a short one, the devices are given the next before the host looks
-at what came of the last: while losses are read, rows written and checkpoints saved, they go on.
+One run is trained, or several that differ in their seed alone, vectorized over seeds.
+When an epoch is one compiled program and takes less than a second, the next epoch is dispatched
+before the results of the previous one are read. Logging and checkpointing then overlap with
+computation.
 """
 
 import time
@@ -19,231 +21,306 @@ from tqdm import tqdm
 from bigan_jax.detector import TrainState
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.preemption import StopRequest
-from bigan_jax.training import divergence, epoch_runner, schedules
-from bigan_jax.training.epoch_logger import EpochLogger, StepMonitor, progress_bar
+from bigan_jax.training import device_layout, divergence, schedules
+from bigan_jax.training.epoch_logger import EpochLogger, StepMonitor, make_progress_bar
 from bigan_jax.training.epoch_runner import STATISTICS, EpochRunner
 from bigan_jax.training.run import TrainingRun
 from bigan_jax.training.saving.progress import Progress
 from bigan_jax.training.schedules import ScheduledEpoch
 
-_LONG = 1.0  # seconds of an epoch beside which the host's work is little
+STOP_NOTICE = "finishing and saving the current work; press Ctrl-C again to quit at once"
+_LONG_EPOCH = 1.0  # seconds; the host's work is small against longer epochs
 
 
 class EpochResult(NamedTuple):
-    """An epoch as one run went through it, or what had been left of it."""
+    """The result of an epoch, or of the rest of a resumed one, for one run.
+
+    Attributes:
+      run: the run.
+      progress: its progress before these steps.
+      initial_state: the replicated state before these steps; None for several runs.
+      objectives: the updates of each step.
+      indices: the training images of each step.
+      logs: each log by step.
+    """
 
     run: TrainingRun
-    progress: Progress  # before it
-    start: TrainState | None  # the state then, replicated; not kept where several go side by side
-    due: tuple[str, ...]
-    order: Int[np.ndarray, "steps batch"]
+    progress: Progress
+    initial_state: TrainState | None
+    objectives: tuple[str, ...]
+    indices: Int[np.ndarray, "steps batch"]
     logs: Mapping[str, Float[np.ndarray, "done"]]
 
 
 def train_epochs(
-    runs: Sequence[TrainingRun], runner: EpochRunner, asked: StopRequest
+    runs: Sequence[TrainingRun], runner: EpochRunner, stop_request: StopRequest
 ) -> list[EpochResult]:
-    """Trains to the end, or until that is asked for or a run diverges: the attempts that did.
+    """Trains to the end of the schedule, or until a stop is requested or a run diverges.
 
-    All other runs are saved, and have the progress and state to go on from.
+    Runs that do not diverge are saved, and their `progress` and `state` are up to date.
 
-    runs: equally far, and different in their seed alone. runner: for as many.
-    Raises UserError where something cannot be written.
+    Args:
+      runs: with equal progress, and different in their seed alone.
+      runner: for as many seeds.
+      stop_request: checked after each epoch and within epochs.
+
+    Returns:
+      The result of the last epoch of each run that diverged.
+
+    Raises:
+      UserError: a file could not be written.
     """
     job, start = runs[0].job, runs[0].progress
     for run in runs:
         run.job.mark_started()
-    with ExitStack() as held:
-        bar = held.enter_context(closing(progress_bar(job.epochs, job.steps_per_epoch, start)))
-        records = {
-            run: held.enter_context(closing(EpochLogger(run.job.workdir, run.progress)))
+    with ExitStack() as stack:
+        progress_bar = stack.enter_context(
+            closing(make_progress_bar(job.epochs, job.steps_per_epoch, start))
+        )
+        loggers = {
+            run: stack.enter_context(
+                closing(EpochLogger(run.job.workdir, run.progress, job.batch_size))
+            )
             for run in runs
         }
-        loop = held.enter_context(closing(TrainLoop(records, runner, asked, bar)))
-        loop.prepare()
-        begun = deque()
+        loop = stack.enter_context(closing(TrainLoop(loggers, runner, stop_request, progress_bar)))
+        loop.compile_ahead()
+        pending = deque()
         for number in range(start.epochs, job.epochs):
-            if begun and not loop.may_run_ahead(number):
-                loop.finish_epoch(begun.popleft())
-            asked.acted_on = distributed.all_max(asked.received or 0)
-            if asked.acted_on or loop.diverged:
+            if pending and not loop.may_run_ahead(number):
+                loop.finish_epoch(pending.popleft())
+            stop_request.acted_on = distributed.all_max(stop_request.received or 0)
+            if stop_request.acted_on or loop.diverged:
                 break
-            begun.append(loop.dispatch_epoch(number))
-            if len(begun) > 1:
-                loop.finish_epoch(begun.popleft())
-        for epoch in begun:
+            pending.append(loop.dispatch_epoch(number))
+            if len(pending) > 1:
+                loop.finish_epoch(pending.popleft())
+        for epoch in pending:
             loop.finish_epoch(epoch)
         loop.save_unsaved()
     return list(loop.diverged.values())
 
 
-def epoch_order(seed: int, epoch: int, pictures: int, steps: int, batch_size: int) -> np.ndarray:
-    """[steps, batch_size] indices of the pictures: a function of seed and epoch alone. What does
-    not fill a batch waits for another epoch's shuffle."""
-    shuffled = np.random.default_rng((seed, epoch)).permutation(pictures)
+def epoch_order(seed: int, epoch: int, images: int, steps: int, batch_size: int) -> np.ndarray:
+    """Returns the shuffled image indices of an epoch, a function of seed and epoch alone.
+
+    Args:
+      seed: the run's seed.
+      epoch: the epoch, from 0.
+      images: the number of training images; those that do not fill a batch are left out.
+      steps: the number of steps.
+      batch_size: the number of images of each step.
+
+    Returns:
+      Indices of shape [steps, batch_size].
+    """
+    shuffled = np.random.default_rng((seed, epoch)).permutation(images)
     return shuffled[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
 
 
-class PendingEpoch(NamedTuple):
-    """One that the devices were given."""
-
-    moment: ScheduledEpoch
-    orders: list[Int[np.ndarray, "steps batch"]]  # each run's
-    start: TrainState | None
-    rows: list[dict]  # logs, still on the devices
-    to_save: bool  # whether what it leaves is,
-    left: list["Snapshot"] | None  # which is taken at once where the next may begin before its end
-    watch: StepMonitor
-    began: float
-
-
 class Snapshot(NamedTuple):
-    """What an epoch left of a run, on one device."""
+    """A run's state after an epoch, on one device.
+
+    Attributes:
+      state: the state.
+      finite: whether the values of each network are finite; still on the device.
+    """
 
     state: TrainState
-    finite: dict[str, Bool[Array, ""]]  # by network, still on the device
+    finite: dict[str, Bool[Array, ""]]
+
+
+class PendingEpoch(NamedTuple):
+    """An epoch that was dispatched to the devices and has not been finished.
+
+    Attributes:
+      schedule: the epoch's position in the schedule.
+      indices: each run's image indices.
+      initial_state: as in `EpochResult`.
+      logs: logs of its steps, still on the devices.
+      save_checkpoint: whether its final state is to be saved.
+      snapshots: each run's final state, taken at once if the next epoch may be dispatched before
+        this one is finished; otherwise None.
+      monitor: counts its steps.
+      started: `time.perf_counter()` at its dispatch.
+    """
+
+    schedule: ScheduledEpoch
+    indices: list[Int[np.ndarray, "steps batch"]]
+    initial_state: TrainState | None
+    logs: list[dict]
+    save_checkpoint: bool
+    snapshots: list[Snapshot] | None
+    monitor: StepMonitor
+    started: float
 
 
 class TrainLoop:
-    """The runs' way through epochs, which begin in turn and end in turn."""
+    """Dispatches and finishes the epochs of one or several runs, in order.
+
+    Attributes:
+      diverged: the runs with a value that is not finite, with the result of their last epoch.
+    """
 
     def __init__(
         self,
-        records: Mapping[TrainingRun, EpochLogger],
+        loggers: Mapping[TrainingRun, EpochLogger],
         runner: EpochRunner,
-        asked: StopRequest,
-        bar: tqdm,
+        stop_request: StopRequest,
+        progress_bar: tqdm,
     ):
-        self.records, self.runner, self.asked, self.bar = records, runner, asked, bar
-        self.runs, self.diverged = list(records), {}
-        self.job, self.several = self.runs[0].job, runner.layout.seeds > 0
-        self.attempts: dict[TrainingRun, EpochResult] = {}  # at the epoch that ended last;
-        self.ended, self.seconds = 0.0, 0.0  # when that was, what it took,
-        self.unsaved: int | None = None  # and its steps, while what it left is not saved
+        self.loggers, self.runner = loggers, runner
+        self.stop_request, self.progress_bar = stop_request, progress_bar
+        self.runs, self.job = list(loggers), next(iter(loggers)).job
+        self.diverged: dict[TrainingRun, EpochResult] = {}
+        self.results: dict[TrainingRun, EpochResult] = {}  # of the epoch that finished last
+        self.last_finished, self.last_seconds = 0.0, 0.0  # when it finished; how long it took
+        self.unsaved_steps: int | None = None  # its number of steps, if its state is not saved
         for run in self.runs:
-            if (
-                run.progress.steps != self.job.steps_per_epoch
-            ):  # of an epoch begun with other pictures
+            # The step of an epoch with another number of images has no meaning in this one.
+            if run.progress.steps != self.job.steps_per_epoch:
                 run.progress = run.progress.at_step(0, self.job.steps_per_epoch)
         states = [run.state for run in self.runs]
-        together = jax.tree.map(lambda *x: jnp.stack(x), *states) if self.several else states[0]
-        self.state = runner.layout.to_devices(together)
-        # Several processes have to agree after each epoch on whether they go on.
-        self.ahead = runner.whole_epochs and not distributed.is_multiprocess()
+        self.state = runner.layout.to_devices(
+            jax.tree.map(lambda *x: jnp.stack(x), *states) if self._has_seeds else states[0]
+        )
+        # Several processes must agree after each epoch on whether to continue.
+        self.runs_ahead = runner.epoch_is_one_program and not distributed.is_multiprocess()
 
-    def prepare(self) -> None:
-        """Begins to compile all programs that are to come, where they are whole epochs."""
-        if self.ahead:
-            left = map(self._moment, range(self.runs[0].progress.epochs, self.job.epochs))
-            order = self._together(self._orders(0))
-            self.runner.compile_ahead(
-                self.state, dict.fromkeys(map(schedules.active_objectives, left)), order
+    @property
+    def _has_seeds(self):
+        return self.runner.layout.seeds > 0
+
+    def compile_ahead(self) -> None:
+        """Starts to compile the programs of all remaining epochs, if an epoch is one program."""
+        if self.runs_ahead:
+            remaining = range(self.runs[0].progress.epochs, self.job.epochs)
+            programs = dict.fromkeys(
+                schedules.active_objectives(self._schedule(n)) for n in remaining
             )
+            self.runner.compile_ahead(self.state, programs, self._stack(self._indices(0)))
 
     def close(self) -> None:
+        """Stops compiling."""
         self.runner.stop_compiling()
 
     def may_run_ahead(self, number: int) -> bool:
-        """Whether an epoch may begin before the one before has ended, which shall not wait for a
-        compilation; and is not worth it where the host's work is little beside the devices'."""
-        needed = [
-            schedules.active_objectives(self._moment(number)),
+        """Returns whether an epoch may be dispatched before the previous one is finished.
+
+        It may not if its programs are still being compiled, as the previous epoch's log would wait
+        for them, and need not if epochs are long.
+        """
+        programs = [
+            schedules.active_objectives(self._schedule(number)),
             *[STATISTICS] * self._is_saved(number),
         ]
-        compiled = all(map(self.runner.is_compiled, needed))
-        return self.ahead and self.seconds < _LONG and compiled
+        compiled = all(map(self.runner.is_compiled, programs))
+        return self.runs_ahead and self.last_seconds < _LONG_EPOCH and compiled
 
     def dispatch_epoch(self, number: int) -> PendingEpoch:
-        """Gives the devices an epoch, or what is left of it."""
-        self.attempts = {}  # which would hold states that nobody will ask for
-        job, moment = self.job, self._moment(number)
-        self.bar.set_description(f"epoch {number + 1}/{job.epochs} {moment.phase.name}", False)
+        """Dispatches an epoch, or the rest of a resumed one, to the devices."""
+        self.results = {}  # frees initial states that are no longer needed
+        job, schedule = self.job, self._schedule(number)
+        description = f"epoch {number + 1}/{job.epochs} {schedule.phase.name}"
+        self.progress_bar.set_description(description, False)
         progress = self.runs[0].progress
-        done = progress.step if number == progress.epochs else 0
-        orders = [order[done:] for order in self._orders(number)]
-        start = None if self.several else epoch_runner.copy(self.state)
-        watch = StepMonitor(self.bar, done, job.steps_per_epoch, self.asked)
-        began = time.perf_counter()
-        self.state, rows = self.runner.dispatch(
-            self.state, schedules.active_objectives(moment), self._together(orders), watch
+        steps_done = progress.step if number == progress.epochs else 0
+        indices = [of_run[steps_done:] for of_run in self._indices(number)]
+        initial_state = None if self._has_seeds else device_layout.copy(self.state)
+        monitor = StepMonitor(self.progress_bar, steps_done, job.steps_per_epoch, self.stop_request)
+        started = time.perf_counter()
+        self.state, logs = self.runner.dispatch(
+            self.state, schedules.active_objectives(schedule), self._stack(indices), monitor
         )
-        to_save = self._is_saved(number) and watch.done == job.steps_per_epoch
-        left = self._take(watch.done) if to_save and self.ahead else None
-        return PendingEpoch(moment, orders, start, rows, to_save, left, watch, began)
+        save = self._is_saved(number) and monitor.steps_done == job.steps_per_epoch
+        snapshots = self._take_snapshots(monitor.steps_done) if save and self.runs_ahead else None
+        return PendingEpoch(
+            schedule, indices, initial_state, logs, save, snapshots, monitor, started
+        )
 
     def finish_epoch(self, epoch: PendingEpoch) -> None:
-        """Waits for what came of it, tells it, and keeps what is sound."""
-        logs, due = self.runner.fetch_logs(epoch.rows), schedules.active_objectives(epoch.moment)
-        ended = time.perf_counter()
-        self.seconds, self.ended = ended - max(epoch.began, self.ended), ended
-        epoch.watch.end(logs)
-        self.unsaved = epoch.watch.done
-        self.attempts = {
-            run: EpochResult(run, run.progress, epoch.start, due, order, its)
-            for run, order, its in zip(self.runs, epoch.orders, self._each(logs), strict=True)
+        """Waits for an epoch, updates each run's progress, logs it, and saves a checkpoint if due.
+
+        A run with a loss that is not finite is recorded in `self.diverged`; its epoch is neither
+        logged nor saved.
+
+        Raises:
+          UserError: an earlier checkpoint, a log or an event file could not be written.
+        """
+        logs = self.runner.fetch_logs(epoch.logs)
+        seconds = self._seconds_since_last_epoch(epoch.started)
+        steps_done = epoch.monitor.finish(logs)
+        self.unsaved_steps = steps_done
+        objectives = schedules.active_objectives(epoch.schedule)
+        self.results = {
+            run: EpochResult(run, run.progress, epoch.initial_state, objectives, indices, run_logs)
+            for run, indices, run_logs in zip(
+                self.runs, epoch.indices, self._per_run(logs), strict=True
+            )
             if run not in self.diverged
         }
-        for run, attempt in self.attempts.items():
+        for run, result in self.results.items():
             run.checkpoints.raise_if_failed()
-            share = self.seconds / len(self.runs)
-            run.progress = run.progress.after(epoch.watch.done, attempt.logs, share)
-            if not divergence.losses_are_finite(attempt.logs):
-                self.diverged[run] = attempt
-            elif epoch.watch.done == self.job.steps_per_epoch:
-                record, batch_size = self.records[run], self.job.batch_size
-                run.progress = record.add(run.progress, epoch.moment, batch_size, self.bar)
-        if epoch.to_save and len(self.diverged) < len(self.runs):
-            self._save(epoch.left or self._take(epoch.watch.done))
+            run.progress = run.progress.after(steps_done, result.logs, seconds / len(self.runs))
+            if not divergence.losses_are_finite(result.logs):
+                self.diverged[run] = result
+            elif steps_done == self.job.steps_per_epoch:
+                run.progress = self.loggers[run].log_epoch(
+                    run.progress, epoch.schedule, self.progress_bar
+                )
+        if epoch.save_checkpoint and len(self.diverged) < len(self.runs):
+            self._save(epoch.snapshots or self._take_snapshots(steps_done))
 
     def save_unsaved(self) -> None:
-        """Saves what the last epoch left, where that was not due."""
-        if self.unsaved is not None:
-            self._save(self._take(self.unsaved))
+        """Saves the state after the last epoch, unless its checkpoint was due."""
+        if self.unsaved_steps is not None:
+            self._save(self._take_snapshots(self.unsaved_steps))
 
-    def _save(self, left):
-        """Hands each run what the last epoch left of it, and saves those that are sound."""
-        self.unsaved = None
-        for run, (state, finite) in zip(self.runs, left, strict=True):
+    def _save(self, snapshots):
+        """Updates each run's state, and saves it if all its values are finite."""
+        self.unsaved_steps = None
+        for run, (state, finite) in zip(self.runs, snapshots, strict=True):
             run.state = state
             if run in self.diverged:
                 continue
-            if not all(jax.device_get(finite).values()):
-                self.diverged[run] = self.attempts[run]
-            else:
+            if all(jax.device_get(finite).values()):
                 run.checkpoints.save(run.progress, state)
+            else:
+                self.diverged[run] = self.results[run]
 
-    def _take(self, done):
-        """What was left of each run, after so many steps of an epoch; after its last, and unless
-        all have diverged, with BatchNorm's statistics those of the training pictures."""
-        if done == self.job.steps_per_epoch and len(self.diverged) < len(self.runs):
-            # Shuffled as in training: as they lie, a batch would hold pictures of one kind alone.
-            order = self._together(self._orders(0))
-            self.state = self.runner.with_statistics(self.state, order)
+    def _take_snapshots(self, steps_done):
+        """After a complete epoch, the BatchNorm statistics become those of the training images,
+        unless all runs have diverged."""
+        if steps_done == self.job.steps_per_epoch and len(self.diverged) < len(self.runs):
+            # Shuffled as in training. Images are sorted by condition, and a batch of one condition
+            # would lack the variance between conditions.
+            indices = self._stack(self._indices(0))
+            self.state = self.runner.with_statistics(self.state, indices)
         states = self.runner.layout.unstack_seeds(self.state)
         return [Snapshot(state, divergence.finite_networks(state)) for state in states]
 
-    def _is_saved(self, number):
-        done = number + 1
-        return done == self.job.epochs or done % self.job.checkpointing.every == 0
+    def _seconds_since_last_epoch(self, started):
+        """Seconds that the devices had for this epoch alone."""
+        now = time.perf_counter()
+        self.last_seconds, self.last_finished = now - max(started, self.last_finished), now
+        return self.last_seconds
 
-    def _moment(self, number):
+    def _is_saved(self, number):
+        epochs_done = number + 1
+        return epochs_done == self.job.epochs or epochs_done % self.job.checkpointing.every == 0
+
+    def _schedule(self, number):
         return schedules.schedule_at(self.job.built.phases, number)
 
-    def _orders(self, number):
+    def _indices(self, number):
         shape = len(self.job.dataset.train.image), self.job.steps_per_epoch, self.job.batch_size
         return [epoch_order(run.job.seed, number, *shape) for run in self.runs]
 
-    def _together(self, orders):
-        """[steps, *seeds, batch], as the runner takes them."""
-        return np.stack(orders, 1) if self.several else orders[0]
+    def _stack(self, indices):
+        """[steps, *seeds, batch], as the runner expects them."""
+        return np.stack(indices, 1) if self._has_seeds else indices[0]
 
-    def _each(self, logs):
-        """Each run's own."""
-        if not self.several:
+    def _per_run(self, logs):
+        if not self._has_seeds:
             return [logs]
         return [{name: log[i] for name, log in logs.items()} for i in range(len(self.runs))]
-
-
-STOP_NOTICE = (
-    "what was begun is finished and saved; Ctrl-C again ends at once"  # when it is asked to stop
-)

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""A training job (its detector, data, settings and folder) and a run's current state."""
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -19,9 +19,11 @@ from bigan_jax.training.epoch_runner import EpochRunner
 from bigan_jax.training.saving.checkpoints import CheckpointManager, CheckpointSettings
 from bigan_jax.training.saving.progress import Progress
 
+FROZEN_DIGEST_FILE = "vgg16.sha256"  # digest of the frozen weights that a loss uses
+
 
 class DetectorBuild(NamedTuple):
-    """What a config describes."""
+    """A detector with its optimizers, by objective, and its schedule."""
 
     detector: Detector
     optimizers: dict[str, optax.GradientTransformation]
@@ -29,43 +31,59 @@ class DetectorBuild(NamedTuple):
 
 
 class TrainingJob(NamedTuple):
-    """What is to be trained, on what, and where the run's files are."""
+    """Everything that one run needs for training: detector, data set, settings and folder.
+
+    Attributes:
+      seed: seed of initial values, shuffling, augmentation and noise.
+      on_nan: one of `divergence.POLICIES`.
+      checkpointing: when to save, and how many checkpoints to keep.
+      built: detector, optimizers and phases.
+      dataset: training, calibration and test images.
+      audit: leak audit of the data set.
+      weights: digest of the frozen weights that a loss uses; "" if there are none.
+      steps_per_epoch: number of steps of each epoch.
+      batch_size: images of a step, over all devices.
+      init_state: from a seed to the initial state.
+      make_runner: from the scale of learning rates, and optionally `scanned` and `seeds` of
+        `EpochRunner`, to a runner.
+      workdir: the run's folder.
+    """
 
     seed: int
-    on_nan: str  # one of divergence.POLICIES
+    on_nan: str
     checkpointing: CheckpointSettings
     built: DetectorBuild
     dataset: Dataset
     audit: Audit
-    weights: str  # the digest of those that a loss looks through; "" where there are none
+    weights: str
     steps_per_epoch: int
-    batch_size: int  # of so many pictures each
-    init_state: Callable[[int], TrainState]  # from a seed
-    make_runner: Callable[
-        ..., EpochRunner
-    ]  # from the scale of learning rates, and Runner's last arguments
+    batch_size: int
+    init_state: Callable[[int], TrainState]
+    make_runner: Callable[..., EpochRunner]
     workdir: Path
 
     @property
     def epochs(self) -> int:
+        """The number of epochs of the schedule."""
         return schedules.total_epochs(self.built.phases)
 
     def checkpoints(self) -> CheckpointManager:
-        """Those of the run; whoever asks for them closes them."""
+        """Returns a manager of the run's checkpoints; the caller closes it."""
         settings = self.checkpointing
         return CheckpointManager(self.workdir, settings.keep, settings.keep_every)
 
     def mark_started(self) -> None:
-        """Keeps what trains from here on, and by which frozen weights; an evaluation of what was
-        trained before goes."""
+        """Records the training images and the frozen weights, and deletes an earlier evaluation."""
         self.audit.write_split(self.workdir)
         if self.weights:
             write_atomic(self.workdir / FROZEN_DIGEST_FILE, self.weights)
         (self.workdir / "evaluation.json").unlink(missing_ok=True)
 
     def restore_latest(self, checkpoints: CheckpointManager) -> tuple[Progress, TrainState]:
-        """Where the newest sound checkpoint was, or the beginning; of several processes, as process
-        0 has it."""
+        """Returns the latest valid checkpoint, or the initial state if there is none.
+
+        With several processes, process 0 restores and broadcasts.
+        """
         begin = partial(self.init_state, self.seed)
         progress, state = checkpoints.restore(jax.eval_shape(begin)) or (Progress(0), begin())
         progress = Progress(**distributed.broadcast_json(progress._asdict()))
@@ -73,24 +91,26 @@ class TrainingJob(NamedTuple):
 
 
 class TrainingRun:
-    """How far a run has come, and its checkpoints."""
+    """The current state and progress of a job, and its checkpoints.
+
+    Attributes:
+      job: the job.
+      checkpoints: the manager of the run's checkpoints.
+      progress: how far the run has been trained.
+      state: the state when it was last restored or saved, on one device.
+    """
 
     def __init__(self, job: TrainingJob):
         self.job = job
-        with ExitStack() as held:
-            self.checkpoints = held.enter_context(closing(job.checkpoints()))
+        with ExitStack() as stack:
+            self.checkpoints = stack.enter_context(closing(job.checkpoints()))
             self.restore()
-            held.pop_all()
+            stack.pop_all()
 
     def restore(self) -> None:
-        """Goes to the newest sound checkpoint, or to the beginning."""
+        """Returns to the latest valid checkpoint, or to the initial state."""
         self.progress, self.state = self.job.restore_latest(self.checkpoints)
 
     def close(self) -> None:
-        """Waits for what is still being written. Raises UserError where it cannot be."""
+        """Waits for pending writes. Raises UserError if a checkpoint could not be written."""
         self.checkpoints.close()
-
-
-FROZEN_DIGEST_FILE = (
-    "vgg16.sha256"  # the digest of weights that a loss looks through, and nothing trains
-)

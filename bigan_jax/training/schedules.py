@@ -1,6 +1,7 @@
-"""Which objective acts when, and how fast: the schedule as data.
+"""The training schedule: which objectives are updated in which epoch, and their learning rates.
 
-What is due is a function of the epoch alone, so a resumed run does as one never stopped.
+The active objectives are a function of the epoch alone, so that a resumed run continues as if it
+had never stopped.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,14 +15,25 @@ from bigan_jax.validation import DECAY, POSITIVE, require
 
 
 class UpdateFrequency(NamedTuple):
-    """How often an objective acts: `times` in each step of every `every`-th epoch of its phase."""
+    """How often an objective is updated.
+
+    Attributes:
+      every: the objective is active in every `every`-th epoch of its phase, from the first.
+      times: its number of updates in each step of such an epoch.
+    """
 
     every: int = 1
     times: int = 1
 
 
 class Phase(NamedTuple):
-    """So many epochs in which these objectives take part."""
+    """A part of the schedule with one set of objectives.
+
+    Attributes:
+      name: its name in `config.phases`.
+      epochs: its number of epochs.
+      objectives: update frequency of each objective, in the order of the updates of a step.
+    """
 
     name: str
     epochs: int
@@ -29,19 +41,29 @@ class Phase(NamedTuple):
 
 
 class ScheduledEpoch(NamedTuple):
-    """An epoch's place in the schedule."""
+    """An epoch's position in the schedule.
+
+    Attributes:
+      phase: its phase.
+      phase_index: index of the phase, from 0.
+      epoch: the epoch within the phase, from 0.
+    """
 
     phase: Phase
-    index: int  # of the phase
-    epoch: int  # within the phase, from 0
+    phase_index: int
+    epoch: int
 
 
-def parse(phases: Mapping[str, Mapping], objectives: Iterable[str]) -> tuple[Phase, ...]:
-    """Phases from a config, in the order of their names: {name: {epochs, objectives: {name: {every,
-    times}}}}. `times` of 0 leaves an objective out.
+def parse_phases(phases: Mapping[str, Mapping], objectives: Iterable[str]) -> tuple[Phase, ...]:
+    """Returns the phases of a config, in the order of their names.
 
-    objectives: those of the detector, in the order in which they act.
-    Raises UserError for an objective the detector does not have and for negative numbers.
+    Args:
+      phases: {name: {epochs, objectives: {name: {every, times}}}}; an objective with `times` of 0
+        is not updated.
+      objectives: those of the detector, in the order of the updates of a step.
+
+    Raises:
+      UserError: an objective is unknown, or a number is out of range.
     """
     parsed = []
     for name, phase in sorted(phases.items()):
@@ -49,26 +71,30 @@ def parse(phases: Mapping[str, Mapping], objectives: Iterable[str]) -> tuple[Pha
             raise unknown_name(
                 f"objective in config.phases.{name}.objectives", objective, objectives
             )
-        turns = {
+        frequencies = {
             n: UpdateFrequency(**phase["objectives"][n])
             for n in objectives
             if n in phase["objectives"]
         }
-        if phase["epochs"] < 0 or any(t.every < 1 or t.times < 0 for t in turns.values()):
+        if phase["epochs"] < 0 or any(f.every < 1 or f.times < 0 for f in frequencies.values()):
             raise UserError(
                 f"config.phases.{name}: epochs and times must be at least 0, every at least 1"
             )
-        parsed.append(Phase(name, phase["epochs"], turns))
+        parsed.append(Phase(name, phase["epochs"], frequencies))
     return tuple(parsed)
 
 
 def total_epochs(phases: Iterable[Phase]) -> int:
-    """How many epochs the whole schedule has."""
+    """Returns the number of epochs of the schedule."""
     return sum(phase.epochs for phase in phases)
 
 
 def schedule_at(phases: Iterable[Phase], epoch: int) -> ScheduledEpoch:
-    """Where the `epoch`-th epoch of the run (from 0) falls."""
+    """Returns the position of an epoch, counted from 0 over all phases.
+
+    Raises:
+      IndexError: the schedule has fewer epochs.
+    """
     for index, phase in enumerate(phases):
         if epoch < phase.epochs:
             return ScheduledEpoch(phase, index, epoch)
@@ -77,38 +103,42 @@ def schedule_at(phases: Iterable[Phase], epoch: int) -> ScheduledEpoch:
 
 
 def active_objectives(position: ScheduledEpoch) -> tuple[str, ...]:
-    """The updates of each step of this epoch, in order; an objective stands there `times` times."""
+    """Returns the objective of each update of a step of this epoch, in order.
+
+    An objective is listed once for each of its updates.
+    """
     return tuple(
         name
-        for name, turn in position.phase.objectives.items()
-        if position.epoch % turn.every == 0
-        for _ in range(turn.times)
+        for name, frequency in position.phase.objectives.items()
+        if position.epoch % frequency.every == 0
+        for _ in range(frequency.times)
     )
 
 
 def updates_by_phase(phases: Iterable[Phase], objective: str, steps_per_epoch: int) -> list[int]:
-    """How many updates an objective makes in each phase."""
+    """Returns the number of an objective's updates in each phase."""
     counts = []
     for phase in phases:
-        turn = phase.objectives.get(objective, UpdateFrequency(times=0))
-        epochs_due = -(-phase.epochs // turn.every)
-        counts.append(epochs_due * turn.times * steps_per_epoch)
+        frequency = phase.objectives.get(objective, UpdateFrequency(times=0))
+        active_epochs = -(-phase.epochs // frequency.every)
+        counts.append(active_epochs * frequency.times * steps_per_epoch)
     return counts
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """The fields of `config.optimizers.<objective>`, checked.
+    """The validated fields of `config.optimizers.<objective>`.
 
     Attributes:
-      learning_rate: the constant or the highest learning rate.
+      learning_rate: the constant learning rate, or the peak of the cycle.
       b1, b2: Adam's decay rates.
-      rate: "constant"; or "one_cycle" (Smith and Topin 2018): in each phase the rate rises to
-        learning_rate over the first 30 % of the updates, then falls to zero on a cosine.
-      objective: the objective that it updates, for messages.
+      rate: "constant"; or "one_cycle" (Smith and Topin 2018): in each phase the rate rises
+        linearly from learning_rate / 25 to learning_rate over the first 30 % of the updates, then
+        falls to zero along a cosine.
+      objective: the objective, for messages.
 
     Raises:
-      UserError: a value is out of range.
+      UserError: a value is out of range, or the schedule is unknown.
     """
 
     learning_rate: float
@@ -131,8 +161,8 @@ def make_optimizer(
     """Returns Adam (Kingma and Ba 2015) with the settings' learning rate schedule.
 
     Args:
-      updates: the number of updates in each phase.
-      settings: learning rate, decay rates and schedule.
+      updates: the objective's number of updates in each phase.
+      settings: learning rate, decay rates and learning rate schedule.
       scale: factor of the learning rate.
     """
     learning_rate = settings.learning_rate * scale

@@ -1,4 +1,9 @@
-"""TODO docstring."""
+"""One training step: prepare a batch, update each active objective in turn, finish the step.
+
+Also BatchNorm statistics for inference ("precise BN"). The functions run on each device of the
+mapped axis `BATCH_AXIS`. schedules.py decides which objectives are active; epoch_runner.py and
+device_layout.py spread steps over devices.
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -26,29 +31,22 @@ from bigan_jax.training.augmentation import AugmentationSettings, augment
 
 
 class TrainingSet(NamedTuple):
-    """The pictures that train, as they lie on the device: all, or those that are due next."""
+    """Training images: all, or the next of a stream; on the devices or on the host."""
 
     image: UInt8[Array, "n h w c"]
     condition: Int[Array, "n"]
 
 
-def _step_keys(state, purpose: int, batch_size: int):
-    """purpose: 0 for the augmentation, 1 and up for the updates of one step."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), purpose)
-    first = lax.axis_index(BATCH_AXIS) * batch_size
-    return example_keys(key, first + jnp.arange(batch_size))
-
-
 def prepare_batch(
     state: TrainState,
-    pictures: TrainingSet,
+    training_set: TrainingSet,
     indices: Int[Array, "b"],
     augmentation: AugmentationSettings,
 ) -> Batch:
-    """This device's batch: gathered, scaled to [0, 1] and augmented."""
-    image = pictures.image[indices].astype(jnp.float32) / 255
+    """Returns this device's batch: gathered by index, scaled to [0, 1] and augmented."""
+    image = training_set.image[indices].astype(jnp.float32) / 255
     keys = _step_keys(state, 0, len(indices))
-    return Batch(augment(keys, image, augmentation), pictures.condition[indices])
+    return Batch(augment(keys, image, augmentation), training_set.condition[indices])
 
 
 def update(
@@ -58,16 +56,27 @@ def update(
     state: TrainState,
     frozen: Mapping[str, Variables],
     batch: Batch,
-    turn: Int[Array, ""],
+    update_index: Int[Array, ""],
 ) -> tuple[TrainState, Logs]:
-    """One objective's move: gradient, optimizer and statistics of the networks that it owns.
+    """Takes one update step of one objective: gradient, optimizer and Flax collections.
 
-    Runs on every device of the mapped axis; gradients, statistics and logs are averaged over it.
+    Only the networks that the objective owns change. Gradients, collections and logs are averaged
+    over the devices.
 
-    turn: this is the step's so-manieth update, from 1: each draws its own noise.
+    Args:
+      detector: networks and objectives.
+      optimizer: the objective's optimizer.
+      name: the objective.
+      state: the state before the update.
+      frozen: variables of the frozen networks.
+      batch: this device's part of the batch.
+      update_index: position of the update within the step, from 1; each draws noise of its own.
+
+    Returns:
+      The new state, and the logs named "<objective>/<log>", "<objective>/loss" among them.
     """
     objective = detector.objectives[name]
-    keys = _step_keys(state, turn, len(batch.image))
+    keys = _step_keys(state, update_index, len(batch.image))
 
     def loss(owned):
         net = Net(
@@ -90,25 +99,11 @@ def update(
     return state, {f"{name}/{key}": value for key, value in logs.items()}
 
 
-def _average_over_devices(tree):
-    """The mean over all devices.
-
-    Among processes on CPUs as one vector, since there a reduction takes milliseconds however small;
-    accelerators' compilers gather them themselves, without the copies. One device alone is spared
-    the copies that XLA:CPU makes of its own.
-    """
-    if lax.axis_size(BATCH_AXIS) == 1:
-        return tree
-    if jax.default_backend() != "cpu" or jax.process_count() == 1:
-        return lax.pmean(tree, BATCH_AXIS)
-    vector, restore = ravel_pytree(tree)
-    return restore(lax.pmean(vector, BATCH_AXIS))
-
-
 def finish_step(detector: Detector, state: TrainState) -> TrainState:
-    """The end of a step: it is counted, and the weights' moving average takes it in.
+    """Increments the step counter and updates the moving average of the weights.
 
-    The decay rises to its value, so that the initial weights do not linger in a short run.
+    The decay rises from 0.1 to `detector.averaging`, so that the initial weights carry little
+    weight in a short run.
     """
     decay = jnp.minimum(detector.averaging, (1 + state.step) / (10 + state.step))
     average = {
@@ -121,9 +116,9 @@ def finish_step(detector: Detector, state: TrainState) -> TrainState:
 def batch_statistics(
     detector: Detector, state: TrainState, frozen: Mapping[str, Variables], batch: Batch
 ) -> dict[str, PyTree]:
-    """What BatchNorm sees of one batch with the weights held still, by network.
+    """Returns the BatchNorm statistics of one batch by network, with fixed weights.
 
-    Each network's are those of the last objective that owns it, as in a step: an encoder and a
+    A network's statistics come from the last objective that owns it, as in a step: an encoder and a
     generator that end each step on reconstruction are scored as they reconstruct.
     """
     statistics = {}
@@ -142,8 +137,33 @@ def batch_statistics(
 
 
 def with_statistics(state: TrainState, mean: dict[str, PyTree]) -> TrainState:
-    """The state with its BatchNorm statistics replaced by their mean over batches ("precise BN", Wu
-    and Johnson 2021, Sec. 3). Parameters, codebooks and the course of training are untouched."""
+    """Returns the state with BatchNorm statistics replaced by their mean over batches.
+
+    This is "precise BN" (Wu and Johnson 2021, Sec. 3). Parameters and codebooks stay as they are,
+    and later training does not depend on the statistics.
+    """
     return state._replace(
         collections={n: c | mean.get(n, {}) for n, c in state.collections.items()}
     )
+
+
+def _step_keys(state, purpose, batch_size):
+    """Returns one key per image. purpose: 0 for augmentation, from 1 for the step's updates."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), purpose)
+    first = lax.axis_index(BATCH_AXIS) * batch_size
+    return example_keys(key, first + jnp.arange(batch_size))
+
+
+def _average_over_devices(tree):
+    """Returns the mean over all devices.
+
+    Several processes on CPUs reduce one concatenated vector, because each reduction takes
+    milliseconds however small it is. Compilers for accelerators combine reductions themselves,
+    without the copies. For a single device, XLA:CPU would copy every array; the mean is skipped.
+    """
+    if lax.axis_size(BATCH_AXIS) == 1:
+        return tree
+    if jax.default_backend() != "cpu" or jax.process_count() == 1:
+        return lax.pmean(tree, BATCH_AXIS)
+    vector, restore = ravel_pytree(tree)
+    return restore(lax.pmean(vector, BATCH_AXIS))

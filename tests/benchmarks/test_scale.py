@@ -12,8 +12,8 @@ from benchmarks import scale, scale_plots, scale_pod
 from bigan_jax.detector import Detector, Objective, init_state
 from bigan_jax.nn.blocks import BATCH_AXIS
 from bigan_jax.training.run import DetectorBuild
-from tests.commands.test_seeds import BIGAN
-from tests.commands.test_seeds import SHAPE as BIGAN_SHAPE
+from tests.helpers.training import SHAPE as BIGAN_SHAPE
+from tests.helpers.training import TINY_BIGAN as BIGAN
 
 SIDE, INPUTS, FILTERS, STRIDE = 11, 3, 16, 2
 

@@ -13,11 +13,11 @@ from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import load_audited
 from bigan_jax.configs import cae
 from bigan_jax.data import audit as leaks
-from bigan_jax.data.audit.fingerprints import BLOCK
+from bigan_jax.data.audit.fingerprints import BLOCK_SIZE
 from bigan_jax.data.streaming import LazyImages
 from bigan_jax.errors import UserError
-from tests.commands.test_train import SMALL, configured
-from tests.data.test_audit import dataset, found_in, jpeg, plain, scenes
+from tests.data.test_audit import dataset, finding_of, jpeg, plain, scenes
+from tests.helpers.runs import SMALL, configured
 
 
 def leaking():
@@ -31,16 +31,18 @@ def leaking():
 
 def test_policies():
     set_ = leaking()
-    with pytest.raises(UserError, match=r"(?s)3 pictures.*train/.*duplicates=drop") as stopped:
-        leaks.drop_duplicates(set_, leaks.audit(set_))
+    with pytest.raises(
+        UserError, match=r"(?s)3 training or calibration images.*train/.*duplicates=drop"
+    ) as stopped:
+        leaks.drop_duplicates(set_, leaks.audit_dataset(set_))
     assert set_.train.path[0] in str(stopped.value) and set_.test.path[0] in str(stopped.value)
 
-    kept = leaks.drop_duplicates(set_, leaks.audit(set_, "keep"))
+    kept = leaks.drop_duplicates(set_, leaks.audit_dataset(set_, "keep"))
     assert [len(p.path) for p in kept[:3]] == [len(p.path) for p in set_[:3]]
-    assert "exact" in leaks.audit(set_, "keep").warnings[0]
+    assert "exact" in leaks.audit_dataset(set_, "keep").warnings[0]
 
     for policy, gone in (("drop", [0, 1]), ("drop_near", [0, 1, 3, 4])):
-        audit = leaks.audit(set_, policy)
+        audit = leaks.audit_dataset(set_, policy)
         settled = leaks.drop_duplicates(set_, audit)
         np.testing.assert_array_equal(settled.train.image, np.delete(set_.train.image, gone, 0))
         assert set(set_.train.path) - set(settled.train.path) == set(set_.train.path[gone])
@@ -48,24 +50,24 @@ def test_policies():
             set_.calibration.path[4]
         }
         assert len(settled.test.path) == len(set_.test.path)
-        assert f"{len(gone)} pictures left out of train" in " ".join(settled.notes)
-        after = leaks.audit(settled, "stop")
-        assert found_in(after, "exact copies across parts").found == "none"
-        near = found_in(after, "near copies across parts")
-        assert (near.found == "none") == (policy == "drop_near")
+        assert f"{len(gone)} images dropped from train" in " ".join(settled.notes)
+        after = leaks.audit_dataset(settled, "stop")
+        assert finding_of(after, "exact duplicates across splits").result == "none"
+        near = finding_of(after, "near duplicates across splits")
+        assert (near.result == "none") == (policy == "drop_near")
         assert any("near" in w for w in audit.warnings) == (policy == "drop")
 
     with pytest.raises(UserError, match=r"duplicates 'dorp'.*'drop'"):
-        leaks.audit(set_, "dorp")
+        leaks.audit_dataset(set_, "dorp")
     same = dataset(set_.train, set_.calibration, set_.train)
-    with pytest.raises(UserError, match="every picture of train"):
-        leaks.drop_duplicates(same, leaks.audit(same, "drop"))
+    with pytest.raises(UserError, match="every image of train"):
+        leaks.drop_duplicates(same, leaks.audit_dataset(same, "drop"))
 
 
 def test_files_and_table(tmp_path):
     set_ = leaking()
     set_.test.path[5] = "t/\udcff\x1b[2J.png"  # no UTF-8, and a terminal's order
-    audit = leaks.audit(set_, "drop")
+    audit = leaks.audit_dataset(set_, "drop")
     audit.write(tmp_path)
     audit.write_split(tmp_path)
     rows = {
@@ -75,27 +77,27 @@ def test_files_and_table(tmp_path):
         )
     }
     assert len(rows) == sum(len(p.path) for p in set_[:3])
-    assert rows[set_.train.path[0]]["part"] == "left out"
-    assert rows[set_.train.path[2]]["part"] == "train"
+    assert rows[set_.train.path[0]]["split"] == "dropped"
+    assert rows[set_.train.path[2]]["split"] == "train"
     assert rows["t/\udcff\x1b[2J.png"] == {
         "path": "t/\udcff\x1b[2J.png",
         "label": "normal",
         "group": set_.test.group[5],
         "condition": "thing",
-        "part": "test",
-        "pixels": rows["t/\udcff\x1b[2J.png"]["pixels"],
+        "split": "test",
+        "pixel_hash": rows["t/\udcff\x1b[2J.png"]["pixel_hash"],
     }
-    assert len({row["pixels"] for row in rows.values()}) < len(rows)  # there are copies
+    assert len({row["pixel_hash"] for row in rows.values()}) < len(rows)  # there are copies
     content = json.loads((tmp_path / "audit.json").read_text())
-    assert content["left_out"] == {"test": 0, "calibration": 1, "train": 2}
-    assert content["policy"] == "drop" and len(content["copies"]) == len(audit.copies)
-    assert content["copies"][0]["first"].keys() == {"part", "path", "label"}
+    assert content["dropped"] == {"test": 0, "calibration": 1, "train": 2}
+    assert content["policy"] == "drop" and len(content["duplicates"]) == len(audit.duplicates)
+    assert content["duplicates"][0]["first"].keys() == {"split", "path", "label"}
     table = audit.table()
     assert table.isprintable() or "\x1b" not in table
     assert max(map(len, table.splitlines())) <= 110
-    (near,) = [line for line in table.splitlines() if "near copies" in line and "pairs" in line]
+    (near,) = [line for line in table.splitlines() if "near duplicates" in line and "pairs" in line]
     assert near.startswith("! ")
-    shown = audit.as_dict(images=True)["copies"][0]
+    shown = audit.as_dict(images=True)["duplicates"][0]
     np.testing.assert_array_equal(shown["first"]["image"], shown["second"]["image"])
 
 
@@ -111,13 +113,13 @@ def test_pictures_that_are_decoded_on_demand():
     train = set_.train
     lazy = Watched(train.image.__getitem__, train.path, train.image.shape[1:])
     streamed = set_._replace(train=train._replace(image=lazy))
-    audit = leaks.audit(streamed, "drop")
-    assert max(asked) <= BLOCK < len(train.path)
-    assert audit.as_dict() == leaks.audit(set_, "drop").as_dict()
+    audit = leaks.audit_dataset(streamed, "drop")
+    assert max(asked) <= BLOCK_SIZE < len(train.path)
+    assert audit.as_dict() == leaks.audit_dataset(set_, "drop").as_dict()
     asked.clear()
     settled = leaks.drop_duplicates(streamed, audit).train
     assert not asked and isinstance(settled.image, LazyImages)
-    kept = leaks.drop_duplicates(set_, leaks.audit(set_, "drop")).train
+    kept = leaks.drop_duplicates(set_, leaks.audit_dataset(set_, "drop")).train
     assert settled.image.shape == kept.image.shape
     np.testing.assert_array_equal(settled.image[:], kept.image)
     assert settled.mask.shape == kept.mask.shape
@@ -142,7 +144,7 @@ def test_a_config_reaches_training_and_evaluation(tmp_path):
     )
     assert not any("again" in path for path in settled.train.path)
     assert len(settled.train.path) == len(loaded.train.path)
-    assert "width" in audit.facts or not settled.test.label.any()
+    assert "width" in audit.shortcut_aurocs or not settled.test.label.any()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_a_run_keeps_to_its_pictures(tmp_path, capsys):
     before = (tmp_path / "run" / "evaluation.json").read_text()
     other = folder(tmp_path / "nuts", 1)
     for call in train, partial(bigan_jax.evaluate, tmp_path / "run"):
-        with pytest.raises(UserError, match="holds a run on other pictures"):
+        with pytest.raises(UserError, match=r"was trained on \d+ other images"):
             call(config=other)
     assert (tmp_path / "run" / "evaluation.json").read_text() == before
     (tmp_path / "screws").rename(tmp_path / "moved")
@@ -196,7 +198,7 @@ def test_a_run_does_not_test_on_what_it_trained_on(tmp_path):
     (tmp_path / "screws" / "metadata.csv").write_text("\n".join(["file,group", *rows]))
     for call in bigan_jax.train, bigan_jax.evaluate:
         arguments = (config, tmp_path / "run") if call is bigan_jax.train else (tmp_path / "run",)
-        with pytest.raises(UserError, match=r"trained on \d+ of the pictures .*--workdir"):
+        with pytest.raises(UserError, match=r"trained on \d+ images .*--workdir"):
             call(*arguments)
     assert (tmp_path / "run" / "evaluation.json").read_text() == before
 
@@ -207,7 +209,7 @@ def test_an_evaluation_leaves_what_trained_as_it_was(tmp_path):
     first = bigan_jax.train(config, tmp_path / "run")
     split = (tmp_path / "run" / "split.csv").read_text()
     for row in csv.DictReader(split.splitlines()):
-        if row["part"] == "train" and row["path"] < "normal/010.png":
+        if row["split"] == "train" and row["path"] < "normal/010.png":
             (tmp_path / "screws" / row["path"]).unlink()
     for call in partial(bigan_jax.train, config), bigan_jax.evaluate:
         assert call(tmp_path / "run")["n_train"] == first["n_train"]
@@ -216,14 +218,14 @@ def test_an_evaluation_leaves_what_trained_as_it_was(tmp_path):
 
 def test_what_trained_is_not_forgotten_where_a_training_goes_on_without_it(tmp_path):
     set_ = plain(scenes(10), scenes(4, 1))
-    leaks.audit(set_).write_split(tmp_path)
+    leaks.audit_dataset(set_).write_split(tmp_path)
     fewer = set_._replace(train=set_.train.select(np.arange(3, len(set_.train.path))))
-    leaks.audit(fewer).write_split(tmp_path)
-    assert leaks.audit(fewer).count_trained(tmp_path) == len(set_.train.path)
-    leaks.audit(set_).require_same_training_images(tmp_path)
+    leaks.audit_dataset(fewer).write_split(tmp_path)
+    assert leaks.audit_dataset(fewer).count_trained(tmp_path) == len(set_.train.path)
+    leaks.audit_dataset(set_).require_same_training_images(tmp_path)
     tested = fewer._replace(test=set_.train.select(np.arange(3)))
-    with pytest.raises(UserError, match="trained on 3 of the pictures"):
-        leaks.audit(tested).require_same_training_images(tmp_path)
+    with pytest.raises(UserError, match="trained on 3 images"):
+        leaks.audit_dataset(tested).require_same_training_images(tmp_path)
 
 
 def test_new_names_do_not_hide_what_trained(tmp_path):
@@ -231,7 +233,7 @@ def test_new_names_do_not_hide_what_trained(tmp_path):
     config = folder(tmp_path / "screws", 0)
     bigan_jax.train(config, tmp_path / "run")
     (tmp_path / "screws" / "normal").rename(tmp_path / "screws" / "good")
-    with pytest.raises(UserError, match=r"trained on \d+ of the pictures .*--workdir"):
+    with pytest.raises(UserError, match=r"trained on \d+ images .*--workdir"):
         bigan_jax.evaluate(tmp_path / "run")
 
 
@@ -245,5 +247,7 @@ def test_files_of_an_archive_tell_as_much(tmp_path):
     facts = []
     for place in "set", "set.zip":
         fields = SMALL | {"data.dir": str(tmp_path / place)}
-        facts.append(load_audited(parse_settings(configured(cae, "folder", fields)))[1].facts)
-    assert facts[0] == facts[1] and "bits a pixel" in facts[0]
+        facts.append(
+            load_audited(parse_settings(configured(cae, "folder", fields)))[1].shortcut_aurocs
+        )
+    assert facts[0] == facts[1] and "bits per pixel" in facts[0]

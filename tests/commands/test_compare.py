@@ -68,7 +68,7 @@ def test_a_broken_evaluation_is_named_and_left_out(tmp_path, reason, spoil):
     content = write_run(tmp_path / "runs" / "bad")
     (tmp_path / "runs" / "bad" / "evaluation.json").write_text(spoil(content), encoding="utf-8")
     found = compare(str(tmp_path / "runs" / "*"), tmp_path / "out")
-    ((folder, why),) = found.left_out
+    ((folder, why),) = found.skipped
     assert folder.endswith("bad") and reason in why
     assert len(found.standings[0].rows) == 1
     assert html.escape(reason) in (tmp_path / "out" / "comparison.html").read_text()
@@ -86,7 +86,7 @@ def test_files_that_are_no_files(tmp_path):
     (tmp_path / "started" / "config.json").write_text("{}")
     (tmp_path / "unrelated").mkdir()
     found = compare(str(tmp_path / "*"), tmp_path / "out")
-    assert [Path(name).name for name, _ in found.left_out] == ["bytes", "pipe"]
+    assert [Path(name).name for name, _ in found.skipped] == ["bytes", "pipe"]
     assert [Path(name).name for name in found.unfinished] == ["started"]
 
 

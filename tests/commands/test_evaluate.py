@@ -16,7 +16,7 @@ from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import load_audited
 from bigan_jax.configs import cae, common, improved_bigan
 from bigan_jax.data import loading
-from bigan_jax.data.audit.result import SPLIT
+from bigan_jax.data.audit.result import SplitRow
 from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import assess as assessment
@@ -319,11 +319,11 @@ def test_a_training_that_is_not_finished_and_pictures_that_came_later_are_told(f
     config = configured(cae, **SMALL)
     _, found = load_audited(parse_settings(config))
     table = [row for row in found.split if row[-2] == "train"]
-    write_csv(finished / "split.csv", [SPLIT, *table[3:]])
+    write_csv(finished / "split.csv", [SplitRow._fields, *table[3:]])
     warnings = bigan_jax.evaluate(finished)["warnings"]
     wanted = config.phases.phase1.epochs
-    assert f"Trained for 1 of {wanted} epochs: it is not finished." in warnings
-    assert any(warning.startswith("3 pictures that would train came after") for warning in warnings)
+    assert f"Trained for 1 of {wanted} epochs: training is not finished." in warnings
+    assert any(warning.startswith("3 training images were added after") for warning in warnings)
 
 
 def test_what_has_no_finite_score_is_not_called_normal(small):

@@ -31,8 +31,8 @@ from bigan_jax.runtime.files import write_json
 from bigan_jax.runtime.run_config import write_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
-from tests.commands.test_train import ROOT, command, configured, environment
 from tests.helpers.datasets import evaluation_content
+from tests.helpers.runs import ROOT, command, configured, environment
 
 SMALL = {"data.image_size": 32, "batch_size": 16, "phases.phase1.epochs": 1}
 
@@ -88,7 +88,7 @@ def test_scores_are_those_of_the_evaluation(trained, predicted):
             assert float(ours[path][column]) == pytest.approx(float(row[column]), abs=1e-6)
         assert ours[path]["decision"] == row["decision"]
     calibration = json.loads((workdir / "evaluation.json").read_text())["calibration_scores"]
-    parts = {row["path"]: row["part"] for row in csv.DictReader((workdir / "split.csv").open())}
+    parts = {row["path"]: row["split"] for row in csv.DictReader((workdir / "split.csv").open())}
     known = sorted(
         float(ours[path]["score"]) for path, part in parts.items() if part == "calibration"
     )
@@ -223,7 +223,7 @@ def test_the_command_scores_what_it_can(trained, tmp_path):
     assert len({row["score"] for row in table(tmp_path / "out")}) == 1
     reasons = {row["path"]: row["reason"] for row in table(tmp_path / "out", "unreadable.csv")}
     assert reasons.keys() == {"torn.png", "page.jpg", "empty.png", "out.png"}
-    assert "empty" in reasons["empty.png"] and "not a picture" in reasons["page.jpg"]
+    assert "empty" in reasons["empty.png"] and "not an image" in reasons["page.jpg"]
     assert all(f"{path}: {reason}" in result.stderr for path, reason in reasons.items())
     for kind in ("error_maps", "overlays"):
         drawn = [p for p in (tmp_path / "out" / kind).rglob("*") if p.is_file()]
@@ -288,7 +288,7 @@ def test_refusals(trained, tmp_path):
         with pytest.raises(UserError, match=words):
             predict(*arguments)
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
-    with pytest.raises(UserError, match=r"no calibration_scores.*--mode=evaluate"):
+    with pytest.raises(UserError, match=r"another version .*--mode=evaluate again"):
         bigan_jax.load(old).predict([pictures / "anomalous" / "00.png"])
 
 

@@ -1,5 +1,6 @@
-"""Several seeds side by side: each as it is alone."""
+"""Several seeds in one command: each equals the run of the seed alone."""
 
+import csv
 import json
 import shutil
 import signal
@@ -17,127 +18,101 @@ from bigan_jax.commands.load import restore
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import prepare_jobs
 from bigan_jax.configs import cae
-from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError
-from bigan_jax.models import fcae, improved_bigan
+from bigan_jax.models import fcae
 from bigan_jax.runtime import preemption
 from bigan_jax.runtime.run_config import default_name, read_config
 from bigan_jax.training import epoch_runner
 from bigan_jax.training.loop import epoch_order
 from bigan_jax.training.saving.train_log import read_train_log
-from bigan_jax.training.train_step import TrainingSet
-from tests.commands.test_train import configured
 from tests.helpers.datasets import write_run
-from tests.training.test_divergence import by_programs
-
-SHAPE = (16, 16, 1)
-BIGAN = improved_bigan.create(
-    shape=SHAPE,
-    latent=8,
-    widths=(8,),
-    discriminator_widths=(8,),
-    discriminator_hidden=8,
-    se_ratio=4,
-    reconstruction_terms={"mse": 1.0},
-)
-DUE = ("discriminator", "adversarial", "reconstruction")
-AUGMENTATION = {"flip": True, "translate": 0.05, "scale": 0.05}
-PICTURES = TrainingSet(
-    np.random.default_rng(0).integers(0, 256, (32, *SHAPE), np.uint8), np.zeros(32, np.int32)
+from tests.helpers.runs import configured
+from tests.helpers.training import (
+    OBJECTIVES,
+    TINY_BIGAN,
+    assert_near,
+    gradient_recorder,
+    initial_states,
+    limit_devices,
+    make_runner,
+    set_whole_epochs,
 )
 
 
-def devices(monkeypatch, number):
-    monkeypatch.setattr(jax, "local_device_count", lambda: number)
-    monkeypatch.setattr(jax, "device_count", lambda: number)
+def train_epochs(runner, state, epochs, objectives=OBJECTIVES):
+    """Returns the state after some epochs and an estimate of statistics, and the last logs.
+
+    epochs: image indices [steps, *seeds, batch] of each epoch.
+    """
+    state = runner.layout.to_devices(state)
+    for indices in epochs:
+        state, logs = runner.dispatch(state, objectives, indices)
+        logs = runner.fetch_logs(logs)
+    in_order = np.broadcast_to(np.arange(8), epochs[0].shape)
+    state = runner.with_statistics(state, in_order)
+    return jax.device_get(runner.layout.from_devices(state)), logs
 
 
-def runner(detector, optimizer, scanned, seeds=0, streamed=False):
-    return epoch_runner.EpochRunner(
-        detector,
-        dict.fromkeys(detector.objectives, optimizer),
-        AUGMENTATION,
-        epoch_runner.replicate(dict(detector.frozen)),
-        PICTURES if streamed else epoch_runner.replicate(PICTURES),
-        scanned,
-        seeds,
-    )
-
-
-def trained(run, state, orders, due=DUE):
-    """The state after two epochs and an estimate of statistics, and the logs of the second."""
-    state = run.layout.to_devices(state)
-    for order in orders:
-        state, logs = run.epoch(state, due, order)
-    in_order = np.broadcast_to(np.arange(8), orders[0].shape)
-    state = run.with_statistics(state, in_order)
-    return jax.device_get(run.layout.from_devices(state)), logs
-
-
-def states(detector, optimizer, seeds):
-    optimizers = dict.fromkeys(detector.objectives, optimizer)
-    begin = jax.jit(lambda seed: init_state(detector, optimizers, seed, SHAPE))
-    return [begin(seed) for seed in seeds]
+def stack(states):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
 @pytest.mark.parametrize(
-    ("number", "seeds", "scanned"),
+    ("devices", "n_seeds", "scanned"),
     [(1, 3, False), (2, 4, True), (4, 2, False), (4, 2, True)],
-    ids=["on one device", "two a device", "all on all", "all on all, scanned"],
+    ids=["one device", "two seeds a device", "a seed on all devices", "the same, scanned"],
 )
-def test_each_seed_is_as_it_is_alone(monkeypatch, number, seeds, scanned):
-    """State, statistics and logs. Plain gradient descent: see test_detector."""
-    devices(monkeypatch, number)
-    optimizer, names = optax.sgd(0.02), range(5, 5 + seeds)
-    begin = states(BIGAN, optimizer, names)
-    orders = [[epoch_order(seed, epoch, 32, 2, 8) for seed in names] for epoch in range(2)]
-    together, logs = trained(
-        runner(BIGAN, optimizer, scanned, seeds),
-        jax.tree.map(lambda *x: jnp.stack(x), *begin),
-        [np.stack(order, 1) for order in orders],
+def test_each_seed_equals_its_run_alone(monkeypatch, devices, n_seeds, scanned):
+    """Gradients, state, statistics and logs."""
+    limit_devices(monkeypatch, devices)
+    optimizer, numbers = gradient_recorder(), range(5, 5 + n_seeds)
+    states = initial_states(TINY_BIGAN, optimizer, numbers)
+    epochs = [[epoch_order(seed, epoch, 32, 2, 8) for seed in numbers] for epoch in range(2)]
+    state, logs = train_epochs(
+        make_runner(TINY_BIGAN, optimizer, scanned, n_seeds),
+        stack(states),
+        [np.stack(indices, 1) for indices in epochs],
     )
-    alone = runner(BIGAN, optimizer, scanned)
-    for i in {0, seeds - 1}:
-        state, its_logs = trained(alone, begin[i], [order[i] for order in orders])
-        jax.tree.map(
-            partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
-            jax.tree.map(lambda x, i=i: x[i], together),
-            state,
-        )
-        assert logs.keys() == its_logs.keys()
+    runner = make_runner(TINY_BIGAN, optimizer, scanned)
+    for i in {0, n_seeds - 1}:
+        state_alone, logs_alone = train_epochs(runner, states[i], [epoch[i] for epoch in epochs])
+        assert_near(jax.tree.map(lambda x, i=i: x[i], state), state_alone)
+        assert logs.keys() == logs_alone.keys()
         for name in logs.keys() - {"adversarial/spread", "adversarial/real_spread"}:
-            assert logs[name].shape == (seeds, 2)
-            np.testing.assert_allclose(logs[name][i], its_logs[name], rtol=1e-3, atol=1e-4)
+            assert logs[name].shape == (n_seeds, 2)
+            assert_near(logs[name][i], logs_alone[name])
 
 
-def test_seeds_differ():
-    """They do not all train on the same noise, pictures or initial values."""
+def test_seeds_differ_in_initial_values_and_noise():
     optimizer = optax.sgd(0.02)
-    begin = states(BIGAN, optimizer, (0, 1))
-    kernel = [state.params["encoder"]["Dense_0"]["kernel"] for state in begin]
-    assert np.abs(kernel[0] - kernel[1]).max() > 0.1
-    same = begin[0]._replace(seed=begin[1].seed)  # but for the noise
-    order = epoch_order(0, 0, 32, 2, 8)
-    run = runner(BIGAN, optimizer, False, 2)
-    both = jax.tree.map(lambda *x: jnp.stack(x), begin[0], same)
-    _, logs = trained(run, both, [np.stack([order, order], 1)])
+    states = initial_states(TINY_BIGAN, optimizer, (0, 1))
+    kernels = [state.params["encoder"]["Dense_0"]["kernel"] for state in states]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.1
+    other_noise = states[0]._replace(seed=states[1].seed)
+    indices = epoch_order(0, 0, 32, 2, 8)
+    runner = make_runner(TINY_BIGAN, optimizer, False, 2)
+    _, logs = train_epochs(
+        runner, stack([states[0], other_noise]), [np.stack([indices, indices], 1)]
+    )
     assert np.abs(np.subtract(*logs["discriminator/loss"])).min() > 1e-4
 
 
-def test_streamed_seeds_each_get_their_pictures(monkeypatch):
-    devices(monkeypatch, 2)
-    detector = fcae.create(shape=SHAPE, hidden=(8, 4))
-    optimizer, due = optax.sgd(0.02), tuple(detector.objectives)
-    begin = jax.tree.map(lambda *x: jnp.stack(x), *states(detector, optimizer, range(3)))
-    orders = [np.stack([epoch_order(seed, 0, 32, 2, 8) for seed in range(3)], 1)]
-    found = [
-        trained(runner(detector, optimizer, scanned, 3, streamed), begin, orders, due)
-        for scanned, streamed in ((False, False), (False, True))
+def test_streamed_seeds_each_get_their_images(monkeypatch):
+    limit_devices(monkeypatch, 2)
+    detector = fcae.create(shape=(16, 16, 1), hidden=(8, 4))
+    optimizer, objectives = optax.sgd(0.02), tuple(detector.objectives)
+    state = stack(initial_states(detector, optimizer, range(3)))
+    epochs = [np.stack([epoch_order(seed, 0, 32, 2, 8) for seed in range(3)], 1)]
+    results = [
+        train_epochs(
+            make_runner(detector, optimizer, False, 3, streamed), state, epochs, objectives
+        )
+        for streamed in (False, True)
     ]
-    jax.tree.map(np.testing.assert_array_equal, *found)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *results)
 
 
-# --- whole runs -----------------------------------------------------------------------------------
+# --- complete runs --------------------------------------------------------------------------------
 
 TINY = {
     "data.image_size": 32,
@@ -151,157 +126,165 @@ TINY = {
 }
 
 
-def config(**fields):
+def tiny_config(**fields):
     return configured(cae, "phantom", TINY | fields)
 
 
-def runs(workdir, seeds=(0, 1), **fields):
-    """The tasks of `job.prepared`."""
-    return prepare_jobs({workdir / f"seed{k}": config(seed=k, **fields) for k in seeds})
+def prepare_seeds(workdir):
+    return prepare_jobs({workdir / f"seed{k}": tiny_config(seed=k) for k in (0, 1)})
 
 
-def state_of(workdir):
+def latest_state(workdir):
     return restore(parse_settings(read_config(workdir)), workdir, 1)[0]
 
 
-def without_times(workdir):
-    rows = read_train_log(workdir)
-    return [
-        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows
-    ]
+def train_log_without_times(workdir):
+    times = ("seconds", "images_per_second")
+    return [{k: v for k, v in row.items() if k not in times} for row in read_train_log(workdir)]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Two seeds, each by a command of its own."""
+    """Folder of two seeds, each trained by a command of its own."""
     folder = tmp_path_factory.mktemp("alone")
     for seed in (0, 1):
-        bigan_jax.train(config(seed=seed), folder / f"seed{seed}")
+        bigan_jax.train(tiny_config(seed=seed), folder / f"seed{seed}")
     return folder
 
 
-def test_seeds_that_take_turns_leave_what_their_own_commands_would(alone, tmp_path, capsys):
-    summary = bigan_jax.train(config(seeds=2), tmp_path / "both")
+def test_sequential_seeds_write_the_files_of_runs_alone(alone, tmp_path, capsys):
+    workdir = tmp_path / "both"
+    summary = bigan_jax.train(tiny_config(seeds=2), workdir)
     for seed in ("seed0", "seed1"):
-        theirs, own = tmp_path / "both" / seed, alone / seed
-        names = [sorted(p.name for p in folder.iterdir()) for folder in (theirs, own)]
+        names = [sorted(p.name for p in (f / seed).iterdir()) for f in (workdir, alone)]
         assert names[0] == names[1]
         for name in ("config.json", "scores.csv", "evaluation.json", "split.csv"):
-            assert (theirs / name).read_text() == (own / name).read_text()
-        assert without_times(theirs) == without_times(own)
+            assert (workdir / seed / name).read_text() == (alone / seed / name).read_text()
+        assert train_log_without_times(workdir / seed) == train_log_without_times(alone / seed)
 
     aurocs = [
         json.loads((alone / f"seed{k}" / "evaluation.json").read_text())["auroc"] for k in (0, 1)
     ]
-    found = json.loads((tmp_path / "both" / "summary.json").read_text())
-    assert found == json.loads(json.dumps(summary)) and found["seeds"] == [0, 1]
-    assert found["figures"]["auroc"]["mean"] == pytest.approx(np.mean(aurocs))
-    assert found["figures"]["auroc"]["std"] == pytest.approx(np.std(aurocs, ddof=1))
-    said = f"AUROC {np.mean(aurocs):.3f} ± {np.std(aurocs, ddof=1):.3f}"
-    assert said in capsys.readouterr().out and (tmp_path / "both" / "comparison.html").exists()
+    written = json.loads((workdir / "summary.json").read_text())
+    assert written == json.loads(json.dumps(summary)) and written["seeds"] == [0, 1]
+    assert written["figures"]["auroc"]["mean"] == pytest.approx(np.mean(aurocs))
+    assert written["figures"]["auroc"]["std"] == pytest.approx(np.std(aurocs, ddof=1))
+    printed = f"AUROC {np.mean(aurocs):.3f} ± {np.std(aurocs, ddof=1):.3f}"
+    assert printed in capsys.readouterr().out and (workdir / "comparison.html").exists()
 
-    before = (tmp_path / "both" / "seed1" / "scores.csv").read_text()
-    again = config(seeds=2, **{"score.reduction": "max"})
-    assert bigan_jax.evaluate(tmp_path / "both", again)["seeds"] == [0, 1]
-    assert (tmp_path / "both" / "seed1" / "scores.csv").read_text() != before
-    assert read_config(tmp_path / "both" / "seed1").seed == 1
+    scores = (workdir / "seed1" / "scores.csv").read_text()
+    config = tiny_config(seeds=2, **{"score.reduction": "max"})
+    assert bigan_jax.evaluate(workdir, config)["seeds"] == [0, 1]
+    assert (workdir / "seed1" / "scores.csv").read_text() != scores
+    assert read_config(workdir / "seed1").seed == 1
 
 
 def test_seeds_side_by_side_score_as_alone(alone, tmp_path):
-    seeds.train(config(seeds=2), tmp_path, side_by_side=True)
+    bigan_jax.train(tiny_config(seeds=2), tmp_path, side_by_side=True)
     for seed in ("seed0", "seed1"):
-        found, own = (
+        together, single = (
             json.loads((folder / seed / "evaluation.json").read_text())
             for folder in (tmp_path, alone)
         )
-        assert found["auroc"] == pytest.approx(own["auroc"], abs=1e-3)
+        scores = [
+            [float(row["score"]) for row in csv.DictReader((folder / seed / "scores.csv").open())]
+            for folder in (tmp_path, alone)
+        ]
+        # Not their AUROC: rounding may exchange the ranks of two scores.
+        np.testing.assert_allclose(*scores, rtol=1e-3)
         np.testing.assert_allclose(
-            found["calibration_scores"], own["calibration_scores"], rtol=1e-3
+            together["calibration_scores"], single["calibration_scores"], rtol=1e-3
         )
 
 
 @pytest.mark.parametrize(
-    ("scanned", "at", "place"),
+    ("scanned", "stop_at", "position"),
     [(False, 2, "1 epochs and 1 of 3 steps"), (True, 2, "2 epochs"), (True, 3, "3 epochs")],
 )
-def test_stopped_side_by_side_ends_as_if_never_stopped(tmp_path, monkeypatch, scanned, at, place):
-    """Within an epoch; where it is a program, once it is done; and in the last of all."""
-    with runs(tmp_path / "whole") as tasks:
-        seeds.train_side_by_side(tasks, scanned)
-    begin, calls = epoch_runner.EpochRunner.dispatch, []
+def test_resume_side_by_side_equals_uninterrupted_run(
+    tmp_path, monkeypatch, scanned, stop_at, position
+):
+    """A stop within an epoch; after an epoch that is one program; and in the last epoch."""
+    with prepare_seeds(tmp_path / "uninterrupted") as jobs:
+        seeds.train_side_by_side(jobs, scanned)
+    dispatch, calls = epoch_runner.EpochRunner.dispatch, []
 
-    def stop(self, *arguments):
+    def dispatch_and_stop(self, *arguments):
         calls.append(arguments)
-        if len(calls) == at:
+        if len(calls) == stop_at:
             signal.raise_signal(signal.SIGTERM)
-        return begin(self, *arguments)
+        return dispatch(self, *arguments)
 
-    with runs(tmp_path / "broken") as tasks:
-        monkeypatch.setattr(epoch_runner.EpochRunner, "dispatch", stop)
-        with pytest.raises(preemption.Stopped, match=f"saved after {place} of 3 epochs"):
-            seeds.train_side_by_side(tasks, scanned)
-    with runs(tmp_path / "broken") as tasks:
-        seeds.train_side_by_side(tasks, scanned)
+    with prepare_seeds(tmp_path / "stopped") as jobs:
+        monkeypatch.setattr(epoch_runner.EpochRunner, "dispatch", dispatch_and_stop)
+        with pytest.raises(preemption.Stopped, match=f"saved after {position} of 3 epochs"):
+            seeds.train_side_by_side(jobs, scanned)
+    with prepare_seeds(tmp_path / "stopped") as jobs:
+        seeds.train_side_by_side(jobs, scanned)
     for seed in ("seed0", "seed1"):
-        whole, broken = tmp_path / "whole" / seed, tmp_path / "broken" / seed
-        jax.tree.map(np.testing.assert_array_equal, state_of(whole), state_of(broken))
-        assert without_times(whole) == without_times(broken)
+        runs = tmp_path / "uninterrupted" / seed, tmp_path / "stopped" / seed
+        jax.tree.map(np.testing.assert_array_equal, *map(latest_state, runs))
+        logs = list(map(train_log_without_times, runs))
+        assert logs[0] == logs[1]
 
 
 @pytest.mark.parametrize("scanned", [False, True])
-def test_a_seed_that_diverges_leaves_the_others_alone(alone, tmp_path, monkeypatch, scanned):
-    """Side by side, also when the next epoch has begun by the time that it is seen; afterwards it
-    is told as it would be alone."""
-    by_programs(monkeypatch, scanned)
-    begin = init_state
+def test_divergence_of_one_seed_does_not_affect_others(alone, tmp_path, monkeypatch, scanned):
+    """Also when the next epoch is dispatched before the divergence is detected. The error is the
+    one of the seed alone."""
+    set_whole_epochs(monkeypatch, scanned)
+    init_state = setup.init_state
 
-    def with_one_bad(detector, optimizers, seed, shape):
-        state = begin(detector, optimizers, seed, shape)
-        bad = jax.tree.map(lambda x: jnp.where(seed == 2, jnp.nan, x), state.params)
-        return state._replace(params=bad)
+    def init_state_with_nan(detector, optimizers, seed, shape):
+        state = init_state(detector, optimizers, seed, shape)
+        params = jax.tree.map(lambda x: jnp.where(seed == 2, jnp.nan, x), state.params)
+        return state._replace(params=params)
 
-    monkeypatch.setattr(setup, "init_state", with_one_bad)
+    monkeypatch.setattr(setup, "init_state", init_state_with_nan)
     with pytest.raises(UserError, match=r"1 of 3 seeds failed\n.*seed2: Training diverged"):
-        seeds.train(config(seeds=3), tmp_path, side_by_side=True)
+        bigan_jax.train(tiny_config(seeds=3), tmp_path, side_by_side=True)
     assert json.loads((tmp_path / "summary.json").read_text())["seeds"] == [0, 1]
     assert (tmp_path / "seed2" / "nan.json").exists()
     assert not (tmp_path / "seed2" / "evaluation.json").exists()
-    found, own = state_of(tmp_path / "seed1"), state_of(alone / "seed1")
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-3), found, own)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-3),
+        latest_state(tmp_path / "seed1"),
+        latest_state(alone / "seed1"),
+    )
 
 
-def test_mistakes_about_seeds_are_told(alone, tmp_path):
-    with pytest.raises(UserError, match=r"config\.seeds=0"):
-        bigan_jax.train(config(seeds=0), tmp_path)
+def test_errors_of_seeds_name_the_field_or_folder(alone, tmp_path):
+    with pytest.raises(UserError, match=r"config\.seeds must be a positive integer \(got 0\)"):
+        bigan_jax.train(tiny_config(seeds=0), tmp_path)
     with pytest.raises(UserError, match="holds a run of one seed"):
-        bigan_jax.train(config(seeds=2), alone / "seed0")
+        bigan_jax.train(tiny_config(seeds=2), alone / "seed0")
     with pytest.raises(UserError, match=r"config\.sweep\.seeds"):
-        sweep_plan.plan(config(seeds=2), "configs/cae.py:phantom", {}, tmp_path)
-    assert default_name(config(seed=3, seeds=2)).name == "cae-phantom-bottle-seeds3-4"
+        sweep_plan.plan(tiny_config(seeds=2), "configs/cae.py:phantom", {}, tmp_path)
+    assert default_name(tiny_config(seed=3, seeds=2)).name == "cae-phantom-bottle-seeds3-4"
 
 
-def test_a_seed_that_cannot_be_evaluated_leaves_the_others_alike(alone, tmp_path):
+def test_failed_evaluation_of_one_seed_does_not_affect_others(alone, tmp_path):
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     shutil.copytree(alone / "seed0", tmp_path / "seed7")
     shutil.rmtree(tmp_path / "seed0" / "checkpoints")
     fields = json.loads((tmp_path / "seed7" / "config.json").read_text()) | {"seed": 7}
     (tmp_path / "seed7" / "config.json").write_text(json.dumps(fields))
-    again = config(seeds=2, **{"score.reduction": "max"})
+    config = tiny_config(seeds=2, **{"score.reduction": "max"})
     with pytest.raises(UserError, match=r"1 of 3 seeds failed\n.*seed0: .*no checkpoint"):
-        bigan_jax.evaluate(tmp_path, again)
+        bigan_jax.evaluate(tmp_path, config)
     assert json.loads((tmp_path / "summary.json").read_text())["seeds"] == [1, 7]
     assert read_config(tmp_path / "seed1").score.reduction == "max"
 
 
-def test_seeds_of_two_sets_have_no_summary(tmp_path):
+def test_seeds_of_two_datasets_are_not_summarized(tmp_path):
     folders = [tmp_path / f"seed{seed}" for seed in (0, 1)]
     for seed, folder in enumerate(folders):
         write_run(folder, seed=seed, category=("bottle", "pill")[seed])
-    with pytest.raises(UserError, match=r"different pictures \(.*bottle.*pill"):
+    with pytest.raises(UserError, match=r"different images \(.*bottle.*pill"):
         seeds.summarize(tmp_path, folders)
 
 
-def test_seeds_that_differ_in_more_have_no_summary(tmp_path):
+def test_seeds_that_differ_in_another_field_are_not_summarized(tmp_path):
     folders = [tmp_path / f"seed{seed}" for seed in (0, 1)]
     for seed, folder in enumerate(folders):
         reduction = ("mean", "top1")[seed]

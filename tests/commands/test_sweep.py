@@ -17,8 +17,8 @@ from bigan_jax.configs import cae, improved_bigan
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.paper_results import MODELS
 from bigan_jax.runtime import launchers
-from tests.commands.test_train import environment
 from tests.helpers.datasets import write_run
+from tests.helpers.runs import environment
 
 ROOT = Path(__file__).parents[2]
 CAE, BIGAN = "configs/cae.py:phantom", "configs/improved_bigan.py:phantom"
@@ -202,9 +202,6 @@ def test_what_counts_as_finished(tmp_path, runner):
         content = json.dumps(evaluation | {"epochs": epochs})
         (run.workdir / "evaluation.json").write_text(content)
         assert is_finished(run) == (epochs == run.epochs)
-    (run.workdir / "evaluation.json").write_text(json.dumps(evaluation))
-    (run.workdir / "train.jsonl").write_text('{"epoch": 3}\n')
-    assert not is_finished(run)
     (another,) = plan(*configured(cae, CAE, **{"seed": 6, "batch_size": 5}), tmp_path)
     with pytest.raises(UserError, match=r"(?s)batch_size: \d+ there, 5 now.*--output"):
         is_finished(another)

@@ -1,16 +1,14 @@
-"""Whole runs on a small phantom: the command, its files, its mistakes, and being killed."""
+"""Complete runs on a small phantom: the command and its files, its errors, and kill and resume."""
 
 import ast
 import csv
 import importlib.metadata
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,65 +24,34 @@ from bigan_jax.errors import UserError
 from bigan_jax.runtime.run_config import read_config
 from bigan_jax.training.loop import epoch_order
 from bigan_jax.training.saving.checkpoints import CheckpointManager
+from tests.helpers.runs import (
+    ROOT,
+    SMALL,
+    SMALL_BIGAN,
+    command,
+    configured,
+    environment,
+    flags,
+    launch,
+)
 
-ROOT = Path(__file__).parents[2]
-SMALL = {
-    "data.image_size": 32,
-    "data.phantom_normal": 60,
-    "data.phantom_anomalous": 10,
-    "model.latent": 16,
-    "model.widths": (8, 16),
-    "batch_size": 16,
-    "checkpoint.every": 1,
-}
-SMALL_BIGAN = SMALL | {
-    "model.discriminator_widths": (8, 16),
-    "model.discriminator_hidden": 16,
-    "phases.phase1.epochs": 3,
-    "phases.phase2.epochs": 3,
-}
+CAE = "configs/cae.py"
 BIGAN = "configs/improved_bigan.py:phantom,no_perceptual"
-
-
-def launch(*arguments, check=True):
-    """The command as a user types it, on one CPU device."""
-    return subprocess.run(
-        command(arguments), cwd=ROOT, env=environment(), capture_output=True, text=True, check=check
-    )
-
-
-def command(arguments):
-    return [sys.executable, "launch.py", *map(str, arguments)]
-
-
-def environment():
-    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-
-
-def flags(fields):
-    return [f"--config.{name}={value}" for name, value in fields.items()]
-
-
-def configured(module, argument, fields):
-    config = module.get_config(argument)
-    with config.unlocked(), config.ignore_type():
-        config.update_from_flattened_dict(fields)
-    return config
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A small CAE's workdir, by the command."""
+    """The workdir of a small CAE that the command trained, and the finished process."""
     workdir = tmp_path_factory.mktemp("runs") / "cae"
     result = launch(
-        "--config=configs/cae.py:phantom",
+        f"--config={CAE}:phantom",
         f"--workdir={workdir}",
         *flags(SMALL | {"phases.phase1.epochs": 4}),
     )
     return workdir, result
 
 
-def test_the_command_leaves_what_it_promises(finished):
+def test_train_command_writes_all_files(finished):
     workdir, result = finished
     assert "AUROC" in result.stdout and "report.html" in result.stdout
     for name in ("config.json", "audit.json", "split.csv", "train.jsonl"):
@@ -95,20 +62,20 @@ def test_the_command_leaves_what_it_promises(finished):
     assert {p.stem for p in (workdir / "figures").iterdir()} >= {"error_maps", "score_histogram"}
 
     evaluation = json.loads((workdir / "evaluation.json").read_text())
-    promised = "model dataset seed n_train n_calibration n_normal n_anomalous auroc auroc_ci"
-    promised += " average_precision accuracy precision recall f1 specificity threshold"
-    promised += " threshold_rule oracle native pixel baselines"
-    assert evaluation.keys() >= set(promised.split())
+    keys = "model dataset seed n_train n_calibration n_normal n_anomalous auroc auroc_ci"
+    keys += " average_precision accuracy precision recall f1 specificity threshold"
+    keys += " threshold_rule oracle native pixel baselines"
+    assert evaluation.keys() >= set(keys.split())
     assert evaluation["model"] == "cae" and evaluation["dataset"] == "phantom"
 
-    history = [json.loads(line) for line in (workdir / "train.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
-    assert history[-1]["reconstruction/loss"] < history[0]["reconstruction/loss"]
-    assert all(row["images_per_second"] > 0 and row["phase"] == "phase1" for row in history)
+    log = [json.loads(line) for line in (workdir / "train.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in log] == [1, 2, 3, 4]
+    assert log[-1]["reconstruction/loss"] < log[0]["reconstruction/loss"]
+    assert all(row["images_per_second"] > 0 and row["phase"] == "phase1" for row in log)
 
 
-def test_what_scores_has_the_statistics_of_the_training_pictures(finished):
-    """The first BatchNorm's, from its convolution over the batches of the first epoch."""
+def test_saved_batch_norm_statistics_are_those_of_the_training_images(finished):
+    """Those of the first BatchNorm, computed from its convolution over the batches of epoch 1."""
     workdir, _ = finished
     config = read_config(workdir)
     state, *_ = restore(parse_settings(config), workdir, 1)
@@ -120,12 +87,12 @@ def test_what_scores_has_the_statistics_of_the_training_pictures(finished):
         images, kernel, (2, 2), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     batches = np.asarray(maps).reshape(-1, config.batch_size * 16 * 16, kernel.shape[-1])
-    found = state.collections["encoder"]["batch_stats"]["EncoderStage_0"]["BatchNorm_0"]
-    np.testing.assert_allclose(found["mean"], batches.mean((0, 1)), rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(found["var"], batches.var(1).mean(0), rtol=1e-3, atol=1e-6)
+    statistics = state.collections["encoder"]["batch_stats"]["EncoderStage_0"]["BatchNorm_0"]
+    np.testing.assert_allclose(statistics["mean"], batches.mean((0, 1)), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(statistics["var"], batches.var(1).mean(0), rtol=1e-3, atol=1e-6)
 
 
-def test_scores_follow_from_their_parts(finished):
+def test_scores_equal_weighted_components(finished):
     workdir, _ = finished
     threshold = json.loads((workdir / "evaluation.json").read_text())["threshold"]
     rows = list(csv.DictReader((workdir / "scores.csv").open()))
@@ -137,13 +104,13 @@ def test_scores_follow_from_their_parts(finished):
         assert row["decision"] == ("anomalous" if float(row["score"]) >= threshold else "normal")
 
 
-def test_python_does_as_the_command(finished, tmp_path):
+def test_python_api_equals_command(finished, tmp_path):
     workdir, _ = finished
     config = configured(cae, "phantom", SMALL | {"phases.phase1.epochs": 4})
     evaluation = bigan_jax.train(config, tmp_path / "run")
-    theirs = json.loads((workdir / "evaluation.json").read_text())
-    assert evaluation["n_train"] == theirs["n_train"]
-    assert evaluation["auroc"] == pytest.approx(theirs["auroc"], abs=0.02)
+    by_command = json.loads((workdir / "evaluation.json").read_text())
+    assert evaluation["n_train"] == by_command["n_train"]
+    assert evaluation["auroc"] == pytest.approx(by_command["auroc"], abs=0.02)
 
     scorer = bigan_jax.load(workdir)
     dataset = loading.load_dataset(parse_settings(config).data)
@@ -152,26 +119,26 @@ def test_python_does_as_the_command(finished, tmp_path):
     np.testing.assert_allclose(scores.score, [float(row["score"]) for row in rows], rtol=1e-4)
     decisions = ["anomalous" if d else "normal" for d in scorer.decide(scores)]
     assert decisions == [row["decision"] for row in rows]
-    alone = scorer.score(dataset.test.image[3:4])
-    np.testing.assert_allclose(alone.error_map[0], scores.error_map[3], atol=1e-5)
+    single = scorer.score(dataset.test.image[3:4])
+    np.testing.assert_allclose(single.error_map[0], scores.error_map[3], atol=1e-5)
     with pytest.raises(UserError, match=r"uint8 \(n, 32, 32, 1\)"):
         scorer.score(dataset.test.image[:, :16])
 
 
-def test_a_checkout_that_is_not_installed_trains(tmp_path, monkeypatch):
-    ask = importlib.metadata.version
+def test_package_that_is_not_installed_trains(tmp_path, monkeypatch):
+    installed_version = importlib.metadata.version
 
     def version(package):
         if package == "bigan_jax":
             raise importlib.metadata.PackageNotFoundError(package)
-        return ask(package)
+        return installed_version(package)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     config = configured(cae, "phantom", SMALL | {"phases.phase1.epochs": 1})
     assert bigan_jax.train(config, tmp_path)["versions"]["bigan_jax"] == "not installed"
 
 
-def test_color_reaches_score_and_map(tmp_path):
+def test_color_affects_score_and_error_map(tmp_path):
     fields = SMALL_BIGAN | {
         "data.channels": 3,
         "phases.phase1.epochs": 1,
@@ -180,17 +147,17 @@ def test_color_reaches_score_and_map(tmp_path):
     config = configured(improved_bigan, "phantom,no_perceptual", fields)
     evaluation = bigan_jax.train(config, tmp_path)
     assert np.isfinite(evaluation["auroc"]) and evaluation["baselines"]["pca_8"] is not None
-    pictures = loading.load_dataset(parse_settings(config).data).test.image
-    assert pictures.shape[1:] == (32, 32, 3)
-    scores = bigan_jax.load(tmp_path).score(pictures)
-    assert scores.reconstruction.shape == pictures.shape
-    assert scores.error_map.shape == pictures.shape[:3]
-    swapped = bigan_jax.load(tmp_path).score(pictures[..., ::-1])
-    assert np.abs(swapped.score - scores.score).max() > 1e-4  # color counts
+    images = loading.load_dataset(parse_settings(config).data).test.image
+    assert images.shape[1:] == (32, 32, 3)
+    scores = bigan_jax.load(tmp_path).score(images)
+    assert scores.reconstruction.shape == images.shape
+    assert scores.error_map.shape == images.shape[:3]
+    swapped = bigan_jax.load(tmp_path).score(images[..., ::-1])
+    assert np.abs(swapped.score - scores.score).max() > 1e-4
 
 
-def test_evaluate_again_gives_the_same(finished, tmp_path):
-    """Also in another place, and for a config that an older version wrote."""
+def test_evaluate_again_gives_same_scores(finished, tmp_path):
+    """Also in another folder, and with a config.json that lacks fields with defaults."""
     workdir, _ = finished
     moved = shutil.copytree(workdir, tmp_path / "moved")
     config = json.loads((moved / "config.json").read_text())
@@ -200,66 +167,109 @@ def test_evaluate_again_gives_the_same(finished, tmp_path):
     assert (moved / "scores.csv").read_text() == (workdir / "scores.csv").read_text()
 
 
-def test_another_config_is_refused(finished):
+def test_workdir_of_another_config_is_refused(finished):
     workdir, _ = finished
     fields = flags(SMALL | {"phases.phase1.epochs": 4, "model.latent": 8})
-    result = launch("--config=configs/cae.py:phantom", f"--workdir={workdir}", *fields, check=False)
+    result = launch(f"--config={CAE}:phantom", f"--workdir={workdir}", *fields, check=False)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "model.latent: 16 there, 8 now" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--config=configs/cae.py:phantm"], ["'phantm'", "'phantom'", "mvtec"]),
-        (["--config=configs/improved_bigan.py:brain,no_ssmi"], ["'no_ssmi'", "'no_ssim'"]),
-        (["--config=configs/cae.py", "--config.sed=3"], ["'config.sed'", "'config.seed'"]),
-        (["--config=configs/cae.py", "--config.seed.x=3"], ["config.seed", "'x'"]),
-        (["--config=configs/cea.py"], ["'configs/cea.py'", "'configs/cae.py'"]),
-        (["--config=configs/cae.py", "--config.batch_size=abc"], ["config.batch_size", "abc"]),
-        (["--config=configs/cae.py", "--config.dtype=float8"], ["'float8'", "bfloat16"]),
-        (["--config=configs/cae.py", "--config.data.image_size=40"], ["40", "multiple of 16"]),
-        (["--config=configs/cae.py:brain"], ["data/brain", "healthy/", "Kaggle", ":phantom"]),
-        (["--config=configs/cae.py", "--config.seed=-1"], ["config.seed=-1"]),
-        (["--config=configs/cae.py", "--config.seed=-1", "--config.seeds=2"], ["config.seed=-1"]),
-        (["--config=configs/common.py"], ["'configs/common.py'", "configs/cae.py"]),
-        (["--config=configs/cae.py", "--config.checkpoint.every=0"], ["config.checkpoint.every=0"]),
-        (["--config=configs/cae.py", "--config.model.widths=()"], ["config.model.widths=()"]),
-        (["--config=configs/anogan.py", "--config.model.search_steps=0"], ["search_steps=0"]),
-        (["--config", BIGAN, "--config.model.pool=avg"], ["'avg'", "'average'"]),
-        (["--mode", "sweep", "--workdir=x"], ["one run", "--output=DIR"]),
-        (["--config=configs/cae.py", "--output=x"], ["--output", "--workdir=DIR"]),
-        (["--config=configs/cae.py", f"--workdir=x{'y' * 300}"], ["xyyy", "too long"]),
-        (["--mode=predict", "--workdir=x", "--input=", "--output=y"], ["--input=PICTURES"]),
-        (["--config="], ["--config is empty"]),
-        (["--config=CAE.py:folder"], ["'CAE.py'", "Did you mean 'configs/cae.py'"]),
-        (["--config=configs/cae.py", "--config.dir=x"], ["It is config.data.dir"]),
-        (["--config=configs/cae.py", "--data.dir=x"], ["set by --config.data.dir"]),
-        (["--config=configs/cae.py", "--config.data.dir=x"], ["are drawn", "cae.py:folder"]),
-        (["--config=configs/cae.py", "--config.sweep.seeds=2"], ["--mode=sweep"]),
-        (["--config=configs/cae.py:folder", "--config.data.dir=.", "--workdir=x"], ["elsewhere"]),
-        (["--mode=predict", "--workdir=x", "--input=a", "--output=b", "c"], ["quoted"]),
-        (["--mode=predict", "--workdir=no", "--input=.", "--output=b"], ["no no: train a run"]),
-        ([], ["--config=configs/improved_bigan.py:phantom"]),
-        (["--mode=evaluate", "--config.seed=1"], ["--config.seed", "--config=configs/"]),
-        (["--mode=evaluate", "--workdir=/nonexistent"], ["/nonexistent", "train a run"]),
-    ],
-)
-def test_mistakes_are_told_in_a_sentence(arguments, words, tmp_path):
-    where = [] if any("workdir" in a for a in arguments) else [f"--workdir={tmp_path / 'run'}"]
-    result = launch(*arguments, *where, check=False)
+def check_error(arguments, words, tmp_path):
+    """The command fails with a message that has the words, and creates no workdir.
+
+    Returns what a command that reports whether it imported JAX printed last.
+    """
+    script = (
+        "import runpy, sys\n"
+        "try: runpy.run_path('launch.py', run_name='__main__')\n"
+        "finally: print('jax' in sys.modules)"
+    )
+    workdir = [] if any("workdir" in a for a in arguments) else [f"--workdir={tmp_path / 'run'}"]
+    result = subprocess.run(
+        [sys.executable, "-c", script, *arguments, *workdir],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     for word in words:
         assert word in result.stderr
     assert not (tmp_path / "run").exists()
+    return result.stdout.splitlines()[-1]
 
 
-def test_help_imports_nothing_that_takes_long():
-    """Neither before the flags are parsed, nor for a config's own help."""
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([f"--config={CAE}:phantm"], ["'phantm'", "'phantom'", "mvtec"]),
+        (["--config=configs/improved_bigan.py:brain,no_ssmi"], ["'no_ssmi'", "'no_ssim'"]),
+        ([f"--config={CAE}", "--config.sed=3"], ["'config.sed'", "'config.seed'"]),
+        ([f"--config={CAE}", "--config.seed.x=3"], ["config.seed", "'x'"]),
+        (["--config=configs/cea.py"], ["'configs/cea.py'", "'configs/cae.py'"]),
+        ([f"--config={CAE}", "--config.batch_size=abc"], ["config.batch_size", "abc"]),
+        ([f"--config={CAE}", "--config.data=x"], ["group", "config.data.source"]),
+        ([f"--config={CAE}:brain"], ["data/brain", "healthy/", "Kaggle", ":phantom"]),
+        (["--config=configs/common.py"], ["'configs/common.py'", "configs/cae.py"]),
+        (["--mode", "sweep", "--workdir=x"], ["one run", "--output=DIR"]),
+        ([f"--config={CAE}", "--output=x"], ["--output", "--workdir=DIR"]),
+        (["--mode=predict", "--workdir=x", "--input=", "--output=y"], ["--input=IMAGES"]),
+        (["--config="], ["--config is empty"]),
+        (["--config=CAE.py:folder"], ["'CAE.py'", "Did you mean 'configs/cae.py'"]),
+        ([f"--config={CAE}", "--config.dir=x"], ["Did you mean config.data.dir"]),
+        ([f"--config={CAE}", "--data.dir=x"], ["set by --config.data.dir"]),
+        ([f"--config={CAE}", "--config.data.dir=x"], ["are drawn", "cae.py:folder"]),
+        ([f"--config={CAE}", "--config.sweep.seeds=2"], ["--mode=sweep"]),
+        (["--mode=predict", "--workdir=x", "--input=a", "--output=b", "c"], ["quoted"]),
+        (["--mode=predict", "--workdir=no", "--input=.", "--output=b"], ["no no: train a run"]),
+        ([], ["--config=configs/improved_bigan.py:phantom"]),
+        (["--mode=evaluate", "--config.seed=1"], ["--config.seed", "--config=configs/"]),
+        (["--mode=evaluate", "--workdir=/nonexistent"], ["/nonexistent", "train a run"]),
+        ([f"--config={CAE}", "--bacth_size=3"], ["bacth_size"]),
+    ],
+)
+def test_errors_of_flags_and_folders_are_reported_before_jax_is_imported(
+    arguments, words, tmp_path
+):
+    assert check_error(arguments, words, tmp_path) == "False"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([f"--config={CAE}", "--config.dtype=float8"], ["'float8'", "bfloat16"]),
+        ([f"--config={CAE}", "--config.data.image_size=40"], ["40", "multiple of 16"]),
+        ([f"--config={CAE}", "--config.seed=-1"], ["config.seed", "(got -1)"]),
+        ([f"--config={CAE}", "--config.seed=-1", "--config.seeds=2"], ["config.seed", "(got -1)"]),
+        ([f"--config={CAE}", "--config.checkpoint.every=0"], ["config.checkpoint.every"]),
+        ([f"--config={CAE}", "--config.model.widths=()"], ["config.model.widths"]),
+        (["--config=configs/anogan.py", "--config.model.search_steps=0"], ["search_steps"]),
+        (["--config", BIGAN, "--config.model.pool=avg"], ["'avg'", "'average'"]),
+        ([f"--config={CAE}", f"--workdir=x{'y' * 300}"], ["xyyy", "too long"]),
+        ([f"--config={CAE}:folder", "--config.data.dir=.", "--workdir=x"], ["elsewhere"]),
+    ],
+)
+def test_errors_of_config_values_are_reported_without_traceback(arguments, words, tmp_path):
+    check_error(arguments, words, tmp_path)
+
+
+def test_missing_data_folder_has_same_message_from_command_and_python(tmp_path, monkeypatch):
+    """In the command it is reported before JAX is imported."""
+    monkeypatch.chdir(tmp_path)
+    config = configured(cae, "mvtec", {"data.dir": str(tmp_path / "none")})
+    with pytest.raises(UserError) as error:
+        loading.load_dataset(parse_settings(config).data)
+    arguments = [f"--config={CAE}:mvtec", f"--config.data.dir={tmp_path / 'none'}"]
+    assert check_error(arguments, [str(error.value)], tmp_path) == "False"
+
+
+def test_help_imports_no_large_package():
+    """Neither for the flags nor for the fields of a config."""
     script = (
         "import runpy, sys\n"
-        "sys.argv = ['launch.py', '--config=configs/cae.py', '--help']\n"
+        f"sys.argv = ['launch.py', '--config={CAE}', '--help']\n"
         "try: runpy.run_path('launch.py', run_name='__main__')\n"
         "except SystemExit: print([m for m in sys.modules if '.' not in m])"
     )
@@ -268,17 +278,17 @@ def test_help_imports_nothing_that_takes_long():
     )
     assert "--compilation_cache" in result.stdout and "--config:" in result.stdout
     loaded = ast.literal_eval(result.stdout.splitlines()[-1])
-    heavy = {"jax", "jaxlib", "flax", "numpy", "scipy", "sklearn", "matplotlib", "PIL", "torch"}
-    assert not heavy & set(loaded)
+    large = {"jax", "jaxlib", "flax", "numpy", "scipy", "sklearn", "matplotlib", "PIL", "torch"}
+    assert not large & set(loaded)
 
 
-def test_killed_in_each_phase_ends_as_if_never_stopped(tmp_path):
-    """kill -9 in the middle of the first and of the second phase, the same command each time."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+def test_resume_after_kills_equals_uninterrupted_run(tmp_path):
+    """kill -9 within the first and within the second phase, then the same command again."""
+    workdirs = tmp_path / "uninterrupted", tmp_path / "killed"
     fields = flags(SMALL_BIGAN)
-    launch(f"--config={BIGAN}", f"--workdir={whole}", *fields)
+    launch(f"--config={BIGAN}", f"--workdir={workdirs[0]}", *fields)
+    arguments = [f"--config={BIGAN}", f"--workdir={workdirs[1]}", *fields]
     for rows in (2, 5):
-        arguments = [f"--config={BIGAN}", f"--workdir={broken}", *fields]
         with subprocess.Popen(
             command(arguments),
             cwd=ROOT,
@@ -286,21 +296,21 @@ def test_killed_in_each_phase_ends_as_if_never_stopped(tmp_path):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as process:
-            wait_for_rows(broken / "train.jsonl", rows, process)
+            wait_for_rows(workdirs[1] / "train.jsonl", rows, process)
             process.send_signal(signal.SIGKILL)
-    launch(f"--config={BIGAN}", f"--workdir={broken}", *fields)
+    launch(*arguments)
 
-    states = [final_state(workdir) for workdir in (whole, broken)]
-    jax.tree.map(np.testing.assert_array_equal, *states)
-    assert (whole / "scores.csv").read_text() == (broken / "scores.csv").read_text()
-    histories = [
+    jax.tree.map(np.testing.assert_array_equal, *map(final_state, workdirs))
+    scores = [(workdir / "scores.csv").read_text() for workdir in workdirs]
+    assert scores[0] == scores[1]
+    logs = [
         [
             {k: v for k, v in json.loads(line).items() if k not in ("seconds", "images_per_second")}
             for line in (workdir / "train.jsonl").read_text().splitlines()
         ]
-        for workdir in (whole, broken)
+        for workdir in workdirs
     ]
-    assert histories[0] == histories[1] and len(histories[0]) == 6
+    assert logs[0] == logs[1] and len(logs[0]) == 6
 
 
 def wait_for_rows(path, rows, process):
@@ -319,15 +329,15 @@ def final_state(workdir):
 @pytest.mark.parametrize(
     ("ablation", "last"), [("no_perceptual", "reconstruction"), ("plain", "adversarial")]
 )
-def test_what_is_never_due_has_no_say_in_statistics(ablation, last):
-    """Those of the last objective that owns a network are scored by (batch_statistics)."""
+def test_last_objective_of_a_network_is_active(ablation, last):
+    """Its statistics are those that `batch_statistics` selects for scoring."""
     objectives = build(
         parse_settings(improved_bigan.get_config(f"phantom,{ablation}")), 1, 10
     ).detector.objectives
     assert [name for name, o in objectives.items() if "generator" in o.networks][-1] == last
 
 
-def test_ablations_reach_the_networks():
+def test_ablations_change_network_settings():
     full = improved_bigan.get_config("brain")
     plain = improved_bigan.get_config("brain,plain")
     assert (full.model.se_ratio, plain.model.se_ratio) == (16, 0)

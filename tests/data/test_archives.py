@@ -1,4 +1,4 @@
-"""Archives as data folders: what they hold is what is loaded, and nothing in them does harm."""
+"""Archives as data folders: their content is loaded, and malicious content does no harm."""
 
 import gzip
 import io
@@ -14,16 +14,11 @@ import pytest
 
 from bigan_jax.data.files import archives
 from bigan_jax.errors import UserError
-from tests.data.test_tfds import (
-    by_path,
-    draw,
-    draw_mvtec,
-    same,
-)
+from tests.data.test_tfds import by_path, draw, draw_mvtec, same
 
 
 def pack(folder, archive, inside=""):
-    """An archive of what `folder` holds, in the folder `inside`."""
+    """Pack the files of `folder` into an archive, below the folder `inside`."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     names = [Path(inside) / p.relative_to(folder) for p in files]
     if archive.suffix == ".zip":
@@ -31,8 +26,8 @@ def pack(folder, archive, inside=""):
             for file, name in zip(files, names, strict=True):
                 out.write(file, name)
     else:
-        kind = archive.suffix.removeprefix(".")
-        with tarfile.open(archive, "w" if kind == "tar" else f"w:{kind}") as out:
+        compression = archive.suffix.removeprefix(".")
+        with tarfile.open(archive, "w" if compression == "tar" else f"w:{compression}") as out:
             for file, name in zip(files, names, strict=True):
                 out.add(file, name)
     return archive
@@ -48,34 +43,34 @@ def everything_below(folder):
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*")}
 
 
-# --- what archives hold ---
+# --- content ---
 
 
 @pytest.mark.parametrize("name", ["mvtec.tar.xz", "mvtec.tar.gz", "mvtec.zip", "mvtec.tar.bz2"])
-def test_mvtec_as_it_downloads(tmp_path, load, name):
+def test_mvtec_archive_equals_folder(tmp_path, load, name):
     folder = draw_mvtec(tmp_path / "mvtec")
     archive = pack(folder, tmp_path / name)
     assert same(load("mvtec", archive), load("mvtec", folder))
     extracted = tmp_path / "tfds" / "extracted"
     before = {p: p.stat().st_mtime_ns for p in extracted.rglob("*")}
     load("mvtec", archive, category="pill")
-    assert before == {p: p.stat().st_mtime_ns for p in extracted.rglob("*")}  # once
+    assert before == {p: p.stat().st_mtime_ns for p in extracted.rglob("*")}  # extracted once
 
 
-def test_one_category_alone(tmp_path, load):
+def test_archive_of_one_mvtec_category(tmp_path, load):
     folder = draw_mvtec(tmp_path / "mvtec", ["bottle"])
-    wanted = load("mvtec", folder)
-    assert same(load("mvtec", pack(folder, tmp_path / "bottle.tar.xz")), wanted)
+    expected = load("mvtec", folder)
+    assert same(load("mvtec", pack(folder, tmp_path / "bottle.tar.xz")), expected)
     bare = load("mvtec", pack(folder / "bottle", tmp_path / "bottle.zip"))
     assert bare.conditions == ("bottle",) and same(bare, load("mvtec", folder / "bottle"))
 
 
-def test_plant_village_of_kaggle(tmp_path, load):
+def test_plant_village_archive_of_kaggle(tmp_path, load):
     folder = tmp_path / "classes"
     for i in range(0, 2000, 50):
         draw(folder / "Potato___healthy" / f"u___RS_HL {i}.JPG")
     draw(folder / "Potato___Late_blight" / "u___RS_LB 7.JPG")
-    # The archive there holds everything a second time, further down.
+    # The archive of Kaggle contains all files a second time, in a subfolder.
     pack(folder, tmp_path / "one.zip", "PlantVillage")
     archive = tmp_path / "archive.zip"
     shutil.move(tmp_path / "one.zip", archive)
@@ -88,35 +83,35 @@ def test_plant_village_of_kaggle(tmp_path, load):
     assert any("PlantVillage" in note for note in loaded.notes)
 
 
-def test_brain_tumours_of_kaggle(tmp_path, load):
-    for part, n in ("Training", 20), ("Testing", 5):
-        normals(tmp_path / "a" / part / "notumor", n)
-        for kind in "glioma", "meningioma", "pituitary":
-            draw(tmp_path / "a" / part / kind / f"{kind}.jpg")
+def test_brain_tumor_archive_of_kaggle(tmp_path, load):
+    for split, n in ("Training", 20), ("Testing", 5):
+        normals(tmp_path / "a" / split / "notumor", n)
+        for tumor in "glioma", "meningioma", "pituitary":
+            draw(tmp_path / "a" / split / tumor / f"{tumor}.jpg")
     loaded = load("brain", pack(tmp_path / "a", tmp_path / "archive.zip"))
     assert set(loaded.test.defect_type) == {"good", "glioma", "meningioma", "pituitary"}
     assert len(by_path(loaded)) == 23
     assert any("Training; Testing beside it left out" in note for note in loaded.notes)
 
 
-@pytest.mark.parametrize("inside", ["", "pictures", "a/b"])
-def test_a_user_s_pictures_all_normal(tmp_path, load, inside):
+@pytest.mark.parametrize("inside", ["", "images", "a/b"])
+def test_archive_of_normal_images(tmp_path, load, inside):
     folder = normals(tmp_path / "mine")
     loaded = load("folder", pack(folder, tmp_path / "mine.zip", inside))
     assert not loaded.test.label.any()
     images = {Path(path).name: image for path, image in by_path(loaded).items()}
-    wanted = by_path(load("folder", folder))
-    assert set(images) == set(wanted)
-    assert all(np.array_equal(images[name], wanted[name]) for name in wanted)
+    expected = by_path(load("folder", folder))
+    assert set(images) == set(expected)
+    assert all(np.array_equal(images[name], expected[name]) for name in expected)
 
 
-def test_the_layout_is_found_below_a_folder_as_well(tmp_path, load):
+def test_layout_is_found_in_a_subfolder(tmp_path, load):
     normals(tmp_path / "x" / "y" / "normal")
     draw(tmp_path / "x" / "y" / "anomalous" / "1.png")
     assert load("folder", tmp_path).test.label.sum() == 1
 
 
-def test_an_archive_that_changes_or_goes(tmp_path, load):
+def test_changed_and_deleted_archive(tmp_path, load):
     folder = normals(tmp_path / "mine")
     archive = pack(folder, tmp_path / "mine.zip")
     load("folder", archive)
@@ -131,16 +126,16 @@ def test_an_archive_that_changes_or_goes(tmp_path, load):
     assert same(load("folder", archive), larger)
 
 
-# --- what they must not do ---
+# --- malicious content ---
 
 
-def entry(name, kind=tarfile.REGTYPE, content=b"", target=""):
+def entry(name, type=tarfile.REGTYPE, content=b"", target=""):
     info = tarfile.TarInfo(name)
-    info.type, info.size, info.linkname = kind, len(content), target
+    info.type, info.size, info.linkname = type, len(content), target
     return info, io.BytesIO(content)
 
 
-HARMFUL = {
+MALICIOUS = {
     "up": [entry("a/../../evil.png", content=b"x")],
     "absolute": [entry("/tmp/evil.png", content=b"x")],
     "backslash": [entry("a\\..\\..\\evil.png", content=b"x")],
@@ -152,11 +147,11 @@ HARMFUL = {
 }
 
 
-@pytest.mark.parametrize("harm", HARMFUL)
-def test_a_tar_that_would_leave_its_folder_is_refused(tmp_path, load, harm):
+@pytest.mark.parametrize("case", MALICIOUS)
+def test_malicious_tar_is_refused(tmp_path, load, case):
     archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.tar")
     with tarfile.open(archive, "a") as out:
-        for info, content in HARMFUL[harm]:
+        for info, content in MALICIOUS[case]:
             out.addfile(info, content)
     before = everything_below(tmp_path)
     with pytest.raises(UserError, match="refused"):
@@ -164,11 +159,11 @@ def test_a_tar_that_would_leave_its_folder_is_refused(tmp_path, load, harm):
     assert everything_below(tmp_path) - before <= {"tfds", "tfds/extracted"}
 
 
-@pytest.mark.parametrize("harm", ["up", "absolute", "backslash", "drive", "symlink"])
-def test_a_zip_that_would_leave_its_folder_is_refused(tmp_path, load, harm):
+@pytest.mark.parametrize("case", ["up", "absolute", "backslash", "drive", "symlink"])
+def test_malicious_zip_is_refused(tmp_path, load, case):
     archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip")
     with zipfile.ZipFile(archive, "a") as out:
-        for info, content in HARMFUL[harm]:
+        for info, content in MALICIOUS[case]:
             member = zipfile.ZipInfo(info.name)
             member.external_attr = (0o120777 if info.issym() else 0o100644) << 16
             out.writestr(member, info.linkname or content.getvalue())
@@ -178,11 +173,11 @@ def test_a_zip_that_would_leave_its_folder_is_refused(tmp_path, load, harm):
     assert everything_below(tmp_path) - before <= {"tfds", "tfds/extracted"}
 
 
-def test_bombs_are_refused(tmp_path, load, monkeypatch):
+def test_decompression_bombs_are_refused(tmp_path, load, monkeypatch):
     huge, _ = entry("a.png")
     huge.size = 10**13
     (tmp_path / "huge.tar").write_bytes(huge.tobuf() + bytes(1024))
-    with pytest.raises(UserError, match="looks like a bomb"):
+    with pytest.raises(UserError, match="looks like a decompression bomb"):
         load("folder", tmp_path / "huge.tar")
 
     archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip")
@@ -191,78 +186,78 @@ def test_bombs_are_refused(tmp_path, load, monkeypatch):
         load("folder", archive)
     monkeypatch.undo()
 
-    monkeypatch.setattr(archives, "FREE", 2**20)
+    monkeypatch.setattr(archives, "RATIO_EXEMPT_BYTES", 2**20)
     zeros = bytes(10 * 2**20)
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr("a.png", zeros)
-    with pytest.raises(UserError, match="looks like a bomb"):
+    with pytest.raises(UserError, match="looks like a decompression bomb"):
         load("folder", archive)
-    # Where no member shows it: behind the end of the tar.
+    # The data follow the end of the tar, so that no member shows them.
     (tmp_path / "tail.tar.gz").write_bytes(gzip.compress(zeros))
-    with pytest.raises(UserError, match="looks like a bomb"):
+    with pytest.raises(UserError, match="looks like a decompression bomb"):
         load("folder", tmp_path / "tail.tar.gz")
 
 
-def test_no_room_is_told_before_it_is_taken(tmp_path, load, monkeypatch):
+def test_insufficient_disk_space_is_reported_before_extraction(tmp_path, load, monkeypatch):
     archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    with pytest.raises(UserError, match="there is room for 0"):
+    with pytest.raises(UserError, match=r"the disk has 0\.0 MiB free"):
         load("folder", archive)
 
 
-# --- what is no archive, or not all of one ---
+# --- corrupt archives and other files ---
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
-def test_an_archive_that_is_cut_short_is_told(tmp_path, load, suffix):
+def test_truncated_archive_is_reported(tmp_path, load, suffix):
     archive = pack(normals(tmp_path / "mine"), tmp_path / f"mine.{suffix}")
     content = archive.read_bytes()
     cuts = [700, len(content) // 2, len(content) - 30]
-    if suffix == "tar":  # its end is padding; where a file has ended no header shows that more was
+    if suffix == "tar":  # its end is padding; a cut between two files is seen only by it
         with tarfile.open(archive) as opened:
             cuts[2] = opened.getmembers()[5].offset
     for cut in cuts:
         archive.write_bytes(content[:cut])
-        with pytest.raises(UserError, match="is it complete"):
+        with pytest.raises(UserError, match="Check that it is complete"):
             load("folder", archive)
         assert not list((tmp_path / "tfds" / "extracted").iterdir())
     archive.write_bytes(content)
     assert len(by_path(load("folder", archive))) == 12
 
 
-def test_a_changed_byte_is_noticed(tmp_path, load):
+def test_changed_byte_is_detected(tmp_path, load):
     archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip")
     content = bytearray(archive.read_bytes())
     content[len(content) // 3] ^= 255
     archive.write_bytes(content)
-    with pytest.raises(UserError, match="is it complete"):
+    with pytest.raises(UserError, match="Check that it is complete"):
         load("folder", archive)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"<!DOCTYPE html><title>Sign in</title>", "is a web page"),
-        (b"7z\xbc\xaf\x27\x1c" + bytes(600), "not an archive that can be read"),
-        (b"", "not an archive that can be read"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(600), "not a supported archive"),
+        (b"", "not a supported archive"),
     ],
 )
-def test_what_is_no_archive_is_told(tmp_path, load, content, told):
+def test_file_that_is_not_an_archive_is_reported(tmp_path, load, content, message):
     (tmp_path / "archive.zip").write_bytes(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load("mvtec", tmp_path / "archive.zip")
 
 
-def test_the_wrong_archive_is_met_with_the_layout(tmp_path, load):
+def test_archive_with_wrong_layout_is_reported_with_expected_layout(tmp_path, load):
     archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip", "cats")
     with pytest.raises(UserError, match="train/good"):
         load("mvtec", archive)
 
 
-def test_a_locked_zip_is_told(tmp_path, load):
+def test_password_protected_zip_is_reported(tmp_path, load):
     archive = pack(normals(tmp_path / "mine", 1), tmp_path / "mine.zip")
     content = bytearray(archive.read_bytes())
     content[content.rindex(b"PK\x01\x02") + 8] |= 1  # the flag in the central directory
     archive.write_bytes(content)
-    with pytest.raises(UserError, match="locked by a password"):
+    with pytest.raises(UserError, match="protected by a password"):
         load("folder", archive)

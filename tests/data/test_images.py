@@ -1,4 +1,4 @@
-"""Any picture a user may have, and what is said of one that cannot be read."""
+"""Decoding of image files, and the reasons reported for unreadable ones."""
 
 import io
 import os
@@ -15,14 +15,15 @@ from PIL import Image
 from bigan_jax.data import loading
 from bigan_jax.data.files import unreadable
 from bigan_jax.data.files.images import (
-    encoded,
     image_size,
     list_images,
-    read_all,
-    read_as_shown,
+    read_encoded,
+    read_files,
+    read_full_size,
     read_image,
     read_mask,
 )
+from bigan_jax.data.files.unreadable import split_unreadable
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.errors import UserError
 from tests.helpers.datasets import decoded
@@ -31,7 +32,7 @@ from tests.helpers.datasets import decoded
 
 
 def modes():
-    """Pictures of one color in every mode, with the gray and RGB they should give."""
+    """Images of one color in every mode, with the expected gray and RGB values."""
     red_gray = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
     rgb = (200, 100, 50)
     palette = Image.new("P", (9, 7), 1)
@@ -70,33 +71,33 @@ def modes():
 
 
 @pytest.mark.parametrize("name", modes())
-def test_every_mode_gives_its_gray_and_its_color(tmp_path, name):
-    picture, gray, rgb = modes()[name]
-    picture.save(tmp_path / name)
-    one, three = (read_image(tmp_path / name, 8, channels) for channels in (1, 3))
-    assert one.shape == (8, 8, 1) and three.shape == (8, 8, 3)
-    assert one.dtype == three.dtype == np.uint8
-    np.testing.assert_allclose(one, np.full((8, 8, 1), gray), atol=1.6)
-    np.testing.assert_allclose(three, np.broadcast_to(rgb, (8, 8, 3)), atol=2.1)
-    content = encoded(tmp_path / name)
-    np.testing.assert_array_equal(read_image(io.BytesIO(content), 8, 3), three)
+def test_every_mode_is_decoded_to_gray_and_rgb(tmp_path, name):
+    image, gray, rgb = modes()[name]
+    image.save(tmp_path / name)
+    as_gray, as_rgb = (read_image(tmp_path / name, 8, channels) for channels in (1, 3))
+    assert as_gray.shape == (8, 8, 1) and as_rgb.shape == (8, 8, 3)
+    assert as_gray.dtype == as_rgb.dtype == np.uint8
+    np.testing.assert_allclose(as_gray, np.full((8, 8, 1), gray), atol=1.6)
+    np.testing.assert_allclose(as_rgb, np.broadcast_to(rgb, (8, 8, 3)), atol=2.1)
+    content = read_encoded(tmp_path / name)
+    np.testing.assert_array_equal(read_image(io.BytesIO(content), 8, 3), as_rgb)
     assert image_size(tmp_path / name) == image_size(io.BytesIO(content)) == (9, 7)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 def test_exif_orientation_is_applied(tmp_path, suffix):
     pixels = np.zeros((24, 32), np.uint8)
-    pixels[:, 16:] = 200  # bright on the right; orientation 6 turns that downwards
+    pixels[:, 16:] = 200  # bright on the right; orientation 6 rotates that to the bottom
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(pixels).save(tmp_path / f"turned.{suffix}", exif=exif)
-    image = read_image(tmp_path / f"turned.{suffix}", 16, 1)[..., 0]
+    Image.fromarray(pixels).save(tmp_path / f"rotated.{suffix}", exif=exif)
+    image = read_image(tmp_path / f"rotated.{suffix}", 16, 1)[..., 0]
     assert image[:6].max() < 30 and image[10:].min() > 170
-    assert image_size(tmp_path / f"turned.{suffix}") == (24, 32)
+    assert image_size(tmp_path / f"rotated.{suffix}") == (24, 32)
 
 
-def test_a_phone_s_picture_of_several_is_its_first(tmp_path):
-    """MPO: a JPEG with previews behind it, which many cameras write as .jpg."""
+def test_first_image_of_mpo_is_read(tmp_path):
+    """MPO is a JPEG followed by previews, which many cameras write as .jpg."""
     first, second = (Image.new("L", (16, 16), value) for value in (90, 200))
     first.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[second])
     assert np.ptp(read_image(tmp_path / "phone.jpg", 8, 1).astype(int) - 90) <= 2
@@ -109,20 +110,20 @@ def test_resizing_is_antialiased(tmp_path):
     assert np.ptp(read_image(tmp_path / "stripes.png", 16, 1)[:, 2:-2]) < 12
 
 
-def test_a_large_jpeg_is_what_its_png_is(tmp_path):
-    """Decoded to a fraction of its size: as good as whole, and turned by EXIF all the same."""
+def test_reduced_decoding_of_large_jpeg_equals_png(tmp_path):
+    """EXIF orientation is applied as well."""
     y, x = np.mgrid[:600, :800]
     waves = 127 + 60 * np.sin(x / 40) + 60 * np.cos((x + 2 * y) / 70)
-    picture = Image.fromarray(waves.round().astype(np.uint8))
-    picture.save(tmp_path / "large.png")
+    image = Image.fromarray(waves.round().astype(np.uint8))
+    image.save(tmp_path / "large.png")
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    picture.rotate(180).save(tmp_path / "large.jpg", quality=95, exif=exif)
+    image.rotate(180).save(tmp_path / "large.jpg", quality=95, exif=exif)
     png, jpeg = (read_image(tmp_path / f"large.{s}", 32, 1).astype(int) for s in ("png", "jpg"))
     assert np.abs(png - jpeg).max() <= 3
 
 
-# --- windows ---
+# --- percentile stretch ---
 
 
 def tiff(values):
@@ -135,34 +136,34 @@ def tiff(values):
     st.integers(1, 400),
     st.integers(0, 25_000),
 )
-def test_a_window_forgets_scale_and_offset(picture, scale, offset):
-    low, high = np.percentile(picture.astype(float), (1, 99))
+def test_stretch_is_invariant_to_scale_and_offset(image, scale, offset):
+    low, high = np.percentile(image.astype(float), (1, 99))
     assume(high > low)
-    expected = (255 * (picture - low) / (high - low)).clip(0, 255)
-    deep = picture.astype(np.uint16) * scale + offset
-    for values in picture, deep, deep.astype(np.int32), deep.astype(np.float32) - 7e4:
-        shown = np.asarray(read_as_shown(tiff(values), window=True))
-        assert shown.dtype == np.uint8 and abs(shown - expected).max() <= 0.51
+    expected = (255 * (image - low) / (high - low)).clip(0, 255)
+    deep = image.astype(np.uint16) * scale + offset
+    for values in image, deep, deep.astype(np.int32), deep.astype(np.float32) - 7e4:
+        result = np.asarray(read_full_size(tiff(values), window=True))
+        assert result.dtype == np.uint8 and abs(result - expected).max() <= 0.51
 
 
-def test_a_window_is_one_for_all_channels(tmp_path):
+def test_stretch_is_shared_by_all_channels(tmp_path):
     ramp = np.linspace(50, 90, 100).round().astype(np.uint8).reshape(10, 10)
     color = np.stack([ramp, np.full_like(ramp, 50), np.full_like(ramp, 70)], -1)
     Image.fromarray(color).save(tmp_path / "a.png")
-    shown = read_image(tmp_path / "a.png", 10, 3, window=True).astype(float)
+    result = read_image(tmp_path / "a.png", 10, 3, window=True).astype(float)
     low, high = np.percentile(color, (1, 99))
-    np.testing.assert_allclose(shown, (255 * (color - low) / (high - low)).clip(0, 255), atol=0.51)
+    np.testing.assert_allclose(result, (255 * (color - low) / (high - low)).clip(0, 255), atol=0.51)
 
 
-def test_a_window_needs_numbers():
-    with pytest.raises(UserError, match="not numbers"):
+def test_stretch_requires_finite_values():
+    with pytest.raises(UserError, match="not finite"):
         read_image(tiff(np.full((8, 8), np.nan, np.float32)), 8, 1, window=True)
 
 
 # --- masks ---
 
 
-def test_a_mask_is_the_majority_of_a_cell_and_never_vanishes(tmp_path):
+def test_mask_is_majority_of_cell_and_never_vanishes(tmp_path):
     mask = np.zeros((32, 32), np.uint8)
     mask[0:3, 0:4] = 1  # three quarters of a cell of 4 x 4, and any value counts
     mask[8:9, 8:12] = 255  # a quarter of one
@@ -175,20 +176,20 @@ def test_a_mask_is_the_majority_of_a_cell_and_never_vanishes(tmp_path):
     assert not read_mask(tmp_path / "empty.png", 8).any()
 
 
-def test_a_mask_may_be_scaled_but_not_cropped_or_turned(tmp_path):
+def test_mask_may_be_scaled_but_not_cropped_or_rotated(tmp_path):
     Image.new("L", (33, 22), 255).save(tmp_path / "mask.png")
-    for like in (33, 22), (66, 44), (100, 67), (16, 11):
-        assert read_mask(tmp_path / "mask.png", 8, like).all()
-    for unlike in (22, 33), (33, 24), (32, 32), (300, 190):
-        with pytest.raises(UserError, match=f"33x22 for a picture of {unlike[0]}x{unlike[1]}"):
-            read_mask(tmp_path / "mask.png", 8, unlike)
+    for size in (33, 22), (66, 44), (100, 67), (16, 11):
+        assert read_mask(tmp_path / "mask.png", 8, size).all()
+    for size in (22, 33), (33, 24), (32, 32), (300, 190):
+        with pytest.raises(UserError, match=f"33x22 for an image of {size[0]}x{size[1]}"):
+            read_mask(tmp_path / "mask.png", 8, size)
 
 
-# --- what is refused ---
+# --- unreadable files ---
 
 
 def png_header(width, height):
-    """A PNG that promises a size and has hardly a pixel."""
+    """A PNG whose header claims a size, with hardly a pixel."""
 
     def chunk(name, content):
         checksum = struct.pack(">I", zlib.crc32(name + content))
@@ -198,8 +199,8 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99)))
 
 
-def saved(picture, kind, **options):
-    picture.save(content := io.BytesIO(), kind, **options)
+def saved(image, image_format, **options):
+    image.save(content := io.BytesIO(), image_format, **options)
     return content.getvalue()
 
 
@@ -207,56 +208,57 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), np.u
 FRAMES = dict(save_all=True, append_images=[NOISE.rotate(90)])
 REFUSED = {
     "empty.png": (b"", "is empty"),
-    "text.png": (b"not a picture", "not a picture"),
+    "text.png": (b"not an image", "not an image"),
     "cut.png": (saved(NOISE, "PNG")[:2000], "truncated"),
     "cut.jpg": (saved(NOISE, "JPEG")[:1500], "truncated"),
     "cut.tif": (saved(NOISE, "TIFF")[:1500], ""),
     "cut.webp": (saved(NOISE, "WEBP")[:1000], ""),
     "header.jpg": (saved(NOISE, "JPEG")[:15], "Truncated"),
-    "moving.gif": (saved(NOISE, "GIF", **FRAMES), "several pictures"),
-    "moving.png": (saved(NOISE, "PNG", **FRAMES), "several pictures"),
-    "moving.webp": (saved(NOISE, "WEBP", **FRAMES), "several pictures"),
-    "pages.tif": (saved(NOISE, "TIFF", **FRAMES), "several pictures"),
+    "moving.gif": (saved(NOISE, "GIF", **FRAMES), "several images"),
+    "moving.png": (saved(NOISE, "PNG", **FRAMES), "several images"),
+    "moving.webp": (saved(NOISE, "WEBP", **FRAMES), "several images"),
+    "pages.tif": (saved(NOISE, "TIFF", **FRAMES), "several images"),
     "dot.png": (saved(Image.new("L", (1, 1)), "PNG"), "1x1 is too small"),
     "line.png": (saved(Image.new("L", (100, 1)), "PNG"), "100x1 is too small"),
     "large.png": (png_header(12_000, 10_000), "12000x10000 is more than 100 megapixels"),
-    "bomb.png": (png_header(30_000, 30_000), "more than 100 megapixels"),
+    "larger.png": (png_header(30_000, 30_000), "more than 100 megapixels"),
     "nan.tif": (saved(Image.fromarray(np.full((8, 8), np.nan, np.float32)), "TIFF"), "NaN"),
     "scale.tif": (saved(Image.fromarray(np.full((8, 8), 30, np.float32)), "TIFF"), "a float"),
     "wide.tif": (saved(Image.fromarray(np.full((8, 8), 70_000, np.int32)), "TIFF"), "0 to 65535"),
     # PostScript is a program, which Pillow would have Ghostscript run.
-    "program.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "not a pict"),
+    "program.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "not an image"),
 }
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_everything_refused_is_named_with_its_reason(tmp_path):
+def test_all_unreadable_files_are_listed_with_reasons(tmp_path):
     for name, (content, _) in REFUSED.items():
         (tmp_path / name).write_bytes(content)
     NOISE.save(tmp_path / "fine.png")
-    NOISE.save(tmp_path / "fine.jpg", "PNG")  # a wrong suffix does no harm
-    results, found = read_all(
-        lambda x, _: read_image(x, 8, 1), tmp_path, list_images(tmp_path), "pictures"
+    NOISE.save(tmp_path / "fine.jpg", "PNG")  # a wrong suffix is accepted
+    results = read_files(
+        lambda x, _: read_image(x, 8, 1), tmp_path, list_images(tmp_path), "images"
     )
-    reasons = dict(found)
+    images, unreadable_files = split_unreadable(results)
+    reasons = dict(unreadable_files)
     assert reasons.keys() == REFUSED.keys()
     for name, (_, expected) in REFUSED.items():
         assert expected in reasons[name] and str(tmp_path) not in reasons[name], name
-    assert sum(result is not None for result in results) == 2
-    with pytest.raises(UserError, match=f"{len(REFUSED)} of {len(results)} pictures") as error:
+    assert sum(image is not None for image in images) == 2
+    with pytest.raises(UserError, match=f"{len(REFUSED)} of {len(results)} images") as error:
         decoded(tmp_path, list_images(tmp_path), 8)
     assert all(f"  {name}: {reason}" in str(error.value) for name, reason in reasons.items())
 
 
-def test_every_broken_file_is_named_however_many_there_are(tmp_path):
-    many = [f"missing{i}.png" for i in range(45)]
+def test_many_unreadable_files_are_all_named(tmp_path):
+    names = [f"missing{i}.png" for i in range(45)]
     with pytest.raises(UserError, match="and 25 more") as error:
-        decoded(tmp_path, many, 16)
-    assert all(name in str(error.value) for name in many)
+        decoded(tmp_path, names, 16)
+    assert all(name in str(error.value) for name in names)
     assert "skip_unreadable=true" in str(error.value) and "no such file" in str(error.value)
 
 
-def test_a_huge_picture_is_refused_by_its_header(tmp_path):
+def test_huge_image_is_rejected_by_its_header(tmp_path):
     Image.new("1", (20_000, 5_001)).save(tmp_path / "huge.png")
     with (
         pytest.warns(Image.DecompressionBombWarning),
@@ -265,7 +267,7 @@ def test_a_huge_picture_is_refused_by_its_header(tmp_path):
         decoded(tmp_path, ["huge.png"], 16)
 
 
-def test_a_file_without_permission_is_named(tmp_path):
+def test_file_without_permission_is_named(tmp_path):
     def denied():
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
@@ -273,12 +275,12 @@ def test_a_file_without_permission_is_named(tmp_path):
     NOISE.save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)
     if os.access(tmp_path / "a.png", os.R_OK):
-        pytest.skip("this user may read everything")
+        pytest.skip("this user can read every file")
     with pytest.raises(UserError, match=r"a\.png: no permission"):
         decoded(tmp_path, list_images(tmp_path), 8)
 
 
-def test_links_stay_inside_the_folder(tmp_path):
+def test_links_out_of_the_folder_are_not_followed(tmp_path):
     root, other = tmp_path / "data", tmp_path / "other"
     for folder in root / "sub", other:
         folder.mkdir(parents=True)
@@ -293,16 +295,14 @@ def test_links_stay_inside_the_folder(tmp_path):
     names = list_images(root)
     assert "around/sub/a.png" not in names and "elsewhere/a.png" not in names
     names += ["../other/a.png", "elsewhere/a.png"]
-    _, found = read_all(lambda x, _: read_image(x, 8, 1), root, names, "pictures")
-    assert dict(found) == {
-        "outside.png": (
-            out := "leads out of the data folder: put the file itself there, not a link"
-        ),
+    results = read_files(lambda x, _: read_image(x, 8, 1), root, names, "images")
+    assert dict(split_unreadable(results)[1]) == {
+        "outside.png": (out := "a link or path out of the data folder: put the file itself there"),
         "elsewhere": out,
         "../other/a.png": out,
         "elsewhere/a.png": out,
-        "nowhere.png": "a link that leads nowhere",
-        "itself.png": "a link that leads nowhere",
+        "nowhere.png": "a broken link",
+        "itself.png": "a broken link",
         "pipe.png": "not a file",
     }
     # The folder itself may be a link.
@@ -310,17 +310,17 @@ def test_links_stay_inside_the_folder(tmp_path):
     assert len(decoded(tmp_path / "link", ["sub/a.png", "inside.png"], 8)) == 2
 
 
-def test_a_name_that_is_not_utf8_is_told_in_utf8(tmp_path):
+def test_name_that_is_not_utf8_is_reported_in_utf8(tmp_path):
     try:
         (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(saved(NOISE, "PNG"))
     except OSError:
-        pytest.skip("this file system takes UTF-8 names only")
+        pytest.skip("this file system requires UTF-8 names")
     with pytest.raises(UserError, match="is not UTF-8: rename it") as error:
         decoded(tmp_path, list_images(tmp_path), 8)
     assert r"caf\udce9.png" in str(error.value).encode().decode()
 
 
-def test_listing_is_sorted_and_passes_over_loops_and_hidden_files(tmp_path):
+def test_listing_is_sorted_and_skips_loops_and_hidden_files(tmp_path):
     for name in ("b/2.PNG", "a.jpg", "b/1.tif", ".hidden.png", ".git/x.png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -328,7 +328,7 @@ def test_listing_is_sorted_and_passes_over_loops_and_hidden_files(tmp_path):
     assert list_images(tmp_path) == ["a.jpg", "b/1.tif", "b/2.PNG"]
 
 
-# --- whole sets ---
+# --- datasets ---
 
 
 def load(folder, **changes):
@@ -337,46 +337,46 @@ def load(folder, **changes):
 
 
 @pytest.fixture
-def some_broken(tmp_path):
-    for kind, n in ("normal", 30), ("anomalous", 5), ("masks", 5):
-        (tmp_path / kind).mkdir()
+def folder_with_corrupt_files(tmp_path):
+    for name, n in ("normal", 30), ("anomalous", 5), ("masks", 5):
+        (tmp_path / name).mkdir()
         for i in range(n):
-            NOISE.rotate(i).save(tmp_path / kind / f"{i:02d}.png")
+            NOISE.rotate(i).save(tmp_path / name / f"{i:02d}.png")
     for name in "normal/03", "normal/11", "normal/24", "anomalous/02", "masks/04":
-        (tmp_path / f"{name}.png").write_bytes(b"broken")
+        (tmp_path / f"{name}.png").write_bytes(b"corrupt")
     Image.new("L", (64, 32), 255).save(tmp_path / "masks" / "01.png")
-    NOISE.save(tmp_path / "masks" / "99.png")  # of no picture
+    NOISE.save(tmp_path / "masks" / "99.png")  # of no image
     return tmp_path
 
 
-BROKEN = ["anomalous/02", "masks/01", "masks/04", "normal/03", "normal/11", "normal/24"]
+UNREADABLE = ["anomalous/02", "masks/01", "masks/04", "normal/03", "normal/11", "normal/24"]
 
 
-def test_broken_files_of_all_parts_are_told_at_once(some_broken):
+def test_unreadable_files_of_all_splits_are_in_one_error(folder_with_corrupt_files):
     with pytest.raises(UserError, match="6 of") as error:
-        load(some_broken)
-    assert all(f"  {name}.png: " in str(error.value) for name in BROKEN)
-    assert "a mask of 64x32 for a picture of 64x64" in str(error.value)
+        load(folder_with_corrupt_files)
+    assert all(f"  {name}.png: " in str(error.value) for name in UNREADABLE)
+    assert "a mask of 64x32 for an image of 64x64" in str(error.value)
 
 
-def test_broken_files_are_left_out_and_counted_on_request(some_broken):
-    loaded = load(some_broken, skip_unreadable=True)
-    (note,) = [note for note in loaded.notes if note.startswith("6 files left out")]
-    assert all(f"{name}.png" in note for name in BROKEN)
+def test_unreadable_files_are_skipped_and_counted_on_request(folder_with_corrupt_files):
+    loaded = load(folder_with_corrupt_files, skip_unreadable=True)
+    (note,) = [note for note in loaded.notes if note.startswith("6 unreadable files skipped")]
+    assert all(f"{name}.png" in note for name in UNREADABLE)
     assert "1 masks belong to no anomalous picture, such as masks/99.png" in loaded.notes
-    everything = [path for part in loaded[:3] for path in part.path]
-    assert len(everything) == 27 + 4 and not {f"{n}.png" for n in BROKEN} & {*everything}
-    for name in BROKEN:
-        (some_broken / f"{name}.png").unlink()
-    # Where the others go does not depend on what is broken.
-    mended = load(some_broken)
-    assert [list(p.path) for p in mended[:3]] == [list(p.path) for p in loaded[:3]]
-    test = dict(zip(loaded.test.path, loaded.test.has_mask, strict=True))
-    assert not test["anomalous/01.png"] and test["anomalous/03.png"]
+    paths = [path for split in loaded[:3] for path in split.path]
+    assert len(paths) == 27 + 4 and not {f"{n}.png" for n in UNREADABLE} & {*paths}
+    for name in UNREADABLE:
+        (folder_with_corrupt_files / f"{name}.png").unlink()
+    # The split of the other files does not depend on the unreadable ones.
+    fixed = load(folder_with_corrupt_files)
+    assert [list(p.path) for p in fixed[:3]] == [list(p.path) for p in loaded[:3]]
+    has_mask = dict(zip(loaded.test.path, loaded.test.has_mask, strict=True))
+    assert not has_mask["anomalous/01.png"] and has_mask["anomalous/03.png"]
 
 
-def test_a_broken_file_s_name_cannot_move_the_cursor(tmp_path):
-    (tmp_path / "a\x1b[2Jb.png").write_bytes(b"no picture")
+def test_control_characters_in_names_are_escaped(tmp_path):
+    (tmp_path / "a\x1b[2Jb.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"a\\x1b\[2Jb\.png") as error:
         decoded(tmp_path, ["a\x1b[2Jb.png"], 16)
     assert "\x1b" not in str(error.value)

@@ -27,7 +27,7 @@ from bigan_jax.training import epoch_runner
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.loop import epoch_order
 from bigan_jax.training.train_step import TrainingSet
-from tests.commands.test_train import configured
+from tests.helpers.runs import configured
 
 SHAPE = (16, 16, 1)
 IMAGES = np.random.default_rng(0).integers(0, 256, (90, *SHAPE), np.uint8)
@@ -51,7 +51,7 @@ def runner(image, scanned=False):
     streamed = isinstance(image, LazyImages)
     run = compiled(jax.local_device_count(), scanned, streamed)
     pictures = TrainingSet(image, CONDITION)
-    run.pictures = pictures if streamed else epoch_runner.replicate(pictures)
+    run.training_set = pictures if streamed else epoch_runner.replicate(pictures)
     return run, epoch_runner.replicate(first_state())
 
 

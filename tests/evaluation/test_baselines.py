@@ -15,7 +15,7 @@ from bigan_jax.data import thumbnails
 from bigan_jax.data.loading import load_dataset
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import baselines
-from tests.commands.test_train import configured
+from tests.helpers.runs import configured
 
 BOTTLE = Path(__file__).parents[3] / "shared/data/mvtec_ad/bottle"
 

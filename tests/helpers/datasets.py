@@ -9,17 +9,18 @@ import msgspec
 import numpy as np
 
 from bigan_jax.data.dataset import Images
-from bigan_jax.data.files.images import read_all, read_image
-from bigan_jax.data.files.unreadable import unreadable
+from bigan_jax.data.files.images import read_files, read_image
+from bigan_jax.data.files.unreadable import split_unreadable, unreadable_error
 from bigan_jax.evaluation.result import EvaluationResult
 from bigan_jax.metrics.image import IMAGE_METRICS, image_metrics
 
 
 def decoded(root, paths, size):
     """The gray pictures, or the one error that names every file that cannot be read."""
-    images, unread = read_all(lambda x, _: read_image(x, size, 1), root, paths, "pictures")
-    if unread:
-        raise unreadable(unread, root, len(paths), "pictures")
+    results = read_files(lambda x, _: read_image(x, size, 1), root, paths, "images")
+    images, unreadable = split_unreadable(results)
+    if unreadable:
+        raise unreadable_error(unreadable, root, len(paths), "images")
     return np.stack(images)
 
 

@@ -255,5 +255,5 @@ def test_reconstructions_equal_pytorch_s(create, encoder, decoder):
     image = torch.from_numpy(np.array(batch.image)).permute(0, 3, 1, 2)
     code = encoder(InTorch(torch, net.variables["encoder"]), image)
     theirs = decoder(InTorch(torch, net.variables["decoder"]), code).permute(0, 2, 3, 1)
-    np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-6)
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
     assert ours.std() > 1e-3  # not a constant picture

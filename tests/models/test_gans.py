@@ -373,8 +373,8 @@ def test_sound_epochs(change):
     ("change", "word"),
     [
         ({"discriminator/real": 0.995, "discriminator/fake": 0.004}, "saturated"),
-        ({"discriminator/real": 0.999, "discriminator/fake": 0.999}, "same of every picture"),
-        ({"discriminator/real": 0.001, "discriminator/fake": 0.0}, "same of every picture"),
+        ({"discriminator/real": 0.999, "discriminator/fake": 0.999}, "same for every image"),
+        ({"discriminator/real": 0.001, "discriminator/fake": 0.0}, "same for every image"),
         ({"discriminator/loss": 20.0}, "confidently wrong"),
         ({"generator/spread": 0.002}, "vary 2% as much"),
         ({"reconstruction/perplexity": 1.0}, "codebook"),

@@ -49,26 +49,26 @@ AUDIT = {
     "policy": "keep",
     "findings": [
         {
-            "check": "exact copies across parts",
-            "found": UNTRUSTED,
+            "check": "exact duplicates across splits",
+            "result": UNTRUSTED,
             "meaning": "",
             "alarming": False,
         },
-        {"check": "trivial facts", "found": "1", "meaning": "Compare it.", "alarming": True},
+        {"check": "shortcut features", "result": "1", "meaning": "Compare it.", "alarming": True},
     ],
-    "facts": {"sharpness": 0.93, "width": 0.5},
-    "balance": [{"part": "test", "condition": UNTRUSTED, "normal": 1, "anomalous": 2}],
-    "left_out": {"train": 3, "calibration": 0, "test": 0},
-    "copies": [
+    "shortcut_aurocs": {"sharpness": 0.93, "width": 0.5},
+    "balance": [{"split": "test", "condition": UNTRUSTED, "normal": 1, "anomalous": 2}],
+    "dropped": {"train": 3, "calibration": 0, "test": 0},
+    "duplicates": [
         {
             "distance": 0.0125,
-            "first": {"part": "test", "path": UNTRUSTED, "label": "normal", "image": GRAY},
-            "second": {"part": "train", "path": "twin.png", "label": "normal", "image": GRAY},
+            "first": {"split": "test", "path": UNTRUSTED, "label": "normal", "image": GRAY},
+            "second": {"split": "train", "path": "twin.png", "label": "normal", "image": GRAY},
         },
         {
             "distance": 0.0141,
-            "first": {"part": "test", "path": "a.png", "label": "normal"},
-            "second": {"part": "train", "path": "unshown.png", "label": "normal"},
+            "first": {"split": "test", "path": "a.png", "label": "normal"},
+            "second": {"split": "train", "path": "unshown.png", "label": "normal"},
         },
     ],
 }
@@ -168,7 +168,7 @@ def test_control_characters_are_escaped(tmp_path):
     name = "a\x1b]0;title\x07\x00\u202egnp.\u2066\udcff\n.png"
     images = [image._replace(path=name, defect_type=name) for image in gallery_images()]
     fields = {"warnings": [name], "versions": {name: name}}
-    audit = AUDIT | {"balance": [{"part": "test", "condition": name}]}
+    audit = AUDIT | {"balance": [{"split": "test", "condition": name}]}
     report = page(tmp_path, fields, gallery=images, audit=audit)
     escaped = r"a\x1b]0;title\x07\x00\u202egnp.\u2066\udcff\n.png"
     assert report.text.count(escaped) >= 10
@@ -244,7 +244,13 @@ def test_every_value_of_the_evaluation_is_shown(tmp_path):
     for words in (
         *("oracle (uses test labels)", "A note on the rate.", "feature distance"),
         *("collapsed at epoch 3", "statistics re-estimated", "0.10.2", "ablations: no_se"),
-        *("cae on phantom leaf", "Leak audit", "trivial facts", "PCA, 64 components", "one, two"),
+        *(
+            "cae on phantom leaf",
+            "Leak audit",
+            "shortcut features",
+            "PCA, 64 components",
+            "one, two",
+        ),
         "do not locate defects better than raw intensity as a map (0.950)",
     ):
         assert words in text, words

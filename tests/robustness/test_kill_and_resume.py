@@ -25,7 +25,7 @@ from bigan_jax.commands.settings import parse_settings
 from bigan_jax.runtime.run_config import read_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
-from tests.commands.test_train import ROOT, command, environment, flags
+from tests.helpers.runs import ROOT, command, environment, flags
 
 FIELDS = {
     "data.image_size": 16,

@@ -23,10 +23,10 @@ from bigan_jax.data import inputs
 from bigan_jax.data.files import archives, images, medical, unreadable
 from bigan_jax.errors import UserError
 from bigan_jax.nn.vgg16 import formats as files
-from tests.commands.test_train import ROOT
 from tests.data.test_archives import entry, normals, pack
 from tests.fuzz.targets import TARGETS
 from tests.helpers.datasets import tiled_tiff
+from tests.helpers.runs import ROOT
 from tests.helpers.weight_files import tensors, torch_pickle, torch_zip
 
 INPUTS = {"pictures": 300, "archives": 300, "medical": 200, "settings": 150, "results": 100}
@@ -64,7 +64,7 @@ def little_memory(most=2**25):
 
 
 def unpack(archive, **options):
-    return archives.extract_once(inputs.as_path(archive), archive.parent / "home", **options)
+    return archives.extract_once(inputs.resolve_path(archive), archive.parent / "home", **options)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -76,7 +76,7 @@ def test_a_zip_that_hides_what_comes_out_is_refused(tmp_path, method):
     at = content.rindex(b"PK\1\2") + 24
     content[at : at + 4] = (100).to_bytes(4, "little")  # the size it claims to have
     (tmp_path / "a.zip").write_bytes(content)
-    with little_memory(), pytest.raises(UserError, match="packed otherwise"):
+    with little_memory(), pytest.raises(UserError, match="not compressed by deflate"):
         unpack(tmp_path / "a.zip")
 
 
@@ -106,7 +106,7 @@ def test_a_tar_that_claims_a_huge_folder_is_refused_at_once(tmp_path):
     folder, _ = entry("a", tarfile.DIRTYPE)
     folder.size = 2**62
     (tmp_path / "a.tar").write_bytes(tar_of((folder, b""), format=tarfile.GNU_FORMAT))
-    with pytest.raises(UserError, match="looks like a bomb"):
+    with pytest.raises(UserError, match="looks like a decompression bomb"):
         unpack(tmp_path / "a.tar")
 
 
@@ -122,7 +122,7 @@ def test_a_tar_whose_sizes_are_not_those_of_its_content_is_refused(tmp_path, mon
         raise AssertionError(f"would write {len(content.read(2**20))} bytes and more")
 
     monkeypatch.setattr(shutil, "copyfileobj", write)
-    with pytest.raises(UserError, match="size is not that of its content"):
+    with pytest.raises(UserError, match=r"size of its member .* is not that of its content"):
         unpack(tmp_path / "a.tar")
 
 
@@ -138,9 +138,9 @@ def test_no_memory_for_a_dictionary_is_told(tmp_path, monkeypatch):
     def without_memory(*_):
         raise MemoryError
 
-    monkeypatch.setitem(archives._KINDS, b"\xfd7zXZ\x00", without_memory)
+    monkeypatch.setitem(archives._OPENERS, b"\xfd7zXZ\x00", without_memory)
     (tmp_path / "a.tar.xz").write_bytes(lzma.compress(bytes(1024)))
-    with pytest.raises(UserError, match="cannot be unpacked"):
+    with pytest.raises(UserError, match="cannot be extracted"):
         unpack(tmp_path / "a.tar.xz")
 
 
@@ -158,7 +158,7 @@ def test_a_full_disk_names_the_place_to_change(tmp_path, monkeypatch):
         inputs.open_inputs(archive, tmp_path / "out").__enter__()
     monkeypatch.undo()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    with pytest.raises(UserError, match=r"room for 0.*--output=DIR"):
+    with pytest.raises(UserError, match=r"0\.0 MiB free.*--output=DIR"):
         inputs.open_inputs(archive, tmp_path / "out").__enter__()
     assert not list((tmp_path / "out").iterdir())
 
@@ -175,7 +175,7 @@ def test_a_tile_larger_than_its_picture_is_not_made(tmp_path):
 def test_sixteen_bits_take_little_memory():
     picture = Image.fromarray(np.arange(2**24, dtype=np.uint16).reshape(2**12, -1))
     with little_memory(2**27):
-        gray = np.asarray(images._eight_bit(picture))
+        gray = np.asarray(images._to_eight_bit(picture))
     assert np.array_equal(gray.ravel()[: 2**16], np.round(np.arange(2**16) / 257))
 
 
@@ -226,7 +226,7 @@ def test_an_extension_of_nifti_does_not_fill_the_memory(tmp_path):
         content = content[:108] + struct.pack("<f", end) + content[112:348] + b"\1\0\0\0"
         path.write_bytes(gzip.compress(content + extension, 1))
         with little_memory(), pytest.raises(UserError, match="header ends"):
-            medical.shape(path)
+            medical.volume_shape(path)
 
 
 @pytest.mark.parametrize("size", [2**31 - 1, 17, 0, -8])
@@ -235,10 +235,13 @@ def test_an_extension_of_nifti_is_no_longer_than_the_header(tmp_path, size):
     content = content[:108] + struct.pack("<f", 352 + 32) + content[112:348] + b"\1\0\0\0"
     first = struct.pack("<ii", 16, 6) + bytes(8)
     path.write_bytes(gzip.compress(content + first + struct.pack("<ii", size, 6) + bytes(10**4)))
-    with little_memory(), pytest.raises(UserError, match="bytes follow its header, in 16 bytes"):
-        medical.shape(path)
+    with (
+        little_memory(),
+        pytest.raises(UserError, match=r"header extension of .* bytes in 16 bytes"),
+    ):
+        medical.volume_shape(path)
     path.write_bytes(gzip.compress(content + first + first + bytes(10**4)))
-    assert medical.shape(path)
+    assert medical.volume_shape(path)
 
 
 def test_nifti_is_not_read_as_what_it_says_it_is(tmp_path, monkeypatch):
@@ -252,7 +255,7 @@ def test_nifti_is_not_read_as_what_it_says_it_is(tmp_path, monkeypatch):
 
     monkeypatch.setattr(nibabel.Cifti2Image, "from_filename", parsed)
     monkeypatch.setattr(nibabel.Cifti2Image, "from_file_map", parsed)
-    assert medical.shape(tmp_path / "a.nii") == (8, 8, 1)
+    assert medical.volume_shape(tmp_path / "a.nii") == (8, 8, 1)
 
 
 # --- VGG16's weights ---

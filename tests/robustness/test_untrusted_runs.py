@@ -26,8 +26,8 @@ from bigan_jax.runtime.run_config import read_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
 from bigan_jax.training.saving.train_log import read_train_log
-from tests.commands.test_train import ROOT
 from tests.helpers.datasets import evaluation_content, write_run
+from tests.helpers.runs import ROOT
 from tests.robustness.test_untrusted_files import little_memory
 
 

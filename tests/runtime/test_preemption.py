@@ -20,7 +20,7 @@ from bigan_jax.runtime import preemption
 from bigan_jax.training import epoch_logger
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
-from tests.commands.test_train import (
+from tests.helpers.runs import (
     ROOT,
     SMALL,
     SMALL_BIGAN,
@@ -29,7 +29,7 @@ from tests.commands.test_train import (
     environment,
     flags,
 )
-from tests.training.test_divergence import by_programs
+from tests.helpers.training import set_whole_epochs as by_programs
 
 EPOCHS = 20_000
 CAE = "configs/cae.py:phantom"
@@ -89,7 +89,7 @@ def test_asked_once_it_saves_and_tells_how_to_go_on(tmp_path, how, status, word)
     assert last.startswith(word) and 3 <= epochs < EPOCHS
     assert CheckpointManager(workdir, read_only=True).names() == [(epochs, step)]
     assert len(read_train_log(workdir)) == epochs
-    again = shlex.split(last.partition("go on with: ")[2])
+    again = shlex.split(last.partition("resume with: ")[2])
     assert again[:2] == ["python", "launch.py"] and f"--workdir={workdir}" in again
 
 
@@ -139,7 +139,7 @@ def test_stopped_within_epochs_it_ends_as_if_never_stopped(tmp_path, monkeypatch
 
     def stop(self, fresh, logs):
         watch(self, fresh, logs)
-        seen.append(self.done)
+        seen.append(self.steps_done)
         if len(seen) in ((1, 4) if scanned else (7, 20, 30)):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)  # for the thread that listens

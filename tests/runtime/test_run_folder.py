@@ -25,8 +25,8 @@ from bigan_jax.runtime.lock import exclusive_lock
 from bigan_jax.runtime.run_config import FORMAT, read_config, write_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
-from tests.commands.test_train import ROOT, configured
 from tests.helpers.datasets import write_run
+from tests.helpers.runs import ROOT, configured
 
 SMALL = {
     "data.image_size": 16,

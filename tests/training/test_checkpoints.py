@@ -29,7 +29,7 @@ from bigan_jax.models import cae
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.orbax_extras import silence_abandoned_reads
 from bigan_jax.training.saving.progress import Progress
-from tests.commands.test_train import configured
+from tests.helpers.runs import configured
 
 DETECTOR = cae.create(shape=(16, 16, 1), conditions=1, dtype=np.float32, latent=4, widths=(4,))
 HISTORY = '{"epoch": 1, "loss": 0.1}\n'

@@ -21,8 +21,13 @@ from bigan_jax.models import cae, improved_bigan, vqvae
 from bigan_jax.nn.blocks import BATCH_AXIS
 from bigan_jax.training import epoch_logger, loop
 from bigan_jax.training.train_step import update
-from tests.commands.test_seeds import BIGAN, DUE, SHAPE, devices, runner, states
-from tests.commands.test_train import configured
+from tests.helpers.runs import configured
+from tests.helpers.training import OBJECTIVES as DUE
+from tests.helpers.training import SHAPE
+from tests.helpers.training import TINY_BIGAN as BIGAN
+from tests.helpers.training import initial_states as states
+from tests.helpers.training import limit_devices as devices
+from tests.helpers.training import make_runner as runner
 
 CAE = cae.create(shape=SHAPE, latent=4, widths=(8,))
 ORDER = np.arange(24).reshape(3, 8)

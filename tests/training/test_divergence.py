@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 
 import jax
 import numpy as np
@@ -16,10 +15,11 @@ from bigan_jax.commands.build import build
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import cae, improved_bigan
 from bigan_jax.errors import UserError
-from bigan_jax.training import divergence, epoch_logger, epoch_runner, loop, schedules
+from bigan_jax.training import divergence, epoch_logger, schedules
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
-from tests.commands.test_train import SMALL, SMALL_BIGAN, configured
+from tests.helpers.runs import SMALL, SMALL_BIGAN, configured
+from tests.helpers.training import set_whole_epochs as by_programs
 
 STEPS = 2  # an epoch
 EPOCHS = 4
@@ -55,21 +55,6 @@ def breaks(monkeypatch, at, above=0.0, value=np.nan):
     monkeypatch.setattr(schedules, "make_optimizer", optimizer)
 
 
-def by_programs(monkeypatch, scanned):
-    """Epochs are programs, as on an accelerator, and each begins before the last one is told; or
-    steps are."""
-    runner = epoch_runner.EpochRunner.__init__
-
-    def init(self, *args, **options):
-        if options["scanned"] is None:  # the default of this kind of device
-            options["scanned"] = scanned
-        runner(self, *args, **options)
-
-    monkeypatch.setattr(epoch_runner.EpochRunner, "__init__", init)
-    monkeypatch.setattr(epoch_runner.EpochRunner, "is_compiled", lambda *_: True)
-    monkeypatch.setattr(loop, "_LONG", math.inf)
-
-
 def train(config, workdir, monkeypatch):
     """The rows and the final state; evaluation has a test of its own."""
     states = []
@@ -91,7 +76,7 @@ def test_a_run_stops_before_the_bad_state_is_saved(tmp_path, monkeypatch, scanne
     assert found["objective"] == "reconstruction" and float(found["loss"]) < 1
     assert sorted(found["networks"]) == ["decoder", "encoder"]
     split = list(csv.DictReader((tmp_path / "split.csv").open()))
-    paths = [row["path"] for row in split if row["part"] == "train"]
+    paths = [row["path"] for row in split if row["split"] == "train"]
     order = np.random.default_rng((config.seed, 1)).permutation(len(paths))
     assert found["pictures"] == [paths[i] for i in order[16 : 2 * 16]]
     for word in ("epoch 2", "reconstruction", found["pictures"][0], "nan.json", "on_nan=rollback"):

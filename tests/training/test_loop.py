@@ -19,10 +19,11 @@ from bigan_jax.training import epoch_runner, loop
 from bigan_jax.training.epoch_runner import EpochRunner
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
-from tests.commands.test_seeds import runner, states
-from tests.commands.test_train import SMALL, SMALL_BIGAN, configured
+from tests.helpers.runs import SMALL, SMALL_BIGAN, configured
+from tests.helpers.training import initial_states as states
+from tests.helpers.training import make_runner as runner
+from tests.helpers.training import set_whole_epochs as by_programs
 from tests.training.test_compiled_programs import BIGAN, DUE, ORDER
-from tests.training.test_divergence import by_programs
 
 EPOCHS = 4
 

@@ -1,6 +1,6 @@
-"""The generic step: who is moved, by what, on how many devices; statistics; randomness."""
+"""The training step: which networks it changes, on any number of devices; BatchNorm; randomness."""
 
-from functools import partial
+from functools import cache
 
 import flax.linen as nn
 import jax
@@ -9,53 +9,50 @@ import numpy as np
 import optax
 import pytest
 
+from bigan_jax.commands.settings import parse_settings
+from bigan_jax.configs import cae
 from bigan_jax.detector import Batch, Detector, Net, Objective, inference_net, init_state
 from bigan_jax.errors import UserError
 from bigan_jax.models import improved_bigan
 from bigan_jax.nn import losses
-from bigan_jax.training import epoch_runner
+from bigan_jax.nn.blocks import BatchNorm
+from bigan_jax.training import device_layout, epoch_runner
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.train_step import TrainingSet
+from tests.helpers.runs import configured
+from tests.helpers.training import (
+    SHAPE,
+    assert_near,
+    gradient_recorder,
+    initial_states,
+    limit_devices,
+    make_runner,
+    training_set,
+)
 
-SHAPE = (16, 16, 1)
-TERMS = {"mse": 0.5, "mae": 0.2, "ssim": 0.3}
-BIGAN = partial(
-    improved_bigan.create,
+BIGAN = improved_bigan.create(
     shape=SHAPE,
     latent=8,
-    widths=(8, 16),
-    discriminator_widths=(8, 16),
-    discriminator_hidden=16,
-    se_ratio=4,
-    reconstruction_terms=TERMS,
+    widths=(4,),
+    discriminator_widths=(4,),
+    discriminator_hidden=8,
+    se_ratio=1,
+    reconstruction_terms={"mse": 0.5, "mae": 0.2, "ssim": 0.3},
 )
-DUE = ("discriminator", "adversarial", "reconstruction", "reconstruction", "reconstruction")
+ALL_UPDATES = ("discriminator", "adversarial", "reconstruction", "reconstruction")
 
 
-@pytest.fixture(scope="module")
-def pictures():
-    rng = np.random.default_rng(0)
-    return TrainingSet(rng.integers(0, 256, (32, *SHAPE), np.uint8), np.zeros(32, np.int32))
+@cache  # the programs are shared by the tests
+def adam_runner():
+    return make_runner(BIGAN, optax.adam(1e-3), scanned=False)
 
 
-def runner(detector, pictures, scanned=False, optimizer=None):
-    optimizers = dict.fromkeys(detector.objectives, optimizer or optax.adam(1e-3))
-    augmentation = {"flip": True, "translate": 0.05, "scale": 0.05}
-    state = jax.jit(lambda: init_state(detector, optimizers, 3, SHAPE))()
-    return (
-        epoch_runner.EpochRunner(
-            detector,
-            optimizers,
-            augmentation,
-            epoch_runner.replicate(dict(detector.frozen)),
-            epoch_runner.replicate(pictures),
-            scanned=scanned,
-        ),
-        epoch_runner.replicate(state),
-    )
+def initial_state(optimizer):
+    (state,) = initial_states(BIGAN, optimizer, [3])
+    return state
 
 
-def changed(before, after):
+def changed_networks(before, after):
     """Names of the networks of which any variable differs."""
     return {
         name
@@ -71,59 +68,51 @@ def changed(before, after):
 
 
 @pytest.mark.parametrize(
-    ("due", "moved"),
+    ("objectives", "expected"),
     [
         (("reconstruction",), {"encoder", "generator"}),  # phase 1
-        (DUE[1:], {"encoder", "generator"}),  # phase 2, D not due
+        (ALL_UPDATES[1:], {"encoder", "generator"}),  # phase 2, discriminator not active
         (("discriminator",), {"discriminator"}),
-        (DUE, {"encoder", "generator", "discriminator"}),
+        (ALL_UPDATES, {"encoder", "generator", "discriminator"}),
     ],
 )
-def test_only_owned_networks_change(pictures, due, moved):
-    run, state = runner(BIGAN(), pictures)
-    before = jax.device_get(epoch_runner.first(state))
-    state, _ = run.epoch(state, due, np.arange(16).reshape(2, 8))
-    after = jax.device_get(epoch_runner.first(state))
-    assert changed(before, after) == moved
+def test_only_owned_networks_change(objectives, expected):
+    runner, before = adam_runner(), jax.device_get(initial_state(optax.adam(1e-3)))
+    state = runner.layout.to_devices(before)
+    state, _ = runner.epoch(state, objectives, np.arange(16).reshape(2, 8))
+    after = jax.device_get(device_layout.first(state))
+    assert changed_networks(before, after) == expected
     assert after.step == 2
     counts = {
         name: int(optax.tree_utils.tree_get(s, "count")) for name, s in after.opt_state.items()
     }
-    assert counts == {name: 2 * due.count(name) for name in counts}
+    assert counts == {name: 2 * objectives.count(name) for name in counts}
 
 
-@pytest.mark.parametrize("scanned", [False, True])
-def test_one_and_four_devices_agree(pictures, monkeypatch, scanned):
-    """Losses, parameters and BatchNorm's statistics over 5 steps, noise and augmentation included.
-
-    Plain gradient descent: Adam's first steps are the sign of gradients, which turns rounding
-    errors of gradients near zero into steps of full size.
-    """
-    order = np.random.default_rng(1).permutation(np.tile(np.arange(32), 2))[:40].reshape(5, 8)
-    results = []
-    for devices in (1, 4):
-        monkeypatch.setattr(jax, "local_device_count", lambda devices=devices: devices)
-        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
-        run, state = runner(BIGAN(), pictures, scanned, optax.sgd(0.01))
-        state, logs = run.epoch(state, DUE, order)
-        state = run.with_statistics(state, order)
-        # Each device logs how much its own pictures vary: that depends on how many it has.
-        logs = {name: value for name, value in logs.items() if not name.endswith("spread")}
-        results.append((logs, *jax.device_get(epoch_runner.first(state))[2:4]))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *results)
+def train(devices, scanned, monkeypatch):
+    """Logs, final state and statistics of 3 steps with noise and augmentation."""
+    limit_devices(monkeypatch, devices)
+    optimizer, indices = gradient_recorder(), np.random.default_rng(1).permutation(32)[:24]
+    runner = make_runner(BIGAN, optimizer, scanned)
+    state = runner.layout.to_devices(initial_state(optimizer))
+    state, logs = runner.epoch(state, ALL_UPDATES, indices.reshape(3, 8))
+    trained = jax.device_get(device_layout.first(state))
+    state = runner.with_statistics(state, indices.reshape(3, 8))
+    # Each device logs the variation of its own images, which depends on their number.
+    logs = {name: value for name, value in logs.items() if not name.endswith("spread")}
+    return logs, trained, device_layout.first(state).collections
 
 
-def test_scanned_and_looped_epochs_agree(pictures):
-    results = []
-    for scanned in (False, True):
-        run, state = runner(BIGAN(), pictures, scanned, optax.sgd(0.05))
-        state, logs = run.epoch(state, DUE, np.arange(24).reshape(3, 8))
-        results.append((logs, jax.device_get(epoch_runner.first(state))))
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), *results)
+def test_one_and_four_devices_agree_looped_or_scanned(monkeypatch):
+    """Losses, gradients, parameters and BatchNorm statistics."""
+    expected = train(1, False, monkeypatch)
+    assert np.ptp(expected[0]["reconstruction/loss"]) > 1e-3  # the steps differ
+    for devices, scanned in (1, True), (4, False), (4, True):
+        assert_near(train(devices, scanned, monkeypatch), expected)
 
 
-def test_an_update_is_the_gradient_of_its_loss():
-    """Against a plain least-squares problem, solved in NumPy."""
+def test_update_is_gradient_step():
+    """Against a least-squares problem solved in NumPy."""
 
     class Linear(nn.Module):
         @nn.compact
@@ -134,76 +123,71 @@ def test_an_update_is_the_gradient_of_its_loss():
         return jnp.square(net("f", batch.image)[:, 0] - 1).mean(), {}
 
     detector = Detector({"f": Linear()}, {"fit": Objective(("f",), loss)}, reconstruct=None)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (8, 2, 2, 1), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 1), np.uint8)
     optimizers = {"fit": optax.sgd(0.1)}
     state = init_state(detector, optimizers, 0, (2, 2, 1))
-    run = epoch_runner.EpochRunner(
+    runner = epoch_runner.EpochRunner(
         detector,
         optimizers,
         AugmentationSettings(),
         {},
-        epoch_runner.replicate(TrainingSet(images, np.zeros(8, np.int32))),
+        device_layout.replicate(TrainingSet(images, np.zeros(8, np.int32))),
     )
     w = np.array(state.params["f"]["Dense_0"]["kernel"], np.float64)
-    after, logs = run.epoch(epoch_runner.replicate(state), ("fit",), np.arange(8)[None])
+    after, logs = runner.epoch(device_layout.replicate(state), ("fit",), np.arange(8)[None])
     x = images.reshape(8, 4) / 255
     residual = x @ w - 1
     np.testing.assert_allclose(logs["fit/loss"], (residual**2).mean(), rtol=1e-5)
     expected = w - 0.1 * 2 * x.T @ residual / 8
-    got = epoch_runner.first(after).params["f"]["Dense_0"]["kernel"]
-    np.testing.assert_allclose(got, expected, atol=1e-6)
+    trained = device_layout.first(after).params["f"]["Dense_0"]["kernel"]
+    np.testing.assert_allclose(trained, expected, atol=1e-6)
 
 
-def test_statistics_are_those_of_the_training_pictures(pictures):
-    """Precise BN equals the moments computed in NumPy over each batch, averaged."""
+def test_statistics_equal_those_of_numpy():
+    """Precise BN: the moments of each batch without augmentation, averaged."""
 
     class Normalized(nn.Module):
         @nn.compact
         def __call__(self, x, train):
-            from bigan_jax.nn.blocks import BatchNorm
-
             return BatchNorm(use_running_average=not train)(x)
 
     def loss(net, batch, keys):
         return losses.mse(batch.image, net("n", batch.image)).mean(), {}
 
     detector = Detector({"n": Normalized()}, {"fit": Objective(("n",), loss)}, reconstruct=None)
-    run, state = runner(detector, pictures)
-    order = np.arange(32).reshape(4, 8)
-    state = epoch_runner.first(run.with_statistics(state, order))
-    batches = pictures.image.reshape(4, -1) / 255
-    found = state.collections["n"]["batch_stats"]["BatchNorm_0"]
-    np.testing.assert_allclose(found["mean"], batches.mean(), rtol=1e-5)
-    np.testing.assert_allclose(found["var"], batches.var(axis=1).mean(), rtol=1e-4)
+    runner = make_runner(detector, optax.sgd(0.1), scanned=False)
+    (state,) = initial_states(detector, optax.sgd(0.1), [3])
+    state = runner.with_statistics(device_layout.replicate(state), np.arange(32).reshape(4, 8))
+    batches = training_set().image.reshape(4, -1) / 255
+    statistics = device_layout.first(state).collections["n"]["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(statistics["mean"], batches.mean(), rtol=1e-5)
+    np.testing.assert_allclose(statistics["var"], batches.var(axis=1).mean(), rtol=1e-4)
 
 
-def test_statistics_do_not_touch_the_course_of_training(pictures):
-    order = np.arange(16).reshape(2, 8)
-    params = []
+def test_statistics_do_not_affect_training():
+    indices, params = np.arange(16).reshape(2, 8), []
     for estimated in (False, True):
-        run, state = runner(BIGAN(), pictures)
-        state, _ = run.epoch(state, DUE, order)
+        runner = adam_runner()
+        state = runner.layout.to_devices(initial_state(optax.adam(1e-3)))
+        state, _ = runner.epoch(state, ALL_UPDATES, indices)
         if estimated:
-            state = run.with_statistics(state, order)
-        state, _ = run.epoch(state, DUE, order)
+            state = runner.with_statistics(state, indices)
+        state, _ = runner.epoch(state, ALL_UPDATES, indices)
         params.append(jax.device_get(state.params))
     jax.tree.map(np.testing.assert_array_equal, *params)
 
 
-def test_one_picture_s_reconstruction_is_its_own(pictures):
-    detector = BIGAN()
-    optimizers = dict.fromkeys(detector.objectives, optax.sgd(1.0))
-    state = jax.jit(lambda: init_state(detector, optimizers, 0, SHAPE))()
-    net = inference_net(detector, state, detector.frozen)
-    image = jnp.asarray(pictures.image / 255, jnp.float32)
+def test_reconstruction_does_not_depend_on_other_images():
+    state, images = initial_state(optax.sgd(1.0)), training_set()
+    net = inference_net(BIGAN, state, BIGAN.frozen)
+    image = jnp.asarray(images.image / 255, jnp.float32)
     keys = jnp.broadcast_to(jax.random.key(0), 32)
-    together = detector.reconstruct(net, Batch(image, pictures.condition), keys)
-    alone = detector.reconstruct(net, Batch(image[4:5], pictures.condition[4:5]), keys[4:5])
-    np.testing.assert_allclose(together[4], alone[0], atol=1e-5)
+    batch = BIGAN.reconstruct(net, Batch(image, images.condition), keys)
+    single = BIGAN.reconstruct(net, Batch(image[4:5], images.condition[4:5]), keys[4:5])
+    np.testing.assert_allclose(batch[4], single[0], atol=1e-5)
 
 
-def test_a_network_called_twice_keeps_the_mean_of_both():
+def test_network_called_twice_keeps_mean_of_its_collections():
     class Counter(nn.Module):
         @nn.compact
         def __call__(self, x, train):
@@ -217,14 +201,14 @@ def test_a_network_called_twice_keeps_the_mean_of_both():
     assert net.collections(("c",)) == {"c": {"seen": {"last": 2.0}}}
 
 
-def test_batches_fit_the_devices(monkeypatch):
+def test_batch_size_fits_devices(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     assert epoch_runner.steps_and_batch_size(32, 100) == (3, 32)
     assert epoch_runner.steps_and_batch_size(32, 30) == (1, 28)
-    with pytest.raises(UserError, match="multiple of 4"):
+    with pytest.raises(UserError, match=r"multiple of 4, .* \(got 30\)"):
         epoch_runner.steps_and_batch_size(30, 100)
     for batch_size in (0, -4):
-        with pytest.raises(UserError, match=rf"batch_size={batch_size}: it counts pictures"):
-            epoch_runner.steps_and_batch_size(batch_size, 100)
+        with pytest.raises(UserError, match=rf"batch_size must be .* \(got {batch_size}\)"):
+            parse_settings(configured(cae, "phantom", {"batch_size": batch_size}))
     with pytest.raises(UserError, match="too few"):
         epoch_runner.steps_and_batch_size(32, 3)

@@ -1,183 +1,186 @@
-"""The leak audit: what would make a test look better than the detector is.
+"""The leak audit: finds what makes test results look better than the detector is.
 
-It may look at test labels, because all it decides by them is whether to warn. Its one action,
-leaving out a copy that would train or calibrate, goes by the pixels alone.
+The audit may use test labels, because they only decide whether it warns. Its one action, dropping
+duplicates from the training and calibration images, depends on the pixels alone.
 """
 
 import numpy as np
 
-from bigan_jax.data.audit import checks
-from bigan_jax.data.audit.duplicates import (
-    Pairs,
-    exact_duplicates,
-    file_number_neighbors,
-    near_duplicates,
-    signatures,
+from bigan_jax.data.audit import checks, duplicates, fingerprints, shortcuts
+from bigan_jax.data.audit.duplicates import Pairs, across_splits
+from bigan_jax.data.audit.result import (
+    DROPPED,
+    SPLITS,
+    AllImages,
+    Audit,
+    AuditImage,
+    Duplicate,
+    SplitRow,
 )
-from bigan_jax.data.audit.fingerprints import fingerprint, headers, rarity
-from bigan_jax.data.audit.result import LEFT_OUT, SPLITS, AllImages, Audit, AuditImage, Duplicate
-from bigan_jax.data.audit.shortcuts import neighbor_similarity, shortcut_aurocs, significant
 from bigan_jax.data.dataset import Dataset
 from bigan_jax.errors import UserError, printable, unknown_name
 
-__all__ = ["POLICIES", "Audit", "audit", "check_policy", "settle"]
+__all__ = ["POLICIES", "Audit", "audit_dataset", "drop_duplicates", "validate_policy"]
 
 POLICIES = ("stop", "drop", "drop_near", "keep")
 LABELS = ("normal", "anomalous")
-LISTED = 200  # pairs in audit.json
-SHOWN = 24  # pairs in the report
-NAMED = 20  # pairs in an error
+MAX_PAIRS = 200  # pairs in audit.json
+MAX_SHOWN_PAIRS = 24  # pairs in the report
+MAX_NAMED_PAIRS = 20  # pairs in an error
 
 
 def validate_policy(policy: str) -> None:
-    """Raises UserError for what is not one of POLICIES."""
+    """Raise a UserError unless `policy` is one of POLICIES."""
     if policy not in POLICIES:
         raise unknown_name("config.data.duplicates", policy, POLICIES)
 
 
-def audit(dataset: Dataset, policy: str = "stop") -> Audit:
-    """Looks for copies, groups and neighbors across parts, and for facts that tell the label.
+def audit_dataset(dataset: Dataset, policy: str = "stop") -> Audit:
+    """Find duplicates, groups and file number neighbors across splits, and shortcut features.
 
-    dataset: the images of a part are read in blocks of rows, so they may be decoded on demand.
-    policy: what `settle` will do, one of POLICIES: "stop" at exact copies across parts, "drop"
-      those that train or calibrate, "drop_near" also their near copies, "keep" everything.
-    Raises UserError for a policy that there is not.
+    Args:
+      dataset: images are read in blocks, so that they may be decoded on demand.
+      policy: what `drop_duplicates` will do: "stop" if there are exact duplicates across splits,
+        "drop" them from training and calibration, "drop_near" also near duplicates, or "keep" all.
+
+    Raises:
+      UserError: the policy is unknown.
     """
     validate_policy(policy)
-    parts = [getattr(dataset, name) for name in SPLITS]
-    sizes = [len(part.path) for part in parts]
-    every = AllImages(
-        np.repeat(SPLITS, sizes),
-        np.concatenate([np.arange(size) for size in sizes]),
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in AllImages._fields[2:]
-        ),
-    )
-    looks = [fingerprint(part) for part in parts]
-    digest, thumbnail = (
-        np.concatenate([getattr(seen, name) for seen in looks]) for name in ("digest", "thumbnail")
-    )
-    signature = signatures(thumbnail, every.condition, every.part == "train")
-    exact, near = exact_duplicates(digest, every.part), near_duplicates(signature)
-    near = near.where(digest[near.first] != digest[near.second])
-    neighbors = file_number_neighbors(every.path.tolist())
-    alike = neighbor_similarity(signature, neighbors, 2 * every.condition + every.label)
+    images = AllImages.from_dataset(dataset)
+    seen = [fingerprints.fingerprint(getattr(dataset, name)) for name in SPLITS]
+    pixel_hash, thumbnail, features = zip(*seen, strict=True)
+    pixel_hash, thumbnail = np.concatenate(pixel_hash), np.concatenate(thumbnail)
+    signature = duplicates.signatures(thumbnail, images.condition, images.split == "train")
+    exact = duplicates.exact_duplicates(pixel_hash, images.split)
+    near = duplicates.near_duplicates(signature)
+    near = near.select(pixel_hash[near.first] != pixel_hash[near.second])
+    neighbors = duplicates.file_number_neighbors(images.path.tolist())
+    strata = 2 * images.condition + images.label
+    similarity = shortcuts.neighbor_similarity(signature, neighbors, strata)
 
-    trivial = looks[0].facts | _of_files(dataset.open, every)
-    test = dataset.test
-    aurocs = shortcut_aurocs(trivial, test.label, test.group, test.condition)
+    test, test_features = dataset.test, features[0] | _test_header_features(dataset.open, images)
+    aurocs = shortcuts.shortcut_aurocs(test_features, test.label, test.group, test.condition)
 
-    dropping = {"drop": [exact], "drop_near": [exact, near]}.get(policy, [])
-    later = [checks.in_later_part(pairs, every) for pairs in dropping]
-    nothing = np.zeros(0, int)
-    left_out = {
-        part: np.unique(np.concatenate([nothing, *(rows[part] for rows in later)]))
-        for part in SPLITS
-    }
-    lines = [
-        checks.copies_across("exact", exact, every, ("drop", "drop_near"), policy),
-        checks.copies_across("near", near, every, ("drop_near",), policy),
-        checks.copies_within(exact, near, every),
-        checks.contradictions(exact, near, every),
-        checks.groups_across(every),
-        checks.neighbors_across(neighbors, alike, every),
-        checks.facts(aurocs, significant(aurocs, test.label)),
-        *checks.conditions(dataset),
+    dropped = np.zeros(len(images.path), bool)
+    for pairs in {"drop": [exact], "drop_near": [exact, near]}.get(policy, []):
+        dropped[across_splits(pairs, images.split).second] = True
+    findings = [
+        checks.exact_duplicates_across_splits(exact, images, policy),
+        checks.near_duplicates_across_splits(near, images, policy),
+        checks.duplicates_within_split(exact, near, images),
+        checks.conflicting_labels(exact, near, images),
+        checks.groups_across_splits(images),
+        checks.neighboring_file_numbers(neighbors, similarity, images),
+        checks.shortcut_features(aurocs, shortcuts.significant(aurocs, test.label)),
+        checks.conditions_without_training_images(dataset),
+        checks.conditions_with_one_class(dataset),
     ]
     return Audit(
         policy=policy,
-        balance=checks.class_balance(dataset),
-        findings=[line._replace(found=printable(line.found)) for line in lines],
-        facts=aurocs,
-        copies=_listed(exact, near, every, dataset),
-        exact=checks.in_later_part(exact, every),
-        left_out=left_out,
-        split=_split(every, digest, left_out, dataset.conditions),
+        balance=_class_balance(dataset),
+        findings=[f._replace(result=printable(f.result)) for f in findings if f],
+        shortcut_aurocs=aurocs,
+        duplicates=_listed_duplicates(exact, near, images, dataset),
+        n_exact=len(np.unique(across_splits(exact, images.split).second)),
+        dropped={name: images.row[dropped & (images.split == name)] for name in SPLITS},
+        split=_split_rows(images, pixel_hash, dropped, dataset.conditions),
     )
 
 
-def drop_duplicates(dataset: Dataset, found: Audit) -> Dataset:
-    """The dataset without what the audit's policy leaves out, and a note that says so.
+def drop_duplicates(dataset: Dataset, audit: Audit) -> Dataset:
+    """Return the dataset without the images that the audit's policy drops, and a note about them.
 
-    Raises UserError for the policy "stop" where pictures of two parts have the same pixels, and
-    when a part would be left with nothing.
+    Raises:
+      UserError: the policy is "stop" and there are exact duplicates across splits, or a split would
+        become empty.
     """
-    if found.policy == "stop" and any(map(len, found.exact.values())):
-        raise UserError(_stopped(found))
-    notes, parts = dataset.notes, {}
-    for name, rows in found.left_out.items():
+    if audit.policy == "stop" and audit.n_exact:
+        raise UserError(_exact_duplicates_message(audit))
+    notes, splits = dataset.notes, {}
+    for name, rows in audit.dropped.items():
         if not len(rows):
             continue
-        pictures = getattr(dataset, name)
-        if len(rows) == len(pictures.path):
+        images = getattr(dataset, name)
+        if len(rows) == len(images.path):
             raise UserError(
-                f"config.data.duplicates={found.policy}: every picture of {name} has a copy in a "
-                "later part, and none would be left. Mend the folder, or choose keep."
+                f"config.data.duplicates={audit.policy} would drop every image of {name}: each has "
+                "a duplicate in another split. Remove duplicates from the folder, or use keep."
             )
-        parts[name] = pictures.select(np.setdiff1d(np.arange(len(pictures.path)), rows))
-        notes += (f"{len(rows)} pictures left out of {name}: they have copies in another part",)
-    return dataset._replace(notes=notes, **parts)
+        splits[name] = images.select(np.setdiff1d(np.arange(len(images.path)), rows))
+        notes += (f"{len(rows)} images dropped from {name}: duplicates of images in other splits",)
+    return dataset._replace(notes=notes, **splits)
 
 
-def _of_files(opened, every):
-    """What the files of the test pictures tell, as numbers."""
-    known = headers(opened, every.path) if opened else {}
-    if known:
-        known["encoding"] = rarity(known["encoding"], known["encoding"][every.part == "train"])
-    return {name: values[every.part == "test"] for name, values in known.items()}
+def _test_header_features(open_file, images):
+    features = fingerprints.header_features(open_file, images.path) if open_file else {}
+    if features:
+        values = features["encoding"]
+        reference = values[images.split == "train"]
+        features["encoding"] = fingerprints.frequency_encode(values, reference)
+    return {name: values[images.split == "test"] for name, values in features.items()}
 
 
-def _split(every, digest, left_out, conditions):
-    """The rows of split.csv."""
-    gone = {(part, row) for part, rows in left_out.items() for row in rows.tolist()}
+def _class_balance(dataset: Dataset) -> list[dict]:
+    """Count the normal and anomalous images of each split and condition."""
+    rows = []
+    for split in SPLITS[::-1]:
+        images = getattr(dataset, split)
+        for index, name in enumerate(dataset.conditions):
+            label = images.label[images.condition == index]
+            counts = {"normal": int((~label).sum()), "anomalous": int(label.sum())}
+            rows.append({"split": split, "condition": name, **counts})
+    return rows
+
+
+def _split_rows(images, pixel_hash, dropped, conditions) -> list[SplitRow]:
+    split = np.where(dropped, DROPPED, images.split)
+    columns = (images.path, images.label, images.group, images.condition, split, pixel_hash)
     return [
-        (path, LABELS[label], group, conditions[c], LEFT_OUT if (part, row) in gone else part, d)
-        for part, row, path, label, group, c, d in zip(
-            *(f.tolist() for f in (*every, digest)), strict=True
+        SplitRow(path, LABELS[label], group, conditions[condition], *others)
+        for path, label, group, condition, *others in zip(
+            *(column.tolist() for column in columns), strict=True
         )
     ]
 
 
-def _listed(exact: Pairs, near: Pairs, every: AllImages, dataset: Dataset) -> list[Duplicate]:
-    """The pairs in two parts first, of these and of the others the nearest first."""
+def _listed_duplicates(
+    exact: Pairs, near: Pairs, images: AllImages, dataset: Dataset
+) -> list[Duplicate]:
+    """List pairs across splits first, then pairs within a split, each by distance."""
     first, second, distance = map(np.concatenate, zip(exact, near, strict=True))
-    within = every.part[first] == every.part[second]
-    order = np.lexsort((distance, within))[:LISTED]
+    within = images.split[first] == images.split[second]
+    order = np.lexsort((distance, within))[:MAX_PAIRS]
 
-    def picture(i: int, shown: bool) -> AuditImage:
-        image = getattr(dataset, every.part[i]).image
+    def audit_image(i: int, shown: bool) -> AuditImage:
+        image = getattr(dataset, images.split[i]).image
         return AuditImage(
-            str(every.part[i]),
-            str(every.path[i]),
-            LABELS[int(every.label[i])],
-            np.asarray(image[every.row[i : i + 1]])[0] if shown else None,
+            str(images.split[i]),
+            printable(str(images.path[i])),
+            LABELS[int(images.label[i])],
+            np.asarray(image[images.row[i : i + 1]])[0] if shown else None,
         )
 
     return [
         Duplicate(
-            picture(first[pair], place < SHOWN),
-            picture(second[pair], place < SHOWN),
+            audit_image(first[pair], rank < MAX_SHOWN_PAIRS),
+            audit_image(second[pair], rank < MAX_SHOWN_PAIRS),
             float(distance[pair]),
         )
-        for place, pair in enumerate(order)
+        for rank, pair in enumerate(order)
     ]
 
 
-def _stopped(found: Audit) -> str:
-    count = sum(map(len, found.exact.values()))
-    pairs = [c for c in found.copies if not c.distance and c.first.part != c.second.part]
-    named = [
-        f"  {c.second.part} {printable(c.second.path)} = {c.first.part} {printable(c.first.path)}"
-        for c in pairs[:NAMED]
-    ]
-    more = [f"  and {count - len(named)} more"] * (count > len(named))
+def _exact_duplicates_message(audit: Audit) -> str:
+    pairs = [d for d in audit.duplicates if not d.distance and d.first.split != d.second.split]
+    lines = [f"  {b.split} {b.path} = {a.split} {a.path}" for a, b, _ in pairs[:MAX_NAMED_PAIRS]]
+    if audit.n_exact > len(lines):
+        lines.append(f"  and {audit.n_exact - len(lines)} more")
     return "\n".join(
         [
-            f"{count} pictures that would train or calibrate have, pixel for pixel, a copy in "
-            "another part:",
-            *named,
-            *more,
-            "--config.data.duplicates=drop leaves them out; keep takes them all the same.",
+            f"{audit.n_exact} training or calibration images have the same pixels as an image in "
+            "another split:",
+            *lines,
+            "Use --config.data.duplicates=drop to drop them, or keep to keep them.",
         ]
     )

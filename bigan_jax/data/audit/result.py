@@ -1,4 +1,4 @@
-"""What an audit found, as a table for people and as JSON."""
+"""The result of an audit, and its output as a table, as audit.json and as split.csv."""
 
 import csv
 import io
@@ -10,171 +10,204 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Shaped, UInt8
 
+from bigan_jax.data.dataset import Dataset
 from bigan_jax.errors import UserError, printable
 from bigan_jax.runtime.files import read_bounded, write_csv, write_json
 
-SPLITS = ("test", "calibration", "train")  # of two copies the one in the later part is left out
-SPLIT = ("path", "label", "group", "condition", "part", "pixels")  # their digest
-LEFT_OUT = "left out"
-_MOST_SPLIT = 256 * 2**20  # bytes
-WIDTH = 100  # of lines on the terminal
+SPLITS = (
+    "test",
+    "calibration",
+    "train",
+)  # of two duplicates, the one in the later split is dropped
+DROPPED = "dropped"  # in place of the split, in split.csv
+MAX_SPLIT_BYTES = 256 * 2**20
+WIDTH = 100  # characters in a line of the terminal
 
 
 class AllImages(NamedTuple):
-    """All pictures of a dataset, one row each, in the order of PARTS."""
+    """A table of all images of a dataset, one row each, in the order of SPLITS."""
 
-    part: Shaped[np.ndarray, "n"]
-    row: Int[np.ndarray, "n"]  # within the part
+    split: Shaped[np.ndarray, "n"]
+    row: Int[np.ndarray, "n"]  # in the split
     path: Shaped[np.ndarray, "n"]
     label: Bool[np.ndarray, "n"]
     group: Shaped[np.ndarray, "n"]
     condition: Int32[np.ndarray, "n"]
 
+    @classmethod
+    def from_dataset(cls, dataset: Dataset) -> "AllImages":
+        """Concatenate the splits of a dataset."""
+        splits = [getattr(dataset, name) for name in SPLITS]
+        sizes = [len(images.path) for images in splits]
+        rows = np.concatenate([np.arange(size) for size in sizes])
+        columns = (
+            np.concatenate([getattr(images, name) for images in splits])
+            for name in ("path", "label", "group", "condition")
+        )
+        return cls(np.repeat(SPLITS, sizes), rows, *columns)
+
 
 class Finding(NamedTuple):
-    """One line of the audit's table; `meaning` says what follows, where that is alarming."""
+    """The result of one check; an alarming one has a `meaning`: the consequence and the remedy."""
 
     check: str
-    found: str
+    result: str
     meaning: str = ""
 
 
 class AuditImage(NamedTuple):
-    """A picture of a pair."""
+    """An image of a pair of duplicates."""
 
-    part: str
-    path: str
+    split: str
+    path: str  # printable
     label: str
-    image: UInt8[np.ndarray, "h w c"] | None = None  # of the first pairs
+    image: UInt8[np.ndarray, "h w c"] | None = None  # for the first pairs
 
 
 class Duplicate(NamedTuple):
-    """Two pictures that are one; `distance` is 0 for the same pixels, at most `copies.NEAR`."""
+    """A pair of duplicates; `distance` is 0 for the same pixels, at most MAX_DISTANCE otherwise."""
 
     first: AuditImage
     second: AuditImage
     distance: float
 
 
+class SplitRow(NamedTuple):
+    """A row of split.csv."""
+
+    path: str
+    label: str
+    group: str
+    condition: str
+    split: str  # one of SPLITS, or DROPPED
+    pixel_hash: str
+
+
 class Audit(NamedTuple):
-    """What was found in a set as it was loaded, and what the policy makes of it."""
+    """The findings about a loaded dataset, and the images that the policy drops."""
 
     policy: str
-    balance: list[dict]  # by part and condition: how many normal and anomalous pictures
+    balance: list[dict]  # numbers of normal and anomalous images by split and condition
     findings: list[Finding]
-    facts: dict[str, float]  # AUROC of trivial facts on the test, best first
-    copies: list[Duplicate]  # those across parts first, then the nearest
-    exact: dict[str, Int[np.ndarray, "k"]]  # by part: rows with the same pixels in an earlier part
-    left_out: dict[str, Int[np.ndarray, "k"]]  # by part: rows that the policy leaves out
-    split: list[tuple[str, ...]]  # the rows of split.csv, under the names SPLIT
+    shortcut_aurocs: dict[str, float]  # of features of test images, best first
+    duplicates: list[Duplicate]  # pairs across splits first, then by distance
+    n_exact: int  # training and calibration images with exact duplicates in an earlier split
+    dropped: dict[str, Int[np.ndarray, "k"]]  # rows that the policy drops, by split
+    split: list[SplitRow]
 
     @property
     def warnings(self) -> list[str]:
-        """What is alarming, in a sentence or two each."""
+        """The alarming findings, in one or two sentences each."""
         return [
-            f"Leak audit, {f.check}: {f.found}. {f.meaning}" for f in self.findings if f.meaning
+            f"Leak audit, {f.check}: {f.result}. {f.meaning}" for f in self.findings if f.meaning
         ]
 
     def write(self, workdir: Path) -> None:
-        """Writes audit.json. Raises UserError where it cannot be written."""
+        """Write audit.json. Raises UserError if it cannot be written."""
         write_json(workdir / "audit.json", self.as_dict())
 
     def write_split(self, workdir: Path) -> None:
-        """Writes split.csv: where each file goes in a training that begins, or goes on; and what
-        trained before and is here no more, so that it never tests.
+        """Write split.csv when a run starts or resumes. Raises UserError if this fails.
 
-        Raises UserError where it cannot be written.
+        Rows of earlier training images that are no longer among the current ones are kept, so that
+        such images are never used for a test.
         """
-        ours = self._training()
-        gone = [row for row in _trained(workdir / "split.csv") if row[-1] not in ours]
-        write_csv(workdir / "split.csv", [SPLIT, *self.split, *gone])
+        current = self._training_hashes()
+        removed = [row for row in _read_trained(workdir) if row.pixel_hash not in current]
+        write_csv(workdir / "split.csv", [SplitRow._fields, *self.split, *removed])
 
     def count_trained(self, workdir: Path) -> int:
-        """How many pictures trained the run in the folder; where its split.csv does not tell, how
-        many would now."""
-        return len(_trained(workdir / "split.csv")) or len(self._training())
+        """Count the images the run was trained on: by its split.csv, else by the current split."""
+        return len(_read_trained(workdir)) or len(self._training_hashes())
 
     def count_added_later(self, workdir: Path) -> int:
-        """How many pictures would train now that did not train the run in the folder."""
-        theirs = {row[-1] for row in _trained(workdir / "split.csv")}
-        return len(self._training() - theirs) if theirs else 0
+        """Count the current training images that the run in `workdir` was not trained on."""
+        trained = {row.pixel_hash for row in _read_trained(workdir)}
+        return len(self._training_hashes() - trained) if trained else 0
 
     def require_same_training_images(self, workdir: Path) -> None:
-        """Raises UserError where the run in the folder trained on other pictures, of which none is
-        among these, or on some that would test it now. Its config would not tell: the folder of the
-        pictures may move, and with their names the split; a table may tell what belongs together.
-        Copies of what trains now are the audit's to tell."""
-        theirs = {row[-1] for row in _trained(workdir / "split.csv")}
-        ours = self._training()
-        if theirs and ours.isdisjoint(theirs):
+        """Check that the run in `workdir` can be resumed or evaluated with this split.
+
+        The config alone cannot show this: if the image folder moves, file names and therefore the
+        split may change, and so they may if metadata.csv changes. Images are compared by the hash
+        of their pixels. Duplicates of current training images are a matter of the audit.
+
+        Raises:
+          UserError: the run was trained on none of the current training images, or on images that
+            are now used for calibration or test.
+        """
+        trained = {row.pixel_hash for row in _read_trained(workdir)}
+        current = self._training_hashes()
+        if trained and current.isdisjoint(trained):
             raise UserError(
-                f"{workdir} holds a run on other pictures: it trained on {len(theirs)}, none of "
-                "which is among those that would train now. Give another --workdir."
+                f"{workdir} was trained on {len(trained)} other images, none of which is in the "
+                "current training set. Use another --workdir."
             )
-        left = theirs - ours
-        known = [
-            path
-            for path, *_, part, pixels in self.split
-            if part in ("calibration", "test") and pixels in left
-        ]
-        if known:
+        removed, others = trained - current, ("calibration", "test")
+        leaked = [r.path for r in self.split if r.split in others and r.pixel_hash in removed]
+        if leaked:
             raise UserError(
-                f"{workdir} holds a run on another split: it trained on {len(known)} of the "
-                f"pictures that would calibrate or test it now, such as {printable(known[0])}. "
-                "Give another --workdir."
+                f"{workdir} was trained on {len(leaked)} images that are now used for calibration "
+                f"or test, such as {printable(leaked[0])}. Use another --workdir."
             )
 
-    def _training(self) -> set[str]:
-        return {pixels for *_, part, pixels in self.split if part == "train"}
+    def _training_hashes(self) -> set[str]:
+        return {row.pixel_hash for row in self.split if row.split == "train"}
 
     def as_dict(self, images: bool = False) -> dict:
-        """The content of audit.json; with `images`, those that a report shows as well."""
+        """Return the content of audit.json; with `images`, also the pixels shown in the report."""
 
-        def picture(p: AuditImage) -> dict:
-            shown = {"image": p.image} if images and p.image is not None else {}
-            return {"part": p.part, "path": printable(p.path), "label": p.label, **shown}
+        def image_dict(image: AuditImage) -> dict:
+            *fields, pixels = image._asdict().items()
+            return dict([*fields, pixels] if images and image.image is not None else fields)
 
         return {
             "policy": self.policy,
             "findings": [f._asdict() | {"alarming": bool(f.meaning)} for f in self.findings],
-            "facts": self.facts,
+            "shortcut_aurocs": self.shortcut_aurocs,
             "balance": self.balance,
-            "left_out": {part: len(rows) for part, rows in self.left_out.items()},
-            "copies": [
-                {"distance": c.distance, "first": picture(c.first), "second": picture(c.second)}
-                for c in self.copies
+            "dropped": {split: len(rows) for split, rows in self.dropped.items()},
+            "duplicates": [
+                {"distance": distance, "first": image_dict(first), "second": image_dict(second)}
+                for first, second, distance in self.duplicates
             ],
         }
 
     def table(self) -> str:
-        """The audit for a terminal: counts, findings, and what the alarming ones mean."""
-        lines = ["Leak audit", *_columns([["", "normal", "anomalous"], *self._counts()]), ""]
-        lines += _columns([["! " * bool(f.meaning) + f.check, f.found] for f in self.findings])
-        if self.facts:
-            some = ", ".join(f"{name} {v:.3f}" for name, v in self.facts.items() if v != 0.5)
-            equal = ", ".join(name for name, v in self.facts.items() if v == 0.5)
-            lines += ["", *_wrapped(f"AUROC of trivial facts on the test: {some or 'none'}", "  ")]
-            lines += _wrapped(f"0.5, as chance has it: {equal}", "  ") if equal else []
+        """Format the audit for a terminal: class counts, findings, and their meaning."""
+        lines = ["Leak audit", *_columns([["", "normal", "anomalous"], *self._class_counts()]), ""]
+        lines += _columns([["! " * bool(f.meaning) + f.check, f.result] for f in self.findings])
+        if aurocs := self.shortcut_aurocs:
+            listed = ", ".join(
+                f"{name} {value:.3f}" for name, value in aurocs.items() if value != 0.5
+            )
+            chance = ", ".join(name for name, value in aurocs.items() if value == 0.5)
+            lines += [
+                "",
+                *_wrap(f"AUROC of shortcut features on the test: {listed or 'none'}", "  "),
+            ]
+            lines += _wrap(f"0.5 (chance level): {chance}", "  ") if chance else []
         alarming = [f for f in self.findings if f.meaning]
         lines += [""] * bool(alarming)
         for f in alarming:
-            lines += _wrapped(f"! {f.check}: {f.meaning}", "  ", first="")
+            lines += _wrap(f"! {f.check}: {f.meaning}", "")
         return "\n".join(map(printable, lines))
 
-    def _counts(self) -> Iterator[list[str]]:
-        several = len({line["condition"] for line in self.balance}) > 1
+    def _class_counts(self) -> Iterator[list[str]]:
+        n_conditions = len({line["condition"] for line in self.balance})
         for line in self.balance:
-            name = f"{line['part']}, {line['condition']}" if several else line["part"]
+            name = line["split"] + f", {line['condition']}" * (n_conditions > 1)
             yield [name, str(line["normal"] or "-"), str(line["anomalous"] or "-")]
 
 
-def _trained(path):
-    """The rows of what a split.csv says trained; none where there is no such file, or one of an
-    older version."""
+def _read_trained(workdir: Path) -> list[SplitRow]:
+    """Read the training images from split.csv; [] if it does not exist or has other columns."""
     try:
-        text = read_bounded(path, _MOST_SPLIT).decode("utf-8", "surrogateescape")
+        text = read_bounded(workdir / "split.csv", MAX_SPLIT_BYTES)
+        text = text.decode("utf-8", "surrogateescape")
         rows = csv.DictReader(io.StringIO(text, newline=""))
-        return [tuple(row[name] for name in SPLIT) for row in rows if row["part"] == "train"]
+        rows = [SplitRow(*(row[name] for name in SplitRow._fields)) for row in rows]
+        return [row for row in rows if row.split == "train"]
     except (UserError, KeyError, csv.Error):
         return []
 
@@ -185,7 +218,5 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return [line if line.startswith("!") else f"  {line}" for line in lines]
 
 
-def _wrapped(text: str, indent: str, first: str | None = None) -> list[str]:
-    first = indent if first is None else first
-    wrapper = TextWrapper(WIDTH, initial_indent=first, subsequent_indent=f"{indent}  ")
-    return wrapper.wrap(text)
+def _wrap(text: str, indent: str) -> list[str]:
+    return TextWrapper(WIDTH, initial_indent=indent, subsequent_indent="    ").wrap(text)

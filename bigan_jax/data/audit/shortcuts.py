@@ -1,4 +1,4 @@
-"""How well facts that have nothing to do with a defect tell the label of a test picture."""
+"""Shortcut features: how well features without relation to a defect predict test labels."""
 
 from collections.abc import Mapping
 
@@ -12,93 +12,92 @@ from sklearn.preprocessing import StandardScaler
 from bigan_jax.data.audit.duplicates import Pairs
 from bigan_jax.metrics.image import auroc
 
-TOGETHER = "all of these together"
-SUSPICIOUS_AUROC = (
-    0.7  # the AUROC from which on a fact is worth a warning, when chance does not reach it
-)
-SUSPICIOUS_TOGETHER = 0.9  # defects move these facts as well: on bottle, without a leak, to 0.79
+COMBINED = "all features combined"
+SUSPICIOUS_AUROC = 0.7  # of one feature; lower values cause no warning
+SUSPICIOUS_COMBINED_AUROC = 0.9  # defects change features too: 0.79 on bottle, without a leak
 FOLDS = 5
-MIN_IMAGES = 20  # pairs to judge by
+MIN_PAIRS = 20  # pairs from which a similarity is estimated
 
 
 def shortcut_aurocs(
-    facts: Mapping[str, Float[np.ndarray, "n"]],
+    features: Mapping[str, Float[np.ndarray, "n"]],
     label: Bool[np.ndarray, "n"],
     group: Shaped[np.ndarray, "n"],
     condition: Int[np.ndarray, "n"],
 ) -> dict[str, float]:
-    """The AUROC of each fact with its better sign, best first; empty with one class.
+    """Compute the AUROC of each feature with its better sign, best first; {} with one class.
 
-    The condition, and TOGETHER, all facts and it, are logistic regressions, cross-validated so
-    that no group is on both sides; there are none for fewer than FOLDS groups of either class.
+    The condition, and COMBINED (all features and the condition), are scored by a cross-validated
+    logistic regression with no group in two folds. They are omitted for fewer than FOLDS groups of
+    a class.
     """
     if label.all() or not label.any():
         return {}
-    values = {name: better_sign(fact, label) for name, fact in facts.items()}
+    aurocs = {name: best_sign_auroc(values, label) for name, values in features.items()}
     if min(len(np.unique(group[label == c])) for c in (True, False)) >= FOLDS:
-        kinds, kind = np.unique(condition, return_inverse=True)
-        is_kind = np.eye(len(kinds))[kind]
-        if len(kinds) > 1:
-            values["condition"] = _cross_validated(is_kind, label, group)
-        every = np.column_stack([*facts.values(), is_kind])
-        values[TOGETHER] = _cross_validated(every, label, group)
-    return dict(sorted(values.items(), key=lambda item: -item[1]))
+        conditions, index = np.unique(condition, return_inverse=True)
+        one_hot = np.eye(len(conditions))[index]
+        if len(conditions) > 1:
+            aurocs["condition"] = _cross_validated_auroc(one_hot, label, group)
+        combined = np.column_stack([*features.values(), one_hot])
+        aurocs[COMBINED] = _cross_validated_auroc(combined, label, group)
+    return dict(sorted(aurocs.items(), key=lambda item: -item[1]))
 
 
-def _cross_validated(values, label, group):
-    """The AUROC of what a logistic regression says of pictures that it was not fitted to."""
-    shared = len(np.unique(group)) < len(group)  # else the slow search for folds is needless
-    kind = StratifiedGroupKFold if shared else StratifiedKFold
-    told = cross_val_predict(
+def _cross_validated_auroc(values, label, group):
+    """Return the AUROC of a logistic regression on images to which it was not fitted."""
+    grouped = len(np.unique(group)) < len(group)  # if not, the slow grouped split is not needed
+    folds = StratifiedGroupKFold if grouped else StratifiedKFold
+    score = cross_val_predict(
         make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky")),
         values.astype(np.float64),
         label,
-        groups=group if shared else None,
-        cv=kind(FOLDS, shuffle=True, random_state=0),
+        groups=group if grouped else None,
+        cv=folds(FOLDS, shuffle=True, random_state=0),
         method="decision_function",
     )
-    return auroc(told, label)
+    return auroc(score, label)
 
 
-def better_sign(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> float:
-    """The AUROC of `score` or of its negative, whichever is higher."""
+def best_sign_auroc(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> float:
+    """Return the AUROC of `score` or of its negative, whichever is higher."""
     value = auroc(np.asarray(score, np.float64), label)
     return max(value, 1 - value)
 
 
 def significant(aurocs: Mapping[str, float], label: Bool[np.ndarray, "n"]) -> dict[str, float]:
-    """Those above TELLS or TELL_TOGETHER, and three standard errors above chance.
+    """Select AUROCs above the SUSPICIOUS ones and three standard errors above chance.
 
-    The error is that of the Mann-Whitney statistic of two samples of one distribution.
+    The error is that of the Mann-Whitney statistic of two samples from the same distribution.
     """
     normal, anomalous = np.count_nonzero(~label), np.count_nonzero(label)
     error = np.sqrt((normal + anomalous + 1) / (12 * max(1, normal * anomalous)))
-    least = {TOGETHER: SUSPICIOUS_TOGETHER}
+    minimum = {COMBINED: SUSPICIOUS_COMBINED_AUROC}
     return {
         name: value
         for name, value in aurocs.items()
-        if value >= max(least.get(name, SUSPICIOUS_AUROC), 0.5 + 3 * error)
+        if value >= max(minimum.get(name, SUSPICIOUS_AUROC), 0.5 + 3 * error)
     }
 
 
 def neighbor_similarity(
-    signature: Float[np.ndarray, "n d"], pairs: Pairs, kind: Int[np.ndarray, "n"]
+    signature: Float[np.ndarray, "n d"], pairs: Pairs, stratum: Int[np.ndarray, "n"]
 ) -> float | None:
-    """How surely a pair looks more alike than two pictures of its kind that chance put together.
+    """Compute how reliably pairs are more similar than random pairs within the same strata.
 
-    An AUROC of their correlations: 0.5 where the pairs mean nothing. None for fewer than ENOUGH
-    pairs. Chance has a fixed seed.
+    This is the AUROC of their correlations, with a fixed seed: 0.5 if pairs are like random ones.
+    It is None for fewer than MIN_PAIRS pairs.
     """
     first, second, _ = pairs
-    if len(first) < MIN_IMAGES:
+    if len(first) < MIN_PAIRS:
         return None
     rng = np.random.default_rng(0)
     other = np.empty_like(first)
-    for k in np.unique(kind[first]):
-        own = kind[first] == k
-        other[own] = rng.choice(np.flatnonzero(kind == k), np.count_nonzero(own))
-    by_chance = other[other != first], first[other != first]
-    together = np.einsum("pd,pd->p", signature[first], signature[second])
-    apart = np.einsum("pd,pd->p", signature[by_chance[0]], signature[by_chance[1]])
-    are_pairs = np.repeat([True, False], [len(together), len(apart)])
-    return auroc(np.concatenate([together, apart]), are_pairs)
+    for s in np.unique(stratum[first]):
+        selected = stratum[first] == s
+        other[selected] = rng.choice(np.flatnonzero(stratum == s), np.count_nonzero(selected))
+    distinct = other != first
+    paired = np.einsum("pd,pd->p", signature[first], signature[second])
+    random = np.einsum("pd,pd->p", signature[other[distinct]], signature[first[distinct]])
+    is_pair = np.repeat([True, False], [len(paired), len(random)])
+    return auroc(np.concatenate([paired, random]), is_pair)

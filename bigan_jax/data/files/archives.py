@@ -1,4 +1,4 @@
-"""Archives as they are downloaded: checked, unpacked once, and never outside their folder."""
+"""Downloaded archives: checks and extracts each once, and never outside its folder."""
 
 import bz2
 import errno
@@ -18,21 +18,21 @@ from typing import BinaryIO, NamedTuple
 from etils import epath
 from tqdm import tqdm
 
-from bigan_jax.data.files.folders import identity, stamp
+from bigan_jax.data.files.folders import file_stamp, path_hash
 from bigan_jax.data.files.medical import is_medical
 from bigan_jax.errors import UserError, printable
 from bigan_jax.runtime.files import atomic_directory
 
 MAX_FILES = 1_000_000
 MAX_BYTES = 200 * 2**30
-MAX_RATIO = 200  # what comes out over what went in; pictures hardly shrink, bombs do
-FREE = 2**30  # bytes unpacked that are not held against the ratio
-MAX_HEADER = 2**20  # bytes between two files of a tar, which tarfile reads whole
-ELSEWHERE = "--config.data.tfds_dir=DIR"
-STAMP = ".archive.json"
-BAR = 50 * 2**20  # bytes of archive from which on a progress bar is worth its line
+MAX_RATIO = 200  # extracted bytes per byte of archive; images hardly compress, bombs do
+RATIO_EXEMPT_BYTES = 2**30  # extracted bytes below which the ratio is not checked
+MAX_HEADER = 2**20  # bytes between two files of a tar, which tarfile reads at once
+STORAGE_FLAG = "--config.data.tfds_dir=DIR"
+STAMP_FILE = ".archive.json"
+PROGRESS_BAR_MIN_BYTES = 50 * 2**20  # size of the archive
 
-_KINDS = {  # how the file begins
+_OPENERS = {  # by the first bytes of the file
     b"PK\x03\x04": "zip",
     b"PK\x05\x06": "zip",
     b"\x1f\x8b": gzip.open,
@@ -40,9 +40,9 @@ _KINDS = {  # how the file begins
     b"\xfd7zXZ\x00": lzma.open,
 }
 _SUFFIX = re.compile(r"(\.tar)?\.(zip|tar|t?gz|tgz|t?bz2|tbz|t?xz|txz)$", re.IGNORECASE)
-_DAMAGE = (EOFError, OSError, ValueError, NotImplementedError, zlib.error, lzma.LZMAError)
-_DAMAGE += (MemoryError, OverflowError)  # of sizes that nothing has
-_DAMAGE += (tarfile.TarError, zipfile.BadZipFile)
+_READ_ERRORS = (EOFError, OSError, ValueError, NotImplementedError, zlib.error, lzma.LZMAError)
+_READ_ERRORS += (MemoryError, OverflowError)  # raised for sizes that cannot be true
+_READ_ERRORS += (tarfile.TarError, zipfile.BadZipFile)
 
 
 class Member(NamedTuple):
@@ -54,173 +54,183 @@ class Member(NamedTuple):
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file is an archive by its name; a compressed volume (scan.nii.gz) is none."""
+    """Whether a file is an archive according to its name; a volume (scan.nii.gz) is not."""
     return bool(_SUFFIX.search(name)) and not is_medical(name)
 
 
-def extract_once(archive: epath.Path, home: Path, elsewhere: str = ELSEWHERE) -> epath.Path | None:
-    """The folder with what is in an archive; None where `archive` is a folder or never was there.
+def extract_once(
+    archive: epath.Path, base_dir: Path, storage_flag: str = STORAGE_FLAG
+) -> epath.Path | None:
+    """Extract an archive to `base_dir`/extracted/<name>-<hash of its path>.
 
-    It is `home`/extracted/<name>-<identity>, unpacked on first use and when the archive changed;
-    where the archive is no longer there, what was unpacked from it stands in.
-    elsewhere: the flag that names another place, for a full disk.
-    Raises UserError for a file that is no archive, is damaged, or holds what may do harm: links,
-    devices, paths that lead out, too many or too large files.
+    This is done on first use and when the archive has changed. If the archive no longer exists,
+    its earlier extraction is used.
+
+    Args:
+      archive: a .zip or .tar file, compressed or not.
+      base_dir: a local folder.
+      storage_flag: the flag that sets `base_dir`, for the message about a full disk.
+
+    Returns:
+      The folder with the content; None if `archive` is a folder or was never extracted.
+
+    Raises:
+      UserError: the file is not an archive, is corrupt, or has content that may do harm: links,
+        devices, paths out of the folder, too many or too large files.
     """
     name = _SUFFIX.sub("", archive.name)
-    target = home / "extracted" / f"{name}-{identity(archive)}"
-    inside = epath.Path(target / name)
+    target = base_dir / "extracted" / f"{name}-{path_hash(archive)}"
+    content = epath.Path(target / name)
     if archive.is_dir() or not archive.exists():
-        return inside if target.exists() and not archive.exists() else None
-    size, changed = stamp(archive)
-    known = json.dumps([size, changed])
-    if (target / STAMP).exists() and (target / STAMP).read_text() == known:
-        return inside
+        return content if target.exists() and not archive.exists() else None
+    size, modified = file_stamp(archive)
+    stamp = json.dumps([size, modified])
+    if (target / STAMP_FILE).exists() and (target / STAMP_FILE).read_text() == stamp:
+        return content
     try:
         with archive.open("rb") as file, atomic_directory(target) as new:
-            _extract(file, size, new / name, archive, elsewhere)
-            (new / STAMP).write_text(known)
-    except _DAMAGE as error:
+            _extract(file, size, new / name, archive, storage_flag)
+            (new / STAMP_FILE).write_text(stamp)
+    except _READ_ERRORS as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"{archive} cannot be unpacked, as the disk is full: choose another place by "
-                f"{elsewhere}."
+                f"{archive} cannot be extracted because the disk is full: choose another folder "
+                f"with {storage_flag}."
             ) from error
         reason = printable(str(error)[:300]) or type(error).__name__
         raise UserError(
-            f"{archive} cannot be unpacked ({reason}): is it complete? Compare its size with the "
-            "original's, download it again, or unpack it yourself and give the folder."
+            f"{archive} cannot be extracted ({reason}). Check that it is complete, download it "
+            "again, or extract it yourself and use the folder."
         ) from error
-    return inside
+    return content
 
 
-def _extract(file: BinaryIO, size: int, target: Path, archive: epath.Path, elsewhere: str) -> None:
-    begin = file.read(512)
+def _extract(file, size, target, archive, storage_flag):
+    start = file.read(512)
     file.seek(0)
-    kind = next((kind for magic, kind in _KINDS.items() if begin.startswith(magic)), None)
-    if kind == "zip":
+    opener = next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)
+    if opener == "zip":
         members = _zip_members(file, archive)
-    elif kind or begin[257:262] == b"ustar":
-        members = _tar_members(_LimitedStream(kind(file) if kind else file, size, archive))
-        if not kind:
+    elif opener or start[257:262] == b"ustar":
+        members = _tar_members(_LimitedStream(opener(file) if opener else file, size, archive))
+        if not opener:
             file.seek(-1024, 2)
             if file.read().strip(b"\0"):
                 raise EOFError("it has no end mark")
             file.seek(0)
     else:
-        what = "a web page" if begin.lstrip()[:1] == b"<" else "not an archive that can be read"
-        raise UserError(
-            f"{archive} is {what}: a folder, .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz is wanted."
-        )
+        description = "a web page" if start.lstrip()[:1] == b"<" else "not a supported archive"
+        supported = "a folder, .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz"
+        raise UserError(f"{archive} is {description}: use {supported}.")
     target.mkdir()
-    room = shutil.disk_usage(target).free
-    files = total = 0
-    quiet = size < BAR or None
-    title = f"unpacking {archive.name}"
+    free = shutil.disk_usage(target).free
+    n_files = n_bytes = 0
+    quiet = size < PROGRESS_BAR_MIN_BYTES or None  # None: hidden without a terminal
+    title = f"extracting {archive.name}"
     with tqdm(total=size, desc=title, unit="B", unit_scale=True, disable=quiet, leave=False) as bar:
         for member in members:
-            files, total = files + 1, total + member.size
-            _check_amount(files, total, size, archive)
-            if total > room:
+            n_files, n_bytes = n_files + 1, n_bytes + member.size
+            _check_limits(n_files, n_bytes, size, archive)
+            if n_bytes > free:
                 raise UserError(
-                    f"{archive} holds {_size(total)} or more, and there is room for "
-                    f"{_size(room)}: choose another place by {elsewhere}."
+                    f"{archive} needs {_format_bytes(n_bytes)} or more, and the disk has "
+                    f"{_format_bytes(free)} free: choose another folder with {storage_flag}."
                 )
-            if path := _safe(member.name, archive):
+            if path := _relative_path(member.name, archive):
                 (target / path).parent.mkdir(parents=True, exist_ok=True)
                 with member.open() as content, (target / path).open("wb") as out:
                     shutil.copyfileobj(content, out, 2**20)
             bar.update(file.tell() - bar.n)
 
 
-def _check_amount(files, total, size, archive):
-    if files > MAX_FILES:
-        raise UserError(f"{archive} holds more than {MAX_FILES} files: unpack it yourself.")
-    if total > MAX_BYTES or total > max(FREE, MAX_RATIO * size):
+def _check_limits(n_files, n_bytes, size, archive):
+    if n_files > MAX_FILES:
+        raise UserError(f"{archive} has more than {MAX_FILES} files: extract it yourself.")
+    if n_bytes > MAX_BYTES or n_bytes > max(RATIO_EXEMPT_BYTES, MAX_RATIO * size):
         raise UserError(
-            f"{archive} would grow from {_size(size)} to {_size(total)} or more, which is not what "
-            "pictures do: it looks like a bomb. Unpack it yourself if you trust it."
+            f"{archive} has {_format_bytes(size)} and would extract to {_format_bytes(n_bytes)} or "
+            "more, which looks like a decompression bomb. Extract it yourself if you trust it."
         )
 
 
-def _size(n):
+def _format_bytes(n):
     return f"{n / 2**20:.1f} MiB" if n < 2**30 else f"{n / 2**30:.1f} GiB"
 
 
-def _safe(name, archive) -> str | None:
-    """The path of a member inside the target; None for hidden ones, which are left out."""
+def _relative_path(name, archive) -> str | None:
+    """Return the path of a member in the target folder; None for hidden files (skipped)."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:/", path.as_posix()):
         raise UserError(
-            f"{archive} holds {name[:300]!r}, which would lie outside its folder: refused. "
-            "Unpack it yourself, if you trust it, and give the folder."
+            f"{archive} refused: its member {name[:300]!r} would lie outside the folder. Extract "
+            "it yourself if you trust it, and use the folder."
         )
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return None if hidden or not path.parts else path.as_posix()
 
 
-def _link(name) -> UserError:
+def _link_error(name, archive) -> UserError:
     return UserError(
-        f"The archive holds {name[:300]!r}, which is a link or a device: refused. Pack the files "
+        f"{archive} refused: its member {name[:300]!r} is a link or a device. Pack the files "
         "themselves (tar --dereference)."
     )
 
 
 def _zip_members(file: BinaryIO, archive: epath.Path) -> Iterator[Member]:
-    opened = zipfile.ZipFile(file)
-    infos = [info for info in opened.infolist() if not info.filename.endswith("/")]
-    # All is told at the end of the file, so that nothing is unpacked when something is wrong.
+    zip_file = zipfile.ZipFile(file)
+    infos = [info for info in zip_file.infolist() if not info.filename.endswith("/")]
+    # The directory at the end of the file is checked first, so that a harmful archive is refused
+    # before anything is extracted.
     for info in infos:
-        _safe(info.filename, archive)
-        kind = stat.S_IFMT(info.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG):
-            raise _link(info.filename)
+        _relative_path(info.filename, archive)
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise _link_error(info.filename, archive)
         if info.flag_bits & 1:
-            raise UserError(f"{archive} is locked by a password: unpack it yourself.")
-        # Of other methods zipfile unpacks a piece whole, however much comes out.
+            raise UserError(f"{archive} is protected by a password: extract it yourself.")
+        # With other methods zipfile decompresses a block at once, however large the result is.
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UserError(f"{archive} is packed otherwise than by deflating: unpack it yourself.")
-    total, size = sum(info.file_size for info in infos), file.seek(0, 2)
-    _check_amount(len(infos), total, size, archive)
+            raise UserError(f"{archive} is not compressed by deflate: extract it yourself.")
+    _check_limits(len(infos), sum(i.file_size for i in infos), file.seek(0, 2), archive)
     for info in infos:
-        yield Member(info.filename, info.file_size, lambda info=info: opened.open(info))
+        yield Member(info.filename, info.file_size, lambda info=info: zip_file.open(info))
 
 
 class _LimitedStream:
-    """Stops a stream that unpacks to more than a tar of pictures would: also in its headers, which
-    tarfile reads whole, and after its end."""
+    """Limits what a stream decompresses to, including the headers and the data after the end."""
 
     def __init__(self, stream: BinaryIO, size: int, archive: epath.Path):
-        self.stream, self.size, self.archive, self.total = stream, size, archive, 0
+        self.stream, self.size, self.archive, self.n_read = stream, size, archive, 0
         self.next_header = 0
 
     def read(self, n: int) -> bytes:
         content = self.stream.read(n)
-        self.total += len(content)
-        _check_amount(0, self.total, self.size, self.archive)
-        if self.total > self.next_header + MAX_HEADER:
-            raise UserError(f"{self.archive} has a header of more than {_size(MAX_HEADER)}.")
+        self.n_read += len(content)
+        _check_limits(0, self.n_read, self.size, self.archive)
+        if self.n_read > self.next_header + MAX_HEADER:
+            raise UserError(
+                f"{self.archive} has a header of more than {_format_bytes(MAX_HEADER)}."
+            )
         return content
 
-    def expect(self, size: float) -> None:
-        """So many bytes, of a file or of the padding at the end, come before the next header."""
-        self.next_header = self.total + size
+    def expect(self, n_bytes: float) -> None:
+        """Allow `n_bytes`, of a file or of the padding at the end, before the next header."""
+        self.next_header = self.n_read + n_bytes
 
 
-def _tar_members(file: _LimitedStream) -> Iterator[Member]:
-    with tarfile.open(fileobj=file, mode="r|") as opened:
-        for info in opened:
+def _tar_members(stream: _LimitedStream) -> Iterator[Member]:
+    with tarfile.open(fileobj=stream, mode="r|") as tar:
+        for info in tar:
             if info.size < 0 or info.issparse():
                 raise UserError(
-                    f"{file.archive} holds {info.name[:300]!r}, whose size is not that of its "
-                    "content: refused. Pack it without --sparse."
+                    f"{stream.archive} refused: the size of its member {info.name[:300]!r} is not "
+                    "that of its content. Pack it without --sparse."
                 )
-            _check_amount(0, info.size, file.size, file.archive)  # tarfile passes over it
-            file.expect(info.size)
+            _check_limits(0, info.size, stream.size, stream.archive)  # tarfile skips that far
+            stream.expect(info.size)
             if not info.isdir():
                 if not info.isfile():
-                    raise _link(info.name)
-                yield Member(info.name, info.size, lambda info=info: opened.extractfile(info))
-    file.expect(float("inf"))
-    while file.read(2**20):  # to the end, where a file that is cut short shows itself
+                    raise _link_error(info.name, stream.archive)
+                yield Member(info.name, info.size, lambda info=info: tar.extractfile(info))
+    stream.expect(float("inf"))
+    while stream.read(2**20):  # to the end, because only there a truncated file raises an error
         pass

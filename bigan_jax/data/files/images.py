@@ -1,4 +1,4 @@
-"""Picture files to uint8 arrays of one size, whatever their format and mode."""
+"""Decodes image files of any format and mode to uint8 arrays of one size."""
 
 import io
 import os
@@ -16,130 +16,150 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from bigan_jax.data.files import medical
-from bigan_jax.data.files.unreadable import UnreadableFile, check_file, is_inside, try_read
+from bigan_jax.data.files.unreadable import UnreadableFile, is_within_folder, require_file, try_read
 from bigan_jax.errors import UserError
 
 SUFFIXES = medical.SUFFIXES | {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"),
     *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".avif"),
 }
-_NOT_READ = {".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef"}
-# What the content may be, whatever the suffix. Not all that Pillow knows: EPS is a program.
+UNSUPPORTED_SUFFIXES = {
+    *(".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef"),
+}
+# Formats of the content, whatever the suffix. Some of Pillow's are excluded: EPS is a program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM", "TGA", "AVIF")
-MAX_PIXELS = 100_000_000  # a larger picture is a mistake or a trap, and would fill the memory
-MIN_SIDE = 4  # a smaller one shows nothing
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
-MANY = 200  # files from which on a progress bar is worth its line
+MAX_PIXELS = 100_000_000  # a larger image is a mistake or an attack, and would fill the memory
+MIN_SIDE = 4  # pixels; a smaller image shows nothing
+PROGRESS_BAR_MIN_ITEMS = 200
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
+_ORIENTATION = 0x0112  # EXIF tag
 
-# A file (or slice, by its name); in memory, one of a format of Pillow's; a slice's values.
+# A file or a slice (by its name), an open file in one of FORMATS, or the values of a slice.
 Source = Path | BinaryIO | Num[np.ndarray, "h w ..."]
 
 
 class ImageFormat(NamedTuple):
-    """What a picture is made before a network sees it."""
+    """The format to which every image is converted before a network sees it."""
 
-    size: int  # pixels a side
+    size: int  # height and width in pixels
     channels: int  # 1: gray, 3: RGB
-    window: bool = False  # stretched from its own 1st to its 99th percentile (`medical.stretch`)
+    window: bool = False  # whether intensities get `medical.percentile_stretch`
 
 
 def list_images(folder: Path) -> list[str]:
-    """Every picture below `folder`, as sorted relative paths with forward slashes.
+    """List all images below `folder` as sorted relative paths with forward slashes.
 
-    A file of several slices is listed slice by slice (`bigan_jax.data.medical`). Hidden files and
-    folders are passed over. Folders that are links are not entered; one that leads out of `folder`
-    is listed itself, so that reading it tells what is wrong.
+    A file with several slices is listed slice by slice (`bigan_jax.data.files.medical`). Hidden
+    files and folders are skipped. Linked folders are not entered; a link that leads out of
+    `folder` is listed itself, so that reading it reports the reason.
     """
-    found = []
+    paths = []
     for parent, folders, files in os.walk(folder, followlinks=False):
         folders[:] = [f for f in folders if not f.startswith(".") and f != "__MACOSX"]
-        below = Path(parent).relative_to(folder)
+        relative = Path(parent).relative_to(folder)
         for f in folders:
-            if os.path.islink(Path(parent, f)) and not is_inside(Path(parent, f), folder):
-                found.append((below / f).as_posix())
+            if os.path.islink(Path(parent, f)) and not is_within_folder(Path(parent, f), folder):
+                paths.append((relative / f).as_posix())
         for f in files:
             if not f.startswith(".") and f.lower().endswith(tuple(SUFFIXES)):
-                found += [(below / name).as_posix() for name in names_in(Path(parent, f))]
-    return sorted(found)
+                paths += [(relative / name).as_posix() for name in image_names(Path(parent, f))]
+    return sorted(paths)
 
 
-def unread_kinds(folder: Path) -> Counter[str]:
-    """How many files below `folder` are of each kind of picture that is not read, by suffix."""
+def count_unsupported(folder: Path) -> Counter[str]:
+    """Count the files below `folder` in image formats that cannot be read, by suffix."""
     suffixes = (PurePath(f).suffix.lower() for *_, files in os.walk(folder) for f in files)
-    return Counter(suffix for suffix in suffixes if suffix in _NOT_READ)
+    return Counter(suffix for suffix in suffixes if suffix in UNSUPPORTED_SUFFIXES)
 
 
-def names_in(file: Path) -> list[str]:
-    """The names of the pictures in one file: `scan.nii.gz#000` and on for one of several slices."""
-    return medical.names(file) if medical.is_medical(file.name) else [file.name]
+def image_names(file: Path) -> list[str]:
+    """List the images in one file: its name, or `scan.nii.gz#000` and so on for its slices."""
+    return medical.slice_names(file) if medical.is_medical(file.name) else [file.name]
 
 
 def read_image(
     source: Source, size: int, channels: int, window: bool = False
 ) -> UInt8[np.ndarray, "size size channels"]:
-    """Decode one picture to a `Form`: EXIF orientation applied, gray or RGB, 0 to 255.
+    """Decode one image to an `ImageFormat`, with its EXIF orientation applied.
 
-    Gray is the luma 0.299 R + 0.587 G + 0.114 B; 16-bit gray is divided by 257; what is
-    transparent shows white. DICOM and NIfTI slices are windowed to their own 1st to 99th
-    percentile (`medical.window`), and with `window` so is every picture, before it is made 8-bit.
-    The picture is resized with an antialiasing bilinear filter to a square: one that is not square
-    is stretched, not cropped.
+    Gray is the luma 0.299 R + 0.587 G + 0.114 B, 16-bit gray is divided by 257, and transparent
+    pixels become white. The image is resized with an antialiasing bilinear filter; one that is
+    not square is stretched, not cropped.
 
-    Raises UserError for more than MAX_PIXELS or less than MIN_SIDE, before anything is decoded,
-    for several pictures in one file and for values without a scale; a broken file raises what its
-    decoder does.
+    Args:
+      source: the image. DICOM and NIfTI slices are always stretched (`medical.slice_to_uint8`).
+      size: height and width of the result in pixels.
+      channels: 1 for gray, 3 for RGB.
+      window: whether to apply `medical.percentile_stretch` before the conversion to 8 bits.
+
+    Returns:
+      Values from 0 to 255.
+
+    Raises:
+      UserError: more than MAX_PIXELS or less than MIN_SIDE (checked before anything is decoded),
+        several images in one file, or values without a known range. A corrupt file raises the
+        exception of its decoder.
     """
-    with _open(source) as picture:
-        # A large JPEG is decoded to a half, a quarter or an eighth: in a fifth of the time at 12
-        # megapixels, and within 2 of 255, as long as four times the size remain.
-        picture.draft(None, (4 * size, 4 * size))
-        return to_format(picture, size, channels, window)
+    with _open(source) as image:
+        # A large JPEG is decoded at a half, a quarter or an eighth of its size, but at no less
+        # than four times `size`: a fifth of the time at 12 megapixels, and within 2 of 255.
+        image.draft(None, (4 * size, 4 * size))
+        return to_format(image, size, channels, window)
 
 
 def to_format(
-    picture: Image.Image, size: int, channels: int, window: bool = False
+    image: Image.Image, size: int, channels: int, window: bool = False
 ) -> UInt8[np.ndarray, "size size channels"]:
-    """`read_image` of a picture that is open already. Raises UserError as that does."""
-    _check_size(*picture.size)
-    picture = _as_shown(picture, window).convert("L" if channels == 1 else "RGB")
-    picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(picture).reshape(size, size, channels)
+    """Convert an open image like `read_image`, with the same arguments and errors."""
+    _require_size(*image.size)
+    image = _to_eight_bit_upright(image, window).convert("L" if channels == 1 else "RGB")
+    image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(size, size, channels)
 
 
-def read_as_shown(source: Source, window: bool = False) -> Image.Image:
-    """Decode one picture at its own size, gray (mode L) or RGB, as `read_image` sees it."""
-    with _open(source) as picture:
-        return _as_shown(picture, window)
+def read_full_size(source: Source, window: bool = False) -> Image.Image:
+    """Decode one image like `read_image`, but at its own size; its mode is L or RGB."""
+    with _open(source) as image:
+        return _to_eight_bit_upright(image, window)
 
 
-def _as_shown(picture, window):
-    picture = ImageOps.exif_transpose(picture)
+def _to_eight_bit_upright(image, window):
+    image = ImageOps.exif_transpose(image)
     if not window:
-        return _eight_bit(picture)
-    # Of few levels among 65,536 nothing would be left in 8 bits, and a window needs no scale.
-    deep = picture.mode.startswith(("I", "F"))
-    return Image.fromarray(
-        medical.percentile_stretch(np.asarray(picture if deep else _eight_bit(picture)))
-    )
+        return _to_eight_bit(image)
+    # Stretching 16-bit values before the conversion keeps images with few of the 65,536 levels,
+    # and needs no known range.
+    deep = image.mode.startswith(("I", "F"))
+    values = np.asarray(image if deep else _to_eight_bit(image))
+    return Image.fromarray(medical.percentile_stretch(values))
 
 
 def read_mask(
-    source: Source, size: int, picture: tuple[int, int] | None = None
+    source: Source, size: int, expected_size: tuple[int, int] | None = None
 ) -> Bool[np.ndarray, "size size"]:
     """Decode one mask: True where at least half of a cell of the `size` x `size` grid is defect.
 
-    Any value but zero is defect, in any channel but alpha. A defect too small for that is kept
-    where it covers most, so that only an empty mask gives an empty one.
+    Every value except zero is defect, in any channel except alpha. A defect too small for that
+    rule is kept in the cells that it covers most, so that only an empty mask stays empty.
 
-    picture: width and height of the picture it belongs to (`picture_size`). Raises UserError for
-    a mask of another shape: it may be a scaled one, but not a cropped or turned one.
+    Args:
+      source: the mask.
+      size: height and width of the result.
+      expected_size: width and height of the mask's image (`image_size`).
+
+    Raises:
+      UserError: the aspect ratio differs from that of the image. The mask may be scaled, but not
+        cropped or rotated.
     """
-    if (values := _as_slice(source)) is None:
+    if (values := _slice_values(source)) is None:
         values = _mask_values(source)
     height, width = values.shape[:2]
-    # The same shape, but for what rounding does to a scaled side.
-    if picture and abs(width * picture[1] - height * picture[0]) > max(*picture, width, height):
-        raise UserError(f"a mask of {width}x{height} for a picture of {picture[0]}x{picture[1]}")
+    if expected_size:
+        difference = abs(width * expected_size[1] - height * expected_size[0])
+        if difference > max(*expected_size, width, height):  # more than rounding of a scaled side
+            raise UserError(
+                f"a mask of {width}x{height} for an image of {expected_size[0]}x{expected_size[1]}"
+            )
     defect = values != 0 if values.ndim == 2 else values.any(axis=-1)
     cover = Image.fromarray(defect.astype(np.float32)).resize((size, size), Image.Resampling.BOX)
     cover = np.asarray(cover)
@@ -147,120 +167,131 @@ def read_mask(
 
 
 def image_size(source: Path | BinaryIO) -> tuple[int, int]:
-    """Width and height as the picture is shown, from its header."""
+    """Width and height of an image as displayed, read from its header."""
     if isinstance(source, Path) and medical.is_medical(source.name):
-        return medical.shape(Path(medical.split_slice(str(source))[0]))[:2]
-    with _open(source) as picture:
-        # Pillow turns TIFF by itself.
-        turned = picture.format != "TIFF" and picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return picture.size[::-1] if turned else picture.size
+        return medical.volume_shape(Path(medical.split_slice(str(source))[0]))[:2]
+    with _open(source) as image:
+        # Pillow rotates TIFF itself.
+        rotated = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        return image.size[::-1] if rotated else image.size
 
 
-def encoded(source: Path | Num[np.ndarray, "h w ..."], mask: bool = False) -> bytes:
-    """A picture or mask as `read_image` and `read_mask` take it from memory: the bytes of its file,
-    or a slice as PNG, windowed or, if it is a mask, with 255 wherever it is not zero."""
-    if (values := _as_slice(source)) is None:
+def read_encoded(source: Path | Num[np.ndarray, "h w ..."], mask: bool = False) -> bytes:
+    """Return an image or mask as bytes that `read_image` and `read_mask` decode.
+
+    These are the bytes of the file. A slice becomes a PNG: stretched, or if it is a mask with 255
+    for every value except zero.
+    """
+    if (values := _slice_values(source)) is None:
         return source.read_bytes()
-    shown = np.uint8(255) * (values != 0) if mask else medical.window(values)
-    Image.fromarray(shown).save(content := io.BytesIO(), "PNG")
+    pixels = np.uint8(255) * (values != 0) if mask else medical.slice_to_uint8(values)
+    Image.fromarray(pixels).save(content := io.BytesIO(), "PNG")
     return content.getvalue()
 
 
-def _as_slice(source):
+def _slice_values(source):
     if isinstance(source, Path) and medical.is_medical(source.name):
         file, number = medical.split_slice(str(source))
-        return next(_slices(Path(file), [number]))
+        return next(_read_slices(Path(file), [number]))
     return source if isinstance(source, np.ndarray) else None
 
 
-def _slices(file, numbers):
-    width, height, _ = medical.shape(file)
-    _check_size(width, height)
-    yield from medical.slices(file, numbers)
+def _read_slices(file, numbers):
+    width, height, _ = medical.volume_shape(file)
+    _require_size(width, height)
+    yield from medical.read_slices(file, numbers)
 
 
 def _mask_values(source):
     with _open(source) as mask:
-        jpeg = mask.format == "JPEG"
+        is_jpeg = mask.format == "JPEG"
         mask = ImageOps.exif_transpose(mask)
         if mask.mode not in ("1", "L", "F") and not mask.mode.startswith("I"):
             mask = mask.convert("RGB")
         values = np.asarray(mask)
-    return values > 127 if jpeg else values  # JPEG rings around edges: its zeros are not zero
+    return values > 127 if is_jpeg else values  # JPEG rings around edges: its zeros are not zero
 
 
 @contextmanager
 def _open(source: Source) -> Iterator[Image.Image]:
-    if (values := _as_slice(source)) is not None:
-        yield Image.fromarray(medical.window(values))
+    if (values := _slice_values(source)) is not None:
+        yield Image.fromarray(medical.slice_to_uint8(values))
         return
-    # Not by its path: Pillow maps plain TIFF files into memory, and then turns them wrongly.
+    # An open file, not its path: Pillow memory-maps plain TIFF files by path, and then rotates
+    # them wrongly.
     with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
         try:
-            picture = Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=FORMATS)
         except Image.DecompressionBombError as error:
             raise UserError(f"more than {MAX_PIXELS // 10**6} megapixels: scale it down") from error
-        _check_size(*picture.size)  # known from the header, before anything is decoded
-        if picture.format == "TIFF" and (tile := picture.tag_v2.get(_TILE_WIDTH)):
-            _check_size(tile, picture.tag_v2.get(_TILE_LENGTH, 0))  # decoded whole
-        if getattr(picture, "is_animated", False) and picture.format != "MPO":
-            raise UserError("holds several pictures (pages or frames): save each as its own file")
-        yield picture
+        _require_size(*image.size)  # known from the header, before anything is decoded
+        if image.format == "TIFF" and (tile := image.tag_v2.get(_TILE_WIDTH)):
+            _require_size(tile, image.tag_v2.get(_TILE_LENGTH, 0))  # a tile is decoded at once
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            raise UserError("has several images (pages or frames): save each as its own file")
+        yield image
 
 
-def _check_size(width, height):
+def _require_size(width, height):
     if width * height > MAX_PIXELS:
         raise UserError(
             f"{width}x{height} is more than {MAX_PIXELS // 10**6} megapixels: scale it down first"
         )
     if min(width, height) < MIN_SIDE:
-        raise UserError(f"{width}x{height} is too small to show anything")
+        raise UserError(f"{width}x{height} is too small: each side needs {MIN_SIDE} pixels or more")
 
 
-# A table: arithmetic would take eight bytes a pixel several times over.
+# A table, because arithmetic would take eight bytes per pixel several times over.
 _SIXTEEN_TO_EIGHT_BITS = np.round(np.arange(2**16) / 257).astype(np.uint8)
 
 
-def _eight_bit(picture: Image.Image) -> Image.Image:
-    """Mode L or RGB: 16-bit and float gray rescaled, transparency laid over white."""
-    if picture.mode.startswith("I"):  # I;16 and its byte orders, or I: 16 bits in 32
-        values = np.asarray(picture)
+def _to_eight_bit(image: Image.Image) -> Image.Image:
+    """Convert to mode L or RGB: 16-bit and float gray is rescaled, transparency becomes white."""
+    if image.mode.startswith("I"):  # I;16 and its byte orders, or I: 16 bits in 32
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise UserError("values outside 0 to 65535: save it with 8 or 16 bits")
         return Image.fromarray(_SIXTEEN_TO_EIGHT_BITS[values])
-    if picture.mode == "F":
-        values = np.asarray(picture)
-        if not np.isfinite(values).all():
-            raise UserError("holds values that are not numbers (NaN or infinite)")
+    if image.mode == "F":
+        values = np.asarray(image)
+        medical.require_finite_values(values)
         if not (values.min() >= 0 and values.max() <= 1):
-            raise UserError("a float picture with values outside [0, 1]: save it with 8 or 16 bits")
+            raise UserError("a float image with values outside [0, 1]: save it with 8 or 16 bits")
         return Image.fromarray(np.round(values * 255).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def map_in_threads(work: Callable, items: Sequence, what: str) -> list:
-    """`work(item)` for all `items`, in order, with a progress bar where there are many."""
-    quiet = len(items) < MANY or None  # None: quiet where stderr is no terminal
-    # Decoders release the lock, but not all the time: on two cores four threads were fastest.
+def map_in_threads(work: Callable, items: Sequence, description: str) -> list:
+    """Return `work(item)` for all `items`, in order; with a progress bar if there are many."""
+    disable = len(items) < PROGRESS_BAR_MIN_ITEMS or None  # None: disabled without a terminal
+    # Decoders release the GIL, but not all the time: on two cores four threads were fastest.
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        return list(tqdm(pool.map(work, items), what, len(items), disable=quiet, leave=False))
+        results = pool.map(work, items)
+        return list(tqdm(results, description, len(items), disable=disable, leave=False))
 
 
-def read_all(
-    read: Callable[[Source, str], Shaped[np.ndarray, "..."]],
+def read_files(
+    read: Callable[[Source, str], Shaped[np.ndarray, "..."] | bytes],
     root: Path,
     paths: Sequence[str],
-    what: str,
-) -> tuple[list[Shaped[np.ndarray, "..."] | None], list[UnreadableFile]]:
-    """`read(source, path)` of all `paths` below `root`, by several threads, with a progress bar.
+    description: str,
+) -> list[Shaped[np.ndarray, "..."] | bytes | UnreadableFile]:
+    """Return `read(source, path)` for all `paths` below `root`, in order.
 
-    Returns the results in order, None for what cannot be read, and these with their reasons. So is
-    a file that a link or a path puts outside `root`. Slices of one file that follow one another
-    are read in one go.
+    Files are read by several threads. Consecutive slices of one file are read in one pass.
+
+    Args:
+      read: decodes one image.
+      root: the folder of the paths. A path or link that leads out of it is not read.
+      paths: relative paths of images or slices.
+      description: label of the progress bar.
+
+    Returns:
+      Results of `read`; an `UnreadableFile` where it raised an exception.
     """
 
     def read_file(names: list[str]) -> list:
@@ -269,14 +300,14 @@ def read_all(
         return [try_read(name, lambda name=name: read(next(sources), name)) for name in names]
 
     files = [list(names) for _, names in groupby(paths, lambda p: medical.split_slice(p)[0])]
-    results = [result for part in map_in_threads(read_file, files, what) for result in part]
-    broken = [result for result in results if isinstance(result, UnreadableFile)]
-    return [None if isinstance(result, UnreadableFile) else result for result in results], broken
+    return [
+        result for results in map_in_threads(read_file, files, description) for result in results
+    ]
 
 
 def _sources(root, file, names):
-    check_file(root / file, root)
+    require_file(root / file, root)
     if medical.is_medical(file):
-        yield from _slices(root / file, [medical.split_slice(name)[1] for name in names])
+        yield from _read_slices(root / file, [medical.split_slice(name)[1] for name in names])
     else:
         yield from [root / file] * len(names)

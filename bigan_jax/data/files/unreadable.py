@@ -1,4 +1,4 @@
-"""Files that cannot be read: why, and how they are told."""
+"""Files that cannot be read: the reason of each, and how they are reported."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,83 +9,96 @@ from PIL import UnidentifiedImageError
 
 from bigan_jax.errors import UserError, one_line, printable
 
-MAX_LISTED = 20  # files told with their reasons; of the others, the names
+MAX_LISTED = 20  # files reported with their reasons; others are reported by name
 MAX_NAMED = 1000
-MAX_REASON = 500  # characters: some decoders quote what they found
+MAX_REASON_LENGTH = 500  # characters: some decoders quote the content of the file
 
 Result = TypeVar("Result")
 
 
 class UnreadableFile(NamedTuple):
-    """A file that cannot be read."""
+    """A file that cannot be read, and the reason."""
 
     path: str
     reason: str
 
 
-def try_read(path: str, work: Callable[[], Result]) -> Result | UnreadableFile:
-    """What `work()` gives, or why it fails: decoders of broken files raise nearly anything."""
-    try:
-        return work()
-    except Exception as error:
-        return UnreadableFile(path, _REASONS.get(type(error)) or one_line(error, MAX_REASON))
-
-
 _REASONS = {
-    StopIteration: "the file breaks off in an earlier slice",
-    UnidentifiedImageError: "not a picture, or damaged in its first bytes",
+    StopIteration: "the file ends in an earlier slice",
+    UnidentifiedImageError: "not an image, or its first bytes are corrupt",
     PermissionError: "no permission to read it",
     FileNotFoundError: "there is no such file",
-    MemoryError: "takes more memory than there is",
+    MemoryError: "needs more memory than is available",
 }
 
 
-def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
-    """Whether a path lies in `folder` once all links are followed."""
+def try_read(path: str, work: Callable[[], Result]) -> Result | UnreadableFile:
+    """Return `work()`, or an `UnreadableFile` with the reason if it raises an exception.
+
+    Every exception counts, because decoders raise nearly any for a corrupt file.
+    """
+    try:
+        return work()
+    except Exception as error:
+        reason = _REASONS.get(type(error)) or one_line(error, MAX_REASON_LENGTH)
+        return UnreadableFile(path, reason)
+
+
+def split_unreadable(
+    results: Sequence[Result | UnreadableFile],
+) -> tuple[list[Result | None], list[UnreadableFile]]:
+    """Return the results with None in place of unreadable files, and the unreadable files."""
+    unreadable = [result for result in results if isinstance(result, UnreadableFile)]
+    return [None if isinstance(r, UnreadableFile) else r for r in results], unreadable
+
+
+def is_within_folder(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
+    """Whether a path lies in `folder` after all links are followed."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def check_file(path: Path, folder: Path) -> None:
-    """Raises UserError for what is no file below `folder`, or an empty one.
-
-    A link may lead to another place in `folder`, not out of it.
-    """
+def require_file(path: Path, folder: Path) -> None:
+    """Raise a UserError unless `path` is a file below `folder`, or a link to one, and not empty."""
     if any("\udc80" <= c <= "\udcff" for c in str(path)):  # bytes that are not UTF-8
         raise UserError("its name, or its folder's, is not UTF-8: rename it")
-    if not is_inside(path, folder):
-        raise UserError("leads out of the data folder: put the file itself there, not a link")
+    if not is_within_folder(path, folder):
+        raise UserError("a link or path out of the data folder: put the file itself there")
     if not path.exists():
-        raise UserError(
-            "a link that leads nowhere" if path.is_symlink() else "there is no such file"
-        )
+        raise UserError("a broken link" if path.is_symlink() else "there is no such file")
     if not path.is_file():
-        raise UserError("not a file")  # a pipe would be waited for without end
+        raise UserError("not a file")  # reading a pipe would block forever
     if not path.stat().st_size:
         raise UserError("is empty (0 bytes)")
 
 
-def unreadable(
-    broken: Sequence[UnreadableFile], root: str | os.PathLike, of: int, what: str
+def unreadable_error(
+    unreadable: Sequence[UnreadableFile], root: str | os.PathLike, n_files: int, description: str
 ) -> UserError:
-    """The error that names the `broken` ones of `of` files of `root`, with the remedies."""
-    broken = sorted(broken)
-    lines = ["  " + _told(b) for b in broken[:MAX_LISTED]]
-    if len(broken) > MAX_LISTED:
-        names = ", ".join(printable(b.path) for b in broken[MAX_LISTED:MAX_NAMED])
-        more = f" and {len(broken) - MAX_NAMED} others" if len(broken) > MAX_NAMED else ""
-        lines.append(f"  and {len(broken) - MAX_LISTED} more: {names}{more}")
+    """Return the error that lists unreadable files and says how to continue.
+
+    `n_files` is the number of files that were to be read, and `description` what they are.
+    """
+    unreadable = sorted(unreadable)
+    lines = [f"  {_format(file)}" for file in unreadable[:MAX_LISTED]]
+    if len(unreadable) > MAX_LISTED:
+        names = ", ".join(printable(file.path) for file in unreadable[MAX_LISTED:MAX_NAMED])
+        n_others = len(unreadable) - MAX_NAMED
+        more = f" and {n_others} others" if n_others > 0 else ""
+        lines.append(f"  and {len(unreadable) - MAX_LISTED} more: {names}{more}")
     return UserError(
-        f"{len(broken)} of {of} {what} in {root} cannot be read; mend or remove them, or leave "
-        "them out by --config.data.skip_unreadable=true:\n" + "\n".join(lines)
+        f"{len(unreadable)} of {n_files} {description} in {root} cannot be read. Fix or remove "
+        "them, or skip them with --config.data.skip_unreadable=true:\n" + "\n".join(lines)
     )
 
 
-def unreadable_note(broken: Sequence[UnreadableFile]) -> tuple[str, ...]:
-    """The note of a data set that was loaded without its `broken` files; none if there are none."""
-    named = "; ".join(map(_told, sorted(broken)[:MAX_LISTED]))
-    more = f"; and {len(broken) - MAX_LISTED} more" if len(broken) > MAX_LISTED else ""
-    return (f"{len(broken)} files left out that cannot be read ({named}{more})",) if broken else ()
+def unreadable_note(unreadable: Sequence[UnreadableFile]) -> tuple[str, ...]:
+    """Return the note of a dataset that was loaded without some files; () if there are none."""
+    if not unreadable:
+        return ()
+    listed = "; ".join(map(_format, sorted(unreadable)[:MAX_LISTED]))
+    more = f"; and {len(unreadable) - MAX_LISTED} more" if len(unreadable) > MAX_LISTED else ""
+    return (f"{len(unreadable)} unreadable files skipped ({listed}{more})",)
 
 
-def _told(broken: UnreadableFile) -> str:
-    return printable(f"{broken.path}: {broken.reason}")
+def _format(file: UnreadableFile) -> str:
+    return printable(f"{file.path}: {file.reason}")

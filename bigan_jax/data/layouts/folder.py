@@ -14,7 +14,7 @@ def list_two_folders(source: str, folder: DataFolder) -> Listing:
     notes = ()
     folders = {meaning: _named(folder, names) for meaning, names in _MEANINGS.items()}
     normal, anomalous = (
-        [f"{d}/{p}" for d in folders[label] for p in folder.pictures(d)]
+        [f"{d}/{p}" for d in folders[label] for p in folder.images(d)]
         for label in ("normal", "anomalous")
     )
     if folders["normal"]:
@@ -22,11 +22,11 @@ def list_two_folders(source: str, folder: DataFolder) -> Listing:
     else:
         if source != "folder" or folders["anomalous"]:
             raise layout_error(source, f"{folder.root} has no folder of normal pictures.")
-        if folder.pictures("train/good"):
+        if folder.images("train/good"):
             raise layout_error(
                 source, f"{folder.root} is laid out like MVTec AD: the source 'mvtec' reads it."
             )
-        normal = folder.pictures()
+        normal = folder.images()
         _refuse_mixture(source, folder, normal)
         notes += (f"{folder.root} has no folder normal/: all its pictures are taken as normal",)
     records = [ImageRecord(path, False, folder.group(path)) for path in sorted(normal)]
@@ -46,12 +46,12 @@ def list_two_folders(source: str, folder: DataFolder) -> Listing:
 
 
 def _named(folder, names):
-    return sorted(name for name in folder.folders() if name.lower() in names)
+    return sorted(name for name in folder.subfolders() if name.lower() in names)
 
 
 def _unread(folder, known):
     """A note of pictures that lie beside the folders whose names say what they hold."""
-    places = {path.partition("/")[0] if "/" in path else "." for path in folder.pictures()}
+    places = {path.partition("/")[0] if "/" in path else "." for path in folder.images()}
     beside = sorted(places.difference(known))
     named = ", ".join(beside[:5]) + ", ..." * (len(beside) > 5)
     return (f"pictures beside {', '.join(known)} are not used: {named}",) if beside else ()

@@ -61,7 +61,7 @@ def apply_metadata(records: list[ImageRecord], folder: DataFolder, source: str) 
     for a table that names no picture.
     """
     told, used, notes = {what: {} for what in _COLUMNS}, False, []
-    for table in folder.tables():
+    for table in folder.metadata_files():
         try:
             rows = _read(folder, table)
         except UserError as error:

@@ -17,7 +17,7 @@ def list_source(source: str, folder: DataFolder, category: str) -> dict[str, Lis
     Raises UserError that shows the layout when the folder is empty or has another layout, and for
     an unknown category.
     """
-    if not folder.pictures():
+    if not folder.images():
         suffixes = ", ".join(sorted(SUFFIXES))
         raise layout_error(
             source, f"No picture was found in {folder.root} (looked for {suffixes})."
@@ -30,6 +30,6 @@ def list_source(source: str, folder: DataFolder, category: str) -> dict[str, Lis
 
 
 def _list_whole(source, folder):
-    if source == "plant" and any("___" in name for name in folder.folders()):
+    if source == "plant" and any("___" in name for name in folder.subfolders()):
         return list_species(folder)
     return list_two_folders(source, folder)

@@ -14,7 +14,7 @@ def find_layout_root(source: str, folder: DataFolder) -> tuple[str, ...]:
 
     The source `folder`, which takes nearly anything, is looked for only where it has no rival.
     """
-    holding = {file.rpartition("/")[0] for file in folder.pictures()}
+    holding = {file.rpartition("/")[0] for file in folder.images()}
     folders = {"", *(parent for path in holding for parent in _with_parents(path))}
     common = posixpath.commonpath(holding) if holding else ""
     for depth in range(_depth(common) + 3):
@@ -23,7 +23,7 @@ def find_layout_root(source: str, folder: DataFolder) -> tuple[str, ...]:
         if source == "folder" and sum(_has_normal(inside, folders) for inside in level) > 1:
             return ()
         if found:
-            return tuple(sorted(found, key=lambda inside: (-len(folder.pictures(inside)), inside)))
+            return tuple(sorted(found, key=lambda inside: (-len(folder.images(inside)), inside)))
     return ()
 
 

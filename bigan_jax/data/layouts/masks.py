@@ -15,7 +15,7 @@ def find_masks(
     places: by picture, the relative paths that its mask may have, the surest first, with _mask
       after the stem or without. What may be the mask of two pictures is nobody's.
     """
-    mask_of = {stem(file): f"{name}/{file}" for name in inside for file in folder.pictures(name)}
+    mask_of = {stem(file): f"{name}/{file}" for name in inside for file in folder.images(name)}
     fitting = {picture: _fitting(mask_of, paths) for picture, paths in places.items()}
     times = Counter(mask for fit in fitting.values() for mask in set(fit))
     found = {picture: next(iter(fit), None) for picture, fit in fitting.items()}

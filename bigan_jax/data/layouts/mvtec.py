@@ -14,8 +14,8 @@ def categories(folder: DataFolder) -> dict[str, str]:
     """
     found = [
         f
-        for f in ("", *sorted(folder.folders()))
-        if "good" in folder.folders(f"{f}/train".lstrip("/"))
+        for f in ("", *sorted(folder.subfolders()))
+        if "good" in folder.subfolders(f"{f}/train".lstrip("/"))
     ]
     if not found:
         raise layout_error(
@@ -28,7 +28,7 @@ def list_mvtec(folder: DataFolder, category: str, inside: str) -> Listing:
     """A category of MVTec AD, which lies in the folder `inside` of `folder`."""
     start = f"{inside}/" if inside else ""
     records = []
-    for file in folder.pictures(inside):
+    for file in folder.images(inside):
         part, _, rest = file.partition("/")
         kind = rest.partition("/")[0]
         if part not in ("train", "test") or kind == rest:

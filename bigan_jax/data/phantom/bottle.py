@@ -1,4 +1,4 @@
-"""A bottle mouth from above on a light table: dark glass, amber reflections, a black inside."""
+"""The phantom `bottle`: a bottle mouth from above, with dark glass and amber reflections."""
 
 import math
 from typing import NamedTuple
@@ -11,19 +11,19 @@ from bigan_jax.data.phantom.canvas import (
     Field,
     Paint,
     blob,
-    bump,
-    clouds,
     fill,
+    gaussian,
+    noise,
     over,
-    path,
-    step,
-    wobble,
+    polyline_distance,
+    radial_noise,
+    smoothstep,
 )
 
 NOISE = 0.007
-OUTSIDE, RIM, MOUTH = 0.90, 0.70, 0.50  # radii of the body, of the lip's crest, of the opening
+OUTSIDE, RIM, MOUTH = 0.90, 0.70, 0.50  # radii of the body, the lip and the opening
 
-# Gray of the glass over the radius: base gray along the way from the opening to the edge.
+# Gray value of the glass by radius, from the opening to the edge.
 _RADII = np.array(
     [0, 0.44, 0.50, 0.515, 0.545, 0.57, 0.60, 0.63, 0.67, 0.70, 0.73, 0.77, 0.82, 0.87, 0.9]
 )
@@ -35,9 +35,9 @@ _GLASS = np.array([0.96, 1.0, 1.08], np.float32)
 
 
 class Bottle(NamedTuple):
-    """What a defect has to know of the mouth."""
+    """The geometry of a bottle, for its defects."""
 
-    r: Field  # 1 is half the picture for a bottle of the usual size
+    r: Field  # 1 is half of the image for a bottle of scale 1
     angle: Field
     center: tuple[float, float]
     scale: float
@@ -45,41 +45,41 @@ class Bottle(NamedTuple):
 
 
 def scene(rng: np.random.Generator, c: Canvas) -> tuple[Paint, Bottle]:
-    """A bottle of its own place, size, roundness, rings, reflections and exposure."""
+    """Draw a bottle with random position, size, roundness, rings, reflections and exposure."""
     size = len(c.x)
     center = tuple(rng.normal(0, 0.015, 2).tolist())
     scale = rng.normal(1, 0.014)
     x, y = (c.x - center[0]) / scale, (c.y - center[1]) / scale
     angle = np.arctan2(y, x)
-    r = np.hypot(x, y) / (1 + wobble(rng, x, y, 2, 0.002))
+    r = np.hypot(x, y) / (1 + radial_noise(rng, x, y, 2, 0.002))
 
-    ground = 0.955 + 0.012 * clouds(rng, size, 2) - 0.08 * bump(r - OUTSIDE, 0.10)
+    ground = 0.955 + 0.012 * noise(rng, size, 2) - 0.08 * gaussian(r - OUTSIDE, 0.10)
     ground = np.repeat(ground[..., None], 3, axis=-1)
 
-    # The inner parts are seen through the mouth and shift against it as the bottle tilts.
+    # Inner parts shift relative to the mouth when the bottle tilts.
     tilt = rng.normal(0, 0.012, 2).tolist()
     inner = np.hypot(x - tilt[0], y - tilt[1])
-    depth = r + (inner - r) * step(0.72, 0.5, r)
+    depth = r + (inner - r) * smoothstep(0.72, 0.5, r)
     radii = _RADII + rng.normal(0, 0.004, len(_RADII)) * (_RADII > 0.5)
     grays = _GRAYS * (1 + rng.normal(0, 0.05, len(_GRAYS)))
     gray = np.interp(depth, radii, grays).astype(np.float32)
-    light = rng.normal(-2.2, 0.25)  # where the lamp stands
-    gray = gray * (1 + 0.20 * np.cos(angle - light) * step(0.5, 0.6, r))
+    light = rng.normal(-2.2, 0.25)  # angle of the lamp
+    gray = gray * (1 + 0.20 * np.cos(angle - light) * smoothstep(0.5, 0.6, r))
     glass = gray[..., None] * _GLASS
 
     def reflection(radius, width, strength, wide):
         along = np.zeros_like(angle)
         for side in (light, light + math.pi + rng.normal(0, 0.2)):
-            away = 2 * np.sin((angle - side - rng.normal(0, 0.2)) / 2)
-            along = np.maximum(along, bump(away, wide * rng.uniform(0.8, 1.2)))
+            distance = 2 * np.sin((angle - side - rng.normal(0, 0.2)) / 2)
+            along = np.maximum(along, gaussian(distance, wide * rng.uniform(0.8, 1.2)))
         broken = 0.75 + 0.25 * np.cos(int(rng.integers(5, 9)) * angle + rng.uniform(0, 6.3))
-        return strength * along * broken * bump(depth - radius, width)
+        return strength * along * broken * gaussian(depth - radius, width)
 
     glass = over(glass, reflection(0.575, 0.010, 0.75, 1.1), _AMBER)
     glass = over(glass, reflection(0.700, 0.012, 0.60, 0.8), _AMBER * 0.9)
     glass = over(glass, reflection(0.632, 0.009, 0.70, 0.35), (0.93, 0.92, 0.86))
     glass = over(glass, reflection(0.795, 0.020, 0.30, 0.7), (0.62, 0.66, 0.74))
-    dim = step(0.50, 0.42, depth) * (0.03 * clouds(rng, size, 3, 2) + rng.normal(0.01, 0.012))
+    dim = smoothstep(0.50, 0.42, depth) * (0.03 * noise(rng, size, 3, 2) + rng.normal(0.01, 0.012))
     glass = glass + dim[..., None] * np.array([1.1, 0.95, 0.85], np.float32)
 
     paint = over(ground, fill(r - OUTSIDE, 2 * c.pixel), glass) * rng.normal(1, 0.025)
@@ -92,57 +92,57 @@ def _at(bottle: Bottle, radius: float, angle: float) -> tuple[float, float]:
 
 
 def _facets(rng: np.random.Generator, c: Canvas, center: tuple, spread: float, count: int) -> Field:
-    """Flat shards of broken glass: the gray of the nearest of some random points."""
+    """Flat shards of glass: the gray value of the nearest of `count` random points."""
     points = (rng.normal(0, spread, (count, 2)) + center).tolist()
     grays = (rng.uniform(0.05, 0.75, count) ** 1.4).tolist()
     first, second, shard = np.full_like(c.x, 8), np.full_like(c.x, 9), np.zeros_like(c.x)
     for (px, py), gray in zip(points, grays, strict=True):
-        away = np.hypot(c.x - px, c.y - py)
-        shard = np.where(away < first, np.float32(gray), shard)
-        second = np.minimum(second, np.maximum(first, away))
-        first = np.minimum(first, away)
-    return shard + 0.35 * bump(second - first, 0.012)
+        distance = np.hypot(c.x - px, c.y - py)
+        shard = np.where(distance < first, np.float32(gray), shard)
+        second = np.minimum(second, np.maximum(first, distance))
+        first = np.minimum(first, distance)
+    return shard + 0.35 * gaussian(second - first, 0.012)
 
 
 def chip(rng: np.random.Generator, c: Canvas, bottle: Bottle, paint: Paint) -> Defect:
-    """A piece broken out of the lip; its faces glitter."""
+    """A piece broken out of the lip, with bright and dark faces."""
     center = _at(bottle, rng.uniform(0.58, 0.72), rng.uniform(0, 2 * math.pi))
     radius = rng.uniform(0.09, 0.19)
-    away = blob(rng, c, center, radius, 0.13) + 0.02 * clouds(rng, len(c.x), 14)
-    away = np.maximum(away, 0.5 - bottle.r - 0.05)
+    distance = blob(rng, c, center, radius, 0.13) + 0.02 * noise(rng, len(c.x), 14)
+    distance = np.maximum(distance, 0.5 - bottle.r - 0.05)
     shards = _facets(rng, c, center, radius, 9)
     tint = np.array([1.04, 1.0, 0.95], np.float32)
-    return Defect(fill(np.maximum(away, bottle.r - OUTSIDE), 0.02), shards[..., None] * tint)
+    return Defect(fill(np.maximum(distance, bottle.r - OUTSIDE), 0.02), shards[..., None] * tint)
 
 
 def crack(rng: np.random.Generator, c: Canvas, bottle: Bottle, paint: Paint) -> Defect:
-    """A jagged line across the glass, lit on one side and dark on the other."""
+    """A jagged line across the glass, bright on one side and dark on the other."""
     angle, radius = rng.uniform(0, 2 * math.pi), rng.uniform(0.52, 0.60)
-    turn, stride = rng.uniform(-0.10, 0.10), rng.uniform(0.028, 0.05)
+    rotation, stride = rng.uniform(-0.10, 0.10), rng.uniform(0.028, 0.05)
     points = []
     for _ in range(rng.integers(5, 8)):
         points.append(_at(bottle, radius, angle))
-        radius, angle = radius + stride, angle + turn + rng.normal(0, 0.05)
-    away = path(c.x, c.y, points)
-    shadow = path(c.x - 0.016, c.y - 0.016, points)
+        radius, angle = radius + stride, angle + rotation + rng.normal(0, 0.05)
+    distance = polyline_distance(c.x, c.y, points)
+    shadow = polyline_distance(c.x - 0.016, c.y - 0.016, points)
     width = rng.uniform(0.012, 0.020)
     bright = rng.uniform(0.6, 0.95) * np.array([1, 0.97, 0.9], np.float32)
-    colors = over(np.zeros_like(paint) + 0.04, fill(away - width, 0.012), bright)
-    cover = fill(np.minimum(away - width, shadow - width), 0.014)
+    colors = over(np.zeros_like(paint) + 0.04, fill(distance - width, 0.012), bright)
+    cover = fill(np.minimum(distance - width, shadow - width), 0.014)
     return Defect(cover * fill(bottle.r - OUTSIDE, 0.02), colors)
 
 
 def contamination(rng: np.random.Generator, c: Canvas, bottle: Bottle, paint: Paint) -> Defect:
-    """A lump of dirt in the opening or on the glass: brown, wet, uneven."""
+    """An uneven brown lump of dirt in the opening or on the glass."""
     center = _at(bottle, rng.uniform(0.05, 0.62), rng.uniform(0, 2 * math.pi))
-    away = blob(rng, c, center, rng.uniform(0.06, 0.17), 0.16) + 0.02 * clouds(rng, len(c.x), 12)
-    bright = rng.uniform(0.28, 0.5) + 0.09 * clouds(rng, len(c.x), 16, 2)
+    distance = blob(rng, c, center, rng.uniform(0.06, 0.17), 0.16) + 0.02 * noise(rng, len(c.x), 12)
+    bright = rng.uniform(0.28, 0.5) + 0.09 * noise(rng, len(c.x), 16, 2)
     color = bright[..., None] * np.array([1.25, 0.95, 0.65], np.float32)
-    return Defect(fill(away, 0.035), color)
+    return Defect(fill(distance, 0.035), color)
 
 
 def fiber(rng: np.random.Generator, c: Canvas, bottle: Bottle, paint: Paint) -> Defect:
-    """A pale, bent hair that has fallen on the mouth."""
+    """A pale, bent hair on the mouth."""
     start = _at(bottle, rng.uniform(0.1, 0.6), rng.uniform(0, 2 * math.pi))
     heading, bend = rng.uniform(0, 2 * math.pi), rng.normal(0, 0.35)
     points, stride = [start], rng.uniform(0.05, 0.09)
@@ -150,19 +150,19 @@ def fiber(rng: np.random.Generator, c: Canvas, bottle: Bottle, paint: Paint) -> 
         x, y = points[-1]
         points.append((x + stride * math.cos(heading), y + stride * math.sin(heading)))
         heading += bend
-    away = path(c.x, c.y, points)
+    distance = polyline_distance(c.x, c.y, points)
     light = rng.uniform(0.5, 0.9) * np.array([1, 0.98, 0.95], np.float32)
-    cover = fill(away - rng.uniform(0.009, 0.016), 0.014)
+    cover = fill(distance - rng.uniform(0.009, 0.016), 0.014)
     return Defect(cover * fill(bottle.r - OUTSIDE, 0.02), light)
 
 
 def film(rng: np.random.Generator, c: Canvas, bottle: Bottle, paint: Paint) -> Defect:
-    """A thin greasy veil inside the opening: low contrast, no edge."""
+    """A thin greasy film inside the opening, with low contrast and no edge."""
     center = _at(bottle, rng.uniform(0.0, 0.25), rng.uniform(0, 2 * math.pi))
-    away = blob(rng, c, center, rng.uniform(0.18, 0.30), 0.1)
-    veil = rng.uniform(0.07, 0.13) * (1 + 0.25 * clouds(rng, len(c.x), 7, 2))
+    distance = blob(rng, c, center, rng.uniform(0.18, 0.30), 0.1)
+    veil = rng.uniform(0.07, 0.13) * (1 + 0.25 * noise(rng, len(c.x), 7, 2))
     color = paint + veil[..., None] * np.array([1.15, 1.0, 0.8], np.float32)
-    return Defect(fill(away, 0.10) * fill(bottle.r - 0.47, 0.04), color)
+    return Defect(fill(distance, 0.10) * fill(bottle.r - 0.47, 0.04), color)
 
 
 DEFECTS = {

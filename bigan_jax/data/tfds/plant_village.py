@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
-from bigan_jax.data.files.folders import DataFolder, is_remote, stamp
+from bigan_jax.data.files.folders import DataFolder, file_stamp, is_remote
 from bigan_jax.data.files.unreadable import UnreadableFile
 from bigan_jax.data.tfds.reader import open_builder_safely
 from bigan_jax.errors import UserError
@@ -37,7 +37,7 @@ def is_plant_village(folder: epath.Path) -> bool:
 
 def fingerprint(folder: epath.Path) -> str:
     """Stands for names, sizes and times of change of its files."""
-    stamps = [(f.name, stamp(f)) for f in sorted(folder.iterdir())]
+    stamps = [(f.name, file_stamp(f)) for f in sorted(folder.iterdir())]
     return blake2b(json.dumps(stamps).encode(), digest_size=16).hexdigest()
 
 

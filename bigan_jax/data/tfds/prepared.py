@@ -23,8 +23,8 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from bigan_jax.data.files.folders import Contents, Stamp, identity, is_remote, local_home
-from bigan_jax.data.files.images import MANY
+from bigan_jax.data.files.folders import FileReader, FileStamp, is_remote, local_folder, path_hash
+from bigan_jax.data.files.images import PROGRESS_BAR_MIN_ITEMS
 from bigan_jax.data.files.unreadable import UnreadableFile
 from bigan_jax.data.records import ImageRecord, Listing
 from bigan_jax.data.tfds.reader import open_builder_safely
@@ -112,7 +112,7 @@ class ImageFolder(EncodedImages, skip_registration=True):
 BUILDERS = {"brain": BrainMri, "mvtec": MvtecAd, "plant": PlantDisease, "folder": ImageFolder}
 
 
-def fingerprint(listing: Listing, stamps: list[Stamp]) -> str:
+def fingerprint(listing: Listing, stamps: list[FileStamp]) -> str:
     """Stands for a listing and for its files: the stamps of `listing.files()`."""
     return blake2b(json.dumps([listing, stamps]).encode(), digest_size=16).hexdigest()
 
@@ -123,13 +123,13 @@ def prepared_path(source: str, home: epath.Path, name: str, data: epath.Path) ->
     plain = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("._")[:60] or "data"
     if plain != (name or "data"):
         plain += f"-{blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=4).hexdigest()}"
-    return home / BUILDERS[source].name / f"{plain}-{identity(data)}" / VERSION
+    return home / BUILDERS[source].name / f"{plain}-{path_hash(data)}" / VERSION
 
 
 def reopen_all(source: str, home: epath.Path, data: epath.Path) -> list[Prepared]:
     """The sets that were prepared from the folder `data`, each once: older versions had other
     folders for some names."""
-    folders = sorted((home / BUILDERS[source].name).glob(f"*-{identity(data)}"))
+    folders = sorted((home / BUILDERS[source].name).glob(f"*-{path_hash(data)}"))
     found = [s for folder in folders if (s := reopen(folder / VERSION))]
     return list({s.fingerprint: s for s in found}.values())
 
@@ -141,7 +141,7 @@ def reopen(folder: epath.Path) -> Prepared | None:
         return None
     here = folder
     if is_remote(folder):  # ArrayRecord reads local files
-        here = local_home(folder.parent.parent.parent).joinpath(*folder.parts[-3:])
+        here = local_folder(folder.parent.parent.parent).joinpath(*folder.parts[-3:])
         if _read_index(here) != index:
             _download(folder, Path(here))
     try:
@@ -160,7 +160,7 @@ def reopen(folder: epath.Path) -> Prepared | None:
 
 
 def prepare(
-    source: str, folder: epath.Path, listing: Listing, read: Contents, fingerprint: str
+    source: str, folder: epath.Path, listing: Listing, read: FileReader, fingerprint: str
 ) -> Prepared:
     """Writes a prepared set, whole or not at all, in place of the one that may be there.
 
@@ -170,7 +170,7 @@ def prepare(
     index = {"fingerprint": fingerprint, "listing": listing._asdict(), "broken": {}}
     config, here = folder.parent.name, Path(folder)
     if is_remote(folder):
-        here = local_home(folder.parent.parent.parent).joinpath(*folder.parts[-3:])
+        here = local_folder(folder.parent.parent.parent).joinpath(*folder.parts[-3:])
     name = config.rpartition("-")[0]
     examples = _examples(listing, read, index["broken"], f"preparing {name}")
     try:
@@ -192,8 +192,8 @@ def prepare(
     return found
 
 
-def _examples(listing: Listing, read: Contents, broken: dict, title: str) -> Iterator[dict]:
-    quiet = len(listing.records) < MANY or None
+def _examples(listing: Listing, read: FileReader, broken: dict, title: str) -> Iterator[dict]:
+    quiet = len(listing.records) < PROGRESS_BAR_MIN_ITEMS or None
     with tqdm(total=len(listing.records), desc=title, disable=quiet, leave=False) as bar:
         for start in range(0, len(listing.records), CHUNK):
             part = listing.records[start : start + CHUNK]

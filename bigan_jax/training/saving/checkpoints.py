@@ -1,5 +1,9 @@
-"""Checkpoints by Orbax: written in the background, each whole or not there at all, and none that is
-read passes for what was saved unless it is that to the last bit."""
+"""Checkpoints by Orbax: atomic, written in the background, and verified by checksums when read.
+
+A checkpoint is a folder with three items: the state, the text of the training log, and the progress
+with the checksums of all three. A checkpoint with any changed bit is never used. Checkpoints of
+earlier formats are not readable.
+"""
 
 import hashlib
 import json
@@ -23,33 +27,36 @@ from bigan_jax.errors import UserError, one_line
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.files import refuse_links, write_error
 from bigan_jax.runtime.run_config import package_version
-from bigan_jax.training.saving import orbax_extras
-from bigan_jax.training.saving.orbax_extras import silence_abandoned_reads
+from bigan_jax.training.saving.orbax_extras import (
+    BytesRestore,
+    BytesSave,
+    silence_abandoned_reads,
+)
 from bigan_jax.training.saving.progress import Progress, validate_types
-from bigan_jax.training.saving.train_log import MOST_BYTES, train_log_until
+from bigan_jax.training.saving.train_log import MAX_BYTES
 from bigan_jax.validation import POSITIVE_INTEGER, require
 
-_NAME = re.compile(r"(\d+)(?:-(\d+))?")  # epochs done, steps done of the next
-# What is read over what lies on disk: two thirds of a fresh state are Adam's zeros.
-_MOST_RATIO = 100
-_FREE = 2**30  # bytes not held against the ratio
-_FOR_EVER = 10**9  # seconds
-# One for all runs that go side by side: Orbax mixes up what begins at the same time.
-_saver = ThreadPoolExecutor(1, "checkpoint")
+_NAME = re.compile(r"(\d+)(?:-(\d+))?")  # complete epochs, steps of the next
 _UNFINISHED = (".orbax-checkpoint-tmp", ".deleting")
+# Bytes of a state per byte on disk: two thirds of an initial state are Adam's zeros.
+_MAX_RATIO = 100
+_UNLIMITED_BYTES = 2**30  # states up to this size are exempt from the ratio
+_NO_TIMEOUT = 10**9  # seconds
+# One thread for all runs of the process: Orbax mixes up checkpoints that begin at the same time.
+_executor = ThreadPoolExecutor(1, "checkpoint")
 
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """The fields of `config.checkpoint`, checked.
+    """The validated fields of `config.checkpoint`.
 
     Attributes:
-      every: epochs between two checkpoints.
-      keep: the number of latest checkpoints that stay.
-      keep_every: epochs whose checkpoints stay in addition; 0 for none.
+      every: number of epochs between two checkpoints.
+      keep: number of latest checkpoints to keep, at least 1.
+      keep_every: epochs whose multiples keep their checkpoints, too; 0 for none.
 
     Raises:
-      UserError: a value is out of range.
+      UserError: `every` is not a positive integer.
     """
 
     every: int = 10
@@ -61,14 +68,26 @@ class CheckpointSettings:
 
 
 class CheckpointManager:
-    """The checkpoints of one run: folders named <epochs done>, or <epochs done>-<steps> where the
-    run was stopped within an epoch."""
+    """The checkpoints of one run.
+
+    They are folders named "<epochs>", or "<epochs>-<steps>" if the run was stopped within an epoch.
+    """
 
     def __init__(
         self, workdir: str | Path, keep: int = 2, keep_every: int = 0, read_only: bool = False
     ):
-        """keep: the newest so many stay, beside those of every `keep_every`-th epoch (0: none);
-        others are deleted, once a newer one is whole."""
+        """Opens the run's folder of checkpoints, and removes unfinished ones unless read-only.
+
+        Args:
+          workdir: the run's folder.
+          keep: number of latest checkpoints to keep; a checkpoint is deleted once later ones are
+            complete.
+          keep_every: epochs whose multiples keep their checkpoints, too; 0 for none.
+          read_only: leaves all files as they are.
+
+        Raises:
+          UserError: the folder is missing (read-only), contains links, or cannot be written.
+        """
         self.workdir = Path(workdir)
         self.folder = self.workdir.absolute() / "checkpoints"
         self._keep, self._keep_every, self._read_only = max(1, keep), keep_every, read_only
@@ -76,199 +95,205 @@ class CheckpointManager:
             raise UserError(f"{workdir} holds no checkpoints: no run was trained there")
         refuse_links(self.workdir)
         if not read_only:
-            with self._writable():
+            with self._write_errors():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                for left in self.folder.iterdir():
-                    if any(mark in left.name for mark in _UNFINISHED):
-                        shutil.rmtree(left)
-        # Of several processes each reads and writes for itself: Orbax need not wait for the others.
-        me = jax.process_index()
-        own = ocp.options.MultiprocessingOptions(
-            primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me)
+                for path in self.folder.iterdir():
+                    if any(mark in path.name for mark in _UNFINISHED):
+                        shutil.rmtree(path)
+        # Each of several processes reads and writes alone: Orbax need not wait for the others.
+        process = jax.process_index()
+        multiprocessing = ocp.options.MultiprocessingOptions(
+            primary_host=process,
+            active_processes={process},
+            barrier_sync_key_prefix=str(process),
         )
         handler = ocp.CompositeCheckpointHandler(
-            composite_options=ocp.CompositeOptions(multiprocessing_options=own)
+            composite_options=ocp.CompositeOptions(multiprocessing_options=multiprocessing)
         )
-        # Orbax's limits of time go by a clock that may be set, and jumps when a laptop wakes up.
-        patient = ocp.options.AsyncOptions(
-            timeout_secs=_FOR_EVER, create_directories_asynchronously=False
+        # Orbax measures timeouts by the wall clock, which jumps when it is set or a laptop wakes.
+        no_timeout = ocp.options.AsyncOptions(
+            timeout_secs=_NO_TIMEOUT, create_directories_asynchronously=False
         )
         self._orbax = ocp.AsyncCheckpointer(
-            handler, async_options=patient, multiprocessing_options=own
+            handler, async_options=no_timeout, multiprocessing_options=multiprocessing
         )
-        self._begun = None
+        self._pending = None
 
     def names(self) -> list[tuple[int, int]]:
-        """(epochs, steps of the next) of each checkpoint that is there, in order."""
-        found = [_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
-        return sorted((int(m[1]), int(m[2] or 0)) for m in found if m)
+        """Returns (complete epochs, steps of the next) of each checkpoint, in order."""
+        matches = [_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
+        return sorted((int(m[1]), int(m[2] or 0)) for m in matches if m)
 
     def save(self, progress: Progress, state: TrainState) -> None:
-        """Starts writing; training may go on at once, but not use the state's memory for another
-        before `wait`. Of several processes, which all have the same state, only process 0 writes.
+        """Starts to write a checkpoint in the background.
 
-        Raises UserError where the checkpoint before this cannot be written; `look` and `wait` do of
-        this.
+        Training may continue at once, but must not donate the state's memory before `wait`. Of
+        several processes, which all have the same state, only process 0 writes.
+
+        Raises:
+          UserError: the previous checkpoint could not be written. If this one cannot, the next
+            call, `raise_if_failed`, `wait` or `close` raises.
         """
         name = progress.epochs, progress.step
         if name in self.names() or not distributed.is_primary():
             return
         self.wait()
-        self._begun = _saver.submit(self._save, name, progress, state)
+        self._pending = _executor.submit(self._save, name, progress, state)
 
     def _save(self, name, progress, state):
-        """What keeps an accelerator's host for a second: fetches the state and hashes it."""
+        """Fetches and hashes the state, which takes an accelerator's host a second, and writes."""
         tree = jax.device_get(state._asdict())
         content = progress._asdict()
-        history = content.pop("history").encode()
-        content["history_sha256"] = _digest(history)
+        train_log = content.pop("train_log").encode()
+        content["train_log_sha256"] = _sha256(train_log)
         content |= {"version": package_version("bigan_jax"), "leaves": _leaves(tree)}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(tree),
-            history=orbax_extras.BytesSave(history),
-            progress=ocp.args.JsonSave({"content": content, "sha256": _digest_json(content)}),
+            train_log=BytesSave(train_log),
+            progress=ocp.args.JsonSave({"content": content, "sha256": _sha256_json(content)}),
         )
         self._orbax.save(self._path(name), args=args)
 
     def raise_if_failed(self) -> None:
-        """Raises UserError where it is known by now that what was begun cannot be written."""
-        if self._begun and self._begun.done() and self._begun.exception():
+        """Raises UserError if the pending checkpoint is known to have failed; does not wait."""
+        if self._pending and self._pending.done() and self._pending.exception():
             self.wait()
 
     def wait(self) -> None:
-        """Waits for what is still being written, then deletes what need not stay.
+        """Waits for the pending checkpoint, then deletes those that need not be kept.
 
-        Raises UserError where it cannot be written.
+        Raises:
+          UserError: it could not be written.
         """
-        with self._writable():
-            begun, self._begun = self._begun, None
-            if begun:
-                begun.result()
+        with self._write_errors():
+            pending, self._pending = self._pending, None
+            if pending:
+                pending.result()
             self._orbax.wait_until_finished()
             names = self.names()
-            whole = [name for name in names if not name[1]]
+            complete = [name for name in names if not name[1]]
             for name in names:
-                newer = names[-1] > name
-                asked = self._keep_every and not name[1] and name[0] % self._keep_every == 0
-                if newer and not asked and name not in whole[-self._keep :]:
+                is_latest = name == names[-1]
+                is_kept = self._keep_every and not name[1] and name[0] % self._keep_every == 0
+                if not (is_latest or is_kept or name in complete[-self._keep :]):
                     self._delete(name)
 
-    def restore(self, like: TrainState, whole: bool = False) -> tuple[Progress, TrainState] | None:
-        """The newest checkpoint that is what was saved, on the default device; None where there is
-        none at all. One that is damaged is told of and, unless this is read-only, moved aside.
+    def restore(
+        self, like: TrainState, complete_epochs: bool = False
+    ) -> tuple[Progress, TrainState] | None:
+        """Returns the latest valid checkpoint on the default device, or None if there is none.
 
-        like: a state of the same shapes, abstract or not.
-        whole: only of those after an epoch's end, whose BatchNorm statistics are fit to score.
-        Raises UserError where all are damaged, and where they hold a state of other shapes.
+        A damaged checkpoint is reported and, unless read-only, moved to the folder "damaged".
+
+        Args:
+          like: a state of the same shapes, abstract or not.
+          complete_epochs: skips checkpoints within an epoch, whose BatchNorm statistics are not
+            those for inference.
+
+        Raises:
+          UserError: all checkpoints are damaged, or they have a state of other shapes.
         """
         if not self._read_only:
             self.wait()
-        names = [name for name in self.names() if not (whole and name[1])]
-        self._check_amount(like)
+        names = [name for name in self.names() if not (complete_epochs and name[1])]
+        self._check_size(like)
         for name in reversed(names):
             try:
                 return self._read(name, like)
             except (UserError, MemoryError):
                 raise
-            except Exception as error:  # of damaged files nearly anything comes
+            except Exception as error:  # damaged files raise nearly any type
                 silence_abandoned_reads()
-                self._set_aside(name, error)
+                self._quarantine(name, error)
         if names:
             raise UserError(
-                f"every checkpoint of {self.workdir} is damaged: put back a copy, or give another "
-                "--workdir to start anew"
+                f"every checkpoint of {self.workdir} is damaged. Put back a copy, or give another "
+                "--workdir to start again."
             )
         return None
 
     def close(self) -> None:
-        """As wait, for the last time."""
+        """Waits for the pending checkpoint as `wait` does, and closes Orbax."""
         try:
             self.wait()
         finally:
             self._orbax.close()
 
-    def _check_amount(self, like):
-        """What the config promises is not read from files that cannot hold it: arrays of nothing
-        but zeros take no room on disk, and all of it in memory."""
-        held = sum(path.lstat().st_size for path in self.folder.rglob("*"))
-        promised = sum(x.size * np.dtype(x.dtype).itemsize for _, x in _paths(like._asdict()))
-        if promised > max(_FREE, _MOST_RATIO * held):
+    def _check_size(self, like):
+        """Refuses a config with far more parameters than the files can hold: arrays of zeros take
+        no room on disk, but all of their size in memory."""
+        disk_bytes = sum(path.lstat().st_size for path in self.folder.rglob("*"))
+        state_bytes = sum(x.size * np.dtype(x.dtype).itemsize for _, x in _paths(like._asdict()))
+        if state_bytes > max(_UNLIMITED_BYTES, _MAX_RATIO * disk_bytes):
             raise UserError(
-                f"{self.workdir}: its config.json describes networks of {promised / 2**30:,.0f} "
-                f"GiB, its checkpoints have {held / 2**30:.2g}: they do not belong together. "
-                "Put back the config.json that the run wrote."
+                f"config.json in {self.workdir} describes networks of {state_bytes / 2**30:,.0f} "
+                f"GiB, but the checkpoints have {disk_bytes / 2**30:.2g} GiB: they do not belong "
+                "together. Put back the config.json that the run wrote."
             )
 
     def _path(self, name):
         return self.folder / "-".join(map(str, name[: 1 + bool(name[1])]))
 
+    def _restore_items(self, path, **items):
+        return self._orbax.restore(path, args=ocp.args.Composite(**items))
+
     def _read(self, name, like):
         path = self._path(name)
-        if (path / "default").is_dir():  # of a version that kept no checksums
-            state = self._orbax.restore(
-                path, args=ocp.args.Composite(default=ocp.args.StandardRestore(_abstract(like)))
-            )["default"]
-            return Progress(name[0], history=train_log_until(self.workdir, name[0])), TrainState(
-                **state
-            )
-        args = ocp.args.Composite(progress=ocp.args.JsonRestore())
-        found = self._orbax.restore(path, args=args)["progress"]
-        content = found["content"]
-        if _digest_json(content) != found["sha256"]:
-            raise ValueError("the checksum of its progress is another")
+        saved = self._restore_items(path, progress=ocp.args.JsonRestore())["progress"]
+        content = saved["content"]
+        if _sha256_json(content) != saved["sha256"]:
+            raise ValueError("the checksum of its progress does not match")
         leaves, version = content.pop("leaves"), content.pop("version")
-        if "history" not in content:  # which older versions had there
-            args = ocp.args.Composite(history=orbax_extras.BytesRestore(MOST_BYTES))
-            history = self._orbax.restore(path, args=args)["history"]
-            if _digest(history) != content.pop("history_sha256"):
-                raise ValueError("the checksum of its history is another")
-            content["history"] = history.decode()
-        progress = Progress(**content)
+        train_log = self._restore_items(path, train_log=BytesRestore(MAX_BYTES))["train_log"]
+        if _sha256(train_log) != content.pop("train_log_sha256"):
+            raise ValueError("the checksum of its training log does not match")
+        progress = Progress(**content, train_log=train_log.decode())
         validate_types(progress)
         if (progress.epochs, progress.step) != name:
-            raise ValueError("it is another one, renamed")
-        saved = {path: shape for path, (*shape, _) in leaves.items()}
-        if saved != {path: [str(x.dtype), list(x.shape)] for path, x in _paths(like._asdict())}:
+            raise ValueError("it was saved under another name")
+        shapes = {path: shape for path, (*shape, _) in leaves.items()}
+        if shapes != {path: [str(x.dtype), list(x.shape)] for path, x in _paths(like._asdict())}:
             raise UserError(
-                f"{path} holds a state of other shapes than this config makes, as bigan_jax "
-                f"{version} wrote it: go on with that version, or give another --workdir"
+                f"{path} has a state of other shapes than this config describes; bigan_jax "
+                f"{version} wrote it. Resume with that version, or give another --workdir."
             )
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(like)))
-        tree = self._orbax.restore(path, args=args)["state"]
+        tree = self._restore_items(path, state=ocp.args.StandardRestore(_abstract(like)))["state"]
         if _leaves(jax.device_get(tree)) != leaves:
-            raise ValueError("the checksum of its state is another")
+            raise ValueError("the checksum of its state does not match")
         return progress, TrainState(**tree)
 
-    def _set_aside(self, name, error):
-        path, why = self._path(name), one_line(error, 200)
-        where = ""
+    def _quarantine(self, name, error):
+        path, moved = self._path(name), ""
         if not self._read_only:
-            aside = self.workdir / "damaged"
-            with self._writable():
-                aside.mkdir(exist_ok=True)
-                shutil.rmtree(aside / path.name, ignore_errors=True)
-                path.rename(aside / path.name)
-            where = f", and is kept in {aside / path.name}"
-        told = f"Warning: {path} is damaged ({why}){where}: the checkpoint before it is used"
-        print(told, file=sys.stderr)
+            folder = self.workdir / "damaged"
+            with self._write_errors():
+                folder.mkdir(exist_ok=True)
+                shutil.rmtree(folder / path.name, ignore_errors=True)
+                path.rename(folder / path.name)
+            moved = f", and was moved to {folder / path.name}"
+        print(
+            f"Warning: {path} is damaged ({one_line(error, 200)}){moved}: the checkpoint before it "
+            "is used",
+            file=sys.stderr,
+        )
 
     def _delete(self, name):
         path = self._path(name)
-        going = path.with_name(path.name + ".deleting")  # half of it is not taken for a whole one
-        path.rename(going)
-        shutil.rmtree(going)
+        deleting = path.with_name(path.name + ".deleting")  # never a checkpoint with missing files
+        path.rename(deleting)
+        shutil.rmtree(deleting)
 
     @contextmanager
-    def _writable(self) -> Iterator[None]:
+    def _write_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # TensorStore's are no OSErrors
+        except Exception as error:  # those of TensorStore are not OSErrors
             raise write_error(self.folder, error) from error
 
 
 def tree_digest(tree: PyTree) -> str:
-    """SHA-256 of a tree of arrays, as hexadecimal: of names, shapes, dtypes and values."""
-    return _digest_json(_leaves(jax.device_get(tree)))
+    """Returns the SHA-256 of a tree of arrays (names, shapes, dtypes, values) in hexadecimal."""
+    return _sha256_json(_leaves(jax.device_get(tree)))
 
 
 def _abstract(state):
@@ -286,21 +311,21 @@ def _paths(tree):
 def _leaves(tree) -> dict[str, list]:
     """[dtype, shape, SHA-256] of each array by its path."""
     paths, arrays = zip(*_paths(tree), strict=True)
-    with ThreadPoolExecutor() as threads:  # hashing lets other threads run
-        digests = list(threads.map(_digest_array, arrays))
+    with ThreadPoolExecutor() as threads:  # hashing releases the interpreter's lock
+        digests = list(threads.map(_sha256_array, arrays))
     return {
-        path: [str(array.dtype), list(array.shape), tree_digest]
-        for path, array, tree_digest in zip(paths, arrays, digests, strict=True)
+        path: [str(array.dtype), list(array.shape), digest]
+        for path, array, digest in zip(paths, arrays, digests, strict=True)
     }
 
 
-def _digest_array(array):
-    return _digest(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+def _sha256_array(array):
+    return _sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
-def _digest_json(content):
-    return _digest(json.dumps(content, sort_keys=True).encode())
+def _sha256_json(content):
+    return _sha256(json.dumps(content, sort_keys=True).encode())
 
 
-def _digest(content):
+def _sha256(content):
     return hashlib.sha256(content).hexdigest()

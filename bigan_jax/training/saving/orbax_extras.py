@@ -1,5 +1,4 @@
-"""Bytes as an item of an Orbax checkpoint: written as they are, where JSON would make them
-a text first."""
+"""Additions to Orbax: an item type for plain bytes, and a filter for errors of abandoned reads."""
 
 import dataclasses
 import logging
@@ -11,54 +10,58 @@ from pathlib import Path
 from orbax.checkpoint import CheckpointHandler
 from orbax.checkpoint.args import CheckpointArgs, register_with_handler
 
+# --- bytes, which JSON would first turn into text ---
+
 _FILE = "bytes"
 
 
-class _Handler(CheckpointHandler):
+class _BytesHandler(CheckpointHandler):
     def save(self, directory: Path, args: "BytesSave") -> None:
         Path(directory, _FILE).write_bytes(args.content)
 
     def restore(self, directory: Path, args: "BytesRestore") -> bytes:
         path = Path(directory, _FILE)
-        if path.stat().st_size > args.most:
-            raise ValueError(f"{directory.name} is larger than {args.most // 2**20} MiB")
+        if path.stat().st_size > args.max_bytes:
+            raise ValueError(f"{directory.name} is larger than {args.max_bytes // 2**20} MiB")
         return path.read_bytes()
 
 
-@register_with_handler(_Handler, for_save=True)
+@register_with_handler(_BytesHandler, for_save=True)
 @dataclasses.dataclass
 class BytesSave(CheckpointArgs):
-    """What an item is to hold."""
+    """Saves bytes as an item of a checkpoint."""
 
     content: bytes
 
 
-@register_with_handler(_Handler, for_restore=True)
+@register_with_handler(_BytesHandler, for_restore=True)
 @dataclasses.dataclass
 class BytesRestore(CheckpointArgs):
-    """Asks for what an item holds, as bytes; ValueError where these are more than so many."""
+    """Restores the bytes of an item; raises ValueError if there are more than `max_bytes`."""
 
-    most: int
+    max_bytes: int
+
+
+# --- reads that Orbax abandons when a checkpoint is damaged ---
 
 
 @cache
 def silence_abandoned_reads() -> None:
-    """From now on nothing is printed of such reads. For once a damaged checkpoint was found."""
-    before = sys.unraisablehook
+    """Suppresses the errors that Python and asyncio print, now or later, for reads that Orbax
+    abandoned; call it once a damaged checkpoint has been found."""
+    previous_hook = sys.unraisablehook
 
-    def hook(found):
-        if not _is_abandoned(found):
-            before(found)
+    def hook(unraisable):
+        if not _is_abandoned_read(unraisable):
+            previous_hook(unraisable)
 
     sys.unraisablehook = hook
-    logging.getLogger("asyncio").addFilter(_is_news)
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "exception was never retrieved" not in record.getMessage()
+    )
 
 
-def _is_abandoned(found):
-    read = iscoroutine(found.object) and "orbax" in found.object.cr_code.co_filename
-    late = isinstance(found.exc_value, RuntimeError) and "loop is closed" in str(found.exc_value)
-    return read or late
-
-
-def _is_news(record):
-    return "exception was never retrieved" not in record.getMessage()
+def _is_abandoned_read(unraisable):
+    source, error = unraisable.object, unraisable.exc_value
+    is_read = iscoroutine(source) and "orbax" in source.cr_code.co_filename
+    return is_read or (isinstance(error, RuntimeError) and "loop is closed" in str(error))

@@ -1,4 +1,4 @@
-"""How far a run has come."""
+"""How far a run has been trained."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,37 +9,63 @@ from bigan_jax.training.saving.train_log import are_rollbacks
 
 
 class Progress(NamedTuple):
-    """What a checkpoint holds beside the state."""
+    """The part of a checkpoint that is not the state.
 
-    epochs: int  # done
-    step: int = 0  # so many of the next epoch's
-    steps: int = 0  # are done as well
-    logs: Mapping[str, list[float]] = {}  # their logs, step by step
-    seconds: float = 0.0  # that they took
-    history: str = ""  # train.jsonl as it was
-    rollbacks: Sequence[dict] = ()  # when training diverged, and what epoch it went back to
+    Attributes:
+      epochs: number of complete epochs.
+      step: number of steps done of the next epoch.
+      steps: number of steps of that epoch.
+      logs: each log by step, of the steps done of the next epoch.
+      seconds: duration of these steps.
+      train_log: the text of train.jsonl.
+      rollbacks: for each divergence its epoch, step and objective, and the epoch `rolled_back_to`.
+    """
+
+    epochs: int
+    step: int = 0
+    steps: int = 0
+    logs: Mapping[str, list[float]] = {}
+    seconds: float = 0.0
+    train_log: str = ""
+    rollbacks: Sequence[dict] = ()
 
     def at_step(self, step: int, steps: int) -> "Progress":
-        """The same epoch, at its beginning or end, with nothing known of its steps."""
+        """Returns the same epoch at a step, without logs.
+
+        Args:
+          step: number of steps done of the next epoch.
+          steps: number of steps of that epoch.
+        """
         return self._replace(step=step, steps=steps, logs={}, seconds=0.0)
 
     def after(self, step: int, logs: Mapping[str, np.ndarray], seconds: float) -> "Progress":
-        """The same epoch, up to a later step. logs: of the steps in between."""
+        """Returns the same epoch after more steps.
+
+        Args:
+          step: number of steps done of the epoch, these included.
+          logs: each log of these steps.
+          seconds: their duration.
+        """
         joined = {name: [*self.logs.get(name, []), *new.tolist()] for name, new in logs.items()}
         return self._replace(
             step=step, logs={**self.logs, **joined}, seconds=self.seconds + seconds
         )
 
     def describe(self) -> str:
-        """For people."""
+        """Returns the position in words, for messages."""
         return f"{self.epochs} epochs" + f" and {self.step} of {self.steps} steps" * bool(self.step)
 
 
 def validate_types(progress: Progress) -> None:
-    """Raises ValueError for values that no run has: a stranger's checksum may be right."""
-    fits = all(type(count) is int and count >= 0 for count in progress[:3])
-    fits = fits and isinstance(progress.seconds, int | float) and isinstance(progress.history, str)
+    """Raises ValueError for values that no run saves: an untrusted checkpoint may be consistent."""
     logs = progress.logs
-    fits = fits and isinstance(logs, dict) and all(isinstance(v, list) for v in logs.values())
-    if not fits or not are_rollbacks(progress.rollbacks):
+    valid = (
+        all(type(count) is int and count >= 0 for count in progress[:3])
+        and isinstance(progress.seconds, int | float)
+        and isinstance(progress.train_log, str)
+        and isinstance(logs, dict)
+        and all(isinstance(values, list) for values in logs.values())
+        and are_rollbacks(progress.rollbacks)
+    )
+    if not valid:
         raise ValueError("its progress is not what a run writes")

@@ -49,7 +49,7 @@ def _make() -> tuple[Path, list[list[np.ndarray]]]:
     checkpoints, saved = CheckpointManager(workdir), []
     for epoch in 1, 2:
         state = jax.tree.map(lambda x: x + 1 if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
-        checkpoints.save(Progress(epoch, history=HISTORY), state)
+        checkpoints.save(Progress(epoch, train_log=HISTORY), state)
         saved.append(_arrays(state))
     checkpoints.close()
     write_json(workdir / "config.json", config.to_dict())

@@ -13,7 +13,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 
 from bigan_jax.data.files import images, medical
-from bigan_jax.data.files.unreadable import UnreadableFile
+from bigan_jax.data.files.unreadable import UnreadableFile, split_unreadable
 from bigan_jax.data.files.unreadable import try_read as tried
 from tests.fuzz.mutations import rewrapped, spoiled, spoils
 
@@ -101,12 +101,12 @@ def attempt(case, folder: Path) -> Iterator[str]:
     (file := data / f"a.{name.partition('.')[2]}").write_bytes(content)
     names = images.list_images(data)
     for read in lambda x, _: images.read_image(x, 8, 1), lambda x, _: images.read_mask(x, 8):
-        _, broken = images.read_all(read, data, names, "pictures")
+        _, broken = split_unreadable(images.read_files(read, data, names, "images"))
         yield from (b.reason for b in broken)
     for work in (
         lambda: images.image_size(data / names[0]),
-        lambda: images.encoded(data / names[0], mask=True),
-        lambda: medical.group(data, file.name),
+        lambda: images.read_encoded(data / names[0], mask=True),
+        lambda: medical.image_group(data, file.name),
     ):
         if isinstance(made := tried(file.name, work), UnreadableFile):
             yield made.reason

@@ -84,13 +84,13 @@ def attempt(case, folder: Path) -> Iterator[str]:
     data.mkdir()
     (file := data / f"a{suffix}").write_bytes(content)
     for channels in 1, 3:
-        _, broken = images.read_all(
-            lambda x, _, c=channels: images.read_image(x, 8, c), data, [file.name], "pictures"
+        results = images.read_files(
+            lambda x, _, c=channels: images.read_image(x, 8, c), data, [file.name], "images"
         )
-        yield from (b.reason for b in broken)
+        yield from (r.reason for r in results if isinstance(r, UnreadableFile))
     for work in (
         lambda: images.read_mask(io.BytesIO(content), 8),
-        lambda: images.read_as_shown(io.BytesIO(content)),
+        lambda: images.read_full_size(io.BytesIO(content)),
         lambda: images.image_size(file),
     ):
         if isinstance(made := tried(file.name, work), UnreadableFile):

@@ -8,7 +8,7 @@ from absl import flags
 from hypothesis import strategies as st
 from ml_collections import config_flags
 
-import launch
+from bigan_jax.commands import cli
 from bigan_jax.commands.build import build
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import anogan, cae, common, cvae, improved_bigan
@@ -68,7 +68,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
         "config", lock_config=True, flag_values=values, sys_argv=arguments
     )
     try:
-        launch.parse_flags(["launch.py", *arguments], values)
+        cli.parse_flags(["launch.py", *arguments], values)
     except flags.Error as error:  # Absl's own message, with the usage
         yield printable(str(error))[:300]
         return

@@ -1,0 +1,291 @@
+"""The command line: flags, their checks, and the exit status of each command.
+
+JAX is imported only after all flags, config fields and the data folder are checked, so that a
+mistake is reported at once.
+"""
+
+import os
+import runpy
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+import bigan_jax
+from bigan_jax.errors import UserError, printable_lines, unknown_name
+from bigan_jax.runtime import preemption
+from bigan_jax.runtime.jax_setup import enable_compilation_cache, keep_freed_memory
+from bigan_jax.runtime.run_config import read_config
+
+_DEFAULT_CONFIG = "configs/improved_bigan.py:phantom"
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "configs/<model>.py:<dataset>[,quick][,<ablation>...]", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "folder of the run; default: runs/<model>-<dataset>[-...]-seed<k>"
+)
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "evaluate", "predict", "compare", "sweep"],
+    "train: train or resume a run, then evaluate it; evaluate: score the test images of a run "
+    "again; predict: score the images of --input; compare: write tables of the runs in --workdirs; "
+    "sweep: train the runs of --config.sweep, then compare them",
+)
+_INPUT = flags.DEFINE_string(
+    "input", None, "images to score: an image, a folder, an archive, or a pattern like 'new/*.png'"
+)
+_CONDITION = flags.DEFINE_string(
+    "condition", "", "condition of the images of --input; default: the name of their folder"
+)
+_MAPS = flags.DEFINE_bool(
+    "maps", True, "whether predict writes error maps and overlays in addition to scores.csv"
+)
+_WORKDIRS = flags.DEFINE_multi_string(
+    "workdirs", [], "folders of runs, or a pattern like 'runs/*'; may be repeated"
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "folder for results; default: comparison (compare), runs (sweep)"
+)
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    "",
+    "folder of compiled programs; default: JAX_COMPILATION_CACHE_DIR, else the user's cache "
+    "folder; 'off': no cache",
+)
+_TIME_LIMIT = flags.DEFINE_float(
+    "time_limit",
+    0.0,
+    "minutes after which a run is saved and exits with status 75, so that a queue restarts it",
+    lower_bound=0.0,
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0 of several processes (docs/cluster.md)"
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes",
+    None,
+    "number of processes that train together; 1: this one alone; default: that of SLURM or the pod",
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "index of this process, from 0")
+_PEER_TIMEOUT = flags.DEFINE_float(
+    "peer_timeout",
+    60.0,
+    "seconds without a heartbeat of a process after which the others exit with status 75",
+    lower_bound=5.0,
+)
+
+_REQUIRED = {  # by mode, flags with an example of their value
+    "train": {"config": _DEFAULT_CONFIG},
+    "evaluate": {"workdir": "DIR"},
+    "predict": {"workdir": "DIR", "input": "IMAGES", "output": "DIR"},
+    "compare": {"workdirs": "'runs/*'"},
+    "sweep": {"config": _DEFAULT_CONFIG},
+}
+_REJECTED = {  # by mode, a flag and how to do without it
+    "train": ("output", "Set the folder of the run with --workdir=DIR."),
+    "evaluate": ("output", "Set the folder of the run with --workdir=DIR."),
+    "predict": ("config", "The config of the run in --workdir is used."),
+    "compare": ("workdir", "Set the runs with --workdirs='runs/*'."),
+    "sweep": ("workdir", "It is the folder of one run. Set that of all with --output=DIR."),
+}
+
+
+def run() -> None:
+    """Runs the command of `sys.argv` and exits; a UserError is printed without a traceback."""
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except UserError as error:
+        sys.exit(f"error: {printable_lines(error)}")
+    except OSError as error:  # such as a folder without access, or a name too long for the disk
+        if error.filename is None:
+            raise
+        sys.exit(f"error: {printable_lines(f'{error.filename}: {error.strerror}')}")
+    except KeyboardInterrupt as stop:
+        resume = f"resume with: {shlex.join(['python', *sys.argv])}"
+        hint = "--output holds the finished part" if "--mode=predict" in sys.argv else resume
+        print(f"{str(stop) or 'interrupted'}; {hint}", file=sys.stderr)
+        sys.exit(getattr(stop, "status", 130))
+
+
+def parse_flags(
+    arguments: list[str], parse: Callable[[list[str]], list[str]] = app.parse_flags_with_usage
+) -> list[str]:
+    """Parses the command line and checks the names of its config file and config fields.
+
+    Args:
+      arguments: `sys.argv`. It is changed: `--flag value` of --config and --mode becomes
+        `--flag=value`, and a sweep gets a default config, as `config_flags` reads `sys.argv`.
+      parse: sets the flags of the arguments.
+
+    Returns:
+      The arguments that are no flags.
+
+    Raises:
+      UserError: a config file or field does not exist, or a value cannot be parsed.
+      absl.flags.Error: another flag is wrong.
+    """
+    for i, argument in reversed(list(enumerate(arguments[:-1]))):
+        if argument.lstrip("-") in ("config", "mode") and argument.startswith("-"):
+            arguments[i : i + 2] = [f"{argument}={arguments[i + 1]}"]
+    if "--mode=sweep" in arguments and not any(a.startswith("--config=") for a in arguments):
+        arguments.insert(1, f"--config={_DEFAULT_CONFIG}")
+    _check_config_flags(arguments)
+    try:
+        return parse(arguments)
+    except (UserError, flags.Error):
+        raise
+    except Exception as error:  # the parser of a field's value may raise anything
+        raise UserError(f"A flag cannot be parsed: {error or type(error).__name__}") from error
+
+
+def main(arguments: Sequence[str]) -> int | None:
+    """Runs the command of the parsed flags and returns its exit status; None is 0.
+
+    Raises:
+      UserError: flags do not fit the mode, the data folder is missing, or the command failed.
+    """
+    logging.set_verbosity(logging.WARNING)  # JAX and Orbax log every backend and file they try
+    if len(arguments) > 1:
+        raise UserError(
+            f"Unexpected argument {arguments[1]!r}. Options have the form --flag=value, and "
+            "patterns must be quoted: --input='new/*.png'."
+        )
+    mode, config = _MODE.value, _CONFIG.value
+    overrides = config_flags.get_override_values(flags.FLAGS["config"]) if config else {}
+    _check_mode(mode, overrides)
+    workdir, output, source = map(_expand_user, (_WORKDIR.value, _OUTPUT.value, _INPUT.value))
+
+    preemption.install_handlers(_TIME_LIMIT.value)
+    enable_compilation_cache(_COMPILATION_CACHE.value)
+    keep_freed_memory()
+    _check_folders(mode, config, workdir)
+
+    if mode == "train":
+        from bigan_jax.runtime.watchdog import join_processes
+
+        train = bigan_jax.train  # imported before heartbeats start, which an import may delay
+        process = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        with join_processes(*process, _PEER_TIMEOUT.value):
+            train(config, workdir)
+        return 0
+    if mode == "evaluate":
+        bigan_jax.evaluate(workdir, config)
+        return 0
+    if mode == "predict":
+        result = bigan_jax.predict(workdir, source, output, _CONDITION.value, maps=_MAPS.value)
+        return 2 if result.unreadable else 0
+    if mode == "compare":
+        result = bigan_jax.compare(_WORKDIRS.value, output or "comparison")
+        return 2 if result.skipped else 0
+
+    from bigan_jax.commands.sweep import run_command
+
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    result = bigan_jax.sweep(config, file, overrides, output or "runs", run_command(sys.argv[0]))
+    complete = result.comparison and not result.failures and not result.comparison.skipped
+    return 0 if complete else 2
+
+
+def _check_mode(mode, overrides):
+    required = _REQUIRED[mode]
+    if not all(flags.FLAGS[name].value for name in required):
+        examples = " ".join(f"--{name}={value}" for name, value in required.items())
+        raise UserError(f"--mode={mode} requires {examples}")
+    rejected, hint = _REJECTED[mode]
+    if flags.FLAGS[rejected].value is not None:
+        raise UserError(f"--mode={mode} does not accept --{rejected}. {hint}")
+    if mode != "sweep" and any(name.startswith("sweep.") for name in overrides):
+        raise UserError(
+            "The fields of config.sweep require --mode=sweep. Add it, or remove the fields."
+        )
+
+
+def _check_folders(mode, config, workdir):
+    """Raises UserError where the run or its data are missing, before JAX is imported."""
+    several_seeds = mode == "evaluate" and any(Path(workdir).glob("seed*/config.json"))
+    if mode in ("evaluate", "predict") and not several_seeds:
+        saved_config = read_config(Path(workdir))
+        config = config or saved_config
+    if mode in ("train", "evaluate") and config is not None:
+        from bigan_jax.data.settings import DataSettings
+        from bigan_jax.data.source import require_data_folder
+
+        require_data_folder(DataSettings(**config.data.to_dict()))
+
+
+def _expand_user(path):
+    """Expands a ~ that follows "=" in a flag; shells do not."""
+    return path and os.path.expanduser(path)
+
+
+# --- names of config files and fields -------------------------------------------------------------
+
+
+def _check_config_flags(arguments: Sequence[str]) -> None:
+    """Raises UserError for an unknown --config file or --config.<field>.
+
+    It runs before Absl parses them, which would end in a traceback.
+    """
+    values = dict(a.lstrip("-").partition("=")[::2] for a in arguments if a.startswith("-"))
+    if values.get("config") == "":
+        raise UserError("--config is empty. Use --config=configs/<model>.py:<dataset>.")
+    if "config" not in values:
+        if fields := [name for name in values if name.startswith("config.")]:
+            raise UserError(
+                f"--{fields[0]} sets a field of a config, and there is no --config. Add one, such "
+                "as --config=configs/cae.py:mvtec."
+            )
+        return
+    file, _, argument = values["config"].partition(":")
+    get_config = runpy.run_path(file).get("get_config") if Path(file).is_file() else None
+    if get_config is None:
+        files = [str(p) for p in Path("configs").glob("*.py") if p.stem not in _NOT_MODELS]
+        if not files:
+            raise UserError(f"There is no {file} here. Start launch.py in {_ROOT}.")
+        raise unknown_name("config file", file, files, f"configs/{Path(file).stem.lower()}.py")
+    config = get_config(argument or None)
+    for name in values:
+        group, _, field = name.partition(".")
+        if group == "config":
+            _check_field(config, name.split("."))
+        elif field and group in config:
+            raise UserError(f"Unknown flag --{name}. The config field is set by --config.{name}.")
+
+
+_NOT_MODELS = ("__init__", "common")
+_ROOT = Path(bigan_jax.__file__).parents[1]
+
+
+def _check_field(config: ConfigDict, path: Sequence[str]) -> None:
+    """Raises UserError unless the path, from "config" on, leads to a value."""
+    node = config
+    for depth, field in enumerate(path[1:], 1):
+        parent = ".".join(path[:depth])
+        if not isinstance(node, ConfigDict):
+            raise UserError(f"{parent} is a value and has no field {field!r}.")
+        if field not in node:
+            nested = [name for name in _nested_fields(node) if name.rpartition(".")[2] == field]
+            if nested:
+                raise UserError(
+                    f"Unknown field '{parent}.{field}'. Did you mean {parent}.{nested[0]}?"
+                )
+            raise unknown_name("field", f"{parent}.{field}", [f"{parent}.{name}" for name in node])
+        node = node[field]
+    if len(path) > 1 and isinstance(node, ConfigDict):
+        name = ".".join(path)
+        fields = ", ".join(f"{name}.{field}" for field in node)
+        raise UserError(f"{name} is a group of fields. Set one of them: {fields}.")
+
+
+def _nested_fields(node: Mapping, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted names of all fields below a node."""
+    for name, value in node.items():
+        if isinstance(value, ConfigDict):
+            yield from _nested_fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
