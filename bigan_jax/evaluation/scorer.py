@@ -155,7 +155,7 @@ class AnomalyScorer:
             raise UserError("there are no images to score.")
         if images.shape[1:] != self.shape or images.dtype != np.uint8:
             raise UserError(
-                f"images must be uint8 arrays (n, {', '.join(map(str, self.shape))}) for this "
+                f"images must be uint8 (n, {', '.join(map(str, self.shape))}) for this "
                 f"detector (got {images.dtype} {images.shape})."
             )
         if condition is None:
