@@ -1,9 +1,11 @@
-"""python -m benchmarks.check [--models=cae,vae] [--margin=0.15] [what benchmarks.steps takes]
+"""Checks that no detector has become slower relative to PyTorch.
 
-Measures as benchmarks.steps does, at batch 32 on the processor unless told otherwise, and fails
-where a ratio to PyTorch has fallen below its floor in floors.json by more than the margin, which is
-for noise. --set writes what was measured there as the new floors of those detectors, with the
-machine: floors of one machine say little of another.
+    python -m benchmarks.check [--models=cae,vae] [--margin=0.15] [options of benchmarks.steps]
+
+Measures like benchmarks.steps, by default with batches of 32 on the CPU. Exits with status 1 if a
+ratio to PyTorch is below its floor in floors.json by more than the margin, which allows for noise.
+--set writes the measured ratios as new floors, with the machine: floors of one machine say little
+about another.
 """
 
 import json
@@ -16,52 +18,57 @@ from benchmarks import steps
 FLOORS = Path(__file__).with_name("floors.json")
 
 
-def place(row: Mapping) -> str:
-    """What a floor is kept under: what a row of benchmarks.steps measures."""
+def floor_key(row: Mapping) -> str:
+    """The key of a floor: what a row of benchmarks.steps measures."""
     return f"{row['model']} {row['step']}, batch {row['batch']}, {row['size']} px, {row['dtype']}"
 
 
 def shortfalls(rows: Sequence[Mapping], floors: Mapping[str, float], margin: float) -> list[str]:
-    """A line for each row that is too slow, and for each that has no floor.
+    """Describes each row that is too slow or has no floor.
 
-    margin: the share of its floor that a ratio may lack.
+    Args:
+      rows: rows of benchmarks.steps.
+      floors: ratios to PyTorch by `floor_key`.
+      margin: the fraction of its floor by which a ratio may fall below it.
     """
-    told = []
+    messages = []
     for row in rows:
-        floor = floors.get(place(row))
+        floor = floors.get(floor_key(row))
         if floor is None:
-            told.append(f"{place(row)}: no floor; --set takes today's {row['ratio']:.2f} for one")
+            messages.append(f"{floor_key(row)}: no floor; --set would write {row['ratio']:.2f}")
         elif row["ratio"] < floor * (1 - margin):
-            told.append(f"{place(row)}: {row['ratio']:.2f} of PyTorch's speed, the floor {floor}")
-    return told
+            messages.append(
+                f"{floor_key(row)}: {row['ratio']:.2f} of PyTorch's speed, the floor is {floor}"
+            )
+    return messages
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    options = steps.parser()
-    options.description = __doc__
-    options.set_defaults(batches=(32,), platform="cpu", seconds=8, repeats=3)
-    options.add_argument("--margin", type=float, default=0.15, help="of a floor, for noise")
-    options.add_argument("--floors", type=Path, default=FLOORS)
-    options.add_argument("--set", action="store_true", help="makes floors of what is measured")
-    how = steps.arguments(options, given)
-    if not how.torch:
-        options.error("--torch=none leaves nothing to compare with")
-    known = json.loads(how.floors.read_text()) if how.floors.exists() else {"ratios": {}}
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = steps.make_parser()
+    parser.description = __doc__
+    parser.set_defaults(batches=(32,), platform="cpu", seconds=8, repeats=3)
+    parser.add_argument("--margin", type=float, default=0.15, help="fraction of a floor, for noise")
+    parser.add_argument("--floors", type=Path, default=FLOORS)
+    parser.add_argument("--set", action="store_true", help="write the measured ratios as floors")
+    options = steps.parse(parser, arguments)
+    if not options.torch:
+        parser.error("--torch=none leaves nothing to compare with")
+    known = json.loads(options.floors.read_text()) if options.floors.exists() else {"ratios": {}}
 
     print(steps.HEADER)
     rows = []
-    for task in steps.tasks(how):
-        rows += steps.measure(task, how, lambda text: print(text, flush=True))
-    if how.output:
-        steps.keep(how.output, rows)
-    if how.set:
-        ratios = known["ratios"] | {place(row): round(row["ratio"], 2) for row in rows}
+    for task in steps.tasks(options):
+        rows += steps.measure(task, options, lambda text: print(text, flush=True))
+    if options.output:
+        steps.merge_rows(options.output, rows)
+    if options.set:
+        ratios = known["ratios"] | {floor_key(row): round(row["ratio"], 2) for row in rows}
         floors = {"machine": rows[0]["machine"], "ratios": dict(sorted(ratios.items()))}
-        how.floors.write_text(json.dumps(floors, indent=1) + "\n")
+        options.floors.write_text(json.dumps(floors, indent=1) + "\n")
         return 0
-    told = shortfalls(rows, known["ratios"], how.margin)
-    print("\n".join(told) or f"none of {len(rows)} is slower than its floor")
-    return int(bool(told))
+    messages = shortfalls(rows, known["ratios"], options.margin)
+    print("\n".join(messages) or f"none of {len(rows)} is slower than its floor")
+    return int(bool(messages))
 
 
 if __name__ == "__main__":

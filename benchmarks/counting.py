@@ -1,4 +1,4 @@
-"""What XLA counts and its profiler sees of a program: operations, and when each of them ran."""
+"""Operation counts of programs by XLA's cost analysis, and profiles of calls."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -16,27 +16,35 @@ from bigan_jax.training.train_step import update
 def of_step(
     detector: Detector,
     optimizers: Mapping[str, optax.GradientTransformation],
-    due: tuple[str, ...],
+    active: tuple[str, ...],
     state: TrainState,
-    images: tuple[int, ...],
+    batch_shape: tuple[int, ...],
 ) -> float:
-    """Of the updates of one step, on one device. images: the shape of its batch."""
+    """Floating-point operations of the updates of one step, on one device.
+
+    Args:
+      detector: the detector.
+      optimizers: by objective.
+      active: the objectives of the step, one for each update.
+      state: a state, for its shapes.
+      batch_shape: the shape of the images [b, h, w, c].
+    """
 
     def step(state, frozen, batch):
-        for turn, name in enumerate(due, 1):
-            state, _ = update(detector, optimizers[name], name, state, frozen, batch, turn)
+        for index, name in enumerate(active, 1):
+            state, _ = update(detector, optimizers[name], name, state, frozen, batch, index)
         return state
 
     batch = Batch(
-        jax.ShapeDtypeStruct((1, *images), jnp.float32),
-        jax.ShapeDtypeStruct((1, images[0]), jnp.int32),
+        jax.ShapeDtypeStruct((1, *batch_shape), jnp.float32),
+        jax.ShapeDtypeStruct((1, batch_shape[0]), jnp.int32),
     )
     mapped = jax.vmap(step, (None, None, 0), axis_name=BATCH_AXIS)
     return flops(mapped, state, dict(detector.frozen), batch)
 
 
 def profiled(call: Callable[[], object]) -> jax.profiler.ProfileData:
-    """What JAX's profiler sees of a call, until its result is there."""
+    """The profile of a call until its result is ready."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(call())
@@ -45,10 +53,10 @@ def profiled(call: Callable[[], object]) -> jax.profiler.ProfileData:
 
 
 def flops(function: Callable, *arguments) -> float:
-    """Of one call, nothing counted that is done twice; compiled for the processor, wherever the
-    arguments are: a GPU's libraries, which do its convolutions, count as nothing there.
+    """Floating-point operations of one call.
 
-    arguments: arrays, or what stands for their shapes.
+    The function is compiled for the CPU: on a GPU, convolutions are library calls, which the cost
+    analysis does not count. `arguments` are arrays or their shapes.
     """
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         shapes = jax.eval_shape(lambda *x: x, *arguments)
@@ -56,7 +64,7 @@ def flops(function: Callable, *arguments) -> float:
 
 
 def of_compiled(compiled: jax.stages.Compiled) -> float:
-    """Of a program that is compiled already, for a processor."""
-    found = compiled.cost_analysis()
-    found = found[0] if isinstance(found, list | tuple) else found
-    return float(found.get("flops", 0.0))
+    """Floating-point operations of a program that is compiled for a CPU."""
+    cost = compiled.cost_analysis()
+    cost = cost[0] if isinstance(cost, list | tuple) else cost
+    return float(cost.get("flops", 0.0))

@@ -1,11 +1,12 @@
-"""python -m benchmarks.data [--folder=DIR] [--output=data.json]
+"""Measures reading: images per second from files to arrays.
 
-Pictures a second from files to arrays: preparing a folder for the first time, loading what is
-prepared, and streaming random batches of it; against Pillow in one thread and, where PyTorch is
-installed, its DataLoader with two workers, both reading the files themselves. The ways take turns,
-so that what else the machine does hits all of them, and medians count; on a busy machine look at
-the CPU time, which leaves the DataLoader's workers out. Without --folder, phantom heads are drawn,
-half as PNG and half as JPEG.
+    python -m benchmarks.data [--folder=DIR] [--output=data.json]
+
+Measures the first preparation of a folder, loading of prepared data, and streaming of random
+batches; for comparison, Pillow in one thread and, if PyTorch is installed, its DataLoader with two
+workers, both on the original files. The methods take turns, so that other load affects all of them,
+and the median is reported. On a busy machine compare CPU times, which exclude the workers of the
+DataLoader. Without --folder, phantom heads are drawn, half as PNG and half as JPEG.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from PIL import Image
 from bigan_jax.data import loading, phantom
 from bigan_jax.data.files import images as image_files
 from bigan_jax.data.settings import DataSettings
-from bigan_jax.data.source import open_source
+from bigan_jax.data.source import open_folder_source
 
 try:
     import torch
@@ -41,13 +42,13 @@ def draw(folder, n, size):
 
 
 def decode(path, size):
-    with Image.open(path) as picture:
-        gray = picture.convert("L").resize((size, size), Image.Resampling.BILINEAR)
+    with Image.open(path) as image:
+        gray = image.convert("L").resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(gray)[..., None]
 
 
 class Files:
-    """A PyTorch dataset of the same pictures."""
+    """The same images as a PyTorch dataset."""
 
     def __init__(self, paths, size):
         self.paths, self.size = paths, size
@@ -60,7 +61,7 @@ class Files:
 
 
 def prepare(folder, home):
-    return len(open_source("folder", folder, home, "", True).records)
+    return len(open_folder_source(DataSettings("folder", dir=folder, tfds_dir=home)).records)
 
 
 def load(folder, home, size, stream=False):
@@ -69,7 +70,7 @@ def load(folder, home, size, stream=False):
 
 
 def load_all(folder, home, size):
-    return sum(len(part.image) for part in load(folder, home, size)[:3])
+    return sum(len(split.image) for split in load(folder, home, size)[:3])
 
 
 def stream(images, order):
@@ -87,60 +88,60 @@ def dataloader(paths, size):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, help="of pictures, all taken as normal")
-    parser.add_argument("--pictures", type=int, default=1500, help="to draw")
+    parser.add_argument("--folder", type=Path, help="folder of images, all normal")
+    parser.add_argument("--images", type=int, default=1500, help="number of images to draw")
     parser.add_argument("--drawn-size", type=int, default=256)
-    parser.add_argument("--size", type=int, default=128, help="of the arrays")
+    parser.add_argument("--size", type=int, default=128, help="image side of the arrays")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder
         if folder is None:
-            folder = Path(scratch, "drawn")
+            folder = Path(temporary, "drawn")
             folder.mkdir()
-            draw(folder, args.pictures, args.drawn_size)
+            draw(folder, args.images, args.drawn_size)
         paths = [folder / name for name in image_files.list_images(folder)]
-        home = f"{scratch}/prepared"
+        home = f"{temporary}/prepared"
         prepare(folder, home)
         images = load(folder, home, args.size, stream=True).train.image
         shuffle = np.random.default_rng(0).permutation
-        ways = {
-            "prepare": lambda i: prepare(folder, f"{scratch}/fresh{i}"),
+        methods = {
+            "prepare": lambda i: prepare(folder, f"{temporary}/fresh{i}"),
             "load": lambda i: load_all(folder, home, args.size),
             "stream": lambda i: stream(images, shuffle(len(images))),
             "pillow": lambda i: pillow(paths, args.size),
         }
         if torch:
-            ways["dataloader"] = lambda i: dataloader(paths, args.size)
-        rates, busy = {name: [] for name in ways}, {name: [] for name in ways}
+            methods["dataloader"] = lambda i: dataloader(paths, args.size)
+        rates, cpu_ms = {name: [] for name in methods}, {name: [] for name in methods}
         for i in range(args.repeats):
-            for name, way in ways.items():
+            for name, method in methods.items():
                 began, cpu = time.perf_counter(), time.process_time()
-                done = way(i)
-                rates[name].append(done / (time.perf_counter() - began))
-                busy[name].append((time.process_time() - cpu) / done * 1000)
+                count = method(i)
+                rates[name].append(count / (time.perf_counter() - began))
+                cpu_ms[name].append((time.process_time() - cpu) / count * 1000)
 
     median = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"{len(paths)} pictures to {args.size}x{args.size}, {os.cpu_count()} cores, pictures/s:")
+    print(f"{len(paths)} images to {args.size}x{args.size}, {os.cpu_count()} cores, images/s:")
     for name, value in median.items():
         low, high = min(rates[name]), max(rates[name])
-        cpu = statistics.median(busy[name])
+        cpu = statistics.median(cpu_ms[name])
         print(f"  {name:10} {value:8.0f}  ({low:.0f} to {high:.0f}), {cpu:.2f} ms of CPU each")
-    against = [name for name in ("pillow", "dataloader") if name in median]
+    others = [name for name in ("pillow", "dataloader") if name in median]
     ratio = {
         f"{name}/{other}": median[name] / median[other]
         for name in ("load", "stream")
-        for other in against
+        for other in others
     }
     for name, value in ratio.items():
         print(f"  {name}: {value:.2f}")
-    print(f"  all of them prepared anew: {len(paths) / median['prepare']:.1f} s")
-    print(f"  all of them loaded: {len(paths) / median['load']:.1f} s")
+    print(f"  preparing all: {len(paths) / median['prepare']:.1f} s")
+    print(f"  loading all: {len(paths) / median['load']:.1f} s")
     if args.output:
-        content = {"pictures": len(paths), "size": args.size, "cores": os.cpu_count()}
-        content |= {"pictures_per_second": rates, "cpu_ms": busy, "ratios": ratio}
+        content = {"images": len(paths), "size": args.size, "cores": os.cpu_count()}
+        content |= {"images_per_second": rates, "cpu_ms": cpu_ms, "ratios": ratio}
         args.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

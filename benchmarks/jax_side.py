@@ -1,6 +1,6 @@
-"""Our side of benchmarks/steps.py: a detector trained by parallel.Runner, as `launch.py` does it.
+"""The JAX side of benchmarks/steps.py: a detector trained by EpochRunner, as in `launch.py`.
 
-It also hands over what the other side needs to be the same (sharing.py).
+It also describes the detector, images and weights for the PyTorch side (sharing.py).
 """
 
 import importlib
@@ -23,12 +23,12 @@ from bigan_jax.runtime.jax_setup import keep_freed_memory
 from bigan_jax.training import epoch_runner, schedules
 from bigan_jax.training.train_step import update
 
-ON_ACCELERATOR = 20  # steps in an epoch
+ACCELERATOR_STEPS = 20  # in an epoch
 FORMULA = anomaly_score.ScoreFormula({"mse": 0.7, "ssim": 0.3})
 
 
 class JaxSide:
-    """A task's detector at its initial weights; `first_step` puts it back there."""
+    """The detector of a task with its initial weights, which `first_step` restores."""
 
     def __init__(self, task):
         keep_freed_memory()  # as launch.py does
@@ -38,10 +38,11 @@ class JaxSide:
         with config.unlocked(), config.ignore_type():
             config.data.image_size, config.dtype = task.size, task.dtype
             config.update_from_flattened_dict(task.changes)
-        self.config, self.shape = config, parse_settings(config).data.image_shape
-        built = build(parse_settings(config), sharing.CONDITIONS, steps_per_epoch=10)
+        settings = parse_settings(config)
+        self.config, self.shape = config, settings.data.image_shape
+        built = build(settings, sharing.CONDITIONS, steps_per_epoch=10)
         self.detector, self.optimizers = built.detector, built.optimizers
-        self.due = {
+        self.active = {
             p.name: schedules.active_objectives(schedules.ScheduledEpoch(p, i, 0))
             for i, p in enumerate(built.phases)
         }
@@ -49,9 +50,9 @@ class JaxSide:
             name: schedules.updates_by_phase(built.phases, name, 10)
             for name in self.detector.objectives
         }
-        # There, another number of steps is another program.
-        self.steps_a_turn = 1 if jax.default_backend() == "cpu" else ON_ACCELERATOR
-        self.pictures = sharing.draw(self.shape, 2 * task.batch)
+        # On an accelerator, each number of steps is a program of its own.
+        self.steps_per_round = 1 if jax.default_backend() == "cpu" else ACCELERATOR_STEPS
+        self.training_set = sharing.draw(self.shape, 2 * task.batch)
         self.frozen = dict(self.detector.frozen)
         self.runner = self._runner(self.detector)
         self._init = jax.jit(lambda: init_state(self.detector, self.optimizers, 0, self.shape))
@@ -68,62 +69,65 @@ class JaxSide:
             self.optimizers,
             self.config.augment.to_dict(),
             epoch_runner.replicate(self.frozen),
-            epoch_runner.replicate(self.pictures),
+            epoch_runner.replicate(self.training_set),
         )
 
     def start(self) -> None:
-        """Puts the state back to the initial weights."""
+        """Resets the state to the initial weights."""
         self.state = epoch_runner.replicate(self._init())
 
-    # --- what the other side needs ---
+    # --- description for the other side ---
 
     def describe(self) -> dict:
-        """All that the other side is built from, as plain values and arrays."""
+        """Everything that the other side is built from, as plain values and arrays."""
         device = jax.devices()[0]
         return {
             "model": self.config.model_name,
             "fields": self.config.model.to_dict(),
             "optimizers": self.config.optimizers.to_dict(),
             "updates": self.updates,
-            "due": self.due,
+            "active": self.active,
             "shape": self.shape,
             "conditions": sharing.CONDITIONS,
-            "pictures": tuple(self.pictures),
+            "images": tuple(self.training_set),
             "layers": self.layers(),
             "search_steps": self.detector.search.steps if self.detector.search else 0,
             "platform": device.platform,
             "device": device.device_kind,
-            "steps_a_turn": self.steps_a_turn,
+            "steps_per_round": self.steps_per_round,
             "jax": jax.__version__,
         }
 
     def layers(self) -> dict[str, list[dict[str, np.ndarray]]]:
-        """As sharing.layers gives them."""
+        """The layers of each network, as in sharing.layers."""
         return sharing.layers(self.detector, epoch_runner.first(self.state), self.shape)
 
     # --- steps ---
 
     def first_step(self, phase) -> dict:
-        """One step from the initial weights: each loss, the noise of each update, and seconds,
-        compilation and all; on an accelerator those of a turn, with all steps but one taken off.
-        Where a network drops features at random, the losses are those of a detector that does not:
-        no two random generators drop the same."""
+        """Runs one step from the initial weights.
+
+        Returns:
+          `losses` by name, `noise` of each update, and `seconds` including compilation; on an
+          accelerator the seconds of a round minus all steps but one. For a network with dropout the
+          losses are those without it, as random generators differ between the sides.
+        """
         self.start()
-        result = {"noise": [self._noise(turn) for turn, _ in enumerate(self.due[phase], 1)]}
+        result = {"noise": [self._noise(index) for index, _ in enumerate(self.active[phase], 1)]}
         runner, state = self.runner, self.state
         if "discriminator_dropout" in self.config.model:
-            fields = self.config.copy_and_resolve_references()
-            fields.model.discriminator_dropout = 0.0
-            runner = self._runner(build(parse_settings(fields), sharing.CONDITIONS, 10).detector)
+            config = self.config.copy_and_resolve_references()
+            config.model.discriminator_dropout = 0.0
+            runner = self._runner(build(parse_settings(config), sharing.CONDITIONS, 10).detector)
             state = jax.tree.map(jnp.copy, state)
-            _, logs = runner.epoch(state, self.due[phase], self._order(1))
-        count = self.steps_a_turn
+            _, logs = runner.epoch(state, self.active[phase], self._order(1))
+        count = self.steps_per_round
         began = time.perf_counter()
-        self.state, own_logs = self.runner.epoch(self.state, self.due[phase], self._order(count))
+        self.state, run_logs = self.runner.epoch(self.state, self.active[phase], self._order(count))
         result["seconds"] = time.perf_counter() - began
         if count > 1:
             result["seconds"] -= (count - 1) * self.steps(phase, count) / count
-        logs = own_logs if runner is self.runner else logs
+        logs = run_logs if runner is self.runner else logs
         result["losses"] = {
             name.removesuffix("/loss"): value[:1]
             for name, value in logs.items()
@@ -131,34 +135,35 @@ class JaxSide:
         }
         return result
 
-    def _noise(self, turn):
+    def _noise(self, update_index):
         latent = self.config.model.get("latent", 0)
-        return sharing.noise(self.config.model_name, latent, self.task.batch, turn)
+        return sharing.noise(self.config.model_name, latent, self.task.batch, update_index)
 
     def _order(self, steps):
         return np.tile(np.arange(self.task.batch, dtype=np.int32), (steps, 1))
 
     def steps(self, phase, count) -> float:
-        """Seconds for an epoch of so many steps."""
+        """Seconds for an epoch of `count` steps."""
         order = self._order(count)
         began = time.perf_counter()
-        self.state, _ = self.runner.epoch(self.state, self.due[phase], order)
+        self.state, _ = self.runner.epoch(self.state, self.active[phase], order)
         jax.block_until_ready(self.state)
         return time.perf_counter() - began
 
     def flops(self, phase) -> float:
-        """Of one step's updates, or of a batch's scores."""
+        """Floating-point operations of the updates of a step, or of the scores of a batch."""
         if phase == sides.SCORE:
             return self._flops_of_scores()
-        if jax.default_backend() == "cpu":  # by the step's own programs, which are found
-            updates = (self._update(name).compile() for name in self.due[phase])
+        if jax.default_backend() == "cpu":  # the programs of the step are in the cache
+            updates = (self._update(name).compile() for name in self.active[phase])
             return sum(map(counting.of_compiled, updates))
-        images, state = (self.task.batch, *self.shape), epoch_runner.first(self.state)
-        return counting.of_step(self.detector, self.optimizers, self.due[phase], state, images)
+        batch_shape, state = (self.task.batch, *self.shape), epoch_runner.first(self.state)
+        return counting.of_step(
+            self.detector, self.optimizers, self.active[phase], state, batch_shape
+        )
 
     def _update(self, name):
-        """A step's update by one loss, as Runner maps it on a CPU: its program is found then, and
-        not compiled again."""
+        """The lowered update of one loss, mapped as in EpochRunner: the cache has its program."""
         state, frozen = self.state, epoch_runner.replicate(self.frozen)
         batch = jax.eval_shape(
             lambda: Batch(
@@ -173,17 +178,17 @@ class JaxSide:
         return mapped.lower(state, frozen, batch, 1)
 
     def profile(self, phase, count) -> dict[str, float]:
-        """Seconds of a step by the kind of operation (operations.KINDS), over so many steps."""
+        """Seconds per step by kind of operation (operations.KINDS), over `count` steps."""
         spent = Counter()
-        for name, times in Counter(self.due[phase]).items():
+        for name, times in Counter(self.active[phase]).items():
             kinds = operations.of_program(self._update(name).compile().as_text())
 
             def run(name=name):
                 self.state, _ = self.runner.epoch(self.state, (name,), self._order(count))
                 return self.state
 
-            found = counting.profiled(run)
-            for event in (e for plane in found.planes for row in plane.lines for e in row.events):
+            profile = counting.profiled(run)
+            for event in (e for plane in profile.planes for row in plane.lines for e in row.events):
                 if operation := dict(event.stats).get("hlo_op"):
                     kind = kinds.get(operation, operations.REST)
                     spent[kind] += times * event.duration_ns / 1e9 / count
@@ -193,28 +198,31 @@ class JaxSide:
         arguments = self._score_arguments()
         if not self._searcher.steps:
             return counting.flops(self._score, *arguments)
-        found = self._searcher(*arguments).latent
+        latent = self._searcher(*arguments).latent
 
-        def step(state, frozen, batch, found):
+        def step(state, frozen, batch, latent):
             net = inference_net(self.detector, state, frozen)
-            return self.detector.search.step(net, batch, found)
+            return self.detector.search.step(net, batch, latent)
 
-        return self._searcher.steps * counting.flops(step, *arguments[:3], found)
+        return self._searcher.steps * counting.flops(step, *arguments[:3], latent)
 
     # --- scoring ---
 
     def first_scores(self) -> dict:
-        """The first batch's scores, compilation and all; where a search comes first, its codes."""
+        """The scores of the first batch and their seconds, including compilation.
+
+        With a latent search the scores are the codes that it ends with; `codes` has the first.
+        """
         began = time.perf_counter()
         if not self._searcher.steps:
             scores = np.asarray(self._score(*self._score_arguments()))
             return {"scores": scores, "seconds": time.perf_counter() - began}
         batch, keys = self._score_arguments()[2:]
         start = self._searcher_start(batch, keys)
-        found = self._searcher(*self._score_arguments()).latent.codes
+        codes = self._searcher(*self._score_arguments()).latent.codes
         return {
             "codes": np.asarray(start[:, 0]),
-            "scores": np.asarray(found[:, 0]),
+            "scores": np.asarray(codes[:, 0]),
             "seconds": time.perf_counter() - began,
         }
 
@@ -226,13 +234,13 @@ class JaxSide:
         return jax.jit(start)(epoch_runner.first(self.state))
 
     def _score_arguments(self):
-        image = jnp.asarray(self.pictures.image[: self.task.batch]) / 255
-        batch = Batch(image, jnp.asarray(self.pictures.condition[: self.task.batch]))
+        image = jnp.asarray(self.training_set.image[: self.task.batch]) / 255
+        batch = Batch(image, jnp.asarray(self.training_set.condition[: self.task.batch]))
         keys = example_keys(jax.random.key(0), jnp.arange(self.task.batch))
         return epoch_runner.first(self.state), self.frozen, batch, keys
 
     def scores(self, count) -> float:
-        """Seconds to score so many batches, or to search in one so many times over."""
+        """Seconds to score `count` batches, or to repeat the latent search of one `count` times."""
         arguments = self._score_arguments()
         began = time.perf_counter()
         for _ in range(count):
@@ -249,13 +257,17 @@ class JaxSide:
         sides.forget_peak()
 
     def peak(self) -> int:
-        """Bytes in memory at once since `forget_peak`, libraries left out; on an accelerator its
-        memory's, since the start of the process."""
-        found = jax.local_devices()[0].memory_stats()
-        return found["peak_bytes_in_use"] if found else sides.peak_resident() - self.memory_before
+        """Peak bytes since `forget_peak` without those of the imports; on an accelerator, those of
+        its memory since the start of the process."""
+        statistics = jax.local_devices()[0].memory_stats()
+        return (
+            statistics["peak_bytes_in_use"]
+            if statistics
+            else sides.peak_resident() - self.memory_before
+        )
 
     def product_rate(self, size) -> float:
-        """Floating-point operations a second of a size x size matrix product, the best of 5."""
+        """Floating-point operations per second of a size x size matrix product, the best of 5."""
         x = jax.random.normal(jax.random.key(0), (size, size)).astype(self.task.dtype)
         product = jax.jit(jnp.matmul)
         product(x, x).block_until_ready()

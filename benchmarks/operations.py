@@ -1,4 +1,4 @@
-"""Kinds of operations, by the names that XLA's and PyTorch's profilers give them."""
+"""Kinds of operations by their names in the profilers of XLA and PyTorch."""
 
 import re
 
@@ -16,25 +16,24 @@ _CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
 
 
 def of_program(text: str) -> dict[str, str]:
-    """The kind of each operation of a compiled program, by its name.
+    """The kind of each operation of a compiled program (HLO text), by name.
 
-    text: the program as HLO. One that was fused is a product where a product or convolution is part
-    of it, and a copy where nothing in it computes.
+    A fusion is a product if it contains a product or convolution, and a copy if it only moves data.
     """
-    inside, callers, computation = {}, {}, ""
+    operations_of, callers, computation = {}, {}, ""
     for line in text.splitlines():
-        if opened := _COMPUTATION.match(line):
-            computation = opened[1]
-        elif found := _INSTRUCTION.match(line):
-            name, operation = found.groups()
-            inside.setdefault(computation, set()).add(operation)
+        if header := _COMPUTATION.match(line):
+            computation = header[1]
+        elif instruction := _INSTRUCTION.match(line):
+            name, operation = instruction.groups()
+            operations_of.setdefault(computation, set()).add(operation)
             called = _CALLED.search(line)
             callers[name] = operation, called[1] if called else None
 
     def operations(name):
         operation, called = callers[name]
-        calls = operation in ("fusion", "call") and called in inside
-        return inside[called] if calls else {operation}
+        calls = operation in ("fusion", "call") and called in operations_of
+        return operations_of[called] if calls else {operation}
 
     return {name: _kind(operations(name)) for name in callers}
 
@@ -46,7 +45,7 @@ def _kind(operations):
 
 
 def of_gpu(kernel: str) -> str:
-    """The kind of a kernel on a GPU: of cuDNN and cuBLAS, or of XLA's own, which are fusions."""
+    """The kind of a GPU kernel, of cuDNN, cuBLAS or a fusion of XLA."""
     copies = r"Padding|nchwTo|nhwcTo|[Mm]em(set|cpy)|copy|transpose|concatenate|pad_fusion"
     if re.search(copies, kernel):
         return COPIES
@@ -56,7 +55,7 @@ def of_gpu(kernel: str) -> str:
 
 
 def of_torch(name: str) -> str:
-    """The kind of an operation of PyTorch's profiler, such as aten::convolution_backward."""
+    """The kind of an operation in PyTorch's profiler, such as aten::convolution_backward."""
     if re.search(r"conv|mm$|mm_|matmul|linear|einsum", name):
         return PRODUCTS
     if re.search(r"copy|cat$|clone|contiguous|pad|stack|index|fill|zero|repeat|expand", name):

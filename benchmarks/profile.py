@@ -1,9 +1,10 @@
-"""python -m benchmarks.profile [--models=cae,vae] [--phases=phase2] [--count=3]
+"""Profiles a training step in JAX and in eager PyTorch by kind of operation.
 
-Where a training step's time goes, ours and eager PyTorch's, on one core, so that what runs at once
-does not hide in a sum: matrix products and convolutions, copies (transposed, padded, gathered), and
-the rest (activations, BatchNorm, losses, the optimizer). By the profilers of both; a step's whole
-time without one stands beside.
+    python -m benchmarks.profile [--models=cae,vae] [--phases=phase2] [--count=3]
+
+Kinds are matrix products and convolutions, copies (transposing, padding, gathering), and the rest
+(activations, BatchNorm, losses, the optimizer). Both sides use their own profiler on one core, so
+that concurrent operations do not overlap; the total is measured without a profiler.
 """
 
 import sys
@@ -12,45 +13,42 @@ from benchmarks import operations, steps
 from benchmarks.sides import Remote
 
 HEADER = (
-    "| model | step | whole, ms | products | copies | the rest "
+    "| model | step | total, ms | products | copies | the rest "
     "| PyTorch, ms | products | copies | the rest |\n"
     "| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: |"
 )
 
 
-def measure(task, how, say=print):
-    """Says a line for each phase of a detector's schedule.
-
-    how: count, of the steps that are profiled, and phases.
-    """
-    ours = Remote("benchmarks.jax_side", "JaxSide", task)
-    theirs = Remote("benchmarks.torch_side", "TorchSide", task)
+def measure(task, options, report=print):
+    """Reports a line for each phase of the schedule; `options` has `count` (steps) and `phases`."""
+    jax_side = Remote("benchmarks.jax_side", "JaxSide", task)
+    torch_side = Remote("benchmarks.torch_side", "TorchSide", task)
     try:
-        described = ours("describe")
-        theirs("build", described)
-        for phase in how.phases or described["due"]:
+        description = jax_side("describe")
+        torch_side("build", description)
+        for phase in options.phases or description["active"]:
             cells = [task.config, phase]
-            for side in ours, theirs:
+            for side in jax_side, torch_side:
                 side("steps", phase, 1)
-                whole = side("steps", phase, how.count) / how.count
-                spent = side("profile", phase, how.count)
-                seconds = [whole, *(spent.get(kind, 0.0) for kind in operations.KINDS)]
+                total = side("steps", phase, options.count) / options.count
+                seconds_by_kind = side("profile", phase, options.count)
+                seconds = [total, *(seconds_by_kind.get(kind, 0.0) for kind in operations.KINDS)]
                 cells += [f"{1000 * value:.0f}" for value in seconds]
-            say(f"| {' | '.join(cells)} |")
+            report(f"| {' | '.join(cells)} |")
     finally:
-        ours.close()
-        theirs.close()
+        jax_side.close()
+        torch_side.close()
 
 
-def main(given=None):
-    options = steps.parser()
-    options.description = __doc__
-    options.add_argument("--count", type=int, default=3, help="steps that are profiled")
-    options.set_defaults(batches=(32,), platform="cpu", threads=1)
-    how = steps.arguments(options, given)
+def main(arguments=None):
+    parser = steps.make_parser()
+    parser.description = __doc__
+    parser.add_argument("--count", type=int, default=3, help="number of steps to profile")
+    parser.set_defaults(batches=(32,), platform="cpu", threads=1)
+    options = steps.parse(parser, arguments)
     print(HEADER)
-    for task in steps.tasks(how):
-        measure(task, how, lambda text: print(text, flush=True))
+    for task in steps.tasks(options):
+        measure(task, options, lambda text: print(text, flush=True))
     return 0
 
 

@@ -1,22 +1,25 @@
-"""python -m benchmarks.scale PART... [--toy] [--output=FILE.json]
+"""Measures how time and memory of training scale.
 
-Time and memory of training by its amounts. Each point is a process of its own (scale_point.py) that
-trains a small detector for some epochs after one that compiles, and tells the seconds of each and
-the process's peak memory in them.
-  pictures   1,024 to 16,384 of 64x64, in memory
+    python -m benchmarks.scale PART... [--toy] [--output=FILE.json]
+
+Each point is a process (scale_point.py) that trains a small detector for some epochs after one that
+compiles, and reports the seconds of each epoch and the peak memory.
+
+  images     1,024 to 16,384 of 64x64, in memory
   streaming  the same, streamed from files
   sizes      16x16 to 128x128
   batches    8 to 256
   devices    1 to 8, simulated
-  processes  1 and 2, of one core and 32 pictures each
-  pod        no training: what a step of the Improved BiGAN computes and sends, and estimates of its
-             efficiency on many devices (scale_pod.py)
-  plots      of what FILE.json has, beside it as scale-*.png
-Parts that FILE.json (default docs/scale.json) has already are kept, or measured anew if named.
---toy does the parts in seconds, to see that they work: its figures say nothing.
+  processes  1 and 2, with one core and 32 images each
+  pod        no training: operations and communication of a step of the Improved BiGAN, and
+             estimates of its efficiency on many devices (scale_pod.py)
+  plots      figures of FILE.json, next to it as scale-*.png
 
-Simulated devices, and processes on one machine, share its cores: they show what dividing the work
-costs, not what more hardware brings.
+FILE.json (default docs/scale.json) keeps the other parts that it has. --toy takes seconds, as a
+smoke test: its values mean nothing.
+
+Simulated devices, and processes on one machine, share its cores: they show the cost of dividing the
+work, not the gain of more hardware.
 """
 
 import argparse
@@ -39,7 +42,7 @@ from benchmarks.scale_plots import draw
 from benchmarks.sides import cores, processor
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 300  # seconds that one point may take
+LIMIT = 300  # seconds for one point
 
 
 def start(fields):
@@ -50,27 +53,30 @@ def start(fields):
     )
 
 
-def points(*each):
-    """What the processes, started together, tell; of several, the first speaks for all.
+def measure(*fields_of_processes):
+    """Runs the processes of a point together and returns the results of the first.
 
-    Raises SystemExit with the last words of one that fails.
+    Raises:
+      SystemExit: a process failed; with the last line of its output.
     """
-    running = [start(fields) for fields in each]
+    running = [start(fields) for fields in fields_of_processes]
     try:
-        told = [process.communicate(timeout=LIMIT) for process in running]
+        outputs = [process.communicate(timeout=LIMIT) for process in running]
     except subprocess.TimeoutExpired:
-        raise SystemExit(f"error: no answer within {LIMIT} s from the point {each[0]}") from None
+        raise SystemExit(
+            f"error: no result within {LIMIT} s for the point {fields_of_processes[0]}"
+        ) from None
     finally:
         for process in running:
             process.kill()
-    for process, fields, (_, wrong) in zip(running, each, told, strict=True):
+    for process, fields, (_, error) in zip(running, fields_of_processes, outputs, strict=True):
         if process.returncode:
-            last = (wrong.strip().splitlines() or [f"status {process.returncode}"])[-1]
+            last = (error.strip().splitlines() or [f"status {process.returncode}"])[-1]
             raise SystemExit(f"error: the point {fields} failed: {last}")
-    return {**each[0], **json.loads(told[0][0].splitlines()[-1])}
+    return {**fields_of_processes[0], **json.loads(outputs[0][0].splitlines()[-1])}
 
 
-def pictures(toy):
+def images(toy):
     return by_count(toy, None)
 
 
@@ -84,59 +90,59 @@ def streaming(toy):
 
 
 def by_count(toy, files):
-    """In two rounds, so that a disturbance does not hit all epochs of a point."""
+    """Measures in two rounds, so that a disturbance does not affect all epochs of a point."""
     counts = (64, 128) if toy else (1024, 2048, 4096, 8192, 16384)
-    each = [{"size": 64, "pictures": n, "batch": 64, "epochs": 2, "files": files} for n in counts]
-    rounds = [[points(fields) for fields in each] for _ in range(2)]
-    found = []
+    points = [{"size": 64, "images": n, "batch": 64, "epochs": 2, "files": files} for n in counts]
+    rounds = [[measure(fields) for fields in points] for _ in range(2)]
+    results = []
     for one, other in zip(*rounds, strict=True):
         epoch = one["epoch"] + other["epoch"]
         peak = max(one["peak_bytes"], other["peak_bytes"])
-        found.append({**one, "files": bool(files), "epoch": epoch, "peak_bytes": peak})
-        found[-1]["step"] = float(np.median(epoch)) / one["steps"]
-        found[-1]["pictures_per_second"] = one["batch"] / found[-1]["step"]
-    return found
+        results.append({**one, "files": bool(files), "epoch": epoch, "peak_bytes": peak})
+        results[-1]["step"] = float(np.median(epoch)) / one["steps"]
+        results[-1]["images_per_second"] = one["batch"] / results[-1]["step"]
+    return results
 
 
 def sizes(toy):
-    count, each = (64, (16, 32)) if toy else (256, (16, 32, 64, 128))
-    return [points({"size": size, "pictures": count, "batch": 32}) for size in each]
+    count, values = (64, (16, 32)) if toy else (256, (16, 32, 64, 128))
+    return [measure({"size": size, "images": count, "batch": 32}) for size in values]
 
 
 def batches(toy):
-    count, each = (64, (8, 16)) if toy else (1024, (8, 16, 32, 64, 128, 256))
-    return [points({"batch": batch, "pictures": count}) for batch in each]
+    count, values = (64, (8, 16)) if toy else (1024, (8, 16, 32, 64, 128, 256))
+    return [measure({"batch": batch, "images": count}) for batch in values]
 
 
 def devices(toy):
-    count, each = (128, (1, 2)) if toy else (1024, (1, 2, 4, 8))
-    return [points({"devices": n, "batch": 64, "pictures": count}) for n in each]
+    count, values = (128, (1, 2)) if toy else (1024, (1, 2, 4, 8))
+    return [measure({"devices": n, "batch": 64, "images": count}) for n in values]
 
 
 def processes(toy):
-    """Each with one core and, so many processes there are, so many times the batch."""
+    """One core for each process, and a batch in proportion to their number."""
     cores = sorted(os.sched_getaffinity(0))
-    found = []
+    results = []
     for model in ("cae",) if toy else ("cae", "fcae"):
         for n in (1, 2):
-            fields = {"model": model, "size": 64, "pictures": n * (64 if toy else 512)}
+            fields = {"model": model, "size": 64, "images": n * (64 if toy else 512)}
             fields |= {"batch": 32 * n, "processes": n, "coordinator": f"localhost:{free_port()}"}
-            each = [{**fields, "process": i, "core": cores[i % len(cores)]} for i in range(n)]
-            found.append(points(*each))
-    return found
+            points = [{**fields, "process": i, "core": cores[i % len(cores)]} for i in range(n)]
+            results.append(measure(*points))
+    return results
 
 
 def free_port():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
 
 
 def pod(toy):
     return scale_pod.pod()
 
 
-_PARTS = (pictures, streaming, sizes, batches, devices, processes, pod)
+_PARTS = (images, streaming, sizes, batches, devices, processes, pod)
 PARTS = {part.__name__: part for part in _PARTS}
 
 
@@ -156,19 +162,19 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     path = args.output
     if sys.platform != "linux":
-        parser.error("memory and cores are told by Linux alone")
+        parser.error("memory and cores can be measured on Linux only")
     if not path.parent.is_dir():
-        parser.error(f"--output={path}: there is no folder {path.parent}")
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        parser.error(f"--output={path}: the folder {path.parent} does not exist")
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name in [name for name in PARTS if name in args.part]:
         print(f"measuring: {name} ...", flush=True)
-        found |= {name: PARTS[name](args.toy), "machine": machine(), "toy": args.toy}
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(json.dumps(found[name], indent=1))
+        results |= {name: PARTS[name](args.toy), "machine": machine(), "toy": args.toy}
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(results[name], indent=1))
     if "plots" in args.part:
-        if missing := set(PARTS) - {"pod"} - set(found):
-            parser.error(f"{path} has not been given the parts {', '.join(sorted(missing))}")
-        draw(found, path.parent)
+        if missing := set(PARTS) - {"pod"} - set(results):
+            parser.error(f"{path} lacks the parts {', '.join(sorted(missing))}: measure them first")
+        draw(results, path.parent)
 
 
 if __name__ == "__main__":

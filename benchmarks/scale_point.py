@@ -1,6 +1,8 @@
-"""One point of benchmarks/scale.py, in a process of its own, as the numbers of devices and of
-processes are fixed when JAX starts: trains a small detector for some epochs and prints, as one line
-of JSON, what they took after a first one that compiled and warmed up."""
+"""Measures one point of benchmarks/scale.py in a process of its own.
+
+The numbers of devices and processes are fixed when JAX starts. Trains a small detector for some
+epochs after one that compiles, and prints the results as one line of JSON.
+"""
 
 import argparse
 import json
@@ -10,68 +12,68 @@ import time
 from pathlib import Path
 
 from benchmarks.sides import forget_peak, peak_resident
-from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs.common import override
 from bigan_jax.detector import init_state
-from bigan_jax.training.augmentation import AugmentationSettings
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="cae")
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--pictures", type=int, default=1024)
+    parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--devices", type=int, default=1, help="simulated, of this process")
-    parser.add_argument("--files", type=Path, help="stream from these, taken round and round")
+    parser.add_argument("--devices", type=int, default=1, help="simulated devices of this process")
+    parser.add_argument("--files", type=Path, help="folder of files to stream, repeatedly")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--coordinator")
-    parser.add_argument("--core", type=int, help="the only one that this process may use")
+    parser.add_argument("--core", type=int, help="the only core of this process")
     return parser.parse_args()
 
 
 def train(args):
-    """{"epoch": seconds of each, "peak_bytes": of this process within them, ...}"""
+    """Trains and returns {"epoch": seconds of each, "peak_bytes": of the process, ...}."""
     import jax
     import numpy as np
 
-    pass
     from bigan_jax.commands.build import build
+    from bigan_jax.commands.settings import parse_settings
     from bigan_jax.data.files.images import read_image
     from bigan_jax.data.streaming import LazyImages
     from bigan_jax.training import epoch_runner
+    from bigan_jax.training.augmentation import AugmentationSettings
     from bigan_jax.training.loop import epoch_order
     from bigan_jax.training.train_step import TrainingSet
 
-    config = small(args)
-    shape = parse_settings(config).data.image_shape
-    steps, batch = epoch_runner.steps_and_batch_size(args.batch, args.pictures)
-    built = build(parse_settings(config), 1, steps)
+    config = small_config(args)
+    settings = parse_settings(config)
+    shape = settings.data.image_shape
+    steps, batch = epoch_runner.steps_and_batch_size(args.batch, args.images)
+    built = build(settings, 1, steps)
     state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, shape))()
     parameters = sum(x.nbytes for x in jax.tree.leaves(state.params))
-    condition = np.zeros(args.pictures, np.int32)
+    condition = np.zeros(args.images, np.int32)
     if args.files:
         files = sorted(args.files.iterdir())
-        names = [files[i % len(files)].name for i in range(args.pictures)]
+        names = [files[i % len(files)].name for i in range(args.images)]
         read = lambda i: read_image(args.files / names[i], args.size, 1)  # noqa: E731
-        pictures = TrainingSet(LazyImages(read, names, shape), condition)
+        training_set = TrainingSet(LazyImages(read, names, shape), condition)
     else:
-        image = np.random.default_rng(0).integers(0, 256, (args.pictures, *shape), np.uint8)
-        pictures = epoch_runner.replicate(TrainingSet(image, condition))
+        image = np.random.default_rng(0).integers(0, 256, (args.images, *shape), np.uint8)
+        training_set = epoch_runner.replicate(TrainingSet(image, condition))
     runner = epoch_runner.EpochRunner(
-        built.detector, built.optimizers, AugmentationSettings(), {}, pictures
+        built.detector, built.optimizers, AugmentationSettings(), {}, training_set
     )
-    state, due = epoch_runner.replicate(state), tuple(built.detector.objectives)
+    state, active = epoch_runner.replicate(state), tuple(built.detector.objectives)
 
     seconds = []
     for epoch in range(1 + args.epochs):
-        order = epoch_order(0, epoch, args.pictures, steps, batch)
+        order = epoch_order(0, epoch, args.images, steps, batch)
         if epoch == 1:
-            forget_peak()  # what the compiler took
+            forget_peak()  # that of the compiler
         began = time.perf_counter()
-        state, _ = runner.epoch(state, due, order if epoch else order[:4])
+        state, _ = runner.epoch(state, active, order if epoch else order[:4])
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - began)
     peak = peak_resident()
@@ -80,14 +82,14 @@ def train(args):
         "parameter_bytes": parameters,
         "epoch": seconds[1:],
         "step": statistics.median(seconds[1:]) / steps,
-        "pictures_per_second": steps * batch / statistics.median(seconds[1:]),
+        "images_per_second": steps * batch / statistics.median(seconds[1:]),
         "peak_bytes": peak,
         "all_reduce": all_reduce(parameters),
     }
 
 
-def small(args):
-    """The model's config, made small where it is convolutional."""
+def small_config(args):
+    """The config of the model, made small if it is convolutional."""
     import importlib
 
     config = importlib.import_module(f"configs.{args.model}").get_config("phantom")
@@ -98,14 +100,14 @@ def small(args):
     return config
 
 
-def all_reduce(count):
-    """The median seconds of a mean over all devices of so many bytes; 0 for one device."""
+def all_reduce(n_bytes):
+    """The median seconds of a mean of `n_bytes` over all devices; 0 for one device."""
     import jax
     import numpy as np
 
     if jax.device_count() == 1:
         return 0.0
-    values = np.ones((jax.local_device_count(), count // 4), np.float32)
+    values = np.ones((jax.local_device_count(), n_bytes // 4), np.float32)
     values = jax.pmap(lambda x: x, "batch")(values)
     mean = jax.pmap(lambda x: jax.lax.pmean(x, "batch"), "batch")
     seconds = []
@@ -126,9 +128,9 @@ def main():
 
     if args.processes > 1:
         jax.distributed.initialize(args.coordinator, args.processes, args.process)
-    found = train(args)
+    results = train(args)
     if args.process == 0:
-        print(json.dumps(found))
+        print(json.dumps(results))
 
 
 if __name__ == "__main__":

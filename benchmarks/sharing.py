@@ -1,4 +1,4 @@
-"""What both sides have in common, taken from JAX as plain arrays: pictures, weights, noise."""
+"""Images, weights and noise of the JAX side as plain arrays, for both sides."""
 
 from functools import partial
 
@@ -11,11 +11,11 @@ from bigan_jax.detector import Batch, Detector, Net, TrainState, example_keys
 from bigan_jax.nn import losses
 from bigan_jax.training.train_step import TrainingSet
 
-CONDITIONS = 3  # for the conditional VAE; nothing to the others
+CONDITIONS = 3  # of the conditional VAE; the other models ignore them
 
 
 def draw(shape, count) -> TrainingSet:
-    """Blurred noise: pictures with large forms and fine grain."""
+    """Random images with coarse shapes and fine grain."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 200, (count, 8, 8, shape[2]))
     large = small.repeat(shape[0] // 8, 1).repeat(shape[1] // 8, 2)
@@ -23,10 +23,12 @@ def draw(shape, count) -> TrainingSet:
     return TrainingSet(image, rng.integers(0, CONDITIONS, count).astype(np.int32))
 
 
-def noise(model: str, latent: int, batch: int, turn: int) -> np.ndarray:
-    """What the turn's update of the first step of seed 0 draws from the prior of codes: those of
-    detector.update's keys, [batch, latent]."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), turn)
+def noise(model: str, latent: int, batch: int, update_index: int) -> np.ndarray:
+    """The latent codes that one update of the first step with seed 0 draws, [batch, latent].
+
+    They come from the same keys as in train_step.update.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), update_index)
     keys = example_keys(key, jnp.arange(batch))
     if model == "anogan":
         draw_one = partial(jax.random.uniform, shape=(latent,), minval=-1, maxval=1)
@@ -37,7 +39,7 @@ def noise(model: str, latent: int, batch: int, turn: int) -> np.ndarray:
 def layers(
     detector: Detector, state: TrainState, shape: tuple[int, int, int]
 ) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Each network's layers, in the order in which they are called: arrays by name."""
+    """The layers of each network in call order, each as arrays by name."""
     variables = {
         name: {"params": params, **state.collections[name]} for name, params in state.params.items()
     } | dict(detector.frozen)
@@ -53,26 +55,26 @@ def layers(
 
 
 class _Recorder(Net):
-    """Keeps the paths of the modules that each network calls."""
+    """Records the paths of the modules that each network calls."""
 
     def __init__(self, networks, variables, train):
         super().__init__(networks, variables, train)
         self.paths = {}
 
     def __call__(self, name, *args, **kwargs):
-        def note(call, args, kwargs, context):
+        def record(call, args, kwargs, context):
             self.paths.setdefault(name, []).append(context.module.path)
             return call(*args, **kwargs)
 
-        with nn.intercept_methods(note):
+        with nn.intercept_methods(record):
             return super().__call__(name, *args, **kwargs)
 
 
 def _at(variables, path):
-    """The arrays that lie right at a module's path, in any collection."""
-    found = {}
+    """The arrays directly at the path of a module, from all collections."""
+    arrays = {}
     for node in variables.values():
         for part in path:
             node = node.get(part, {})
-        found |= {name: np.asarray(x) for name, x in node.items() if not hasattr(x, "items")}
-    return found
+        arrays |= {name: np.asarray(x) for name, x in node.items() if not hasattr(x, "items")}
+    return arrays

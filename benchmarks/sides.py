@@ -1,7 +1,7 @@
-"""What both sides of the comparison share: a task, a process for each side, its memory.
+"""The common part of both sides of the comparison: tasks, a process for each side, memory.
 
-Each side lives in a process of its own, so that neither holds the other's memory nor threads, and
-only one of them works at a time.
+Each side has a process of its own, so that their memory and threads stay apart; only one of them
+works at a time.
 """
 
 import ctypes
@@ -21,43 +21,46 @@ SCORE = "score"
 
 
 class Task(NamedTuple):
-    """What is timed: a config's detector on pictures of one size in batches of another."""
+    """What is timed: the detector of a config, on images of one size in batches."""
 
-    config: str  # a file of configs/
+    config: str  # name of a file in configs/
     size: int = 128
     batch: int = 32
-    dtype: str = "float32"  # of computation
-    platform: str = ""  # "cpu" keeps both sides off an accelerator
-    threads: int = 0  # processor cores; 0 takes all
-    search_steps: int = 4  # of AnoGAN's search, of which a score takes hundreds
+    dtype: str = "float32"  # dtype of computation
+    platform: str = ""  # "cpu": ignore accelerators
+    threads: int = 0  # processor cores; 0: all
+    search_steps: int = 4  # timed steps of AnoGAN's search; a score takes hundreds
     compiled: bool = False  # torch.compile
-    changes: Mapping[str, Any] = {}  # of the config's fields
+    changes: Mapping[str, Any] = {}  # overrides of config fields
 
 
 class Remote:
-    """An object in another process: `remote("method", ...)`.
+    """An object in another process; `remote("method", ...)` calls a method of it.
 
-    module, name: where its class is, that only the other process imports.
+    Args:
+      module: the module of its class, imported by the other process only.
+      name: the name of the class.
+      task: the argument of the class.
     """
 
     def __init__(self, module: str, name: str, task: Task):
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, module, name, task))
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=_serve, args=(child_pipe, module, name, task))
         self._process.start()
-        theirs.close()
+        child_pipe.close()
 
     def __call__(self, method: str, *args):
         self._pipe.send((method, args))
         try:
-            fine, result = self._pipe.recv()
+            succeeded, result = self._pipe.recv()
         except EOFError:
             self._process.join()
             raise RuntimeError(
-                f"the process of {method} ended with status {self._process.exitcode}: "
-                "out of memory, most likely"
+                f"The process of {method} ended with status {self._process.exitcode}, "
+                "probably because it ran out of memory."
             ) from None
-        if not fine:
+        if not succeeded:
             raise RuntimeError(f"{method} failed:\n{result}")
         return result
 
@@ -73,21 +76,22 @@ def _serve(pipe, module, name, task):
 
 
 def _prepare(task, cache):
-    """What has to be settled before JAX or PyTorch is imported."""
+    """Prepares the process, before JAX or PyTorch is imported."""
     if task.threads and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task.threads])
     if task.platform:
         os.environ["JAX_PLATFORMS"] = task.platform
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one device, as for the other side
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one device for either side
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    # What is compiled a second time, to be analyzed, is found; nothing of an earlier run is.
+    # A fresh cache: a program that is compiled again for its analysis is found, one of an earlier
+    # run is not.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 def _answer(pipe, module, name, task):
-    there = None
+    target = None
     while True:
         try:
             method, args = pipe.recv()
@@ -97,20 +101,20 @@ def _answer(pipe, module, name, task):
             if method == "processor_seconds":
                 pipe.send((True, time.process_time()))
                 continue
-            if there is None:
-                there = getattr(importlib.import_module(module), name)(task)
-            pipe.send((True, getattr(there, method)(*args)))
+            if target is None:
+                target = getattr(importlib.import_module(module), name)(task)
+            pipe.send((True, getattr(target, method)(*args)))
         except Exception:
             pipe.send((False, traceback.format_exc()))
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def processor() -> str:
-    """The processor's name."""
+    """The name of the processor."""
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -118,23 +122,24 @@ def processor() -> str:
     return name
 
 
-# --- who else is busy ---
+# --- other processes ---
 
 
-class Bystanders:
-    """How many cores others keep busy from now on; only Linux tells.
+class OtherProcesses:
+    """Measures how many cores other processes use from now on (Linux only).
 
-    own: gives the processor seconds of all processes that are not others.
+    Args:
+      own_seconds: returns the processor seconds of all processes of the benchmark.
     """
 
-    def __init__(self, own: Callable[[], float]):
-        self._own = own
+    def __init__(self, own_seconds: Callable[[], float]):
+        self._own_seconds = own_seconds
         self._before = self._read()
 
     def cores(self) -> float | None:
-        """On average since the start."""
-        now, busy, own = (b - a for a, b in zip(self._before, self._read(), strict=True))
-        return max(0.0, busy - own) / now if busy else None
+        """The average number of cores since the start; None where it is unknown."""
+        elapsed, busy, own = (b - a for a, b in zip(self._before, self._read(), strict=True))
+        return max(0.0, busy - own) / elapsed if busy else None
 
     def _read(self):
         busy = 0
@@ -142,27 +147,27 @@ class Bystanders:
             user, nice, system, _, _, *interrupts = Path("/proc/stat").read_text().split()[1:9]
             busy = sum(map(int, (user, nice, system, *interrupts)))
         ticks = os.sysconf("SC_CLK_TCK")
-        return time.perf_counter(), busy / ticks, self._own() + time.process_time()
+        return time.perf_counter(), busy / ticks, self._own_seconds() + time.process_time()
 
 
 # --- memory ---------------------------------------------------------------------------------------
 
 
 def resident() -> int:
-    """Bytes of this process that lie in memory now, after freed ones went back to the system."""
+    """Resident bytes of this process, after freed memory is returned to the system."""
     _trim()
     return _status("VmRSS")
 
 
 def forget_peak() -> None:
-    """From now on `peak_resident` is that of what follows; only Linux can."""
+    """Resets the peak that `peak_resident` returns (Linux only)."""
     _trim()
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_resident() -> int:
-    """The most bytes of this process that lay in memory at once."""
+    """The peak of resident bytes of this process."""
     return _status("VmHWM")
 
 

@@ -1,13 +1,14 @@
-"""python -m benchmarks.soak [--epochs=2000] [--runs=5]
+"""Checks that epochs cost the same at the end of a long run, in time, memory and open files.
 
-A long run in short: does an epoch cost the same after 2,000 of them, in time, memory and open
-files? A very small model goes through the whole of a training, so that what is measured is what
-goes on around the steps: checkpoints, history, events, the progress bar. Exit status 1 where the
-last tenth takes over 5 % more processor time or memory than the first, or holds more files open.
+    python -m benchmarks.soak [--epochs=2000] [--runs=5]
 
-A machine that others use too is not as fast at the end as it was at the start. So the last tenth
-takes turns with the first of a second run: ten epochs of the one, then ten of the other. All this
-is done several times, as a neighbor's work still moves a block's time by a tenth and more.
+Trains a very small model with everything around the steps: checkpoints, training log, TensorBoard
+summaries, progress bar. The exit status is 1 if the last tenth takes over 5 % more processor time
+or memory than the first, or has more files open.
+
+On a shared machine the speed changes during a run. Therefore the last tenth alternates with the
+first tenth of a second run, ten epochs each, and all is repeated several times: other processes
+still change the time of a block by a tenth and more.
 """
 
 import argparse
@@ -25,28 +26,32 @@ from unittest.mock import patch
 
 import numpy as np
 
-WARM_UP = 5  # blocks, in which programs are compiled and pools are filled
-BLOCK = 10  # epochs, of which one saves a checkpoint
-MOST = 1.05
+WARM_UP = 5  # blocks in which programs are compiled and memory pools grow
+BLOCK = 10  # epochs; one of them saves a checkpoint
+MAX_RATIO = 1.05
 
 
 class Sample(NamedTuple):
-    """What a block of epochs took, and what was held at its end."""
+    """The cost of a block of epochs, and memory and files at its end."""
 
-    processor: float  # seconds of an epoch, of all threads
-    seconds: float  # the same by a monotonic clock
-    memory: int  # bytes that are resident
-    files: int  # open
+    processor: float  # seconds per epoch, all threads
+    seconds: float  # the same, wall time
+    memory: int  # resident bytes
+    files: int  # open files
 
 
-def train(epochs: int, workdir: Path, turn: Callable[[Sample], None]) -> None:
-    """Trains so many epochs. turn: called with a sample of each block, halfway between two saves.
-    Each save is waited for, so that none goes on in the background then."""
-    from bigan_jax.commands import setup
+def train(epochs: int, workdir: Path, on_block: Callable[[Sample], None]) -> None:
+    """Trains a small model.
+
+    Args:
+      epochs: the number of epochs.
+      workdir: the folder of the run.
+      on_block: called with a sample of each block, halfway between two checkpoints. Saving is
+        synchronous, so that none is in progress then.
+    """
     from bigan_jax.commands import train as training
     from bigan_jax.configs import fcae
     from bigan_jax.configs.common import override
-    from bigan_jax.training import epoch_logger
     from bigan_jax.training.saving.checkpoints import CheckpointManager
     from bigan_jax.training.saving.train_log import TrainLog
 
@@ -65,24 +70,24 @@ def train(epochs: int, workdir: Path, turn: Callable[[Sample], None]) -> None:
     )
     done, before = 0, _clocks()
 
-    class Watched(TrainLog):
-        def append(self, row):
-            nonlocal done, before
-            super().append(row)
-            done += 1
-            if done % BLOCK == BLOCK // 2:
-                spent = [(b - a) / BLOCK for a, b in zip(before, _clocks(), strict=True)]
-                turn(Sample(*spent, *_held()))
-                before = _clocks()
+    append, save = TrainLog.append, CheckpointManager.save
 
-    class Waited(CheckpointManager):
-        def save(self, progress, state):
-            super().save(progress, state)
-            self.wait()
+    def append_and_sample(log, row):
+        nonlocal done, before
+        append(log, row)
+        done += 1
+        if done % BLOCK == BLOCK // 2:
+            costs = [(b - a) / BLOCK for a, b in zip(before, _clocks(), strict=True)]
+            on_block(Sample(*costs, *_memory_and_files()))
+            before = _clocks()
+
+    def save_and_wait(checkpoints, progress, state):
+        save(checkpoints, progress, state)
+        checkpoints.wait()
 
     with (
-        patch.object(epoch_logger, "TrainLog", Watched),
-        patch.object(setup, "CheckpointManager", Waited),
+        patch.object(TrainLog, "append", append_and_sample),
+        patch.object(CheckpointManager, "save", save_and_wait),
         patch.object(training, "evaluate_run", lambda *_: {}),
     ):
         training.train(config, workdir)
@@ -92,82 +97,89 @@ def _clocks():
     return time.process_time(), time.perf_counter()
 
 
-def _held():
-    """Linux's own account of this process."""
+def _memory_and_files():
+    """Resident bytes and open files of this process (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize(), len(os.listdir("/proc/self/fd"))
 
 
 class Run:
-    """A training in a process of its own, on one core, that goes on a block at a time."""
+    """A training in a process of its own on one core, advanced block by block."""
 
     def __init__(self, epochs: int):
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(epochs, theirs))
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=_serve, args=(epochs, child_pipe))
         self._process.start()
-        theirs.close()
+        child_pipe.close()
 
     def block(self) -> Sample:
-        """Trains the next one."""
+        """Trains the next block."""
         self._pipe.send(None)
         return self._pipe.recv()
 
     def close(self) -> None:
-        """Ends it, wherever it is."""
+        """Ends the process."""
         self._pipe.close()
         self._process.join()
 
 
 def _serve(epochs, pipe):
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])  # no threads that wait busily
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])  # avoids threads that wait busily
     os.environ["XLA_FLAGS"] = ""
 
-    def turn(sample):
+    def on_block(sample):
         pipe.send(sample)
         pipe.recv()
 
-    with tempfile.TemporaryDirectory() as folder, suppress(EOFError):  # when it is closed
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        suppress(EOFError),
+    ):  # raised when the run is closed
         pipe.recv()
-        train(epochs, Path(folder) / "run", turn)
+        train(epochs, Path(folder) / "run", on_block)
 
 
 class Ends(NamedTuple):
-    """A first tenth after the warm-up, and the last."""
+    """The first tenth after the warm-up, and the last."""
 
-    processor: tuple[float, float]  # seconds of an epoch, the median block's
-    seconds: tuple[float, float]  # the same by the clock
-    ratio: float  # of the last tenth's processor time to the first's, the median of the turns'
-    memory: tuple[float, float]  # mean, bytes
-    files: tuple[int, int]  # most
+    processor: tuple[float, float]  # seconds per epoch, median of blocks
+    seconds: tuple[float, float]  # the same, wall time
+    ratio: float  # processor time, last tenth to first, median of pairs
+    memory: tuple[float, float]  # bytes, mean
+    files: tuple[int, int]  # maximum
 
-    def flat(self) -> bool:
+    def is_flat(self) -> bool:
         return (
-            self.ratio <= MOST
-            and self.memory[1] <= MOST * self.memory[0]
+            self.ratio <= MAX_RATIO
+            and self.memory[1] <= MAX_RATIO * self.memory[0]
             and self.files[1] <= self.files[0]
         )
 
 
 def soak(epochs: int, runs: int, warm_up: int = WARM_UP) -> Ends:
-    """Trains so many epochs, and beside the last tenth a first one; all that several times."""
+    """Trains `runs` times, alternating the last tenth with the first tenth of another run."""
     blocks = epochs // BLOCK
     tenth = max(blocks // 10, 1)
-    first, turns = [], []
+    first, pairs = [], []
     for _ in range(runs):
         with closing(Run(epochs)) as old, closing(Run(epochs)) as young:
             before = [old.block() for _ in range(blocks - tenth)]
             first += before[warm_up : warm_up + tenth]
             for _ in range(warm_up):
                 young.block()
-            turns += [(young.block(), old.block()) for _ in range(tenth)]
-    return compare(first, turns)
+            pairs += [(young.block(), old.block()) for _ in range(tenth)]
+    return compare(first, pairs)
 
 
-def compare(first: list[Sample], turns: list[tuple[Sample, Sample]]) -> Ends:
-    """first: of runs, whose memory and files tell. turns: of the first tenth of other runs, and of
-    these ones' last, taken in turn, whose times tell."""
-    young, old = (np.array(side) for side in zip(*turns, strict=True))
+def compare(first: list[Sample], pairs: list[tuple[Sample, Sample]]) -> Ends:
+    """Compares first and last tenths.
+
+    Args:
+      first: blocks of the first tenth, for memory and files.
+      pairs: alternating blocks of the first tenth of other runs and of the last tenth, for times.
+    """
+    young, old = (np.array(side) for side in zip(*pairs, strict=True))
     first = np.array(first)
     processor, seconds = ((np.median(young[:, i]), np.median(old[:, i])) for i in (0, 1))
     ratio = float(np.median(old[:, 0] / young[:, 0]))
@@ -180,20 +192,20 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
-    found = soak(args.epochs, args.runs)
+    ends = soak(args.epochs, args.runs)
     print(
-        f"{args.runs} times {args.epochs} epochs; first tenth after {WARM_UP * BLOCK}, last tenth"
+        f"{args.runs} runs of {args.epochs} epochs: first tenth after {WARM_UP * BLOCK}, last tenth"
     )
     for name, (first, last), unit, scale in (
-        ("processor time of an epoch", found.processor, "ms", 1e3),
-        ("time of an epoch", found.seconds, "ms", 1e3),
-        ("resident memory", found.memory, "MiB", 2**-20),
-        ("open files", found.files, "", 1),
+        ("processor time per epoch", ends.processor, "ms", 1e3),
+        ("wall time per epoch", ends.seconds, "ms", 1e3),
+        ("resident memory", ends.memory, "MiB", 2**-20),
+        ("open files", ends.files, "", 1),
     ):
         change = f"{last / first - 1:+.1%}"
         print(f"  {name:26} {first * scale:9.2f} {last * scale:9.2f} {unit:4} {change}")
-    print(f"  processor time, taken in turn: {found.ratio - 1:+.1%}")
-    return 0 if found.flat() else 1
+    print(f"  processor time, median of pairs: {ends.ratio - 1:+.1%}")
+    return 0 if ends.is_flat() else 1
 
 
 if __name__ == "__main__":

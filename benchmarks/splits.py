@@ -1,7 +1,8 @@
-"""python -m benchmarks.splits --config=configs/fcae.py:plant --config.data.dir=DIR [--splits=6]
+"""Measures how much a split decides: AUROC of the baselines for several split seeds.
 
-How far the luck of a split goes, before anything is trained: the training-free controls by the
-common score on the first so many values of `data.split_seed`, with the sizes that chance gave.
+    python -m benchmarks.splits --config=configs/fcae.py:plant --config.data.dir=DIR [--splits=6]
+
+Nothing is trained. The table also has the sizes of the splits, for `data.split_seed` from 0.
 """
 
 import dataclasses
@@ -9,10 +10,10 @@ import dataclasses
 from absl import app, flags
 from ml_collections import config_flags
 
-from bigan_jax.commands.settings import parse_settings
-
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-SPLITS = flags.DEFINE_integer("splits", 6, "splits, by data.split_seed from 0 on", lower_bound=2)
+SPLITS = flags.DEFINE_integer(
+    "splits", 6, "number of splits, by data.split_seed from 0", lower_bound=2
+)
 COLUMNS = ("split", "train", "calibration", "normal test", "anomalous test")
 
 
@@ -23,30 +24,32 @@ def main(_):
 
 
 def table(config, splits: int):
-    """A row a split and one of their means: what chance gave each part, and the controls' AUROC."""
+    """A row of sizes and baseline AUROCs for each split, and a row of means."""
+    from bigan_jax.commands.settings import parse_settings
     from bigan_jax.data.loading import load_dataset
     from bigan_jax.evaluation import anomaly_score
     from bigan_jax.evaluation.baselines import baseline_aurocs, baseline_scores, fitting_images
     from bigan_jax.evaluation.statistics import spread
     from bigan_jax.reports.tables import Table
 
-    formula = parse_settings(config).score.formula
+    settings = parse_settings(config)
+    formula = settings.score.formula
 
     def score(images, reconstructions):
         return anomaly_score.score(formula, anomaly_score.terms(images, reconstructions))
 
-    rows, found = [], []
+    rows, aurocs = [], []
     for split in range(splits):
-        pictures = load_dataset(dataclasses.replace(parse_settings(config).data, split_seed=split))
-        train, test = fitting_images(pictures.train.image), pictures.test
-        found.append(baseline_aurocs(baseline_scores(train, test.image, score), test.label))
-        sizes = len(pictures.train.label), len(pictures.calibration.label)
+        dataset = load_dataset(dataclasses.replace(settings.data, split_seed=split))
+        train, test = fitting_images(dataset.train.image), dataset.test
+        aurocs.append(baseline_aurocs(baseline_scores(train, test.image, score), test.label))
+        sizes = len(dataset.train.label), len(dataset.calibration.label)
         counts = int((~test.label).sum()), int(test.label.sum())
-        rows.append([str(split), *sizes, *counts, *found[-1].values()])
-    means = [spread(each[name] for each in found) for name in found[0]]
+        rows.append([str(split), *sizes, *counts, *aurocs[-1].values()])
+    means = [spread(each[name] for each in aurocs) for name in aurocs[0]]
     rows.append(["mean ± standard deviation", *[None] * 4, *means])
-    columns = [("", name) for name in (*COLUMNS, *found[0])]
-    return Table(f"AUROC of controls on {config.data.name}", columns, rows)
+    columns = [("", name) for name in (*COLUMNS, *aurocs[0])]
+    return Table(f"AUROC of baselines on {config.data.name}", columns, rows)
 
 
 if __name__ == "__main__":

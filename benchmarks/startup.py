@@ -1,9 +1,10 @@
-"""python -m benchmarks.startup [--config=configs/<model>.py:<dataset> --config.<field>=<value> ...]
+"""Measures the start of a run: seconds until its first training step is done.
 
-Seconds from a command's start until its training's first step is done, with an empty folder of
-compiled programs and then with what that run left there; and until `launch.py --help` has answered.
-By default the README's first command. The aims: the second run in under half of the first's time,
-help in under 1.5 s.
+    python -m benchmarks.startup [--config=configs/<model>.py:<dataset> --config.<field>=<value>]
+
+Runs a command (by default the first one of the README) with an empty compilation cache and again
+with the cache of the first run, and `launch.py --help`. Targets: the second run takes less than
+half the time of the first, help less than 1.5 s.
 """
 
 import os
@@ -20,16 +21,16 @@ PHANTOM = ("--config=configs/improved_bigan.py:phantom",)
 
 
 class Start(NamedTuple):
-    """What one start took, in seconds since the process was asked for, and its compilations."""
+    """Seconds of one start, since the process was created, and its compilations."""
 
-    imports: float  # until the program's own code runs
-    training: float  # until the first step begins: pictures drawn, audited and on the device
-    first_step: float  # until it is done
-    compiled: int  # programs that were not found in the folder
+    imports: float  # until the code of the program runs
+    training: float  # until the first step begins: data are loaded, audited and on the device
+    first_step: float  # until the first step is done
+    compiled: int  # programs that were not in the cache
 
 
 def measure(arguments: Sequence[str], folder: Path) -> list[Start]:
-    """The first run's start and the second's; folder: an empty place for all that they leave."""
+    """Measures the first and the second start; `folder` is an empty folder for their files."""
     report, cache = folder / "report", folder / "cache"
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "BENCHMARK_REPORT": str(report)}
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
@@ -45,13 +46,13 @@ def measure(arguments: Sequence[str], folder: Path) -> list[Start]:
             check=True,
             capture_output=True,
         )
-        words = report.read_text().split()
-        starts.append(Start(*map(float, words[:3]), int(words[3])))
+        values = report.read_text().split()
+        starts.append(Start(*map(float, values[:3]), int(values[3])))
     return starts
 
 
 def help_seconds() -> float:
-    """Until `launch.py --help` has printed all flags, the better of two."""
+    """Seconds of `launch.py --help`, the better of two runs."""
     times = []
     for _ in range(2):
         began = time.perf_counter()
@@ -61,7 +62,7 @@ def help_seconds() -> float:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints a table of both starts."""
     with tempfile.TemporaryDirectory() as folder:
         starts = measure(sys.argv[1:] or PHANTOM, Path(folder))
     print("run     imports  training  first step done  compiled")

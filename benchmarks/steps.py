@@ -1,24 +1,28 @@
-"""python -m benchmarks.steps [--models=cae,vae] [--batches=32,256] [--output=steps.json]
+"""Measures training steps and scoring against the same detectors in PyTorch.
 
-Pictures a second of a training step and of scoring, for each of the ten detectors, beside the same
-network, loss and optimizer in PyTorch (torch_models/): eager in channels_last, and under
-torch.compile with --torch=compiled, or both by --torch=eager,compiled. On a GPU take
---dtype=bfloat16 (autocast there) as well.
+    python -m benchmarks.steps [--models=cae,vae] [--batches=32,256] [--output=steps.json]
 
-Our step is timed through whole epochs of parallel.Runner, as training runs it, the step of each
-phase of the schedule in its first epoch, in which all that takes part is due. Scoring is a batch's
-reconstruction in inference mode and its common score; for AnoGAN the search, of which
---search-steps are timed and the config's number is reckoned. Both sides start from the same weights
-and see the same pictures, and unless their first losses and scores agree to 1e-3 (bfloat16: 5e-2)
-nothing is timed. They take turns, each in a process of its own, and medians count.
+Reports images per second of a training step and of scoring for each of the ten detectors, and for
+the same network, loss and optimizer in PyTorch (torch_models/): eager in channels_last, with
+--torch=compiled under torch.compile, with --torch=eager,compiled both. On a GPU, use
+--dtype=bfloat16 (autocast in PyTorch) as well.
 
-Compilation is what the first step takes beyond another one (on an accelerator the first turn).
-Memory is the peak of the process's resident memory while it is timed (Linux; freed memory is handed
-back before), less what it was with the libraries imported; on a GPU what the library's own
-allocator says. Floating-point operations are those of the compiled programs' cost analysis; the
-peak they are compared with is that of a large matrix product in the same run, the better side's. A
-row that others on the machine disturbed (more than a tenth of a core, over its measurement) is
-marked. --output keeps the rows that it has of other measurements.
+- Training: full epochs of EpochRunner, as in a run; the step of each phase of the schedule in its
+  first epoch, in which all its objectives are active.
+- Scoring: reconstruction of a batch in inference mode and its score. For AnoGAN it is the latent
+  search; --search-steps are timed and scaled to the number of the config.
+- Both sides start from the same weights and see the same images. Nothing is timed unless their
+  first losses and scores agree to 1e-3 (bfloat16: 5e-2).
+- The sides run in processes of their own and take turns; the median is reported.
+- Compilation is the time of the first step beyond that of another step (on an accelerator, of the
+  first round).
+- Memory is the peak resident memory while the process is timed (Linux; freed memory is returned
+  first) minus that after the imports; on a GPU it is the number of the library's allocator.
+- Floating-point operations come from the cost analysis of the compiled programs. They are compared
+  with the rate of a large matrix product in the same run, the better of both sides.
+
+A row during which other processes used more than a tenth of a core is marked. --output merges the
+rows into those that the file has.
 """
 
 import argparse
@@ -30,7 +34,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.sides import SCORE, Bystanders, Remote, Task, cores, processor
+from benchmarks.sides import SCORE, OtherProcesses, Remote, Task, cores, processor
 
 MODELS = (
     "fcae",
@@ -45,15 +49,23 @@ MODELS = (
     "improved_bigan",
 )
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-QUIET = 0.1  # cores that others may use
-PRODUCT = {"cpu": 2048, "gpu": 8192}  # size of the matrix product
+QUIET = 0.1  # cores that other processes may use
+PRODUCT = {"cpu": 2048, "gpu": 8192}  # side of the matrices
 
 
-def measure(task: Task, how: argparse.Namespace, say=print) -> list[dict]:
-    """The rows of one detector and batch size: one for each phase of its schedule, one for scoring.
+def measure(task: Task, options: argparse.Namespace, report=print) -> list[dict]:
+    """Measures one detector and batch size.
 
-    how: repeats, seconds, torch, phases.
-    Raises AssertionError where the sides compute different things.
+    Args:
+      task: what to measure.
+      options: has `repeats`, `seconds`, `torch` and `phases`.
+      report: called with each row of the table as text.
+
+    Returns:
+      A row for scoring and for each phase of the schedule.
+
+    Raises:
+      AssertionError: the sides compute different values.
     """
     with ExitStack() as stack:
 
@@ -62,109 +74,111 @@ def measure(task: Task, how: argparse.Namespace, say=print) -> list[dict]:
             stack.callback(side.close)
             return side
 
-        ours = start("jax_side", "JaxSide", task)
-        described = ours("describe")
-        theirs = {
-            way: start("torch_side", "TorchSide", task._replace(compiled=way == "compiled"))
-            for way in how.torch
+        jax_side = start("jax_side", "JaxSide", task)
+        description = jax_side("describe")
+        torch_sides = {
+            mode: start("torch_side", "TorchSide", task._replace(compiled=mode == "compiled"))
+            for mode in options.torch
         }
-        built = [side("build", described) for side in theirs.values()]
-        all_sides = {"jax": ours, **theirs}
-        size = PRODUCT.get(described["platform"], PRODUCT["gpu"])
+        versions = [side("build", description) for side in torch_sides.values()]
+        all_sides = {"jax": jax_side, **torch_sides}
+        size = PRODUCT.get(description["platform"], PRODUCT["gpu"])
         rates = {name: side("product_rate", size) for name, side in all_sides.items()}
         common = {
             "model": task.config,
             "batch": task.batch,
             "size": task.size,
             "dtype": task.dtype,
-            "machine": machine(described["device"]),
-            "jax": described["jax"],
-            "torch": built[0]["torch"] if built else None,
+            "machine": machine(description["device"]),
+            "jax": description["jax"],
+            "torch": versions[0]["torch"] if versions else None,
             "product_rate": rates,
         }
         rows = []
-        for phase in [SCORE, *described["due"]]:
-            if how.phases and phase not in how.phases:
+        for phase in [SCORE, *description["active"]]:
+            if options.phases and phase not in options.phases:
                 continue
-            first = begin(phase, ours, theirs, described["layers"], TOLERANCE[task.dtype])
+            layers, tolerance = description["layers"], TOLERANCE[task.dtype]
+            first = first_seconds(phase, jax_side, torch_sides, layers, tolerance)
             scale = 1.0
-            if phase == SCORE and described["search_steps"]:
-                scale = task.search_steps / described["search_steps"]
-            row = common | {"step": phase, "due": described["due"].get(phase, [])}
-            row |= alternate(phase, all_sides, first, scale * task.batch, described, how)
+            if phase == SCORE and description["search_steps"]:
+                scale = task.search_steps / description["search_steps"]
+            row = common | {"step": phase, "active": description["active"].get(phase, [])}
+            row |= alternate(phase, all_sides, first, scale * task.batch, description, options)
             row["flops"] = {name: side("flops", phase) / scale for name, side in all_sides.items()}
-            finish(row)
-            say(line(row))
+            add_ratios(row)
+            report(line(row))
             rows.append(row)
         return rows
 
 
-def begin(phase, ours, theirs, layers, tolerance):
-    """The first step or scores of each side, which have to agree. Returns their seconds."""
+def first_seconds(phase, jax_side, torch_sides, layers, tolerance):
+    """The seconds of each side's first step or scores, after asserting that their values agree."""
     if phase == SCORE:
-        mine = ours("first_scores")
-        given = [mine["codes"]] if "codes" in mine else []
-        others = {way: side("first_scores", *given) for way, side in theirs.items()}
+        reference = jax_side("first_scores")
+        codes = [reference["codes"]] if "codes" in reference else []
+        others = {mode: side("first_scores", *codes) for mode, side in torch_sides.items()}
     else:
-        mine = ours("first_step", phase)
-        others = {w: s("first_step", phase, layers, mine["noise"]) for w, s in theirs.items()}
-    for way, other in others.items():
-        what = "scores" if phase == SCORE else "losses"
-        assert_agreement(f"{phase}, PyTorch {way}", mine[what], other[what], tolerance)
-    return {"jax": mine["seconds"], **{way: other["seconds"] for way, other in others.items()}}
+        reference = jax_side("first_step", phase)
+        arguments = phase, layers, reference["noise"]
+        others = {mode: side("first_step", *arguments) for mode, side in torch_sides.items()}
+    for mode, other in others.items():
+        values = "scores" if phase == SCORE else "losses"
+        assert_agreement(f"{phase}, PyTorch {mode}", reference[values], other[values], tolerance)
+    return {"jax": reference["seconds"], **{mode: o["seconds"] for mode, o in others.items()}}
 
 
-def assert_agreement(where, mine, theirs, tolerance):
-    """Losses by name, or an array of scores."""
-    if not isinstance(mine, dict):
-        mine, theirs = {"scores": mine}, {"scores": theirs}
-    assert mine.keys() == theirs.keys(), (where, mine.keys(), theirs.keys())
-    for name, value in mine.items():
+def assert_agreement(name, reference, other, tolerance):
+    """Asserts that losses by name, or arrays of scores, agree."""
+    if not isinstance(reference, dict):
+        reference, other = {"scores": reference}, {"scores": other}
+    assert reference.keys() == other.keys(), (name, reference.keys(), other.keys())
+    for key, value in reference.items():
         np.testing.assert_allclose(
-            theirs[name], value, rtol=tolerance, atol=tolerance, err_msg=f"{where}: {name}"
+            other[key], value, rtol=tolerance, atol=tolerance, err_msg=f"{name}: {key}"
         )
 
 
-def alternate(phase, all_sides, first, pictures, described, how):
-    """A B A B ...: each side's seconds a step, compilation and memory. pictures: in a step."""
+def alternate(phase, all_sides, first, images, description, options):
+    """Times the sides in turn: seconds per step of `images` images, compilation and memory."""
     run = ("scores",) if phase == SCORE else ("steps", phase)
-    count = described["steps_a_turn"]
+    count = description["steps_per_round"]
     warm = {name: side(*run, count) / count for name, side in all_sides.items()}
-    if described["platform"] == "cpu":
-        count = max(1, int(how.seconds / how.repeats / sum(warm.values())))
+    if description["platform"] == "cpu":
+        count = max(1, int(options.seconds / options.repeats / sum(warm.values())))
     for side in all_sides.values():
         side("forget_peak")
     seconds = {name: [] for name in all_sides}
-    others = Bystanders(lambda: sum(side("processor_seconds") for side in all_sides.values()))
-    for _ in range(how.repeats):
+    others = OtherProcesses(lambda: sum(side("processor_seconds") for side in all_sides.values()))
+    for _ in range(options.repeats):
         for name, side in all_sides.items():
             seconds[name].append(side(*run, count) / count)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     return {
-        "steps_a_turn": count,
+        "steps_per_round": count,
         "seconds": seconds,
-        "bystanders": others.cores(),
-        "pictures_per_second": {name: pictures / median[name] for name in all_sides},
+        "other_cores": others.cores(),
+        "images_per_second": {name: images / median[name] for name in all_sides},
         "compile_seconds": {name: max(0.0, first[name] - median[name]) for name in all_sides},
         "peak_bytes": {name: side("peak") for name, side in all_sides.items()},
     }
 
 
-def finish(row):
-    """What follows from the measurements: ratio to the faster PyTorch, and how much of the peak."""
-    rates = row["pictures_per_second"]
-    rivals = [rate for name, rate in rates.items() if name != "jax"]
-    row["ratio"] = rates["jax"] / max(rivals) if rivals else None
-    row["gflop_a_picture"] = row["flops"]["jax"] / row["batch"] / 1e9
+def add_ratios(row):
+    """Adds the ratio to the faster PyTorch variant and the fraction of the peak rate."""
+    rates = row["images_per_second"]
+    torch_rates = [rate for name, rate in rates.items() if name != "jax"]
+    row["ratio"] = rates["jax"] / max(torch_rates) if torch_rates else None
+    row["gflop_per_image"] = row["flops"]["jax"] / row["batch"] / 1e9
     peak = max(row["product_rate"].values())
-    row["share_of_peak"] = row["gflop_a_picture"] * 1e9 * rates["jax"] / peak
+    row["fraction_of_peak"] = row["gflop_per_image"] * 1e9 * rates["jax"] / peak
 
 
-# --- what is seen of it ---------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 HEADER = (
-    "| model | step | batch | pictures/s | PyTorch | ratio | compile s | memory MiB "
-    "| PyTorch's | GFLOP a picture | of peak |\n"
+    "| model | step | batch | images/s | PyTorch | ratio | compile s | memory MiB "
+    "| PyTorch's | GFLOP per image | of peak |\n"
     "| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |"
 )
 
@@ -172,8 +186,8 @@ HEADER = (
 def line(row):
     """A row of the table."""
 
-    def others(values, form):
-        return ", ".join(form(value) for name, value in values.items() if name != "jax") or "-"
+    def others(values, as_text):
+        return ", ".join(as_text(value) for name, value in values.items() if name != "jax") or "-"
 
     def number(x):
         return f"{x:.3g}" if x < 100 else f"{x:.0f}"
@@ -185,32 +199,32 @@ def line(row):
         row["model"],
         row["step"],
         str(row["batch"]),
-        number(row["pictures_per_second"]["jax"]),
-        others(row["pictures_per_second"], number),
+        number(row["images_per_second"]["jax"]),
+        others(row["images_per_second"], number),
         f"{row['ratio']:.2f}" if row["ratio"] else "-",
         f"{row['compile_seconds']['jax']:.1f}",
         mebibytes(row["peak_bytes"]["jax"]),
         others(row["peak_bytes"], mebibytes),
-        number(row["gflop_a_picture"]),
-        f"{100 * row['share_of_peak']:.0f} %",
+        number(row["gflop_per_image"]),
+        f"{100 * row['fraction_of_peak']:.0f} %",
     ]
     if disturbed(row):
-        cells[0] += f" (others: {row['bystanders']:.1f} cores)"
+        cells[0] += f" (other processes: {row['other_cores']:.1f} cores)"
     return f"| {' | '.join(cells)} |"
 
 
 def disturbed(row):
-    """Whether others kept the machine busy meanwhile."""
-    return (row["bystanders"] or 0) > QUIET
+    """Whether other processes kept the machine busy."""
+    return (row["other_cores"] or 0) > QUIET
 
 
 def key(row):
-    """What is measured: a newer row of the same takes the older one's place."""
+    """What a row measures; rows with equal keys replace each other."""
     return row["model"], row["batch"], row["size"], row["dtype"], row["step"]
 
 
-def keep(path: Path, rows: list[dict]) -> None:
-    """Writes the rows among those that the file has, in the order of the models."""
+def merge_rows(path: Path, rows: list[dict]) -> None:
+    """Merges the rows into those of the file, in the order of the models."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     merged = {key(row): row for row in [*known, *rows]}
     ordered = sorted(merged.values(), key=lambda row: (row["batch"], MODELS.index(row["model"])))
@@ -218,74 +232,84 @@ def keep(path: Path, rows: list[dict]) -> None:
 
 
 def machine(device):
-    """The processor, how much of it, and what JAX computes on."""
+    """Describes the processor, its cores, and the device of JAX."""
     return f"{processor()}, {cores()} cores, {device}"
 
 
-def parser():
-    """The options, which check.py has as well."""
-    options = argparse.ArgumentParser(
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the options, also used by check.py and profile.py."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
     def names(text):
         return tuple(text.split(","))
 
-    options.add_argument("--models", type=names, default=MODELS)
-    options.add_argument("--batches", type=lambda t: tuple(map(int, names(t))), default=(32, 256))
-    options.add_argument("--phases", type=names, default=(), help="phase1, phase2, score; all")
-    options.add_argument("--size", type=int, default=128, help="pixels a side")
-    options.add_argument("--dtype", choices=TOLERANCE, default="float32", help="of computation")
-    options.add_argument("--torch", type=names, default=("eager",), help="eager,compiled or none")
-    options.add_argument("--repeats", type=int, default=5, help="turns of each side")
-    options.add_argument("--seconds", type=float, default=20, help="of a measurement, on a CPU")
-    options.add_argument("--search-steps", type=int, default=4)
-    options.add_argument("--threads", type=int, default=0, help="processor cores; 0: all")
-    options.add_argument("--platform", default="", help="cpu keeps off an accelerator")
-    options.add_argument("--vgg16", default="", help="its weights; the installed package's")
-    options.add_argument("--quick", action="store_true", help="64x64, batches of 8: does it run?")
-    options.add_argument("--output", type=Path, help="a JSON file of rows")
+    parser.add_argument("--models", type=names, default=MODELS)
+    parser.add_argument("--batches", type=lambda t: tuple(map(int, names(t))), default=(32, 256))
+    parser.add_argument(
+        "--phases", type=names, default=(), help="phase1, phase2, score; default: all"
+    )
+    parser.add_argument("--size", type=int, default=128, help="image side in pixels")
+    parser.add_argument(
+        "--dtype", choices=TOLERANCE, default="float32", help="dtype of computation"
+    )
+    parser.add_argument("--torch", type=names, default=("eager",), help="eager,compiled or none")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of each side")
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="duration of a measurement on a CPU"
+    )
+    parser.add_argument("--search-steps", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=0, help="processor cores; 0: all")
+    parser.add_argument("--platform", default="", help="cpu: ignore accelerators")
+    parser.add_argument(
+        "--vgg16", default="", help="file of VGG16 weights; default: the installed package"
+    )
+    parser.add_argument("--quick", action="store_true", help="smoke test: 64x64, batches of 8")
+    parser.add_argument("--output", type=Path, help="JSON file of rows")
+    return parser
+
+
+def parse(parser, arguments=None):
+    """Parses and checks the options."""
+    options = parser.parse_args(arguments)
+    if unknown := set(options.models) - set(MODELS):
+        parser.error(
+            f"unknown model {', '.join(sorted(unknown))}; the models are {', '.join(MODELS)}"
+        )
+    options.torch = tuple(mode for mode in options.torch if mode != "none")
+    if unknown := set(options.torch) - {"eager", "compiled"}:
+        parser.error(f"--torch must be eager, compiled or none (got {', '.join(sorted(unknown))})")
+    if options.quick:
+        options.size, options.batches, options.repeats, options.seconds = 64, (8,), 2, 1.0
     return options
 
 
-def arguments(options, given=None):
-    """The parsed options."""
-    how = options.parse_args(given)
-    if unknown := set(how.models) - set(MODELS):
-        options.error(f"there is no model {', '.join(sorted(unknown))}: {', '.join(MODELS)}")
-    how.torch = tuple(way for way in how.torch if way != "none")
-    if unknown := set(how.torch) - {"eager", "compiled"}:
-        options.error(f"--torch is eager, compiled or none, not {', '.join(sorted(unknown))}")
-    if how.quick:
-        how.size, how.batches, how.repeats, how.seconds = 64, (8,), 2, 1.0
-    return how
-
-
-def tasks(how):
-    """What the options ask for, batch by batch."""
+def tasks(options):
+    """The tasks of the options, ordered by batch size."""
     return [
         Task(
             config=model,
-            size=how.size,
+            size=options.size,
             batch=batch,
-            dtype=how.dtype,
-            platform=how.platform,
-            threads=how.threads,
-            search_steps=how.search_steps,
-            changes={"vgg16.weights": how.vgg16},
+            dtype=options.dtype,
+            platform=options.platform,
+            threads=options.threads,
+            search_steps=options.search_steps,
+            changes={"vgg16.weights": options.vgg16},
         )
-        for batch in how.batches
-        for model in how.models
+        for batch in options.batches
+        for model in options.models
     ]
 
 
-def main(given=None):
-    how = arguments(parser(), given)
+def main(arguments=None):
+    options = parse(make_parser(), arguments)
     print(HEADER)
-    for task in tasks(how):
-        rows = measure(task, how, lambda text: print(text, flush=True))
-        if how.output:
-            keep(how.output, rows)
+    for task in tasks(options):
+        rows = measure(task, options, lambda text: print(text, flush=True))
+        if options.output:
+            merge_rows(options.output, rows)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""PyTorch's side of benchmarks/steps.py: the same detector, eager in channels_last or compiled."""
+"""The PyTorch side of benchmarks/steps.py: the same detector, eager (channels_last) or compiled."""
 
 import contextlib
 import time
@@ -14,7 +14,7 @@ from benchmarks.torch_models.trainer import Trainer
 
 
 class TorchSide:
-    """Built by `build` from what the other side describes."""
+    """The detector of a task, built by `build` from the description of the JAX side."""
 
     def __init__(self, task):
         self.memory_before = sides.resident()
@@ -28,43 +28,43 @@ class TorchSide:
         if task.dtype == "bfloat16":
             self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16)
 
-    def build(self, described) -> dict:
-        self.described = described
-        image, condition = described["pictures"]
-        # [n, c, h, w] of pictures that lie as NHWC: channels_last.
+    def build(self, description) -> dict:
+        self.description = description
+        image, condition = description["images"]
+        # Images [n, c, h, w] with NHWC memory: channels_last.
         self.image = torch.tensor(image, device=self.device).permute(0, 3, 1, 2)
         self.condition = torch.tensor(condition, device=self.device).long()
-        self.start(described["layers"])
+        self.start(description["layers"])
         return {"torch": torch.__version__, "threads": torch.get_num_threads()}
 
     def start(self, layers) -> None:
-        """Detector, optimizers and averages as they begin, with the other side's weights."""
-        described = self.described
-        detector = torch_models.DETECTORS[described["model"]](
-            described["shape"], described["conditions"], **described["fields"]
+        """Creates detector, optimizers and averages with the weights of the JAX side."""
+        description = self.description
+        detector = torch_models.DETECTORS[description["model"]](
+            description["shape"], description["conditions"], **description["fields"]
         )
         for name, network in detector.named_children():
             torch_models.load(network, layers[name])
         self.detector = detector.to(self.device, memory_format=torch.channels_last)
         self.trainer = Trainer(
             self.detector,
-            described["optimizers"],
-            described["updates"],
+            description["optimizers"],
+            description["updates"],
             self.autocast,
-            compiled=tuple(detector.moves) if self.task.compiled else (),
+            compiled=tuple(detector.trained_networks) if self.task.compiled else (),
         )
-        look = torch.compile(self._look) if self.task.compiled else self._look
-        self.look = torch.inference_mode()(look)
+        score = torch.compile(self._score) if self.task.compiled else self._score
+        self.score = torch.inference_mode()(score)
 
     # --- steps ---
 
     def first_step(self, phase, layers, noise) -> dict:
-        """As our side's: each loss of one step with the given noise, and seconds."""
+        """Losses of one step with the noise of the JAX side, and seconds."""
         self.start(layers)
         noise = [torch.tensor(x, device=self.device) for x in noise]
         self._train(dropout=False)
         began = time.perf_counter()
-        losses = self.trainer.step(self.described["due"][phase], *self._batch(), noise)
+        losses = self.trainer.step(self.description["active"][phase], *self._batch(), noise)
         losses = {name: float(loss) for name, loss in losses.items()}
         self.detector.train()
         return {"losses": losses, "seconds": time.perf_counter() - began}
@@ -76,20 +76,20 @@ class TorchSide:
                 module.train(dropout)
 
     def _batch(self):
-        chosen = torch.arange(self.task.batch, device=self.device)
-        image = self.image[chosen].float().div_(255)
-        return image.contiguous(memory_format=torch.channels_last), self.condition[chosen]
+        indices = torch.arange(self.task.batch, device=self.device)
+        image = self.image[indices].float().div_(255)
+        return image.contiguous(memory_format=torch.channels_last), self.condition[indices]
 
     def steps(self, phase, count) -> float:
-        """Seconds for so many steps."""
+        """Seconds for `count` steps."""
         began = time.perf_counter()
         for _ in range(count):
-            self.trainer.step(self.described["due"][phase], *self._batch())
+            self.trainer.step(self.description["active"][phase], *self._batch())
         self._wait()
         return time.perf_counter() - began
 
     def flops(self, phase) -> float:
-        """Of one step's convolutions and matrix products, as they are written."""
+        """Floating-point operations of the convolutions and matrix products of one step."""
         with FlopCounterMode(display=False) as counter:
             if phase == sides.SCORE:
                 self.scores(1)
@@ -98,48 +98,48 @@ class TorchSide:
         return float(counter.get_total_flops())
 
     def profile(self, phase, count) -> dict[str, float]:
-        """As our side's."""
+        """Seconds per step by kind of operation, as on the JAX side."""
         spent = Counter()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             self.steps(phase, count)
-        for event in found.key_averages():
+        for event in profile.key_averages():
             spent[operations.of_torch(event.key)] += event.self_cpu_time_total / 1e6 / count
         return dict(spent)
 
     # --- scoring ---
 
     def first_scores(self, codes=None) -> dict:
-        """The first batch's scores; from given codes, where their search ends."""
+        """Scores of the first batch; with `codes`, the result of the latent search from them."""
         began = time.perf_counter()
-        self._judge()
+        self._freeze()
         if codes is not None:
             codes = torch.tensor(codes, device=self.device)
             scores = self.detector.search(self._batch()[0], codes, self.task.search_steps)
         else:
-            scores = self.look(*self._batch())
+            scores = self.score(*self._batch())
         scores = scores.float().cpu().numpy()
         return {"scores": scores, "seconds": time.perf_counter() - began}
 
-    def _judge(self):
+    def _freeze(self):
         self.detector.eval().requires_grad_(False)
 
-    def _look(self, x, condition):
+    def _score(self, x, condition):
         with self.autocast():
-            again = self.detector.reconstruct(x, condition)
-        return score(x, again.float())
+            reconstruction = self.detector.reconstruct(x, condition)
+        return score(x, reconstruction.float())
 
     def scores(self, count) -> float:
-        """Seconds to score so many batches, or to search in one so many times over."""
-        self._judge()
+        """Seconds to score `count` batches, or to repeat the latent search of one `count` times."""
+        self._freeze()
         x, condition = self._batch()
         began = time.perf_counter()
         for _ in range(count):
-            if self.described["search_steps"]:
+            if self.description["search_steps"]:
                 codes = self.trainer.draw(len(x), self.device)
                 with self.autocast():
                     self.detector.search(x, codes, self.task.search_steps)
             else:
-                self.look(x, condition)
+                self.score(x, condition)
         self._wait()
         return time.perf_counter() - began
 
@@ -160,7 +160,7 @@ class TorchSide:
         return sides.peak_resident() - self.memory_before
 
     def product_rate(self, size) -> float:
-        """Floating-point operations a second of a size x size matrix product, the best of 5."""
+        """Floating-point operations per second of a size x size matrix product, the best of 5."""
         x = torch.randn(size, size, device=self.device, dtype=getattr(torch, self.task.dtype))
         torch.mm(x, x), self._wait()
         seconds = []

@@ -1,8 +1,8 @@
-"""What a detector is, and the one place that takes a gradient step.
+"""The definition of a detector: networks, objectives, reconstruction; and its trained state.
 
-A detector is a game: networks, objectives that each move some of them by one loss, and a way to
-reconstruct. The generic update below trains them all; which objectives act when is the schedule's
-affair (schedule.py), and how steps are spread over devices is parallel.py's.
+Training is multi-objective: each objective updates some of the networks with one loss, as the two
+objectives of a GAN do. training/train_step.py takes the update steps, and training/schedules.py
+determines which objectives are active in a step.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,22 +15,31 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 Logs = dict[str, Float[Array, ""]]
-Variables = dict[str, PyTree]  # flax's {"params": ..., "batch_stats": ...} of one network
+Variables = dict[str, PyTree]  # Flax variables of a network: {"params": ..., "batch_stats": ...}
 
 
 class Batch(NamedTuple):
-    """Pictures as the losses see them."""
+    """Images as losses and scores receive them.
 
-    image: Float[Array, "b h w c"]  # in [0, 1]
-    condition: Int[Array, "b"]  # what is known of a picture whether normal or not: its species, ...
-    latent: PyTree = None  # in scoring, by a detector that has one: what its search found
+    Attributes:
+      image: images in [0, 1].
+      condition: class labels that are known of normal and anomalous images alike, such as the
+        species.
+      latent: in scoring, the result of the detector's latent search, if it has one.
+    """
+
+    image: Float[Array, "b h w c"]
+    condition: Int[Array, "b"]
+    latent: PyTree = None
 
 
 class Objective(NamedTuple):
-    """One player's aim.
+    """A loss and the networks that it updates.
 
-    networks: the networks this loss moves; it owns their collections (statistics) too.
-    loss: (net, batch, keys [b]) -> (scalar, {name: scalar}); the names are logged.
+    Attributes:
+      networks: names of the networks whose parameters and collections (BatchNorm statistics, ...)
+        the objective updates.
+      loss: maps (net, batch, keys [b]) to the loss, a scalar, and scalars to log by name.
     """
 
     networks: tuple[str, ...]
@@ -38,10 +47,14 @@ class Objective(NamedTuple):
 
 
 class LatentSearch(NamedTuple):
-    """An iteration at scoring time for each picture on its own, where no encoder gives its code.
+    """An iterative search for each image's latent code, for detectors without an encoder.
 
-    start: (net, batch, keys) -> what is searched for, a tree of arrays [b, ...].
-    step: (net, batch, found) -> the same, one step on.
+    It runs at scoring time, separately for each image of a batch.
+
+    Attributes:
+      steps: number of steps.
+      start: maps (net, batch, keys [b]) to the initial search state, a tree of arrays [b, ...].
+      step: maps (net, batch, search state) to the next search state.
     """
 
     steps: int
@@ -50,16 +63,20 @@ class LatentSearch(NamedTuple):
 
 
 class Detector(NamedTuple):
-    """A model as pure data and functions.
+    """A model, as networks and pure functions.
 
-    networks: modules called as `net(name, ...)`; a network that no objective owns is frozen.
-    objectives: in the order in which those that are due act within a step.
-    reconstruct: (net, batch, keys) -> pictures in [0, 1] of the batch's shape.
-    native_score: (net, batch, keys) -> [b], where the model's own paper scores otherwise.
-    frozen: variables of the frozen networks.
-    search: run before `reconstruct` and `native_score`, which find its result in the batch.
-    averaging: decay of the moving average of weights that scores instead of the last; 0: none.
-    notes: what a user should know of this detector on these data, for the log and the report.
+    Attributes:
+      networks: Flax modules by name, called as `net(name, ...)`. A network that no objective
+        updates is frozen.
+      objectives: objectives by name; the active ones take their update steps in this order.
+      reconstruct: maps (net, batch, keys [b]) to reconstructions [b, h, w, c] in [0, 1].
+      native_score: maps (net, batch, keys [b]) to anomaly scores [b], if the model's paper defines
+        its own score.
+      frozen: variables of the frozen networks, by name.
+      search: a search that runs before `reconstruct` and `native_score`; its result is in
+        `batch.latent`.
+      averaging: decay of the moving average of weights that is used for scoring; 0 for none.
+      notes: messages about this detector on these data, for the log and the report.
     """
 
     networks: Mapping[str, nn.Module]
@@ -73,28 +90,37 @@ class Detector(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that training changes, and the seed: what a checkpoint holds."""
+    """The state of training, as a checkpoint stores it.
+
+    Attributes:
+      step: number of training steps taken.
+      seed: the run's random seed.
+      params: parameters by network.
+      collections: other Flax collections by network: BatchNorm statistics, codebooks.
+      opt_state: optimizer state by objective.
+      average: moving average of the parameters by network; empty if the detector has none.
+    """
 
     step: Int[Array, ""]
     seed: Int[Array, ""]
-    params: dict[str, PyTree]  # by network
-    collections: dict[str, dict[str, PyTree]]  # by network: batch statistics, codebooks
-    opt_state: dict[str, PyTree]  # by objective
-    average: dict[str, PyTree]  # moving average of params, by network; empty where none is taken
+    params: dict[str, PyTree]
+    collections: dict[str, dict[str, PyTree]]
+    opt_state: dict[str, PyTree]
+    average: dict[str, PyTree]
 
 
 class Net:
     """Applies a detector's networks by name: `net("encoder", image)`.
 
-    In training it keeps what each call makes of the network's collections. A network called more
-    than once by a loss (D on real and on fake) gets the mean of what its calls made.
+    In training it records the updated collections of each call. If a loss calls a network several
+    times (D on real and on generated images), its new collections are the mean over the calls.
     """
 
     def __init__(
         self, networks: Mapping[str, nn.Module], variables: Mapping[str, Variables], train: bool
     ):
         self.networks, self.variables, self.train = networks, variables, train
-        self._made: dict[str, list[PyTree]] = {}
+        self._updates: dict[str, list[PyTree]] = {}
 
     def __call__(self, name: str, *args, **kwargs):
         variables = self.variables[name]
@@ -104,17 +130,17 @@ class Net:
         )
         if not self.train:
             return result
-        output, made = result
-        self._made.setdefault(name, []).append(made)
+        output, updated = result
+        self._updates.setdefault(name, []).append(updated)
         return output
 
     def collections(self, names: tuple[str, ...]) -> dict[str, PyTree]:
-        """The new collections of the named networks, as far as they were called."""
-        return {name: tree_mean(self._made[name]) for name in names if name in self._made}
+        """Returns the updated collections of those of the named networks that were called."""
+        return {name: tree_mean(self._updates[name]) for name in names if name in self._updates}
 
 
 class _InitNet(Net):
-    """Gives a network its first variables when it is first called."""
+    """Initializes the variables of a network when it is first called."""
 
     def __init__(self, key, networks, variables):
         super().__init__(networks, dict(variables), train=False)
@@ -128,12 +154,12 @@ class _InitNet(Net):
 
 
 def tree_mean(trees: list[PyTree]) -> PyTree:
-    """The mean of equal-shaped trees, leaf by leaf."""
+    """Returns the mean of trees of the same structure, leaf by leaf."""
     return trees[0] if len(trees) == 1 else jax.tree.map(lambda *x: sum(x) / len(x), *trees)
 
 
 def owned_networks(detector: Detector) -> tuple[str, ...]:
-    """The networks that some objective moves, in the detector's order."""
+    """Returns the networks that objectives update, in the detector's order."""
     owned = {name for objective in detector.objectives.values() for name in objective.networks}
     return tuple(name for name in detector.networks if name in owned)
 
@@ -144,9 +170,15 @@ def init_state(
     seed: int | Int[Array, ""],
     shape: tuple[int, int, int],
 ) -> TrainState:
-    """The state before the first step: every loss is run once to see what its networks are given.
+    """Returns the state before the first step.
 
-    shape: (height, width, channels) of the pictures.
+    Every loss is evaluated once, which shows the shapes of its networks' inputs.
+
+    Args:
+      detector: the detector.
+      optimizers: optimizer by objective.
+      seed: the run's random seed.
+      shape: (height, width, channels) of the images.
     """
     key = jax.random.key(seed)
     net = _InitNet(key, detector.networks, detector.frozen)
@@ -171,29 +203,24 @@ def init_state(
 
 
 def inference_net(detector: Detector, state: TrainState, frozen: Mapping[str, Variables]) -> Net:
-    """The trained networks as they score: BatchNorm by collected statistics, nothing collected."""
+    """Returns the trained networks in inference mode: BatchNorm uses the collected statistics."""
     variables = network_variables(state, scoring_params(state)) | dict(frozen)
     return Net(detector.networks, variables, train=False)
 
 
 def scoring_params(state: TrainState) -> dict[str, PyTree]:
-    """The parameters that score: the moving average where one is taken."""
+    """Returns the parameters for scoring: the moving average if there is one, else the last."""
     return state.average or state.params
 
 
-def network_variables(state, params):
+def network_variables(state: TrainState, params: Mapping[str, PyTree]) -> dict[str, Variables]:
+    """Returns the variables of the networks in `params`, with the state's collections."""
     return {name: {"params": params[name], **state.collections[name]} for name in params}
 
 
-# --- a step: prepare a batch, then one update for each objective that is due ----------------------
-
-
 def example_keys(key: Key[Array, ""], position: Int[Array, "b"]) -> Key[Array, "b"]:
-    """One key a picture, by its place in the batch on all devices together.
+    """Returns one key per image, derived from its position in the batch over all devices.
 
-    Noise drawn from them is the same on one device and on eight.
+    Noise that is drawn from them is the same for any number of devices.
     """
     return jax.vmap(lambda p: jax.random.fold_in(key, p))(position)
-
-
-# --- statistics for inference ---------------------------------------------------------------------

@@ -1,38 +1,48 @@
-"""Mistakes that a user can mend: shown as one message, never as a traceback."""
+"""Errors that a user can fix, shown as one message without a traceback."""
 
 import difflib
 from collections.abc import Iterable
 
-EXIT_RESUME = 75  # exit status: the same command, given again, goes on (EX_TEMPFAIL of sysexits.h)
+EXIT_RESUME = 75  # exit status: repeat the command to resume (EX_TEMPFAIL of sysexits.h)
 
 
 class UserError(Exception):
-    """Wrong input from the person at the keyboard: the message names the thing and the remedy."""
+    """Wrong input from the user; the message says what is wrong and how to fix it."""
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str], like: str = "") -> UserError:
-    """The error for a `name` that is none of `choices`: it names the one closest to `like`, by
-    default to the name, and lists all."""
+    """Returns the error for a name that is not one of `choices`, with a suggestion.
+
+    Args:
+      kind: what is named, such as "model".
+      name: the unknown name.
+      choices: the known names.
+      like: the text whose closest choice is suggested; by default the name.
+    """
     choices = sorted(choices)
-    close = difflib.get_close_matches(like or name, choices, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    matches = difflib.get_close_matches(like or name, choices, n=1)
+    hint = f" Did you mean {matches[0]!r}?" if matches else ""
     return UserError(f"unknown {kind} {name!r}.{hint} There are: {', '.join(choices)}.")
 
 
 def printable_lines(error: BaseException) -> str:
-    """What an error says, line by line, for a terminal: names in it may come from strangers."""
+    """Returns an error's message for a terminal, line by line: names in it are untrusted."""
     return "\n".join(map(printable, str(error).split("\n")))
 
 
-def one_line(error: BaseException, most: int) -> str:
-    """What an error says, in a printable line of at most so many of its characters; its type where
-    it says nothing."""
-    return printable(" ".join(str(error).split())[:most]) or type(error).__name__
+def one_line(error: BaseException, max_length: int) -> str:
+    """Returns the first `max_length` characters of an error's message in one printable line.
+
+    The type's name if the message is empty.
+    """
+    return printable(" ".join(str(error).split())[:max_length]) or type(error).__name__
 
 
 def printable(text: str) -> str:
-    """The text with an escape (such as \\x1b) for each control, formatting or undecodable
-    character: a file name cannot move the cursor or turn the direction of what follows it."""
+    """Escapes control, formatting and undecodable characters, such as \\x1b.
+
+    A file name can then not move the cursor or reverse the direction of the text after it.
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,38 +1,16 @@
-r"""python launch.py --config=configs/improved_bigan.py:phantom
+"""The Improved BiGAN, the paper's model: 150 epochs of reconstruction, then 500 adversarial ones.
 
-The paper's own model: 150 epochs of reconstruction, then 500 adversarial ones.
+    python launch.py --config=configs/improved_bigan.py:phantom
+
 Ablations: no_se, no_residual, no_perceptual, no_ssim, no_adversarial, no_pretrain, and plain, which
 leaves the parts of a classical BiGAN.
 
-Measured on two CPU cores, seed 0: image AUROC by the common score, its 95 % interval, the strongest
-training-free control on the same split.
-    phantom, the command above, 3 minutes: 0.841 (0.763 to 0.906); Mahalanobis 0.968. Its error maps
-        find the defects: pixel AUROC 0.984, AUPRO 0.965.
-At 64x64 with half the widths, without the perceptual loss and with a short second phase, by
-    python launch.py --config=configs/improved_bigan.py:SET,quick,no_perceptual \
-        --config.model.widths="(32,64,128,256)" --config.data.dir=DIR \
-        --config.model.discriminator_widths="(32,64,128,256)" --config.batch_size=16 \
-        --config.phases.phase1.epochs=150 --config.phases.phase2.epochs=15
-    mvtec (bottle), 4 min on one core: 0.980 (0.948 to 1.000); Mahalanobis 0.994;
-        seeds 1 to 4: 0.987 (0.963 to 1.000), 0.983 (0.952 to 1.000),
-        0.983 (0.953 to 1.000), 0.983 (0.953 to 1.000);
-        with whole widths 0.983, 0.984 and 0.983 of seeds 0 to 2;
-        with the perceptual loss 0.983 and 0.983 of seeds 0 and 1
-    plant (blocks), 12 min: 0.804 (0.652 to 0.907); corner pixels 0.737;
-        seed and split 1: 0.963; PCA-64 0.945; 2: 0.891 (0.747 to 0.965); PCA-64 0.850
-    brain_mixed, 10 min: 0.899 (0.854 to 0.939); nearest neighbor 0.856;
-        seeds 1 and 2: 0.897 (0.850 to 0.938), 0.899 (0.852 to 0.940)
-    plant in color (--config.data.channels=3): 0.859 (0.741 to 0.938); Mahalanobis 0.885;
-        seed and split 1: 0.963; 0.967; 2: 0.913 (0.797 to 0.973); 0.919
-    brain (patients): 0.551 (0.470 to 0.626); Mahalanobis 0.589;
-        seed and split 1: 0.479 (0.391 to 0.746); 0.626; 2: 0.490 (0.352 to 0.604); 0.630
-On bottle with the paper's 500 epochs of phase 2 in place of 15: 0.982 (0.952 to 1.000).
-
-The paper does not give the weight of the adversarial loss. At 0.01, beside 10 for reconstruction,
-normal pictures that trained nothing end better reconstructed than at 1, on the phantom, bottle and
-plant; at 1 the second phase undid what the first had learned on the first two (results/LOG.md, 12).
-Nor does it say how features are compared: scaled to one strength at each place, normal pictures end
-better reconstructed on the same three sets than by raw ones (results/LOG.md, 18).
+The paper does not give the weight of the adversarial loss. At 0.01, with 10 for reconstruction,
+calibration images are reconstructed better than at 1 on phantom, bottle and plant; at 1 the second
+phase undoes the first on phantom and bottle (docs/results/log.md, 12). Nor does the paper say how
+features are compared: scaled to a mean square of 1 at each position, they give better
+reconstructions on the same three sets than raw features (docs/results/log.md, 18). A peak learning
+rate of 2e-3 reconstructs better than 1e-3 on all sets (docs/results/log.md, 32).
 """
 
 from bigan_jax.configs import common
@@ -59,8 +37,8 @@ ABLATIONS["plain"] = {
     "phases.phase2.objectives.discriminator.every": 1,
 }
 
-# Minutes on two CPU cores, with both phases and every loss. VGG16 down to its second layer costs a
-# fifth of the default's three blocks, and half a batch makes twice the steps of the same work.
+# Takes minutes on two CPU cores, with both phases and all losses. VGG16 up to its second layer
+# costs a fifth of the default three blocks; half the batch size doubles the updates at equal cost.
 PRESETS = {
     "phantom": {
         "batch_size": 16,

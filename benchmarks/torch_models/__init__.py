@@ -1,4 +1,4 @@
-"""The ten detectors as a PyTorch user would write them, and weights of ours into theirs."""
+"""The ten detectors as a PyTorch user would write them, and the loading of JAX weights."""
 
 import torch
 from torch import nn
@@ -22,12 +22,14 @@ _NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": 
 
 @torch.no_grad()
 def load(network: nn.Module, layers):
-    """Puts a JAX network's layers into one of PyTorch, whose layers were defined in that order.
+    """Copies the layers of a JAX network into a PyTorch network with the same order of layers.
 
-    layers: for each, its arrays by their names in JAX, as `weights.layers` gives them.
+    Args:
+      network: the PyTorch network.
+      layers: for each layer, its arrays by their names in JAX (sharing.layers).
     """
-    own = [m for m in network.modules() if isinstance(m, Codebook) or _parameters(m)]
-    for module, arrays in zip(own, layers, strict=True):
+    modules = [m for m in network.modules() if isinstance(m, Codebook) or _parameters(m)]
+    for module, arrays in zip(modules, layers, strict=True):
         for name, array in arrays.items():
             tensor = torch.tensor(array)
             if name == "kernel":  # [in, out] or [h, w, in, out]

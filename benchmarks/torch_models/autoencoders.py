@@ -1,4 +1,4 @@
-"""The autoencoders in PyTorch. A detector's `moves` says which networks each loss moves."""
+"""The autoencoders in PyTorch. `trained_networks` maps each loss to the networks that it trains."""
 
 import math
 from itertools import pairwise
@@ -12,7 +12,7 @@ from benchmarks.torch_models.layers import ConvDecoder, ConvEncoder, dense_stack
 
 
 class FCAE(nn.Module):
-    moves: ClassVar = {"reconstruction": ("encoder", "decoder")}
+    trained_networks: ClassVar = {"reconstruction": ("encoder", "decoder")}
 
     def __init__(self, shape, conditions, *, hidden):
         super().__init__()
@@ -27,7 +27,7 @@ class FCAE(nn.Module):
 
 
 class CAE(nn.Module):
-    moves: ClassVar = {"reconstruction": ("encoder", "decoder")}
+    trained_networks: ClassVar = {"reconstruction": ("encoder", "decoder")}
 
     def __init__(self, shape, conditions, *, latent, widths):
         super().__init__()
@@ -42,31 +42,31 @@ class CAE(nn.Module):
 
 
 class VAE(nn.Module):
-    moves: ClassVar = {"elbo": ("encoder", "decoder")}
+    trained_networks: ClassVar = {"elbo": ("encoder", "decoder")}
     draw = staticmethod(torch.randn)
 
     def __init__(self, shape, conditions, *, latent, widths, beta, conditional):
         super().__init__()
         self.latent, self.beta, self.pixels = latent, beta, math.prod(shape)
-        self.told_apart = conditions if conditional and conditions > 1 else 0
+        self.conditions = conditions if conditional and conditions > 1 else 0
         *size, channels = shape
-        self.encoder = ConvEncoder((*size, channels + self.told_apart), 2 * latent, widths)
-        self.decoder = ConvDecoder(shape, latent + self.told_apart, widths[-1], widths[-2::-1])
+        self.encoder = ConvEncoder((*size, channels + self.conditions), 2 * latent, widths)
+        self.decoder = ConvDecoder(shape, latent + self.conditions, widths[-1], widths[-2::-1])
 
     def encode(self, x, condition):
-        if self.told_apart:
-            planes = self.known(x, condition)[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        if self.conditions:
+            planes = self.one_hot(x, condition)[:, :, None, None].expand(-1, -1, *x.shape[2:])
             x = torch.cat([x, planes], 1).contiguous(memory_format=torch.channels_last)
         mean, log_variance = self.encoder(x).float().chunk(2, 1)
         return mean, 20 * torch.tanh(log_variance / 20)
 
     def decode(self, x, condition, code):
-        if self.told_apart:
-            code = torch.cat([code, self.known(x, condition)], 1)
+        if self.conditions:
+            code = torch.cat([code, self.one_hot(x, condition)], 1)
         return self.decoder(code)
 
-    def known(self, x, condition):
-        return F.one_hot(condition, self.told_apart).to(x.dtype)
+    def one_hot(self, x, condition):
+        return F.one_hot(condition, self.conditions).to(x.dtype)
 
     def reconstruct(self, x, condition):
         return self.decode(x, condition, self.encode(x, condition)[0])
@@ -80,7 +80,7 @@ class VAE(nn.Module):
 
 
 class Codebook(nn.Module):
-    """Vectors that follow the encoder's outputs by debiased moving averages."""
+    """A codebook that follows the encoder outputs by debiased moving averages."""
 
     def __init__(self, size, depth, decay, epsilon):
         super().__init__()
@@ -93,20 +93,22 @@ class Codebook(nn.Module):
     def forward(self, outputs):
         flat = outputs.detach().permute(0, 2, 3, 1).flatten(0, 2)
         squares = self.vectors.square().sum(1)
-        chosen = torch.addmm(squares, flat, self.vectors.T, alpha=-2).argmin(1)
-        nearby = self.vectors[chosen].view(*outputs.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        nearest = torch.addmm(squares, flat, self.vectors.T, alpha=-2).argmin(1)
+        quantized = (
+            self.vectors[nearest].view(*outputs.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        )
         if self.training:
-            self.follow(flat, chosen)
-        commitment = F.mse_loss(outputs, nearby)
-        return outputs + (nearby - outputs).detach(), commitment
+            self.update(flat, nearest)
+        commitment = F.mse_loss(outputs, quantized)
+        return outputs + (quantized - outputs).detach(), commitment
 
     @torch.no_grad()
-    def follow(self, flat, chosen):
-        used = torch.bincount(chosen, minlength=len(self.uses)).to(flat.dtype)
-        sums = torch.zeros_like(self.sums).index_add_(0, chosen, flat)
+    def update(self, flat, nearest):
+        counts = torch.bincount(nearest, minlength=len(self.uses)).to(flat.dtype)
+        sums = torch.zeros_like(self.sums).index_add_(0, nearest, flat)
         self.weight.mul_(self.decay).add_(1 - self.decay)
         rate = (1 - self.decay) / self.weight
-        self.uses.lerp_(used, rate)
+        self.uses.lerp_(counts, rate)
         self.sums.lerp_(sums, rate)
         total = self.uses.sum()
         smoothed = (self.uses + self.epsilon) / (total + len(self.uses) * self.epsilon) * total
@@ -116,11 +118,11 @@ class Codebook(nn.Module):
 class ResidualLayer(nn.Module):
     def __init__(self, channels, width):
         super().__init__()
-        self.wide = nn.Conv2d(channels, width, 3, padding=1)
-        self.back = nn.Conv2d(width, channels, 1)
+        self.hidden = nn.Conv2d(channels, width, 3, padding=1)
+        self.output = nn.Conv2d(width, channels, 1)
 
     def forward(self, x):
-        return x + self.back(F.relu(self.wide(F.relu(x))))
+        return x + self.output(F.relu(self.hidden(F.relu(x))))
 
 
 def residual_stack(channels, layers, width):
@@ -148,7 +150,7 @@ class VQEncoder(nn.Module):
 
 
 class VQVAE(nn.Module):
-    moves: ClassVar = {"reconstruction": ("encoder", "decoder")}
+    trained_networks: ClassVar = {"reconstruction": ("encoder", "decoder")}
 
     def __init__(
         self,
@@ -168,18 +170,19 @@ class VQVAE(nn.Module):
     ):
         super().__init__()
         if reseed_dead:
-            raise NotImplementedError("the benchmark's VQ-VAE keeps its dead entries")
+            raise NotImplementedError("reseed_dead is not implemented in the PyTorch VQ-VAE")
         self.commitment, self.data_variance = commitment, data_variance
         residual = residual_layers, residual_width
         codebook = Codebook(codes, latent, decay, epsilon)
         self.encoder = VQEncoder(shape[2], widths, latent, residual, codebook)
-        back = widths[::-1]
+        reversed_widths = widths[::-1]
         self.decoder = nn.Sequential(
-            nn.Conv2d(latent, back[0], 3, padding=1), *residual_stack(back[0], *residual)
+            nn.Conv2d(latent, reversed_widths[0], 3, padding=1),
+            *residual_stack(reversed_widths[0], *residual),
         )
-        for c, d in pairwise(back):
+        for c, d in pairwise(reversed_widths):
             self.decoder.extend([up(c, d, bias=True), nn.ReLU(inplace=True)])
-        self.decoder.extend([up(back[-1], shape[2], bias=True), nn.Sigmoid()])
+        self.decoder.extend([up(reversed_widths[-1], shape[2], bias=True), nn.Sigmoid()])
 
     def reconstruct(self, x, condition):
         return self.decoder(self.encoder(x)[0])

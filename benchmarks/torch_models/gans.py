@@ -1,7 +1,7 @@
-"""The GANs in PyTorch. A detector's `moves` says which networks each loss moves.
+"""The GANs in PyTorch. `trained_networks` maps each loss to the networks that it trains.
 
-A network that a loss does not move needs no gradient of its weights, which the trainer says, so
-that a discriminator's loss keeps nothing of the generator's pass.
+The trainer turns off gradients of all other networks, so that the loss of a discriminator keeps
+nothing of the generator pass.
 """
 
 from typing import ClassVar
@@ -30,7 +30,7 @@ def uniform(*size, device):
 
 
 class AnoGAN(nn.Module):
-    moves: ClassVar = {"discriminator": ("discriminator",), "generator": ("generator",)}
+    trained_networks: ClassVar = {"discriminator": ("discriminator",), "generator": ("generator",)}
     draw = staticmethod(uniform)
 
     def __init__(
@@ -48,30 +48,30 @@ class AnoGAN(nn.Module):
     ):
         super().__init__()
         if restarts != 1:
-            raise NotImplementedError("the benchmark's AnoGAN searches from one code")
+            raise NotImplementedError("restarts is not implemented in the PyTorch AnoGAN")
         self.latent, self.feature_weight = latent, feature_weight
         self.search_adam = {"lr": search_rate, "betas": (search_b1, 0.999)}
         self.generator = DCGANGenerator(shape, latent, widths[::-1])
         self.discriminator = DCGANEncoder(shape, 1, widths)
 
-    def judge(self, pictures):
-        return self.discriminator(pictures)[0].squeeze(1).float()
+    def logits(self, images):
+        return self.discriminator(images)[0].squeeze(1).float()
 
     def discriminator_loss(self, x, condition, noise):
-        return bce(self.judge(signed(x)), 1.0) + bce(self.judge(self.generator(noise)), 0.0)
+        return bce(self.logits(signed(x)), 1.0) + bce(self.logits(self.generator(noise)), 0.0)
 
     def generator_loss(self, x, condition, noise):
-        return bce(self.judge(self.generator(noise)), 1.0)
+        return bce(self.logits(self.generator(noise)), 1.0)
 
     def distance(self, codes, x, features):
-        """How far the pictures of the codes are from x in pixels and D's features, each."""
-        pictures = self.generator(codes)
-        residual = (x - pictures).abs().sum((1, 2, 3))
-        difference = (features - self.discriminator(pictures)[1]).abs().sum((1, 2, 3))
+        """The distance of each generated image from x, in pixels and discriminator features."""
+        images = self.generator(codes)
+        residual = (x - images).abs().sum((1, 2, 3))
+        difference = (features - self.discriminator(images)[1]).abs().sum((1, 2, 3))
         return (1 - self.feature_weight) * residual + self.feature_weight * difference
 
     def search(self, x, codes, steps):
-        """The codes after so many steps of Adam. In evaluation mode, no weight needs a gradient."""
+        """The codes after `steps` steps of Adam, in evaluation mode with frozen weights."""
         codes = codes.clone().requires_grad_()
         adam = torch.optim.Adam([codes], **self.search_adam, fused=True)
         with torch.no_grad():
@@ -85,7 +85,7 @@ class AnoGAN(nn.Module):
 
 
 class GANomaly(nn.Module):
-    moves: ClassVar = {
+    trained_networks: ClassVar = {
         "generator": ("encoder", "generator", "second_encoder"),
         "discriminator": ("discriminator",),
     }
@@ -112,19 +112,19 @@ class GANomaly(nn.Module):
     def generator_loss(self, x, condition, noise):
         x = signed(x)
         code, _ = self.encoder(x)
-        again = self.generator(code)
-        second_code, _ = self.second_encoder(again)
+        reconstruction = self.generator(code)
+        second_code, _ = self.second_encoder(reconstruction)
         with torch.no_grad():
             _, features = self.discriminator(x)
-        _, their_features = self.discriminator(again)
-        terms = F.mse_loss(their_features, features), F.l1_loss(again, x)
+        _, fake_features = self.discriminator(reconstruction)
+        terms = F.mse_loss(fake_features, features), F.l1_loss(reconstruction, x)
         terms = *terms, F.mse_loss(code, second_code)
         return sum(weight * term for weight, term in zip(self.weights, terms, strict=True))
 
     def discriminator_loss(self, x, condition, noise):
         x = signed(x)
-        again = self.generator(self.encoder(x)[0])
-        real, fake = (self.discriminator(p)[0].squeeze(1).float() for p in (x, again))
+        reconstruction = self.generator(self.encoder(x)[0])
+        real, fake = (self.discriminator(p)[0].squeeze(1).float() for p in (x, reconstruction))
         return bce(real, 1.0) + bce(fake, 0.0)
 
     def reconstruct(self, x, condition):
@@ -132,7 +132,10 @@ class GANomaly(nn.Module):
 
 
 class BiGAN(nn.Module):
-    moves: ClassVar = {"discriminator": ("discriminator",), "adversarial": ("encoder", "generator")}
+    trained_networks: ClassVar = {
+        "discriminator": ("discriminator",),
+        "adversarial": ("encoder", "generator"),
+    }
     draw = staticmethod(torch.randn)
 
     def __init__(
@@ -156,16 +159,16 @@ class BiGAN(nn.Module):
             shape, latent, discriminator_widths, discriminator_hidden, discriminator_dropout
         )
 
-    def judge(self, x, noise):
+    def logits(self, x, noise):
         real = self.discriminator(x, self.encoder(x))
         return real.float(), self.discriminator(self.generator(noise), noise).float()
 
     def discriminator_loss(self, x, condition, noise):
-        real, fake = self.judge(x, noise)
+        real, fake = self.logits(x, noise)
         return bce(real, 1.0) + bce(fake, 0.0)
 
     def adversarial_loss(self, x, condition, noise):
-        real, fake = self.judge(x, noise)
+        real, fake = self.logits(x, noise)
         return bce(real, 0.0) + bce(fake, 1.0)
 
     def reconstruct(self, x, condition):
@@ -173,7 +176,7 @@ class BiGAN(nn.Module):
 
 
 class ImprovedBiGAN(nn.Module):
-    moves: ClassVar = {
+    trained_networks: ClassVar = {
         "discriminator": ("discriminator",),
         "adversarial": ("encoder", "generator"),
         "reconstruction": ("encoder", "generator"),
@@ -221,8 +224,8 @@ class ImprovedBiGAN(nn.Module):
     def perceptual(self, y, x):
         with torch.no_grad():
             target = self.vgg16(x)
-        seen = zip(self.vgg16(y), target, strict=True)
-        return torch.stack([F.mse_loss(a.float(), b.float()) for a, b in seen]).mean()
+        pairs = zip(self.vgg16(y), target, strict=True)
+        return torch.stack([F.mse_loss(a.float(), b.float()) for a, b in pairs]).mean()
 
     def reconstruct(self, x, condition):
         return self.generator(self.encoder(x))
@@ -240,8 +243,8 @@ class ImprovedBiGAN(nn.Module):
         generated = self.generator(noise)
         real = self.discriminator(x, code).float()
         fake = self.discriminator(generated, noise).float()
-        fooling, reconstruction = self.weights
-        loss = fooling * (bce(real, 0.0) + bce(fake, 1.0))
+        adversarial, reconstruction = self.weights
+        loss = adversarial * (bce(real, 0.0) + bce(fake, 1.0))
         if reconstruction and self.terms:
             loss = loss + reconstruction * self.composite(x, self.generator(code).float())
         return loss

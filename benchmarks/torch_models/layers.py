@@ -1,8 +1,8 @@
-"""The building blocks in PyTorch: pictures are NCHW tensors in channels_last memory.
+"""Building blocks in PyTorch; images are NCHW tensors in channels_last memory.
 
-In that memory a map [b, c, h, w] is a flat code of h * w * c numbers without a copy, in the order
-in which the JAX networks have it, so that dense layers between the two take the same weights.
-Layers are defined in the order in which they are called: `load` goes by it.
+In that memory a map [b, c, h, w] flattens to h * w * c numbers without a copy and in the order of
+the JAX networks, so that dense layers take the same weights. `load` relies on the definition of
+layers in call order.
 """
 
 from itertools import pairwise
@@ -94,13 +94,13 @@ class ConvDecoder(nn.Module):
         pairs = pairwise((base, *widths))
         self.stages = nn.Sequential(*(DecoderStage(c, d, se_ratio, residual) for c, d in pairs))
         if last == "upsample":
-            self.picture = up(widths[-1], channels, bias=True)
+            self.output = up(widths[-1], channels, bias=True)
         else:
-            self.picture = nn.Conv2d(widths[-1], channels, 3, padding=1)
+            self.output = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
     def forward(self, code):
         x = self.start(unflatten(self.dense(code), *self.small))
-        return self.picture(self.stages(x)).sigmoid()
+        return self.output(self.stages(x)).sigmoid()
 
 
 class JointDiscriminator(nn.Module):
@@ -114,15 +114,15 @@ class JointDiscriminator(nn.Module):
             if dropout:
                 self.stages.append(nn.Dropout(dropout))
         size = (height >> len(widths)) * (width >> len(widths)) * widths[-1]
-        self.of_code = nn.Linear(latent, hidden)
+        self.code_layer = nn.Linear(latent, hidden)
         self.joint = nn.Linear(size + hidden, hidden)
         self.logit = nn.Linear(hidden, 1)
-        self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, image, code):
-        z = self.drop(F.leaky_relu(self.of_code(code), 0.2))
+        z = self.dropout(F.leaky_relu(self.code_layer(code), 0.2))
         joint = torch.cat([flatten(self.stages(image)), z], 1)
-        return self.logit(self.drop(F.leaky_relu(self.joint(joint), 0.2))).squeeze(1)
+        return self.logit(self.dropout(F.leaky_relu(self.joint(joint), 0.2))).squeeze(1)
 
 
 class DCGANEncoder(nn.Module):
@@ -152,10 +152,10 @@ class DCGANGenerator(nn.Module):
         for c, d in pairwise(widths):
             self.stages.extend([nn.BatchNorm2d(c), nn.ReLU(inplace=True), up(c, d, bias=False)])
         self.stages.extend([nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True)])
-        self.picture = up(widths[-1], shape[2], bias=bias)
+        self.output = up(widths[-1], shape[2], bias=bias)
 
     def forward(self, code):
-        return self.picture(self.stages(unflatten(self.dense(code), *self.small))).tanh()
+        return self.output(self.stages(unflatten(self.dense(code), *self.small))).tanh()
 
 
 def dense_stack(inputs, widths):
@@ -169,36 +169,40 @@ VGG_WIDTHS = (64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 
 
 
 class VGG16(nn.Module):
-    """Activations after the named ReLUs, of pictures in [0, 1]; unit: with a mean square of 1 over
-    channels."""
+    """VGG16 activations after the listed ReLUs, for images in [0, 1].
+
+    Args:
+      layers: names of the ReLUs.
+      unit: scale activations to a mean square of 1 over channels.
+    """
 
     def __init__(self, layers, unit):
         super().__init__()
         self.unit = unit
         self.blocks = nn.ModuleDict()
-        before = 3
+        channels = 3
         for block, widths in enumerate(VGG_WIDTHS, 1):
             for index, width in enumerate(widths, 1):
                 if set(layers) <= self.blocks.keys():
                     break
                 pool = [nn.MaxPool2d(2)] if index == 1 and block > 1 else []
-                conv = nn.Conv2d(before, width, 3, padding=1)
+                conv = nn.Conv2d(channels, width, 3, padding=1)
                 self.blocks[f"relu{block}_{index}"] = nn.Sequential(
                     *pool, conv, nn.ReLU(inplace=True)
                 )
-                before = width
+                channels = width
         self.layers = layers
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), False)
 
     def forward(self, image):
-        x = (image - self.mean) / self.std  # a gray picture becomes three channels here
+        x = (image - self.mean) / self.std  # a gray image becomes three channels here
         features = {}
         for name, block in self.blocks.items():
             x = block(x)
             features[name] = x
-        found = [features[name] for name in self.layers]
-        return [unit_features(x.float()) for x in found] if self.unit else found
+        selected = [features[name] for name in self.layers]
+        return [unit_features(x.float()) for x in selected] if self.unit else selected
 
 
 def unit_features(x):

@@ -1,4 +1,4 @@
-"""Errors between pictures in PyTorch: what the losses and the score are made of."""
+"""Image errors in PyTorch: the terms of the losses and of the score."""
 
 import torch
 import torch.nn.functional as F
@@ -7,12 +7,12 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 
 def mse(x, y):
-    """Of each picture."""
+    """The mean squared error of each image."""
     return (x - y).square().mean((1, 2, 3))
 
 
 def ssim(x, y):
-    """SSIM of each picture of a range of 1, over windows that lie wholly inside."""
+    """SSIM of each image with values in [0, 1], over windows that lie inside the image."""
     c1, c2 = 0.01**2, 0.03**2
     mu_x, mu_y, xx, yy, xy = _blur(torch.stack([x, y, x * x, y * y, x * y])).unbind()
     var_x = (xx - mu_x * mu_x).clamp_min(1e-14)
@@ -25,7 +25,7 @@ def ssim(x, y):
 
 
 def _blur(maps):
-    """The Gaussian window as two convolutions, rows then columns, each map by itself."""
+    """Applies the Gaussian window to each map, as two one-dimensional convolutions."""
     offsets = torch.arange(SSIM_WINDOW, device=maps.device, dtype=maps.dtype) - SSIM_WINDOW // 2
     window = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
     window = window / window.sum()
@@ -40,5 +40,5 @@ def bce(logits, target):
 
 
 def score(x, y):
-    """The common score: 0.7 MSE + 0.3 (1 - SSIM), one number a picture."""
+    """The common score of each image: 0.7 MSE + 0.3 (1 - SSIM)."""
     return 0.7 * mse(x, y) + 0.3 * (1 - ssim(x, y))

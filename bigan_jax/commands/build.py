@@ -2,8 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import optax
@@ -15,6 +14,7 @@ from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.nn.ssim import SSIM_WINDOW
 from bigan_jax.training import schedules
 from bigan_jax.training.run import DetectorBuild
+from bigan_jax.validation import NON_NEGATIVE, require
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -38,11 +38,12 @@ def build(
             f"config.data.image_size={size}: it must be a multiple of {multiple} and larger than "
             f"SSIM's window of {SSIM_WINDOW} pixels"
         )
+    model = importlib.import_module(f"bigan_jax.models.{settings.model_name}")
     fields = dict(settings.model)
-    _check_numbers("model", fields)
+    _check_fields("model", fields, model.FIELD_RANGES)
     if "perceptual_layers" in fields:
         fields["vgg16_weights"] = settings.vgg16_weights if frozen else None
-    detector = importlib.import_module(f"bigan_jax.models.{settings.model_name}").create(
+    detector = model.create(
         shape=settings.data.image_shape,
         conditions=conditions,
         dtype=_DTYPES[settings.dtype],
@@ -91,38 +92,12 @@ def _inactive_objectives_first(objectives, phases):
     return dict(sorted(objectives.items(), key=used))
 
 
-class _Range(NamedTuple):
-    """What a number has to be, in words and as a test."""
-
-    words: str
-    holds: Callable[[object], bool]
-
-
-_COUNT = _Range("whole numbers from 1 on", lambda n: type(n) is int and n > 0)
-_ABOVE = _Range("a number above 0", lambda n: 0 < n < float("inf"))
-_DECAY = _Range("a number from 0 on and below 1", lambda n: 0 <= n < 1)
-_WEIGHT = _Range("a number from 0 on", lambda n: 0 <= n < float("inf"))
-_RANGES = {
-    **dict.fromkeys(("codes", "discriminator_hidden", "discriminator_widths", "hidden"), _COUNT),
-    **dict.fromkeys(("latent", "residual_width", "restarts", "search_steps"), _COUNT),
-    **dict.fromkeys(("width", "widths"), _COUNT),
-    **dict.fromkeys(("data_variance", "epsilon", "learning_rate", "search_rate"), _ABOVE),
-    **dict.fromkeys(("averaging", "b1", "b2", "decay"), _DECAY),
-    **dict.fromkeys(("discriminator_dropout", "search_b1"), _DECAY),
-    "feature_weight": _Range("a number from 0 to 1", lambda n: 0 <= n <= 1),
-}
-
-
-def _check_numbers(where, fields):
-    """Flax and Optax would say what is wrong with a number only when they make something of it, not
-    of which field it is, or train by it."""
+def _check_fields(prefix, fields, ranges):
+    """Flax would report a wrong value late and without the field's name, or train with it."""
     for name, value in fields.items():
-        if isinstance(value, dict):
-            _check_numbers(f"{where}.{name}", value)
-            continue
-        rule = _RANGES.get(name, _WEIGHT)
-        numbers = value if isinstance(value, tuple | list) else (value,)
-        if rule is not _COUNT:  # names and the like are not for this to judge
-            numbers = [n for n in numbers if isinstance(n, int | float)]
-        if (rule is _COUNT and not numbers) or not all(map(rule.holds, numbers)):
-            raise UserError(f"config.{where}.{name}={value!r:.200}: {rule.words}")
+        values = value if isinstance(value, list | tuple) else (value,)
+        if isinstance(value, Mapping):
+            group = dict.fromkeys(value, ranges[name]) if name in ranges else ranges
+            _check_fields(f"{prefix}.{name}", value, group)
+        elif name in ranges or (values and set(map(type, values)) <= {int, float}):
+            require(f"{prefix}.{name}", value, ranges.get(name, NON_NEGATIVE))

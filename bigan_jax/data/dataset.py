@@ -1,4 +1,4 @@
-"""What a loaded set is: arrays of equal length, in three parts."""
+"""A loaded dataset: arrays of equal length for training, calibration and test images."""
 
 from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
@@ -10,36 +10,34 @@ from bigan_jax.data.streaming import LazyImages
 
 
 class Images(NamedTuple):
-    """`n` decoded pictures; every field has one row for each."""
+    """`n` decoded images; every field has one row per image."""
 
     image: UInt8[np.ndarray, "n h w c"] | LazyImages  # 0 to 255
     label: Bool[np.ndarray, "n"]  # True: anomalous
-    group: Shaped[np.ndarray, "n"]  # patient, camera block, or the picture's own path
+    group: Shaped[np.ndarray, "n"]  # patient, camera block, or the image's own path
     condition: Int32[np.ndarray, "n"]  # index into Dataset.conditions
-    defect_type: Shaped[np.ndarray, "n"]  # "good" for normal pictures
+    defect_type: Shaped[np.ndarray, "n"]  # "good" for normal images
     path: Shaped[np.ndarray, "n"]  # relative to the data folder, forward slashes
     mask: Bool[np.ndarray, "n h w"]  # defect pixels
     has_mask: Bool[np.ndarray, "n"]  # normal (mask empty), or anomalous with a known mask
 
     def select(self, indices: Int[np.ndarray, "m"] | Bool[np.ndarray, "n"] | slice) -> "Images":
-        """The rows at `indices` (integers, a boolean mask or a slice), in that order.
-
-        Pictures that are decoded on demand stay so; only those that train are, without defects.
-        """
+        """Returns the rows at `indices` in that order; lazy images stay lazy."""
         image, *others, mask, has_mask = self
         if not isinstance(image, LazyImages):
             return Images(*(field[indices] for field in self))
         image = image.subset(indices)
-        nothing = np.broadcast_to(False, (len(image), *mask.shape[1:]))  # takes no memory
-        return Images(image, *(field[indices] for field in others), nothing, has_mask[indices])
+        # Lazy images are training images, without defects; this view takes no memory.
+        mask = np.broadcast_to(False, (len(image), *mask.shape[1:]))
+        return Images(image, *(field[indices] for field in others), mask, has_mask[indices])
 
 
 class Dataset(NamedTuple):
-    """Normal pictures to train on and to set the threshold with; a test of both kinds."""
+    """Normal images for training and calibration of the threshold; test images of both classes."""
 
     train: Images
     calibration: Images
     test: Images
     conditions: tuple[str, ...]  # such as ("bottle", "pill")
-    notes: tuple[str, ...]  # what a user should know of this load
-    open: Callable[[str], BinaryIO] | None = None  # the encoded picture of a path; None if drawn
+    notes: tuple[str, ...]  # messages to the user
+    open: Callable[[str], BinaryIO] | None = None  # the encoded image of a path; None if drawn

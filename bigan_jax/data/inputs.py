@@ -1,4 +1,4 @@
-"""New pictures as a user names them: a file, a folder, an archive, a pattern; or in memory."""
+"""Images to score: named by a file, a folder, an archive or a pattern, or given in memory."""
 
 import glob
 import tempfile
@@ -29,85 +29,96 @@ from bigan_jax.data.files.images import (
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.errors import UserError
 
-# A file, a picture of Pillow's, or an array: [h w] or [h w 1] gray, [h w 3] RGB, [h w 4] RGBA.
+# A file, a Pillow image, or an array: (h, w) or (h, w, 1) gray, (h, w, 3) RGB, (h, w, 4) RGBA.
 ImageInput = str | Path | Image.Image | UInt8[np.ndarray, "h w *c"]
 
 
 def load_images(
-    pictures: Sequence[ImageInput], form: ImageFormat
+    inputs: Sequence[ImageInput], image_format: ImageFormat
 ) -> UInt8[np.ndarray, "n size size channels"]:
-    """Pictures as `read_image` gives them. Raises UserError for the first that is none, with its
-    name or its place."""
+    """Decodes images as `read_image` does.
 
-    def read(place: int) -> np.ndarray | UnreadableFile:
-        given = pictures[place]
-        if isinstance(given, str | Path):
-            return try_read(str(given), lambda: read_image(Path(given), *form))
-        return try_read(f"picture {place}", lambda: to_format(_in_memory(given), *form))
+    Args:
+      inputs: files, Pillow images or arrays.
+      image_format: of the result.
 
-    if isinstance(pictures, str | Path | Image.Image):
-        raise UserError("one picture alone: give a list of pictures, [picture]")
-    images = map_in_threads(read, range(len(pictures)), "pictures")
-    for broken in (image for image in images if isinstance(image, UnreadableFile)):
-        raise UserError(f"{broken.path}: {broken.reason}")
-    return (
-        np.stack(images) if images else np.zeros((0, form.size, form.size, form.channels), np.uint8)
-    )
+    Raises:
+      UserError: an input is not an image. The message has the name or index of the first one.
+    """
+
+    def read(index: int) -> np.ndarray | UnreadableFile:
+        image = inputs[index]
+        if isinstance(image, str | Path):
+            return try_read(str(image), lambda: read_image(Path(image), *image_format))
+        return try_read(f"image {index}", lambda: to_format(_to_pillow(image), *image_format))
+
+    if isinstance(inputs, str | Path | Image.Image):
+        raise UserError("The images must be a list (got a single image): use [image].")
+    images = map_in_threads(read, range(len(inputs)), "images")
+    for image in images:
+        if isinstance(image, UnreadableFile):
+            raise UserError(f"{image.path}: {image.reason}")
+    size, channels, _ = image_format
+    return np.stack(images) if images else np.zeros((0, size, size, channels), np.uint8)
 
 
-def _in_memory(picture):
-    if isinstance(picture, Image.Image):
-        return picture
-    picture = np.asarray(picture)
-    gray = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
-    if picture.dtype != np.uint8 or not (gray.ndim == 2 or gray.shape[2:] in ((3,), (4,))):
-        raise UserError(f"{picture.dtype} {picture.shape} is no picture: uint8 (h, w[, 3]) is")
+def _to_pillow(image):
+    if isinstance(image, Image.Image):
+        return image
+    array = np.asarray(image)
+    gray = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if array.dtype != np.uint8 or not (gray.ndim == 2 or gray.shape[2:] in ((3,), (4,))):
+        raise UserError(
+            f"an image must be a uint8 array of shape (h, w) or (h, w, channels), with 1, 3 or 4 "
+            f"channels (got {array.dtype} {array.shape})"
+        )
     return Image.fromarray(gray)
 
 
 @contextmanager
-def open_inputs(source: str | Path, scratch: Path) -> Iterator[tuple[DataFolder, list[str]]]:
-    """A folder and the names of the pictures in it that `source` means.
+def open_inputs(source: str | Path, temporary: Path) -> Iterator[tuple[DataFolder, list[str]]]:
+    """Opens the folder of the images that `source` names, and lists their names.
 
-    source: a picture, a folder with all below it, an archive, or a pattern of pictures and folders.
-    scratch: a folder in which an archive is unpacked for as long as it is looked at.
-    Raises UserError where there is no picture.
+    Args:
+      source: an image, a folder with all below it, an archive, or a pattern of images and folders.
+      temporary: a folder in which an archive is extracted until the context ends.
+
+    Raises:
+      UserError: there is no such file, or no image.
     """
     path = resolve_path(source)
     if path.is_dir():
-        yield _all_in(open_folder(path), source)
+        yield _all_images(open_folder(path), source)
     elif not path.exists() and glob.has_magic(str(source)):
-        yield _all_in(_matching(str(source)), source)
+        yield _all_images(_open_matches(str(source)), source)
     elif not path.exists():
-        raise UserError(f"--input={source}: there is no such picture, folder or archive")
+        raise UserError(f"--input={source}: there is no such image, folder or archive.")
     elif archives.is_archive(path.name):
-        with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=scratch) as home:
-            folder = archives.extract_once(path, Path(home), storage_flag="--output=DIR")
-            yield _all_in(open_folder(folder), source)
+        with tempfile.TemporaryDirectory(prefix=".extracted-", dir=temporary) as base_dir:
+            folder = archives.extract_once(path, Path(base_dir), storage_flag="--output=DIR")
+            yield _all_images(open_folder(folder), source)
     else:
         names = [path.name] if is_remote(path) else image_names(Path(path))
         yield select_files(path.parent, names), names
 
 
-def _all_in(folder, source):
+def _all_images(folder, source):
     if not (names := folder.images()):
         suffixes = ", ".join(sorted(SUFFIXES))
-        raise UserError(f"--input={source}: no picture was found (looked for {suffixes})")
+        raise UserError(f"--input={source}: no image was found (looked for {suffixes}).")
     return folder, names
 
 
-def _matching(pattern: str) -> DataFolder:
-    """The pictures that match, and those in folders that do, relative to where wildcards begin."""
+def _open_matches(pattern: str) -> DataFolder:
+    """Opens the folder where wildcards begin, with the matching images and those in folders."""
     parts = Path(pattern).expanduser().parts
-    plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    root = resolve_path(Path(*parts[:plain]))
+    n_plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    root = resolve_path(Path(*parts[:n_plain]))
     names = []
-    for match in glob.glob(str(Path(*parts[plain:])), root_dir=root, recursive=True):
-        inside = PurePosixPath(Path(match).as_posix())
-        if (root / inside).is_dir():
-            names += [(inside / name).as_posix() for name in open_folder(root / inside).images()]
-        elif inside.name.lower().endswith(tuple(SUFFIXES)):
-            names += [
-                (inside.parent / name).as_posix() for name in image_names(Path(root / inside))
-            ]
+    for match in glob.glob(str(Path(*parts[n_plain:])), root_dir=root, recursive=True):
+        path = PurePosixPath(Path(match).as_posix())
+        if (root / path).is_dir():
+            names += [(path / name).as_posix() for name in open_folder(root / path).images()]
+        elif path.name.lower().endswith(tuple(SUFFIXES)):
+            names += [(path.parent / name).as_posix() for name in image_names(Path(root / path))]
     return select_files(root, sorted(set(names)))

@@ -1,29 +1,29 @@
-"""TODO docstring."""
+"""What is known of each image before it is decoded: its place, label, group and condition."""
 
 from typing import NamedTuple
 
 
 class ImageRecord(NamedTuple):
-    """One picture before it is decoded; `path` and `mask` are relative to the data folder."""
+    """An image that is not decoded yet; `path` and `mask` are relative to the data folder."""
 
     path: str
-    label: bool
-    group: str
-    condition: int = 0
+    label: bool  # True: anomalous
+    group: str  # images of a group are never divided between splits
+    condition: int = 0  # index into the conditions of the listing or dataset
     defect_type: str = "good"
     mask: str | None = None
-    official: str | None = None  # the part its makers put it in: TRAIN or TEST
-    camera: tuple[str, int] | None = None  # sequence and number; then the group is their block
+    official_split: str | None = None  # TRAIN or TEST, as published
+    camera: tuple[str, int] | None = None  # sequence and number; `group` is then their block
 
 
 class Listing(NamedTuple):
-    """What a folder holds; `Record.condition` is an index into `conditions`."""
+    """The images of a data folder."""
 
     records: list[ImageRecord]
-    conditions: tuple[str, ...]  # () where the folder knows of none
-    notes: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()  # conditions without normal pictures
+    conditions: tuple[str, ...]  # () if the folder defines none
+    notes: tuple[str, ...] = ()  # messages to the user
+    skipped: tuple[str, ...] = ()  # conditions without normal images
 
     def files(self) -> list[str]:
-        """The pictures and masks, sorted."""
+        """Returns the paths of all images and masks, sorted."""
         return sorted({path for r in self.records for path in (r.path, r.mask) if path})

@@ -1,13 +1,17 @@
 """The settings of a dataset: where its images are, how they are read and how they are split."""
 
+import os
 from dataclasses import dataclass
 
-from bigan_jax.data import audit
-from bigan_jax.data.layouts.base import EXPECTED
+from bigan_jax.data import audit, layouts
+from bigan_jax.data.files.images import ImageFormat
+from bigan_jax.data.layouts.base import Layout
 from bigan_jax.errors import UserError, unknown_name
-from bigan_jax.validation import COUNT, require
+from bigan_jax.validation import COUNT, DECAY, Range, require
 
-SOURCES = ("phantom", *EXPECTED)
+PHANTOM = "phantom"
+_CHANNELS = Range("1 (gray) or 3 (RGB)", lambda n: n in (1, 3))
+_IMAGE_SIZE = Range("an integer of at least 8", lambda n: isinstance(n, int) and n >= 8)
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class DataSettings:
     """The fields of `config.data`, checked.
 
     Attributes:
-      source: the dataset layout, one of SOURCES.
+      source: the name of a layout (`layouts.LAYOUTS`), or "phantom".
       dir: a folder or an archive of it, local or in a bucket (gs://, s3://); "" for the phantom.
       tfds_dir: where prepared data go; "" means TFDS_DATA_DIR or ~/tensorflow_datasets.
       category: comma list of phantom domains, MVTec categories or plant species; "" or "all" for
@@ -39,8 +43,8 @@ class DataSettings:
     """
 
     source: str
-    dir: str = ""
-    tfds_dir: str = ""
+    dir: str | os.PathLike = ""
+    tfds_dir: str | os.PathLike = ""
     category: str = ""
     image_size: int = 128
     channels: int = 1
@@ -57,22 +61,32 @@ class DataSettings:
     name: str = ""
 
     def __post_init__(self):
-        if self.source not in SOURCES:
-            raise unknown_name("data source", self.source, SOURCES)
-        if self.channels not in (1, 3):
+        sources = (PHANTOM, *layouts.LAYOUTS)
+        if self.source not in sources:
+            raise unknown_name("config.data.source", self.source, sources)
+        if self.source == PHANTOM and self.dir:
             raise UserError(
-                f"config.data.channels must be 1 (gray) or 3 (RGB) (got {self.channels})."
+                f"config.data.dir={self.dir} is not used: the images of the phantom are drawn. "
+                "Name the dataset with the layout of the folder, such as "
+                "--config=configs/cae.py:folder."
             )
-        if self.image_size < 8:
-            raise UserError(f"config.data.image_size must be at least 8 (got {self.image_size}).")
-        if self.source == "phantom" and self.dir:
-            raise UserError(
-                f"config.data.dir={self.dir}: the phantom's images are drawn. Name the dataset "
-                "that is laid out as the folder is, such as --config=configs/cae.py:folder"
-            )
+        require("data.image_size", self.image_size, _IMAGE_SIZE)
+        require("data.channels", self.channels, _CHANNELS)
+        for field in ("test_fraction", "calibration_fraction"):
+            require(f"data.{field}", getattr(self, field), DECAY)
         for field in ("phantom_normal", "phantom_anomalous"):
             require(f"data.{field}", getattr(self, field), COUNT)
         audit.validate_policy(self.duplicates)
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout of the data folder; None for the phantom."""
+        return layouts.LAYOUTS.get(self.source)
+
+    @property
+    def image_format(self) -> ImageFormat:
+        """Size, channels and contrast of the images as the networks see them."""
+        return ImageFormat(self.image_size, self.channels, self.window)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -1,200 +1,284 @@
-"""From what a user named, a folder, an archive or what TFDS has, to records and their bytes."""
+"""Where images come from: a data folder, or the phantom. Both are an `ImageSource`."""
 
 import io
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
-from jaxtyping import Shaped
+from jaxtyping import Bool, UInt8
 
+from bigan_jax.data import phantom
 from bigan_jax.data.files import archives
 from bigan_jax.data.files.folders import (
     DataFolder,
+    FileReader,
     is_remote,
     local_folder,
     open_folder,
     resolve_path,
     tfds_data_dir,
 )
-from bigan_jax.data.files.images import count_unsupported, map_in_threads
-from bigan_jax.data.files.unreadable import UnreadableFile, split_unreadable, try_read
-from bigan_jax.data.layouts.base import LEAST_NORMAL, layout_error, select_categories
-from bigan_jax.data.layouts.grouping import GROUPED
-from bigan_jax.data.layouts.listing import list_source
+from bigan_jax.data.files.images import (
+    ImageFormat,
+    count_unsupported,
+    image_size,
+    read_image,
+    read_mask,
+)
+from bigan_jax.data.files.medical import percentile_stretch
+from bigan_jax.data.files.unreadable import UnreadableFile, try_read
+from bigan_jax.data.layouts.base import MIN_NORMAL, select_categories
 from bigan_jax.data.layouts.locate import find_layout_root
-from bigan_jax.data.records import ImageRecord
+from bigan_jax.data.records import ImageRecord, Listing
 from bigan_jax.data.settings import DataSettings
-from bigan_jax.data.tfds import plant_village, prepared
-from bigan_jax.data.tfds.prepared import Prepared
+from bigan_jax.data.tfds.paths import (
+    find_tfds_dataset,
+    is_tfds_dataset,
+    prepared_path,
+    prepared_paths,
+)
 from bigan_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from bigan_jax.data.tfds.prepared import PreparedDataset
 
-class ImageSource(NamedTuple):
-    """The pictures of a source: what is known of each, and its bytes in any order."""
+Pixels = UInt8[np.ndarray, "size size channels"]
+Mask = Bool[np.ndarray, "size size"]
 
-    root: epath.Path  # what messages call it
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """The images of a dataset: a record of each, and its pixels on demand.
+
+    Attributes:
+      root: what messages call the source.
+      records: all images.
+      conditions: names, indexed by the `condition` of a record.
+      notes: messages to the user.
+      open: returns the encoded file of an image or mask by its path; None if images are drawn.
+    """
+
+    root: epath.Path | str
     records: list[ImageRecord]
     conditions: tuple[str, ...]
     notes: tuple[str, ...]
-    where: dict[str, tuple[Prepared, int, str]]  # by the path of a picture or mask
+    open: Callable[[str], BinaryIO] | None
 
-    def open(self, path: str) -> BinaryIO:
-        """The encoded picture or mask with a path of the records.
-
-        Raises UserError for one that could not be read when the data were prepared.
-        """
-        prepared, index, part = self.where[path]
-        if path in prepared.broken:
-            raise UserError(prepared.broken[path])
-        return io.BytesIO(prepared.read(index, part))
-
-    def read_all(
-        self,
-        read: Callable[[BinaryIO, str], Shaped[np.ndarray, "..."]],
-        paths: Sequence[str],
-        what: str,
-    ) -> tuple[list[Shaped[np.ndarray, "..."] | None], list[UnreadableFile]]:
-        """`read(file, path)` of all `paths`, by several threads, with a progress bar.
-
-        Returns the results in order, None for what cannot be read, and these with their reasons.
-        """
-
-        def read_one(path: str) -> Shaped[np.ndarray, "..."] | UnreadableFile:
-            return try_read(path, lambda: read(self.open(path), path))
-
-        return split_unreadable(map_in_threads(read_one, paths, what))
+    def read(
+        self, record: ImageRecord
+    ) -> tuple[Pixels | UnreadableFile, Mask | UnreadableFile | None]:
+        """Returns an image in the format of the networks, and its mask if it has one."""
 
 
-def open_source(
-    source: str, dir: str | os.PathLike, tfds_dir: str, category: str, official_split: bool
-) -> ImageSource:
-    """The pictures of a data folder, prepared on first use and whenever it has changed.
+class PhantomSource:
+    """The images of the phantom (`bigan_jax.data.phantom`), which are drawn."""
 
-    dir: a folder with the layout of `source`, or with one that has it; an archive of such; for the
-    source plant also what TFDS made of plant_village, which serves where `dir` is not there.
-    A folder that is not there, or empty, is stood in for by what was prepared from it.
-    Raises UserError for whatever the user can mend.
+    root, notes, open = "phantom", (), None
+
+    def __init__(self, settings: DataSettings):
+        """Raises UserError for an unknown category."""
+        self.conditions = tuple(select_categories(settings.category, phantom.DOMAINS))
+        self.records = phantom.records(
+            self.conditions, settings.phantom_normal, settings.phantom_anomalous
+        )
+        self._format = settings.image_format
+
+    def read(self, record: ImageRecord) -> tuple[Pixels, Mask]:
+        """Draws an image and its mask."""
+        size, channels, window = self._format
+        image, mask = phantom.draw(
+            self.conditions[record.condition],
+            phantom.index_of(record.path),
+            size,
+            channels,
+            record.defect_type if record.label else None,
+        )
+        return percentile_stretch(image) if window else image, mask
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """The images of a data folder or archive, which are read from prepared data.
+
+    `locations` has, by the path of an image or mask, the prepared dataset with it, its index and
+    its feature.
     """
-    home, given = tfds_data_dir(tfds_dir), resolve_path(dir)
-    folder, notes = _look(source, given, home)
-    if source == "plant" and plant_village.is_plant_village(given):
-        sets = [_from_village(given, home)]
-    elif folder and folder.images():
-        listings = list_source(source, folder, category)
-        sets = [_prepared(source, home, given, folder, *item) for item in listings.items()]
-    elif sets := prepared.reopen_all(source, home, given):
-        notes = (f"{given} is not there or empty: what was prepared from it in {home} is used",)
-    elif source == "plant" and (found := plant_village.find_plant_village(home)):
-        sets = [_from_village(found, home)]
-        notes = (f"{given} is not there: TFDS's own {found} is used",)
-    elif folder:
-        list_source(source, folder, category)  # raises: it is empty
-    else:
-        raise layout_error(source, f"There is no folder {given}.")
-    return _merge(source, given, sets, category, official_split, notes)
+
+    root: epath.Path
+    records: list[ImageRecord]
+    conditions: tuple[str, ...]
+    notes: tuple[str, ...]
+    image_format: ImageFormat
+    locations: dict[str, tuple["PreparedDataset", int, str]]
+
+    def open(self, path: str) -> io.BytesIO:
+        """Opens the encoded image or mask with a path of the records.
+
+        Raises:
+          UserError: it could not be read when the data were prepared.
+        """
+        dataset, index, feature = self.locations[path]
+        if path in dataset.unreadable:
+            raise UserError(dataset.unreadable[path])
+        return io.BytesIO(dataset.read(index, feature))
+
+    def read(
+        self, record: ImageRecord
+    ) -> tuple[Pixels | UnreadableFile, Mask | UnreadableFile | None]:
+        """Decodes an image and its mask. The mask of an unreadable image is not read."""
+        path, mask_path = record.path, record.mask
+        image = try_read(path, lambda: read_image(self.open(path), *self.image_format))
+        if isinstance(image, UnreadableFile) or not mask_path:
+            return image, None
+
+        def decode_mask() -> Mask:
+            size = image_size(self.open(path))
+            return read_mask(self.open(mask_path), self.image_format.size, size)
+
+        return image, try_read(mask_path, decode_mask)
 
 
 def require_data_folder(settings: DataSettings) -> None:
-    """Checks that the data folder, or what replaces a missing one, exists. JAX is not imported.
+    """Checks that the data folder, or what replaces a missing one, exists.
+
+    It imports neither JAX nor TFDS. Earlier extractions, prepared data and the TFDS dataset of the
+    layout can replace a missing folder.
 
     Raises:
       UserError: no folder is set, or it does not exist and nothing replaces it.
     """
-    source = settings.source
-    if source == "phantom":
+    if (layout := settings.layout) is None:
         return
     if not settings.dir:
-        raise layout_error(source, "No data folder was given: --config.data.dir=DIR.")
-    home, root = tfds_home(settings.tfds_dir), as_path(settings.dir)
+        raise layout.error("No data folder is set: use --config.data.dir=DIR.")
+    tfds_dir, root = tfds_data_dir(settings.tfds_dir), resolve_path(settings.dir)
     if not (
         root.exists()
-        or archives.extract_once(root, local_home(home))
-        or prepared.reopen_all(source, home, root)
-        or (source == "plant" and plant_village.find_plant_village(home))
+        or archives.extract_once(root, local_folder(tfds_dir))
+        or prepared_paths(tfds_dir, layout.builder, root)
+        or (layout.tfds_dataset and find_tfds_dataset(tfds_dir, layout.tfds_dataset))
     ):
-        raise layout_error(source, f"There is no folder {root}.")
+        raise layout.error(f"There is no folder {root}.")
 
 
-def _look(source, given, home) -> tuple[DataFolder | None, tuple[str, ...]]:
-    root = archives.extract_once(given, local_folder(home)) or given
+def open_folder_source(settings: DataSettings) -> FolderSource:
+    """Opens a data folder; its data are prepared on first use and when they have changed.
+
+    Args:
+      settings: of a source with a layout. `dir` is a folder with the layout at most a few levels
+        below, an archive of one, or the TFDS dataset of the layout.
+
+    Raises:
+      UserError: the folder is missing or has another layout, a category is unknown, there are too
+        few normal images, prepared data cannot be written, or a package is not installed.
+    """
+    require_data_folder(settings)
+    try:  # TFDS takes longer to import than the phantom to draw
+        from bigan_jax.data.tfds import class_folders, prepared
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: run pip install -e . again.") from error
+    layout = settings.layout
+    tfds_dir, root = tfds_data_dir(settings.tfds_dir), resolve_path(settings.dir)
+    folder, notes = _open_layout_root(layout, root, tfds_dir)
+
+    def prepare_folder(name: str, listing: Listing) -> "PreparedDataset":
+        path = prepared_path(tfds_dir, layout.builder, name or root.name, root)
+        fingerprint = prepared.fingerprint(listing, folder)
+        return prepared.reopen_or_prepare(layout, path, fingerprint, lambda: (listing, folder.read))
+
+    def prepare_tfds_dataset(version: epath.Path) -> "PreparedDataset":
+        def open_data() -> tuple[Listing, FileReader]:
+            class_folder = class_folders.open_class_folders(version)
+            return layout.list_folder(class_folder, "")[""], class_folder.read
+
+        path = prepared_path(tfds_dir, layout.builder, layout.tfds_dataset, version)
+        fingerprint = class_folders.fingerprint(version)
+        return prepared.reopen_or_prepare(layout, path, fingerprint, open_data)
+
+    if layout.tfds_dataset and is_tfds_dataset(root, layout.tfds_dataset):
+        datasets = [prepare_tfds_dataset(root)]
+    elif folder and folder.images():
+        listings = layout.list_folder(folder, settings.category)
+        datasets = [prepare_folder(*item) for item in listings.items()]
+    elif datasets := [
+        *filter(None, map(prepared.reopen, prepared_paths(tfds_dir, layout.builder, root)))
+    ]:
+        notes = (f"{root} is missing or empty: the data prepared from it in {tfds_dir} are used",)
+    elif layout.tfds_dataset and (version := find_tfds_dataset(tfds_dir, layout.tfds_dataset)):
+        datasets = [prepare_tfds_dataset(version)]
+        notes = (f"{root} is missing or empty: the TFDS dataset {version} is used",)
+    elif folder:
+        layout.list_folder(folder, settings.category)  # raises, as it is empty
+    else:
+        raise layout.error(f"There is no folder {root}.")
+    return _merge(settings, root, datasets, notes)
+
+
+def _open_layout_root(layout, root, tfds_dir) -> tuple[DataFolder | None, tuple[str, ...]]:
+    """Opens the folder in which the layout begins; None if there is no data folder."""
+    root = archives.extract_once(root, local_folder(tfds_dir)) or root
     if not root.is_dir():
         return None, ()
     folder = open_folder(root)
-    unread = () if is_remote(root) else _unread(Path(root))
-    inside, *others = find_layout_root(source, folder) or ("",)
-    if not inside:
-        return folder, unread
-    note = f"the layout begins in the folder {inside}"
+    notes = () if is_remote(root) else _unsupported_note(Path(root))
+    path, *others = find_layout_root(layout, folder) or ("",)
+    if not path:
+        return folder, notes
+    note = f"the layout begins in the folder {path}"
     if others:
-        note += f"; {', '.join(others)} beside it left out"
-    kept = sum(len(folder.images(f)) for f in (inside, *others))
-    if beside := len(folder.images()) - kept:
-        note += f"; {beside} pictures elsewhere in {root} are not used"
-    found = folder.subfolder(inside)
-    above = sorted(
-        {*folder.metadata_files()} - {f"{inside}/{table}" for table in found.metadata_files()}
-    )
-    notes = (f"{table} is not used: it has to lie in {inside}" for table in above)
-    return found, (note, *unread, *(notes if source in GROUPED else ()))
+        note += f"; {', '.join(others)} skipped"
+    n_used = sum(len(folder.images(name)) for name in (path, *others))
+    if n_unused := len(folder.images()) - n_used:
+        note += f"; {n_unused} images elsewhere in {root} are not used"
+    notes = (note, *notes)
+    layout_root = folder.subfolder(path)
+    if layout.reads_metadata:
+        used = {f"{path}/{file}" for file in layout_root.metadata_files()}
+        unused = sorted({*folder.metadata_files()} - used)
+        notes += tuple(f"{file} is not used: move it to {path}" for file in unused)
+    return layout_root, notes
 
 
-def _unread(root: Path) -> tuple[str, ...]:
-    kinds = count_unsupported(root)
-    told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
-    return (f"files of kinds that are not read: {told}. Make them PNG or JPEG",) if told else ()
+def _unsupported_note(root):
+    counts = ", ".join(f"{n} {suffix}" for suffix, n in sorted(count_unsupported(root).items()))
+    return (f"files in unsupported formats: {counts}. Convert them to PNG or JPEG",) * bool(counts)
 
 
-def _prepared(source, home, given, folder, name, listing) -> Prepared:
-    place = prepared.prepared_path(source, home, name or given.name, given)
-    fingerprint = prepared.fingerprint(listing, [folder.files[f] for f in listing.files()])
-    old = prepared.reopen(place)
-    if old and old.fingerprint == fingerprint:
-        return old
-    return prepared.prepare(source, place, listing, folder.read, fingerprint)
-
-
-def _from_village(found: epath.Path, home: epath.Path) -> Prepared:
-    place = prepared.prepared_path("plant", home, "plant_village", found)
-    fingerprint = plant_village.fingerprint(found)
-    old = prepared.reopen(place)
-    if old and old.fingerprint == fingerprint:
-        return old
-    folder = plant_village.open_plant_village(found)
-    (listing,) = list_source("plant", folder, "").values()
-    return prepared.prepare("plant", place, listing, folder.read, fingerprint)
-
-
-def _merge(source, given, sets, category, official_split, notes) -> ImageSource:
-    known = [c for s in sets for c in s.listing.conditions]
-    left_out = [c for s in sets for c in s.listing.left_out]
-    if category and not known + left_out:
+def _merge(settings, root, datasets, notes) -> FolderSource:
+    """Joins the prepared datasets of a folder, restricted to the selected categories."""
+    layout, category = settings.layout, settings.category.strip()
+    known = [name for dataset in datasets for name in dataset.listing.conditions]
+    skipped = [name for dataset in datasets for name in dataset.listing.skipped]
+    if category and not known + skipped:
         raise UserError(
-            f"config.data.category={category}: {given} knows no categories, as the source "
-            f"{source!r} reads it. Leave the field empty, or give a folder of those pictures alone"
+            f"config.data.category={category}: {root} has no categories when the source "
+            f"{layout.name!r} reads it. Leave the field empty, or use a folder with those images "
+            "alone."
         )
-    names = select_categories(category, known + left_out) if known or left_out else [source]
-    conditions = tuple(n for n in names if n not in left_out)
+    names = select_categories(category, known + skipped) if known + skipped else [layout.name]
+    conditions = tuple(name for name in names if name not in skipped)
     if not conditions:
-        raise layout_error(source, f"{', '.join(names)}: none has normal pictures in {given}.")
-    notes += tuple(f"{n} left out: it has no normal pictures" for n in names if n in left_out)
-    records, where = [], {}
-    for found in sets:
-        notes += found.listing.notes
-        for i, r in enumerate(found.listing.records):
-            name = found.listing.conditions[r.condition] if known else conditions[0]
+        raise layout.error(f"{', '.join(names)}: there are no normal images in {root}.")
+    notes += tuple(f"{n} skipped: it has no normal images" for n in names if n in skipped)
+    records, locations = [], {}
+    for dataset in datasets:
+        notes += dataset.listing.notes
+        for i, r in enumerate(dataset.listing.records):
+            name = dataset.listing.conditions[r.condition] if known else conditions[0]
             if name in conditions:
-                official = r.official if official_split else None
-                records.append(r._replace(condition=conditions.index(name), official=official))
-                where[r.path] = (found, i, "image")
-                where |= {r.mask: (found, i, "mask")} if r.mask else {}
-    normal = sum(not r.label for r in records)
-    if normal < LEAST_NORMAL:
-        raise layout_error(
-            source,
-            f"Only {normal} normal pictures were found in {given}; at least {LEAST_NORMAL} are "
-            "needed, and good results need hundreds.",
+                official = r.official_split if settings.official_split else None
+                condition = conditions.index(name)
+                records.append(r._replace(condition=condition, official_split=official))
+                locations[r.path] = (dataset, i, "image")
+                if r.mask:
+                    locations[r.mask] = (dataset, i, "mask")
+    n_normal = sum(not r.label for r in records)
+    if n_normal < MIN_NORMAL:
+        raise layout.error(
+            f"Only {n_normal} normal images were found in {root}. At least {MIN_NORMAL} are "
+            "required, and good results need hundreds."
         )
-    return ImageSource(given, records, conditions, notes, where)
+    return FolderSource(root, records, conditions, notes, settings.image_format, locations)

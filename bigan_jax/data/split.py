@@ -1,4 +1,4 @@
-"""Which pictures train, which calibrate, which test: decided by names and a seed alone."""
+"""The split into training, calibration and test images, by groups and a seed alone."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -9,17 +9,17 @@ from bigan_jax.data.records import ImageRecord
 from bigan_jax.errors import UserError
 
 TRAIN, CALIBRATION, TEST = "train", "calibration", "test"
-BLOCK = 100  # consecutive camera numbers that stay together
-MARGIN = 5  # camera numbers left out on each side of a border between two parts
+CAMERA_BLOCK = 100  # consecutive camera numbers that stay together
+BORDER_MARGIN = 5  # camera numbers excluded on each side of a border between two splits
 
 
-def block(sequence: str, number: int) -> str:
-    """The name of the block of camera numbers that `number` lies in."""
-    return f"{sequence} {number // BLOCK * BLOCK}"
+def camera_block(sequence: str, number: int) -> str:
+    """Returns the name of the block of camera numbers that contains `number`."""
+    return f"{sequence} {number // CAMERA_BLOCK * CAMERA_BLOCK}"
 
 
-def uniform(seed: int, group: str) -> float:
-    """A number in [0, 1) that depends on `seed` and `group` alone, on every machine."""
+def hash_to_unit(seed: int, group: str) -> float:
+    """Returns a number in [0, 1) that depends on `seed` and `group` alone, on every machine."""
     digest = blake2b(f"{seed}/{group}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
@@ -27,92 +27,105 @@ def uniform(seed: int, group: str) -> float:
 def assign_groups(
     groups: Iterable[str], seed: int, test_fraction: float, calibration_fraction: float
 ) -> dict[str, str]:
-    """The part of each group: TEST for `test_fraction` of them, CALIBRATION for
-    `calibration_fraction` of the others, TRAIN for the rest.
+    """Assigns each group to a split by its hash.
 
-    A group's part does not depend on the other groups, but for one case: a part that would be
-    empty gets the group whose hash lies closest to it (the lowest one that is left for test and
-    calibration, the highest for training). A fraction of 0 means that the part is not wanted.
+    The split of a group does not depend on the other groups, with one exception: a split that
+    would be empty gets the group with the closest hash (the lowest one that is left for test and
+    calibration, the highest one for training).
 
-    Raises UserError for fractions outside [0, 1) and for fewer groups than parts.
+    Args:
+      groups: names of groups; repeated names count once.
+      seed: of the hash.
+      test_fraction: fraction of the groups for TEST, in [0, 1); 0 leaves the split empty.
+      calibration_fraction: fraction of the remaining groups for CALIBRATION, in [0, 1); 0 leaves
+        the split empty.
+
+    Returns:
+      The split of each group.
+
+    Raises:
+      UserError: there are fewer groups than splits.
     """
-    for name, fraction in ("test", test_fraction), ("calibration", calibration_fraction):
-        if not 0 <= fraction < 1:
-            raise UserError(f"{name}_fraction is {fraction}: it must be at least 0 and below 1.")
-    order = sorted((uniform(seed, group), group) for group in set(groups))
+    order = sorted((hash_to_unit(seed, group), group) for group in set(groups))
     hashes = [value for value, _ in order]
-    tests, calibrates = test_fraction > 0, calibration_fraction > 0
-    if len(order) < 1 + tests + calibrates:
+    has_test, has_calibration = test_fraction > 0, calibration_fraction > 0
+    n_splits = 1 + has_test + has_calibration
+    if len(order) < n_splits:
         raise UserError(
-            f"The normal pictures belong to {len(order)} group(s) only, and a group (a patient, a "
-            f"camera block) is never divided: {1 + tests + calibrates} parts need as many groups. "
-            "Add pictures of other groups, or mend metadata.csv where it names too much as one."
+            f"The normal images belong to {len(order)} group(s), but {n_splits} splits need at "
+            "least one group each, and a group (a patient, a camera block) is never divided. Add "
+            "images of other groups, or correct metadata.csv if it joins unrelated images."
         )
 
-    def count(limit: float, start: int, least: int, spare: int) -> int:
-        return min(max(bisect_left(hashes, limit) - start, least), len(order) - start - spare)
+    def count(limit: float, start: int, minimum: int, reserved: int) -> int:
+        return min(max(bisect_left(hashes, limit) - start, minimum), len(order) - start - reserved)
 
-    n_test = count(test_fraction, 0, tests, 1 + calibrates)
-    border = test_fraction + (1 - test_fraction) * calibration_fraction
-    n_calibration = count(border, n_test, calibrates, 1)
-    parts = [TEST] * n_test + [CALIBRATION] * n_calibration
-    parts += [TRAIN] * (len(order) - len(parts))
-    return {group: part for (_, group), part in zip(order, parts, strict=True)}
+    n_test = count(test_fraction, 0, has_test, 1 + has_calibration)
+    limit = test_fraction + (1 - test_fraction) * calibration_fraction
+    n_calibration = count(limit, n_test, has_calibration, 1)
+    splits = [TEST] * n_test + [CALIBRATION] * n_calibration
+    splits += [TRAIN] * (len(order) - len(splits))
+    return {group: split for (_, group), split in zip(order, splits, strict=True)}
 
 
-def split(
+def split_records(
     records: list[ImageRecord], seed: int, test_fraction: float, calibration_fraction: float
 ) -> tuple[dict[str, list[ImageRecord]], tuple[str, ...]]:
-    """Deal `records` out to the three parts; returns them and notes on what was left out.
+    """Distributes images over the three splits.
 
-    Normal pictures go where their group goes (see `sides`); records with an official part keep
-    it, and calibration is then a part of official training. Anomalous pictures are test only,
-    and those of a group whose normal pictures train or calibrate are left out. So are pictures
-    within MARGIN camera numbers of a border between two blocks that went to different parts:
-    neighboring numbers often show the same thing.
+    Normal images follow their group (`assign_groups`). If there is an official split, its test
+    images stay test images, and calibration images are taken from its training images. Anomalous
+    images are test images; they are excluded if their group has normal images in training or
+    calibration. Normal images within BORDER_MARGIN camera numbers of a border between blocks of
+    different splits are excluded too, because neighboring numbers often show the same object.
+
+    Args:
+      records: the images.
+      seed: of the assignment of groups.
+      test_fraction: of the normal images, in [0, 1); ignored if there is an official split.
+      calibration_fraction: of the normal images that are not test images, in [0, 1).
+
+    Returns:
+      The images of TRAIN, CALIBRATION and TEST, and notes on what was excluded.
+
+    Raises:
+      UserError: there are too few groups, or a split that should have normal images has none.
     """
-    divisible = {r.group for r in records if not r.label and r.official != TEST}
-    official = any(r.official for r in records)
-    side = assign_groups(divisible, seed, 0 if official else test_fraction, calibration_fraction)
+    divisible = {r.group for r in records if not r.label and r.official_split != TEST}
+    if any(r.official_split for r in records):
+        test_fraction = 0.0
+    split_of = assign_groups(divisible, seed, test_fraction, calibration_fraction)
 
-    def at_border(r: ImageRecord) -> bool:
+    def is_at_border(r: ImageRecord) -> bool:
         sequence, number = r.camera
-        near = (block(sequence, number - MARGIN), block(sequence, number + MARGIN))
-        return any(side.get(b, side[r.group]) != side[r.group] for b in near)
+        blocks = (camera_block(sequence, number + d) for d in (-BORDER_MARGIN, BORDER_MARGIN))
+        return any(split_of.get(b, split_of[r.group]) != split_of[r.group] for b in blocks)
 
-    parts = {TRAIN: [], CALIBRATION: [], TEST: []}
-    left_out = Counter()
+    splits = {TRAIN: [], CALIBRATION: [], TEST: []}
+    excluded = Counter()
     for r in records:
-        part = side.get(r.group, TEST)
-        if r.label and part != TEST:
-            left_out["anomalous pictures whose group has normal pictures in training"] += 1
-        elif not r.label and r.camera and at_border(r):
-            left_out["normal pictures at borders between camera blocks of different parts"] += 1
+        split = split_of.get(r.group, TEST)
+        if r.label and split != TEST:
+            excluded["anomalous images whose group has normal images in training"] += 1
+        elif not r.label and r.camera and is_at_border(r):
+            excluded["normal images at borders between camera blocks of different splits"] += 1
         else:
-            parts[part].append(r)
-    test_wanted = test_fraction > 0 and not official
-    wanted = {TRAIN: True, CALIBRATION: calibration_fraction > 0, TEST: test_wanted}
-    for part, chosen in parts.items():
-        if wanted[part] and not any(not r.label for r in chosen):
+            splits[split].append(r)
+    fractions = {TRAIN: 1, CALIBRATION: calibration_fraction, TEST: test_fraction}
+    n_normal = {name: sum(not r.label for r in chosen) for name, chosen in splits.items()}
+    for name, fraction in fractions.items():
+        if fraction > 0 and not n_normal[name]:
             raise UserError(
-                f"No normal picture is left for {part}: too few groups, or a fraction too small. "
-                "Add pictures or choose another split_seed."
+                f"No normal image is left for {name}: there are too few groups, or the fraction is "
+                "too small. Add images or choose another config.data.split_seed."
             )
-    notes = [f"{count} {what} left out" for what, count in left_out.items()]
-    fractions = {TEST: test_fraction if test_wanted else 0, CALIBRATION: calibration_fraction}
-    return parts, (*notes, *_uneven(parts, fractions))
-
-
-def _uneven(parts, fractions):
-    """Notes on parts that got less than half or more than twice the share that was asked for."""
-    count = {part: sum(not r.label for r in chosen) for part, chosen in parts.items()}
-    whole = {TEST: sum(count.values()), CALIBRATION: count[TRAIN] + count[CALIBRATION]}
-    notes = []
-    for part, verb in (TEST, "test"), (CALIBRATION, "calibrate"):
-        asked, has, all_normals = fractions[part], count[part], whole[part]
-        if asked and not asked / 2 <= has / all_normals <= 2 * asked:
+    notes = [f"{count} {what} excluded" for what, count in excluded.items()]
+    totals = {TEST: sum(n_normal.values()), CALIBRATION: n_normal[TRAIN] + n_normal[CALIBRATION]}
+    for name, total in totals.items():
+        requested, n = fractions[name], n_normal[name]
+        if requested and not requested / 2 <= n / total <= 2 * requested:
             notes.append(
-                f"{has} of {all_normals} normal pictures {verb}, where {100 * asked:g} % were "
-                "asked for: chance deals out their groups; another config.data.split_seed may help"
+                f"{n} of {total} normal images are {name} images, but {100 * requested:g} % were "
+                "requested: chance assigns their groups. Another config.data.split_seed may help."
             )
-    return notes
+    return splits, tuple(notes)

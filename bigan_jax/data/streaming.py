@@ -1,5 +1,4 @@
-"""Training pictures that do not fit into memory: decoded when a batch asks for them, read ahead of
-the step that needs them."""
+"""Training images that do not fit into memory: decoded on demand and prefetched."""
 
 import copy
 import os
@@ -18,9 +17,9 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class LazyImages:
-    """Stands where an array of n pictures would, and holds none of them.
+    """An array of `n` images that are decoded when they are indexed.
 
-    Indexing decodes, in a pool of threads; `len`, `shape` and `dtype` are those of the array.
+    A pool of threads decodes them. `len`, `shape` and `dtype` are those of the array.
     """
 
     dtype = np.dtype(np.uint8)
@@ -31,8 +30,13 @@ class LazyImages:
         names: Sequence[str],
         shape: tuple[int, int, int],
     ):
-        """read: decodes the i-th picture; threads call it. names: of each, for the error that it
-        cannot be read. shape: (h, w, c) of every picture."""
+        """Describes the images; none is decoded.
+
+        Args:
+          read: decodes the image of an index; called by several threads.
+          names: of the images, for errors.
+          shape: (h, w, c) of every image.
+        """
         self.shape = (len(names), *shape)
         self._read, self._names = read, names
         self._rows = np.arange(len(names))
@@ -44,55 +48,62 @@ class LazyImages:
     def __getitem__(
         self, indices: int | slice | Int[np.ndarray, "m"] | Bool[np.ndarray, "n"]
     ) -> UInt8[np.ndarray, "m h w c"]:
-        """The pictures at `indices`, read as NumPy reads them; one of shape [h, w, c] for an int.
+        """Decodes the images at `indices`, as NumPy reads them; shape (h, w, c) for an integer.
 
-        Raises UserError that names the first picture that cannot be read.
+        Raises:
+          UserError: an image cannot be read; the message has its name.
         """
         rows = self._rows[indices]
         if rows.ndim == 0:
             return self._decode(rows)
         images = np.empty((len(rows), *self.shape[1:]), np.uint8)
 
-        def fill(place: int) -> None:
-            images[place] = self._decode(rows[place])
+        def fill(i: int) -> None:
+            images[i] = self._decode(rows[i])
 
         for _ in self._threads.map(fill, range(len(rows))):
             pass
         return images
 
     def subset(self, indices: Int[np.ndarray, "m"] | Bool[np.ndarray, "n"] | slice) -> "LazyImages":
-        """The pictures at `indices`, none of them decoded yet."""
-        part = copy.copy(self)
-        part._rows = self._rows[indices]
-        part.shape = (len(part._rows), *self.shape[1:])
-        return part
+        """Returns the images at `indices`, still not decoded."""
+        images = copy.copy(self)
+        images._rows = self._rows[indices]
+        images.shape = (len(images._rows), *self.shape[1:])
+        return images
 
     def _decode(self, row):
         try:
             return self._read(int(row))
-        except Exception as error:  # decoders of broken files raise nearly anything
+        except Exception as error:  # decoders raise nearly any exception for a corrupt file
             raise UserError(
-                f"The picture {self._names[row]} cannot be read: {error or type(error).__name__}\n"
-                "Mend or remove it and start again: training goes on from its last checkpoint."
+                f"The image {self._names[row]} cannot be read: {error or type(error).__name__}\n"
+                "Fix or remove it and run the same command again: training resumes from its last "
+                "checkpoint."
             ) from error
 
 
 def prefetch(
     read: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2
 ) -> Iterator[Result]:
-    """`read(item)` for each item, in order, by a thread that is at most `ahead` items ahead.
+    """Yields `read(item)` for each item in order, read ahead by a thread.
 
-    What `read` raises is raised here, at its turn. The thread has ended when the iterator has, or
-    when it is closed: close it (`contextlib.closing`) where a loop may be left early.
+    Exceptions of `read` are raised when their result is due. The thread ends with the iterator:
+    close it (`contextlib.closing`) if a loop may end early.
+
+    Args:
+      read: called by the thread.
+      items: arguments of `read`.
+      ahead: maximum number of results that are read in advance.
     """
     items = iter(items)
-    thread = ThreadPoolExecutor(1, "read-ahead")
+    thread = ThreadPoolExecutor(1, "prefetch")
     try:
-        waiting = deque(thread.submit(read, item) for item in islice(items, ahead))
-        while waiting:
-            result = waiting.popleft().result()
-            # Only now, so that no more than `ahead` results are alive beside the one handed out.
-            waiting.extend(thread.submit(read, item) for item in islice(items, 1))
+        pending = deque(thread.submit(read, item) for item in islice(items, ahead))
+        while pending:
+            result = pending.popleft().result()
+            # Only now, so that at most `ahead` results exist in addition to the one yielded.
+            pending.extend(thread.submit(read, item) for item in islice(items, 1))
             yield result
             del result
     finally:

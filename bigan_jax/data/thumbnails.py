@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Small summaries of images: thumbnails, and the means of their corners."""
 
 import numpy as np
 from jaxtyping import Float
@@ -7,27 +7,27 @@ from jaxtyping import Float
 def thumbnails(
     images: Float[np.ndarray, "n h w c"], size: int = 16
 ) -> Float[np.ndarray, "n features"]:
-    """Pictures averaged by area to `size` x `size`, flattened; any picture size will do."""
+    """Averages images by area to `size` x `size` pixels, and flattens them.
+
+    Image sizes need not be multiples of `size`.
+    """
     rows, columns = (_area_average(length, size) for length in images.shape[1:3])
-    count, height, width, channels = images.shape
-    low = rows @ images.reshape(count, height, width * channels)
-    low = low.reshape(count, size, width, channels)
-    return np.einsum("niwc,jw->nijc", low, columns, optimize=True).reshape(count, -1)
+    n, height, width, channels = images.shape
+    low = rows @ images.reshape(n, height, width * channels)
+    low = low.reshape(n, size, width, channels)
+    return np.einsum("niwc,jw->nijc", low, columns, optimize=True).reshape(n, -1)
 
 
 def corners(images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n features"]:
-    """The mean of each corner, a sixteenth of the picture long (8x8 at 128x128), flattened."""
+    """Returns the means of the four corners, each a sixteenth of the sides (8x8 at 128x128)."""
     height, width = (max(1, length // 16) for length in images.shape[1:3])
-    top_bottom, left_right = (
-        (slice(height), slice(-height, None)),
-        (slice(width), slice(-width, None)),
-    )
-    means = [images[:, y, x].mean((1, 2)) for y in top_bottom for x in left_right]
+    rows, columns = (slice(height), slice(-height, None)), (slice(width), slice(-width, None))
+    means = [images[:, y, x].mean((1, 2)) for y in rows for x in columns]
     return np.concatenate(means, axis=1)
 
 
 def _area_average(length: int, size: int) -> Float[np.ndarray, "size length"]:
-    """Rows that average `length` pixels to `size` cells, sharing pixels that straddle an edge."""
+    """Weights that average `length` pixels to `size` cells; an edge may divide a pixel."""
     edge = np.arange(size + 1) * length / size
     pixel = np.arange(length)
     overlap = np.minimum(edge[1:, None], pixel + 1) - np.maximum(edge[:-1, None], pixel)

@@ -17,7 +17,7 @@ from bigan_jax.errors import UserError
 from bigan_jax.evaluation.result import EvaluationResult, is_name, read_evaluation
 from bigan_jax.metrics.image import auroc
 from bigan_jax.runtime.files import read_bounded
-from bigan_jax.runtime.run_config import FORMAT, check_format, fill_missing_fields
+from bigan_jax.runtime.run_config import FORMAT, require_format
 
 _MAX_CONFIG_BYTES = 16 * 2**20
 _MAX_TABLE_BYTES = 64 * 2**20
@@ -67,9 +67,8 @@ def _read_config(workdir):
         config = _read_json_object(workdir / "config.json")
     except UserError:
         return {}, None
-    check_format(config.pop("format", FORMAT), "config.json")
+    require_format(config.pop("format", FORMAT), "config.json")
     try:
-        fill_missing_fields(config)
         return flat_fields(config), _total_epochs(config)
     except (UserError, AttributeError, TypeError):
         return {}, None

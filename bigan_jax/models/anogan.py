@@ -1,11 +1,13 @@
-"""AnoGAN: a DCGAN of normal pictures, and for each test picture a search for the code nearest it.
+"""AnoGAN: a DCGAN of normal images, and for each test image a search for its latent code.
 
 Schlegl et al. 2017, "Unsupervised Anomaly Detection with Generative Adversarial Networks to Guide
-Marker Discovery", Sec. 2; reference implementation LeeDoYup/AnoGAN-tf, model.py, whose 5x5 kernels
-are 4x4 here, as everywhere else in this project. 8,820,418 parameters at 128x128x1.
+Marker Discovery", Sec. 2; reference implementation LeeDoYup/AnoGAN-tf, model.py. Its 5x5 kernels
+are 4x4 here, as in all detectors of this project.
 
-Networks see and make pictures in [-1, 1], as the reference's do: the weights of the search's two
-terms belong to that range. `reconstruct` gives [0, 1].
+8,820,418 parameters at 128x128x1.
+
+The networks take and return images in [-1, 1], as in the reference: the weights of the two terms of
+the search are for that range. `reconstruct` returns images in [0, 1].
 """
 
 from typing import NamedTuple
@@ -19,14 +21,31 @@ from bigan_jax.detector import Detector, LatentSearch, Objective
 from bigan_jax.nn import losses
 from bigan_jax.nn.losses import spread_logs
 from bigan_jax.nn.networks import DCGANEncoder, DCGANGenerator
+from bigan_jax.validation import DECAY, POSITIVE, POSITIVE_INTEGER, UNIT
+
+FIELD_RANGES = {
+    "latent": POSITIVE_INTEGER,
+    "widths": POSITIVE_INTEGER,
+    "search_steps": POSITIVE_INTEGER,
+    "search_rate": POSITIVE,
+    "search_b1": DECAY,
+    "feature_weight": UNIT,
+    "restarts": POSITIVE_INTEGER,
+}
 
 
-class Found(NamedTuple):
-    """What the search holds of each picture."""
+class SearchState(NamedTuple):
+    """The state of the latent search for a batch of images.
+
+    Attributes:
+      codes: the current codes of each image.
+      adam: Adam's state, separate for each image.
+      features: discriminator features of the images, which the search does not change.
+    """
 
     codes: Float[Array, "b restarts z"]
-    adam: PyTree  # Adam's state of each picture, so that none shares another's moments
-    features: Float[Array, "b i j d"]  # D's of the picture itself, which the search does not change
+    adam: PyTree
+    features: Float[Array, "b i j d"]
 
 
 def create(
@@ -42,13 +61,20 @@ def create(
     feature_weight: float = 0.1,
     restarts: int = 1,
 ) -> Detector:
-    """Generator and discriminator of a DCGAN, and the search that scores.
+    """Creates the generator and discriminator of a DCGAN, and the search that scores images.
 
-    shape: (height, width, channels); height and width divisible by 2 ** len(widths).
-    widths: of the discriminator; the generator's are the same in reverse.
-    search_steps, search_rate, search_b1: of the search's Adam.
-    feature_weight: of the difference of D's features; the rest goes to that of the pictures.
-    restarts: searches for each picture from as many codes, of which the best counts.
+    Args:
+      shape: (height, width, channels); height and width divisible by 2 ** len(widths).
+      conditions: number of conditions; not used.
+      dtype: of the computations.
+      latent: size of the code.
+      widths: channels of the discriminator's convolutions; the generator has them in reverse.
+      search_steps: number of steps of the search.
+      search_rate: learning rate of the search's Adam.
+      search_b1: decay of the first moment of the search's Adam.
+      feature_weight: weight of the difference of discriminator features, from 0 to 1; the
+        difference of images has the rest.
+      restarts: number of initial codes per image; the best result is used.
     """
     networks = {
         "generator": DCGANGenerator(shape, widths[::-1], dtype=dtype),
@@ -59,27 +85,27 @@ def create(
     def generated(net, keys):
         return net("generator", jax.vmap(lambda key: _prior(key, latent))(keys))
 
-    def judge(net, pictures):
-        return net("discriminator", pictures)[0][:, 0]
+    def logits(net, images):
+        return net("discriminator", images)[0][:, 0]
 
     def discriminator_loss(net, batch, keys):
-        real = judge(net, _signed(batch.image))
-        fake = judge(net, generated(net, keys))
+        real = logits(net, _signed(batch.image))
+        fake = logits(net, generated(net, keys))
         return losses.bce(real, 1) + losses.bce(fake, 0), losses.discriminator_logs(real, fake)
 
     def generator_loss(net, batch, keys):
-        pictures = generated(net, keys)
-        return losses.bce(judge(net, pictures), 1), spread_logs(pictures, _signed(batch.image))
+        images = generated(net, keys)
+        return losses.bce(logits(net, images), 1), spread_logs(images, _signed(batch.image))
 
     # --- scoring ---
 
     def distance(net, batch, features, codes) -> Float[Array, "b restarts"]:
-        """How far the pictures of the codes are from the batch's, in pixels and D's features."""
-        pictures = net("generator", codes.reshape(-1, latent))
-        _, their_features = net("discriminator", pictures)
-        residual = _absolute_difference(_signed(batch.image), pictures)
+        """Distance of the codes' images from the batch, in pixels and discriminator features."""
+        images = net("generator", codes.reshape(-1, latent))
+        _, generated_features = net("discriminator", images)
+        residual = _absolute_difference(_signed(batch.image), images)
         return (1 - feature_weight) * residual + feature_weight * _absolute_difference(
-            features, their_features
+            features, generated_features
         )
 
     def start(net, batch, keys):
@@ -89,13 +115,13 @@ def create(
             )
         )(keys)
         _, features = net("discriminator", _signed(batch.image))
-        return Found(codes, jax.vmap(adam.init)(codes), features)
+        return SearchState(codes, jax.vmap(adam.init)(codes), features)
 
-    def step(net, batch, found):
-        # The gradient of the sum over pictures is each picture's own: networks are in inference.
-        gradient = jax.grad(lambda codes: distance(net, batch, found.features, codes).sum())
-        changes, state = jax.vmap(adam.update)(gradient(found.codes), found.adam)
-        return found._replace(codes=found.codes + changes, adam=state)
+    def step(net, batch, search):
+        # In inference mode images do not depend on each other, nor do the gradients of the sum.
+        gradient = jax.grad(lambda codes: distance(net, batch, search.features, codes).sum())
+        updates, adam_state = jax.vmap(adam.update)(gradient(search.codes), search.adam)
+        return search._replace(codes=search.codes + updates, adam=adam_state)
 
     def distances(net, batch):
         return distance(net, batch, batch.latent.features, batch.latent.codes)
@@ -121,7 +147,7 @@ def create(
 
 
 def _prior(key: Key[Array, ""], latent: int) -> Float[Array, "z"]:
-    """Uniform, as in the paper and the reference: 500 steps of 1e-3 reach most of it."""
+    """Uniform in [-1, 1], as in the paper; 500 steps of 1e-3 reach most of that range."""
     return jax.random.uniform(key, (latent,), minval=-1, maxval=1)
 
 
@@ -132,6 +158,6 @@ def _signed(image):
 def _absolute_difference(
     x: Float[Array, "b h w c"], candidates: Float[Array, "n h w c"]
 ) -> Float[Array, "b restarts"]:
-    """Summed over all but the first axis; n = b * restarts, those of one picture together."""
+    """Sums over all axes but the first; n = b * restarts, those of one image are adjacent."""
     candidates = candidates.reshape(len(x), -1, *x.shape[1:])
     return jnp.abs(x[:, None] - candidates).sum((2, 3, 4))

@@ -1,13 +1,13 @@
-"""BiGAN, the classical one: E and G learn to fool a discriminator of pairs, and nothing else.
+"""BiGAN: encoder E and generator G are trained only to fool a discriminator of pairs.
 
-Donahue et al. 2016, "Adversarial Feature Learning", Sec. 3; for anomalies Zenati et al. 2018,
-"Efficient GAN-Based Anomaly Detection", Sec. 3, and their reference implementation
-houssamzenati/Efficient-GAN-Anomaly-Detection, bigan/mnist_utilities.py, whose start from N(0, 0.02)
-and whose dropout in D keep the game in balance. Sizes are those of the Improved BiGAN, so that the
-two differ in what was improved. 42,248,514 parameters at 128x128x1.
+Donahue et al. 2016, "Adversarial Feature Learning", Sec. 3; for anomaly detection Zenati et al.
+2018, "Efficient GAN-Based Anomaly Detection", Sec. 3, and their reference implementation
+houssamzenati/Efficient-GAN-Anomaly-Detection, bigan/mnist_utilities.py. Its initial weights from
+N(0, 0.02) and its dropout in D keep the training stable. Sizes are those of the Improved BiGAN, so
+that the two differ only in the improvements. 42,248,514 parameters at 128x128x1.
 
-G's statistics for scoring are those of pictures from the prior, not from E's codes: that is the
-function that D has judged, and if E's codes leave the prior it should show.
+For scoring, G's BatchNorm statistics are those of codes from the prior, not of E's codes: D was
+trained with that function, and codes of E that leave the prior should raise the score.
 """
 
 import flax.linen as nn
@@ -18,6 +18,17 @@ from bigan_jax.detector import Detector, Objective
 from bigan_jax.nn import losses
 from bigan_jax.nn.losses import discriminator_logs, spread_logs, standard_normal
 from bigan_jax.nn.networks import ConvDecoder, ConvEncoder, JointDiscriminator
+from bigan_jax.validation import DECAY, POSITIVE_INTEGER, UNIT
+
+FIELD_RANGES = {
+    "latent": POSITIVE_INTEGER,
+    "widths": POSITIVE_INTEGER,
+    "discriminator_widths": POSITIVE_INTEGER,
+    "discriminator_hidden": POSITIVE_INTEGER,
+    "discriminator_dropout": DECAY,
+    "feature_weight": UNIT,
+    "averaging": DECAY,
+}
 
 
 def create(
@@ -33,15 +44,22 @@ def create(
     feature_weight: float = 0.1,
     averaging: float = 0.999,
 ) -> Detector:
-    """Encoder E, generator G and discriminator D(x, z).
+    """Creates encoder E, generator G and discriminator D(x, z).
 
-    shape: (height, width, channels); height and width divisible by 2 ** len(widths).
-    widths: of E; those of G are the same in reverse.
-    discriminator_dropout: of every layer of D in training, as in the reference implementation:
-        without, D knows some hundred pictures by heart within a few epochs.
-    feature_weight: of the difference of D's features in the native score; the rest goes to that of
-        the pictures.
-    averaging: decay of the moving average of weights that scores; 0 scores with the last weights.
+    Args:
+      shape: (height, width, channels); height and width divisible by 2 ** len(widths).
+      conditions: number of conditions; not used.
+      dtype: of the computations.
+      latent: size of the code.
+      widths: channels of E's convolutions; G has them in reverse.
+      discriminator_widths: channels of D's convolutions.
+      discriminator_hidden: size of D's dense layers.
+      discriminator_dropout: dropout rate of every layer of D in training, as in the reference
+        implementation. Without dropout, D memorizes some hundred images within a few epochs.
+      feature_weight: weight of the difference of D's features in the model's own score, from 0 to
+        1; the difference of images has the rest.
+      averaging: decay of the moving average of weights that is used for scoring; 0 uses the last
+        weights.
     """
     init = {"dtype": dtype, "kernel_init": nn.initializers.normal(0.02)}  # DCGAN's
     networks = {
@@ -53,12 +71,12 @@ def create(
     }
 
     def pairs(net, batch, keys):
-        """D's logits of (x, E(x)) and of (G(z), z), and the pictures G(z)."""
+        """Returns D's logits of (x, E(x)) and of (G(z), z), and the images G(z)."""
         x, z = batch.image, standard_normal(keys, latent)
-        of_real, of_fake = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in (1, 2))
+        real_keys, fake_keys = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in (1, 2))
         generated = net("generator", z)
-        real, _ = net("discriminator", x, net("encoder", x), of_real)
-        fake, _ = net("discriminator", generated, z, of_fake)
+        real, _ = net("discriminator", x, net("encoder", x), real_keys)
+        fake, _ = net("discriminator", generated, z, fake_keys)
         return real, fake, generated
 
     def discriminator_loss(net, batch, keys):
@@ -74,11 +92,11 @@ def create(
 
     def native_score(net, batch, keys):
         x, code = batch.image, net("encoder", batch.image)
-        again = net("generator", code)
+        reconstruction = net("generator", code)
         _, features = net("discriminator", x, code)
-        _, their_features = net("discriminator", again, code)
-        residual = jnp.abs(x - again).sum((1, 2, 3))
-        difference = jnp.abs(features - their_features).sum(1)
+        _, reconstruction_features = net("discriminator", reconstruction, code)
+        residual = jnp.abs(x - reconstruction).sum((1, 2, 3))
+        difference = jnp.abs(features - reconstruction_features).sum(1)
         return (1 - feature_weight) * residual + feature_weight * difference
 
     return Detector(

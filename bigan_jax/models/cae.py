@@ -1,6 +1,7 @@
-"""Convolutional autoencoder: the paper's CNN-AE.
+"""Convolutional autoencoder, the paper's CNN-AE.
 
-Shape after MedIAnomaly's ae.py (Cai et al. 2024), where the latent size matters more than widths.
+The architecture follows MedIAnomaly's ae.py (Cai et al. 2024), where the latent size matters more
+than the widths.
 
 5,590,017 parameters at 128x128x1.
 """
@@ -10,6 +11,9 @@ import jax.numpy as jnp
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.nn import losses
 from bigan_jax.nn.networks import ConvDecoder, ConvEncoder
+from bigan_jax.validation import POSITIVE_INTEGER
+
+FIELD_RANGES = {"latent": POSITIVE_INTEGER, "widths": POSITIVE_INTEGER}
 
 
 def create(
@@ -20,9 +24,16 @@ def create(
     latent: int = 128,
     widths: tuple[int, ...] = (32, 64, 128, 256),
 ) -> Detector:
-    """An encoder of 4x4 stride-2 convolutions, a dense code, and its mirror, trained on MSE.
+    """Creates an encoder of 4x4 convolutions with stride 2, a dense code, and a mirrored decoder.
 
-    shape: (height, width, channels); height and width divisible by 2 ** len(widths).
+    The loss is the mean squared error.
+
+    Args:
+      shape: (height, width, channels); height and width divisible by 2 ** len(widths).
+      conditions: number of conditions; not used.
+      dtype: of the computations.
+      latent: size of the code.
+      widths: channels of the encoder's convolutions; the decoder has them in reverse.
     """
     networks = {
         "encoder": ConvEncoder(latent, widths, dtype=dtype),

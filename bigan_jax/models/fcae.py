@@ -1,7 +1,7 @@
-"""Fully connected autoencoder: the paper's FCAE.
+"""Fully connected autoencoder, the paper's FCAE.
 
-17,124,480 parameters at 128x128x1, nearly all in the first layer and the last: one weight for each
-pair of pixel and hidden unit.
+17,124,480 parameters at 128x128x1, nearly all of them in the first and the last layer, which have
+one weight for each pair of a pixel and a hidden unit.
 """
 
 import math
@@ -13,12 +13,15 @@ from jaxtyping import Array, Float
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.nn import losses
 from bigan_jax.nn.blocks import BatchNorm, leaky_relu
+from bigan_jax.validation import POSITIVE_INTEGER
+
+FIELD_RANGES = {"hidden": POSITIVE_INTEGER}
 
 
 class DenseStack(nn.Module):
-    """Dense layers with BatchNorm and LeakyReLU after all but the last: [b, n] -> [b, widths[-1]].
+    """Dense layers, all but the last followed by BatchNorm and LeakyReLU.
 
-    Computes in `dtype`, returns float32.
+    Maps [b, n] to [b, widths[-1]]; computes in `dtype` and returns float32.
     """
 
     widths: tuple[int, ...]
@@ -39,10 +42,14 @@ def create(
     dtype: jnp.dtype = jnp.float32,
     hidden: tuple[int, ...] = (512, 256, 128),
 ) -> Detector:
-    """Dense layers down to a code and back to pixels, trained on MSE.
+    """Creates dense layers from pixels to a code and back, trained on the mean squared error.
 
-    shape: (height, width, channels), any.
-    hidden: widths on the way down; the last is the code's.
+    Args:
+      shape: (height, width, channels), any.
+      conditions: number of conditions; not used.
+      dtype: of the computations.
+      hidden: widths of the encoder's layers, the last of which is the code; the decoder has them
+        in reverse.
     """
     networks = {
         "encoder": DenseStack(tuple(hidden), dtype=dtype),

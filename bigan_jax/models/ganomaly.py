@@ -1,12 +1,16 @@
-"""GANomaly: an autoencoder whose pictures are encoded again; normal ones give the same code twice.
+"""GANomaly: an autoencoder with a second encoder of its reconstructions.
+
+The score is the difference of the two codes, which is small for normal images.
 
 Akcay et al. 2018, "GANomaly: Semi-Supervised Anomaly Detection via Adversarial Training", Sec. 3;
-reference implementation samet-akcay/ganomaly, lib/networks.py and lib/model.py. Not anomalib's
-variant, which matches D's outputs and not its features. 49,515,648 parameters at 128x128x1.
+reference implementation samet-akcay/ganomaly, lib/networks.py and lib/model.py. Unlike anomalib's
+variant, it compares the features of the discriminator D, not its outputs.
 
-Networks see and make pictures in [-1, 1], as the reference's do: the loss weights belong to that
-range. `reconstruct` gives [0, 1]. The reference starts D anew when its loss falls below 1e-5; here
-health.py warns long before.
+49,515,648 parameters at 128x128x1.
+
+The networks take and return images in [-1, 1], as in the reference: the loss weights are for that
+range. `reconstruct` returns images in [0, 1]. The reference reinitializes D when its loss falls
+below 1e-5; here training/health.py warns long before.
 """
 
 import jax.numpy as jnp
@@ -17,8 +21,11 @@ from bigan_jax.errors import UserError
 from bigan_jax.nn import losses
 from bigan_jax.nn.losses import spread_logs
 from bigan_jax.nn.networks import DCGANEncoder, DCGANGenerator
+from bigan_jax.validation import POSITIVE_INTEGER
 
-_SMALLEST = 4  # pixels a side where the encoder's convolutions end
+FIELD_RANGES = {"latent": POSITIVE_INTEGER, "width": POSITIVE_INTEGER}
+
+_SMALLEST = 4  # pixels; side of the encoder's last feature map
 
 
 def create(
@@ -32,25 +39,30 @@ def create(
     reconstruction_weight: float = 50.0,
     code_weight: float = 1.0,
 ) -> Detector:
-    """Two encoders, the generator between them, and a discriminator of the encoders' shape.
+    """Creates two encoders, the generator between them, and a discriminator of the same shape.
 
-    shape: (height, width, channels); height and width the same power of two, 8 or more.
-    width: channels of the first convolution; each one doubles them, down to 4x4 pixels.
-    adversarial_weight: of the difference of D's features (squared).
-    reconstruction_weight: of the difference of pictures (absolute).
-    code_weight: of the difference of the two codes (squared).
+    Args:
+      shape: (height, width, channels); height and width the same power of two, 8 or more.
+      conditions: number of conditions; not used.
+      dtype: of the computations.
+      latent: size of the codes.
+      width: channels of the first convolution; each further one doubles them, down to 4x4 pixels.
+      adversarial_weight: weight of the squared difference of D's features.
+      reconstruction_weight: weight of the absolute difference of images.
+      code_weight: weight of the squared difference of the two codes.
 
-    Raises UserError for pictures of another shape.
+    Raises:
+      UserError: the shape is another.
     """
     widths = tuple(width << i for i in range((shape[0] // _SMALLEST).bit_length() - 1))
     if not widths or shape[:2] != (_SMALLEST << len(widths),) * 2:
         raise UserError(
-            f"GANomaly halves its pictures down to {_SMALLEST}x{_SMALLEST}: config.data.image_size "
-            f"must be 8, 16, 32, 64, 128 or so on, not {shape[0]}"
+            "config.data.image_size must be a power of two from 8 on for GANomaly, which halves "
+            f"images down to {_SMALLEST}x{_SMALLEST} pixels (got {shape[0]})."
         )
 
     def encoder(features):
-        # A 4x4 convolution of a 4x4 map, which the reference ends with, is a dense layer.
+        # The reference ends with a 4x4 convolution of a 4x4 map, which is a dense layer.
         return DCGANEncoder(features, widths, use_bias=False, dtype=dtype)
 
     networks = {
@@ -60,17 +72,17 @@ def create(
         "discriminator": encoder(1),
     }
 
-    def through(net, x):
-        """(the picture again, its code, the code of the picture again)"""
+    def autoencode(net, x):
+        """Returns the reconstruction, the code, and the code of the reconstruction."""
         code, _ = net("encoder", x)
-        again = net("generator", code)
-        return again, code, net("second_encoder", again)[0]
+        reconstruction = net("generator", code)
+        return reconstruction, code, net("second_encoder", reconstruction)[0]
 
     def generator_loss(net, batch, keys):
         x = _signed(batch.image)
-        again, code, second_code = through(net, x)
+        reconstruction, code, second_code = autoencode(net, x)
         _, features = net("discriminator", x)
-        _, their_features = net("discriminator", again)
+        _, reconstruction_features = net("discriminator", reconstruction)
         loss, terms = losses.weighted_sum(
             {
                 "features": adversarial_weight,
@@ -78,17 +90,17 @@ def create(
                 "code": code_weight,
             },
             {
-                "features": losses.mse(features, their_features).mean(),
-                "mae": losses.mae(x, again).mean(),
+                "features": losses.mse(features, reconstruction_features).mean(),
+                "mae": losses.mae(x, reconstruction).mean(),
                 "code": jnp.square(code - second_code).mean(),
             },
         )
-        return loss, terms | spread_logs(again, x)
+        return loss, terms | spread_logs(reconstruction, x)
 
     def discriminator_loss(net, batch, keys):
         x = _signed(batch.image)
-        again = lax.stop_gradient(net("generator", net("encoder", x)[0]))
-        real, fake = (net("discriminator", pictures)[0][:, 0] for pictures in (x, again))
+        reconstruction = lax.stop_gradient(net("generator", net("encoder", x)[0]))
+        real, fake = (net("discriminator", y)[0][:, 0] for y in (x, reconstruction))
         return losses.bce(real, 1) + losses.bce(fake, 0), losses.discriminator_logs(real, fake)
 
     def reconstruct(net, batch, keys):
@@ -96,7 +108,7 @@ def create(
         return (net("generator", code) + 1) / 2
 
     def native_score(net, batch, keys):
-        _, code, second_code = through(net, _signed(batch.image))
+        _, code, second_code = autoencode(net, _signed(batch.image))
         return jnp.square(code - second_code).mean(1)
 
     return Detector(

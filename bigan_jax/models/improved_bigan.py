@@ -1,7 +1,8 @@
-"""The paper's Improved BiGAN: attention, residual skips, two phases, a perceptual loss.
+"""The paper's Improved BiGAN: attention, residual connections, two phases, a perceptual loss.
 
 Das et al., "Leveraging GANs, Autoencoders and their Combined Deep Learning Architectures for
-Anomaly Detection in Multi-Domain Image Data", Sec. III. What the paper leaves open is a field.
+Anomaly Detection in Multi-Domain Image Data", Sec. III. Details that the paper leaves
+open are config fields.
 
 34,253,084 parameters at 128x128x1, 19,927,361 of them in D.
 """
@@ -16,11 +17,20 @@ from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.nn import losses, ssim
 from bigan_jax.nn.losses import discriminator_logs, spread_logs, standard_normal
 from bigan_jax.nn.networks import ConvDecoder, ConvEncoder, JointDiscriminator
-from bigan_jax.nn.vgg16 import weights as pretrained
+from bigan_jax.nn.vgg16 import weights as vgg16
 from bigan_jax.nn.vgg16.network import VGG16
+from bigan_jax.validation import COUNT, POSITIVE_INTEGER
+
+FIELD_RANGES = {
+    "latent": POSITIVE_INTEGER,
+    "widths": POSITIVE_INTEGER,
+    "discriminator_widths": POSITIVE_INTEGER,
+    "discriminator_hidden": POSITIVE_INTEGER,
+    "se_ratio": COUNT,
+}
 
 _POOLS = ("average", "flatten")
-_PAPERS_WEIGHTS = {"mse": 0.5, "mae": 0.2, "perceptual": 0.2, "ssim": 0.1}
+_PAPER_WEIGHTS = {"mse": 0.5, "mae": 0.2, "perceptual": 0.2, "ssim": 0.1}
 
 
 def create(
@@ -38,25 +48,36 @@ def create(
     pool: str = "average",
     perceptual_layers: tuple[str, ...] = ("relu3_3",),
     unit_features: bool = True,
-    reconstruction_terms: Mapping[str, float] = _PAPERS_WEIGHTS,
+    reconstruction_terms: Mapping[str, float] = _PAPER_WEIGHTS,
     adversarial_weight: float = 0.01,
     reconstruction_weight: float = 10.0,
 ) -> Detector:
-    """Encoder E, generator G and discriminator D(x, z); VGG16 where the perceptual term has weight.
+    """Creates encoder E, generator G, discriminator D(x, z), and VGG16 for the perceptual term.
 
-    shape: (height, width, channels); height and width divisible by 2 ** len(widths).
-    vgg16_weights: a file, "" for those of the installed package (vgg16.load), or None for a
-      detector that only scores.
-    se_ratio: of squeeze-and-excitation in E and G; 0 leaves it out.
-    residual: the Add around each stage of G.
-    pool: how E ends: "average" (global average pooling) or "flatten".
-    unit_features: whether VGG16's features are scaled (losses.unit_features) before they are
-      compared.
-    reconstruction_terms: weights of mse, mae, perceptual and ssim; a term of weight 0 is left out.
-    adversarial_weight, reconstruction_weight: of the loss by which E and G play against D.
+    Args:
+      shape: (height, width, channels); height and width divisible by 2 ** len(widths).
+      conditions: number of conditions; not used.
+      dtype: of the computations.
+      vgg16_weights: a file of weights, "" for those of the installed package
+        (vgg16.weights.load_weights), or None for a detector that only scores.
+      latent: size of the code.
+      widths: channels of E's convolutions; G has half of each, in reverse.
+      discriminator_widths: channels of D's convolutions.
+      discriminator_hidden: size of D's dense layers.
+      se_ratio: reduction ratio of squeeze-and-excitation in E and G; 0 for none.
+      residual: whether each stage of G has a residual connection.
+      pool: last pooling of E: "average" (global average pooling) or "flatten" (none).
+      perceptual_layers: VGG16 layers of the perceptual term.
+      unit_features: whether VGG16's features are scaled (losses.unit_features) before they are
+        compared.
+      reconstruction_terms: weights of mse, mae, perceptual and ssim; a term of weight 0 is not
+        computed.
+      adversarial_weight: weight of the adversarial term in the adversarial loss of E and G.
+      reconstruction_weight: weight of the reconstruction terms in that loss.
 
-    Raises UserError for another `pool`, for no reconstruction term at all, and where VGG16's
-    weights are needed and missing.
+    Raises:
+      UserError: `pool` is unknown, all reconstruction terms have weight 0, or VGG16's weights are
+        needed and missing.
     """
     if pool not in _POOLS:
         raise unknown_name("config.model.pool", pool, _POOLS)
@@ -79,13 +100,13 @@ def create(
     weights = {name: weight for name, weight in reconstruction_terms.items() if weight}
     if not weights:
         raise UserError(
-            "every one of config.model.reconstruction_terms has weight 0: raise one of "
+            "config.model.reconstruction_terms are all 0. Set a weight above 0 for one of "
             + ", ".join(reconstruction_terms)
         )
     if "perceptual" in weights and vgg16_weights is None:
         networks["vgg16"] = VGG16(perceptual_layers, dtype=dtype, unit_features=unit_features)
     elif "perceptual" in weights:
-        loaded = pretrained.load_weights(vgg16_weights, perceptual_layers)
+        loaded = vgg16.load_weights(vgg16_weights, perceptual_layers)
         networks["vgg16"] = VGG16(perceptual_layers, loaded.convention, dtype, unit_features)
         frozen["vgg16"] = {"params": loaded.params}
 
@@ -101,8 +122,8 @@ def create(
         if "ssim" in weights:
             terms["ssim"] = ssim.ssim_error(x, y).mean()
         if "perceptual" in weights:
-            target, found = lax.stop_gradient(net("vgg16", x)), net("vgg16", y)
-            terms["perceptual"] = losses.perceptual(target, found).mean()
+            target, features = lax.stop_gradient(net("vgg16", x)), net("vgg16", y)
+            terms["perceptual"] = losses.perceptual(target, features).mean()
         return losses.weighted_sum(weights, terms)
 
     def reconstruction_loss(net, batch, keys):

@@ -1,16 +1,18 @@
-"""Variational autoencoder (Kingma and Welling 2014), and two that are values of it.
+"""Variational autoencoder (Kingma and Welling 2014), beta-VAE and conditional VAE.
 
 With `beta` above 1 it is the beta-VAE (Higgins et al. 2017, Eq. 4). With `conditional` it is the
-conditional VAE (Sohn et al. 2015, Sec. 4.1; for anomalies Uzunova et al. 2018): encoder and decoder
-also see what is known of a picture whether normal or not, such as its species, plane or category.
+conditional VAE (Sohn et al. 2015, Sec. 4.1; for anomaly detection Uzunova et al. 2018): encoder and
+decoder also get a class label that is known of normal and anomalous images alike, such as the
+species, plane or category.
 
 Reduction: the squared error is SUMMED over pixels and channels, the KL divergence SUMMED over the
-code's dimensions, and both are averaged over the batch. With beta = 1 that is the negative evidence
-lower bound for Gaussian pixels of variance 1/2, up to a constant. A mean over pixels would make
-beta in effect height * width * channels times as large: 16,384 times at 128x128x1.
+dimensions of the code, and both are averaged over the batch. With beta = 1 this is the negative
+evidence lower bound for Gaussian pixels of variance 1/2, up to a constant. A mean over pixels would
+make beta in effect height * width * channels times as large: 16,384 times at 128x128x1.
 
-The trunk is the CAE's. 7,687,297 parameters at 128x128x1, as the conditional one has with one
-condition. Reconstruction, and so every score, decodes the mean code and draws no noise.
+The networks are the CAE's. 7,687,297 parameters at 128x128x1; the conditional VAE has as many if
+there is one condition. Reconstructions, and therefore scores, decode the mean of the code without
+noise.
 """
 
 import math
@@ -22,9 +24,12 @@ from jaxtyping import Array, Float
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.nn import losses
 from bigan_jax.nn.networks import ConvDecoder, ConvEncoder
+from bigan_jax.validation import POSITIVE_INTEGER
 
-# Log-variances stay within +-20, softly: what a network gives is kept to 2 % up to +-5, and neither
-# exp() of it nor the sum over a thousand dimensions overflows.
+FIELD_RANGES = {"latent": POSITIVE_INTEGER, "widths": POSITIVE_INTEGER}
+
+# Log-variances are bounded softly by +-20. Up to +-5 they change by at most 2 %, and neither exp()
+# nor a sum over a thousand dimensions overflows.
 _LOG_VARIANCE_LIMIT = 20.0
 
 
@@ -38,31 +43,38 @@ def create(
     beta: float = 1.0,
     conditional: bool = False,
 ) -> Detector:
-    """The CAE with a Gaussian code, trained on the evidence lower bound.
+    """Creates a CAE with a Gaussian code, trained on the evidence lower bound.
 
-    shape: (height, width, channels); height and width divisible by 2 ** len(widths).
-    beta: weight of the KL divergence, for the reduction above.
-    conditional: the condition goes into the encoder, as one constant plane a condition beside the
-        picture, and into the decoder, one-hot beside the code. With one condition this is the VAE.
+    Args:
+      shape: (height, width, channels); height and width divisible by 2 ** len(widths).
+      conditions: number of conditions in the data set.
+      dtype: of the computations.
+      latent: size of the code.
+      widths: channels of the encoder's convolutions; the decoder has them in reverse.
+      beta: weight of the KL divergence, for the reduction in the module's docstring.
+      conditional: whether the networks get the condition: the encoder as one constant plane per
+        condition, concatenated with the image, the decoder one-hot, concatenated with the code.
+        With one condition this is the VAE.
     """
     networks = {
         "encoder": ConvEncoder(2 * latent, widths, dtype=dtype),
         "decoder": ConvDecoder(shape, widths[-1], widths[-2::-1], dtype=dtype),
     }
-    told_apart = conditions if conditional and conditions > 1 else 0
+    # Number of condition planes.
+    depth = conditions if conditional and conditions > 1 else 0
 
-    def known(batch):
-        return jax.nn.one_hot(batch.condition, told_apart)  # [b, 0] where nothing is told apart
+    def one_hot(batch):
+        return jax.nn.one_hot(batch.condition, depth)  # [b, 0] without conditions
 
     def encode(net, batch):
-        condition = known(batch)[:, None, None, :]
-        planes = jnp.broadcast_to(condition, (*batch.image.shape[:3], told_apart))
+        condition = one_hot(batch)[:, None, None, :]
+        planes = jnp.broadcast_to(condition, (*batch.image.shape[:3], depth))
         code = net("encoder", jnp.concatenate([batch.image, planes], axis=-1))
         mean, log_variance = jnp.split(code, 2, axis=-1)
         return mean, soft_limit(log_variance)
 
     def decode(net, batch, code):
-        return net("decoder", jnp.concatenate([code, known(batch)], axis=-1))
+        return net("decoder", jnp.concatenate([code, one_hot(batch)], axis=-1))
 
     def reconstruct(net, batch, keys):
         mean, _ = encode(net, batch)
@@ -80,9 +92,9 @@ def create(
         objectives={"elbo": Objective(("encoder", "decoder"), negative_elbo)},
         reconstruct=reconstruct,
     )
-    if conditional and not told_apart:
+    if conditional and not depth:
         detector = detector._replace(
-            notes=("these pictures are all of one condition: the conditional VAE is a VAE here",)
+            notes=("all images have the same condition, so the conditional VAE is a VAE here",)
         )
     return detector
 
@@ -90,11 +102,13 @@ def create(
 def kl_from_prior(
     mean: Float[Array, "b z"], log_variance: Float[Array, "b z"]
 ) -> Float[Array, "b"]:
-    """KL(N(mean, variance) || N(0, I)) in nats, summed over dimensions (Kingma and Welling 2014,
-    Appendix B)."""
+    """Returns KL(N(mean, variance) || N(0, I)) in nats, summed over dimensions.
+
+    Kingma and Welling 2014, Appendix B.
+    """
     return 0.5 * (jnp.square(mean) + jnp.expm1(log_variance) - log_variance).sum(-1)
 
 
 def soft_limit(log_variance: Float[Array, "b z"]) -> Float[Array, "b z"]:
-    """Bounds log-variances smoothly, so that a far one still has a gradient to come back by."""
+    """Bounds log-variances smoothly, so that the gradient of large ones does not vanish."""
     return _LOG_VARIANCE_LIMIT * jnp.tanh(log_variance / _LOG_VARIANCE_LIMIT)

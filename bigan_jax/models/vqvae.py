@@ -1,12 +1,13 @@
 """VQ-VAE: an autoencoder whose code is a map of entries of a learned codebook.
 
-Van den Oord et al. 2017, Sec. 3; shape, weights and codebook after sonnet's vqvae.py
-(VectorQuantizerEMA) and its CIFAR-10 example. Ours: the sigmoid at the end.
+Van den Oord et al. 2017, Sec. 3; architecture, loss weights and codebook follow sonnet's vqvae.py
+(VectorQuantizerEMA) and its CIFAR-10 example. The sigmoid at the end is an addition.
 
-Reduction: squared error averaged over pixels, channels and batch and divided by `data_variance`;
-commitment averaged over the batch, positions and dimensions of the code. As in sonnet.
+Reduction: the squared error is averaged over pixels, channels and the batch and divided by
+`data_variance`; the commitment loss is averaged over the batch, positions and dimensions of the
+code. As in sonnet.
 
-658,625 parameters at 128x128x1, and beside them a codebook of 512 vectors of 64 numbers.
+658,625 parameters at 128x128x1, and a codebook of 512 vectors of 64 numbers.
 """
 
 from typing import NamedTuple
@@ -21,31 +22,51 @@ from bigan_jax.detector import Detector, Objective
 from bigan_jax.nn import losses
 from bigan_jax.nn.blocks import BATCH_AXIS, Downsample, Upsample
 from bigan_jax.nn.convolutions import conv1x1, conv3x3
+from bigan_jax.validation import COUNT, DECAY, POSITIVE, POSITIVE_INTEGER
 
-# An entry is dead when its moving average of uses a step is below this: it was never used or, at a
-# decay of 0.99, not for the 460 steps since it was re-seeded or used once a step.
+FIELD_RANGES = {
+    "widths": POSITIVE_INTEGER,
+    "residual_layers": COUNT,
+    "residual_width": POSITIVE_INTEGER,
+    "latent": POSITIVE_INTEGER,
+    "codes": POSITIVE_INTEGER,
+    "decay": DECAY,
+    "epsilon": POSITIVE,
+    "data_variance": POSITIVE,
+}
+
+# An entry is dead when the moving average of its uses per step is below this: it was never used,
+# or, at a decay of 0.99, not for 460 steps since it was reset or was used once a step.
 DEAD_BELOW = 0.01
 
 
 class Quantized(NamedTuple):
-    """What the codebook makes of the encoder's output."""
+    """The quantized output of the encoder.
 
-    code: Float[Array, "b h w d"]  # nearest vectors; their gradient goes straight to the encoder
-    commitment: Float[Array, ""]  # mean squared distance of the encoder's output from them
-    perplexity: Float[Array, ""]  # of the entries' use in the batch on all devices; 1 to size
-    dead: Float[Array, ""]  # entries that are hardly used any more
+    Attributes:
+      code: nearest codebook vectors, with a straight-through gradient to the encoder.
+      commitment: mean squared distance of the encoder's output from these vectors.
+      perplexity: of the use of entries in the batch on all devices, from 1 to their number.
+      dead: number of entries that are hardly used.
+    """
+
+    code: Float[Array, "b h w d"]
+    commitment: Float[Array, ""]
+    perplexity: Float[Array, ""]
+    dead: Float[Array, ""]
 
 
 class Codebook(nn.Module):
-    """Vectors that follow the encoder's outputs by moving averages (van den Oord, Appendix A.1).
+    """A codebook updated by moving averages of the encoder's outputs (van den Oord, Appendix A.1).
 
-    As in sonnet the averages start from nothing and are debiased, so that an entry which the first
-    batch does not use falls to the origin. All is float32 and, in training, over all devices.
+    As in sonnet, the averages start at 0 and are debiased, so an entry that the first batch does
+    not use moves to the origin. All values are float32 and, in training, cover all devices.
 
-    size: number of entries.
-    decay: of the moving averages of each entry's uses and of the sum of the outputs it stands for.
-    epsilon: added to each count of uses (Laplace smoothing).
-    reseed_dead: put each dead entry at a random output of the batch.
+    Attributes:
+      size: number of entries.
+      decay: of the moving averages of each entry's uses and of the sum of its assigned outputs.
+      epsilon: added to each count of uses (Laplace smoothing).
+      reseed_dead: whether dead entries are set to random outputs of the batch.
     """
 
     size: int
@@ -64,32 +85,32 @@ class Codebook(nn.Module):
         weight = self.variable("codebook", "weight", jnp.zeros, ())
 
         flat = lax.stop_gradient(outputs).reshape(-1, depth)
-        chosen = nearest(flat, vectors.value)
-        nearby = vectors.value[chosen].reshape(outputs.shape)
-        assigned = jax.nn.one_hot(chosen, self.size)
-        now_used = over_devices(assigned.sum(0), train)
+        indices = nearest(flat, vectors.value)
+        quantized = vectors.value[indices].reshape(outputs.shape)
+        assigned = jax.nn.one_hot(indices, self.size)
+        batch_uses = sum_over_devices(assigned.sum(0), train)
 
         if train:
-            # The moving average of one: 1 - decay ** step, by which the others are debiased.
+            # The moving average of 1, which is 1 - decay ** step, debiases the others.
             weight.value = self.decay * weight.value + 1 - self.decay
             rate = (1 - self.decay) / weight.value
-            now_sums = over_devices(jnp.matmul(assigned.T, flat, precision="highest"), train)
-            uses.value += rate * (now_used - uses.value)
-            sums.value += rate * (now_sums - sums.value)
+            batch_sums = sum_over_devices(jnp.matmul(assigned.T, flat, precision="highest"), train)
+            uses.value += rate * (batch_uses - uses.value)
+            sums.value += rate * (batch_sums - sums.value)
         dead = uses.value < DEAD_BELOW
         if train:
             if self.reseed_dead:
-                seeds = draw(keys, flat.reshape(len(outputs), -1, depth), self.size)
+                resets = draw_outputs(keys, flat.reshape(len(outputs), -1, depth), self.size)
                 uses.value = jnp.where(dead, 1.0, uses.value)
-                sums.value = jnp.where(dead[:, None], seeds, sums.value)
+                sums.value = jnp.where(dead[:, None], resets, sums.value)
             total = uses.value.sum()
             smoothed = (uses.value + self.epsilon) / (total + self.size * self.epsilon) * total
             vectors.value = sums.value / smoothed[:, None]
 
         return Quantized(
-            code=outputs + lax.stop_gradient(nearby - outputs),
-            commitment=jnp.square(outputs - nearby).mean(),
-            perplexity=perplexity(now_used),
+            code=outputs + lax.stop_gradient(quantized - outputs),
+            commitment=jnp.square(outputs - quantized).mean(),
+            perplexity=perplexity(batch_uses),
             dead=dead.sum().astype(jnp.float32),
         )
 
@@ -99,7 +120,7 @@ class Codebook(nn.Module):
 
 
 class ResidualStack(nn.Module):
-    """`layers` times ReLU, 3x3 convolution, ReLU, 1x1 convolution, Add; a ReLU at the end."""
+    """Residual blocks of ReLU, 3x3 convolution, ReLU and 1x1 convolution; a ReLU at the end."""
 
     layers: int
     width: int
@@ -114,7 +135,7 @@ class ResidualStack(nn.Module):
 
 
 class QuantizingEncoder(nn.Module):
-    """Picture to quantized code: a strided convolution a width, 3x3, residual layers, 1x1."""
+    """Encodes images: a strided convolution per width, 3x3, residual blocks, 1x1, codebook."""
 
     widths: tuple[int, ...]
     residual_layers: int
@@ -137,7 +158,7 @@ class QuantizingEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder's mirror, to a picture in [0, 1]."""
+    """Decodes codes to images in [0, 1]; mirrors the encoder."""
 
     channels: int
     widths: tuple[int, ...]
@@ -171,14 +192,23 @@ def create(
     data_variance: float = 0.06,
     reseed_dead: bool = False,
 ) -> Detector:
-    """Encoder with its codebook, and decoder, trained on squared error and commitment.
+    """Creates encoder, codebook and decoder, trained on the squared error and commitment loss.
 
-    shape: (height, width, channels); height and width divisible by 2 ** len(widths).
-    latent, codes: length and number of the codebook's vectors.
-    decay, epsilon, reseed_dead: of the Codebook.
-    commitment: weight of the pull of the encoder's outputs to their vectors.
-    data_variance: of the pixels, by which the squared error is divided. 0.06 is sonnet's for
-        CIFAR-10; gray pictures in [0, 1] have about as much.
+    Args:
+      shape: (height, width, channels); height and width divisible by 2 ** len(widths).
+      conditions: number of conditions; not used.
+      dtype: of the computations outside of the codebook.
+      widths: channels of the encoder's strided convolutions; the decoder has them in reverse.
+      residual_layers: number of residual blocks in the encoder, and in the decoder.
+      residual_width: channels of their 3x3 convolutions.
+      latent: length of the codebook's vectors.
+      codes: number of the codebook's vectors.
+      decay: see `Codebook`.
+      epsilon: see `Codebook`.
+      commitment: weight of the loss that pulls the encoder's outputs to their vectors.
+      data_variance: variance of the pixels, by which the squared error is divided. 0.06 is
+        sonnet's value for CIFAR-10; gray images in [0, 1] have about the same.
+      reseed_dead: see `Codebook`.
     """
     codebook = Codebook(codes, decay, epsilon, reseed_dead)
     residual = (residual_layers, residual_width)
@@ -209,35 +239,37 @@ def create(
 
 
 def nearest(outputs: Float[Array, "n d"], vectors: Float[Array, "k d"]) -> Int[Array, "n"]:
-    """Index of the vector nearest to each output; the first of equals."""
+    """Returns the index of the nearest vector of each output, the first one of equals."""
     products = jnp.matmul(outputs, vectors.T, precision="highest")
     return (jnp.square(vectors).sum(-1) - 2 * products).argmin(-1)
 
 
 def perplexity(uses: Float[Array, "k"]) -> Float[Array, ""]:
-    """How many entries, evenly used, would be as various: exp of the entropy, 1 to k."""
+    """Returns exp of the entropy of the use of entries: from 1 to k, which is even use."""
     return jnp.exp(jax.scipy.special.entr(uses / uses.sum()).sum())
 
 
-def over_devices(x: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
-    """The sum over devices; outside training there is no axis to sum over."""
+def sum_over_devices(x: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
+    """Returns the sum over devices in training; otherwise there is no axis to sum over."""
     return lax.psum(x, BATCH_AXIS) if train else x
 
 
-def draw(
+def draw_outputs(
     keys: Key[Array, "b"], outputs: Float[Array, "b n d"], count: int
 ) -> Float[Array, "count d"]:
-    """`count` random outputs of the batch on all devices, the same ones on each of them.
+    """Draws `count` random outputs of the batch on all devices, the same ones on each of them.
 
-    Each picture offers one of its outputs and casts a lot for each place; the highest lot wins.
+    For each draw every image proposes one of its outputs with a random priority, and the proposal
+    of the highest priority is taken.
     """
 
-    def offer(key, own):
-        lot, place = jax.random.split(key)
-        return jax.random.uniform(lot, count), own[jax.random.randint(place, count, 0, len(own))]
+    def propose(key, image_outputs):
+        priority_key, index_key = jax.random.split(key)
+        index = jax.random.randint(index_key, count, 0, len(image_outputs))
+        return jax.random.uniform(priority_key, count), image_outputs[index]
 
-    lots, offered = jax.vmap(offer)(keys, outputs)  # [b, count], [b, count, d]
-    won = lots == lax.pmax(lots.max(0), BATCH_AXIS)
-    winners = lax.psum(won.sum(0), BATCH_AXIS)  # more than one only where lots are equal
-    total = lax.psum(jnp.where(won[..., None], offered, 0).sum(0), BATCH_AXIS)
-    return total / winners[:, None]
+    priorities, proposals = jax.vmap(propose)(keys, outputs)  # [b, count], [b, count, d]
+    selected = priorities == lax.pmax(priorities.max(0), BATCH_AXIS)
+    n_selected = lax.psum(selected.sum(0), BATCH_AXIS)  # above 1 only for equal priorities
+    total = lax.psum(jnp.where(selected[..., None], proposals, 0).sum(0), BATCH_AXIS)
+    return total / n_selected[:, None]

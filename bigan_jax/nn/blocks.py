@@ -1,7 +1,7 @@
-"""Building blocks that the detectors share: normalization, attention, stages, trunks.
+"""Building blocks of several detectors: normalization, attention, encoder and decoder stages.
 
-Pictures are NHWC. Every module is called with `train`: True normalizes by the batch's own
-statistics and collects them, False normalizes by the collected ones.
+Images are NHWC. Modules take `train`: with True, BatchNorm normalizes by the batch's statistics and
+collects them; with False it uses the collected ones.
 """
 
 from functools import partial
@@ -14,25 +14,26 @@ from jaxtyping import Array, Float, Key
 
 from bigan_jax.nn.convolutions import Downsample, Initializer, Upsample
 
-# The axis that train steps are mapped over: statistics are those of the batch on all devices.
+# The axis over which training steps are mapped: statistics are of the batch on all devices.
 BATCH_AXIS = "batch"
 
-# Momentum 0: the collection holds the last batch's statistics and nothing older. No inference uses
-# them; detector.with_statistics averages them over the training pictures first.
+# Momentum 0: the collection holds the last batch's statistics only. They are averaged over the
+# training images before inference uses them.
 BatchNorm = partial(nn.BatchNorm, momentum=0.0, epsilon=1e-5, axis_name=BATCH_AXIS)
 
 leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
 
 
-# --- attention and residuals ----------------------------------------------------------------------
-
-
 def dropout(
     keys: Key[Array, "b"], features: Float[Array, "b *d"], rate: float
 ) -> Float[Array, "b *d"]:
-    """Drops each number with probability `rate` and scales the others up to the same mean.
+    """Sets each value to 0 with probability `rate` and scales the others to keep the mean.
 
-    keys: one a picture: unlike flax's, the mask does not depend on how a batch is spread.
+    Args:
+      keys: one per image; unlike Flax's dropout, the mask does not depend on how a batch is
+        divided among devices.
+      features: values of any shape after the batch axis.
+      rate: from 0 to below 1.
     """
     keep = jax.vmap(lambda key: random.bernoulli(key, 1 - rate, features.shape[1:]))(keys)
     return jnp.where(keep, features / (1 - rate), 0)
@@ -41,7 +42,8 @@ def dropout(
 class SqueezeExcite(nn.Module):
     """Channel attention: global average pool, two dense layers, multiply (Hu et al. 2018, Sec. 3).
 
-    ratio: the channels are squeezed by this factor between the two layers.
+    Attributes:
+      ratio: factor by which the first dense layer reduces the channels.
     """
 
     ratio: int = 16
@@ -56,14 +58,17 @@ class SqueezeExcite(nn.Module):
         return features * gate[:, None, None, :]
 
 
-def dense(features, dtype, kernel_init):
+def dense(features: int, dtype: jnp.dtype | None, kernel_init: Initializer | None) -> nn.Dense:
+    """Returns a dense layer; without `kernel_init` it has Flax's default initializer."""
     return nn.Dense(features, dtype=dtype, kernel_init=kernel_init or nn.linear.default_kernel_init)
 
 
 class EncoderStage(nn.Module):
-    """Halves the picture: strided convolution, BatchNorm, LeakyReLU, SE.
+    """Halves height and width: strided convolution, BatchNorm, LeakyReLU, squeeze-and-excitation.
 
-    se_ratio: squeeze-and-excitation's ratio; 0 leaves it out.
+    Attributes:
+      se_ratio: ratio of squeeze-and-excitation; 0 for none.
+      normalize: whether there is a BatchNorm.
     """
 
     features: int
@@ -82,10 +87,11 @@ class EncoderStage(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Doubles the picture: transposed convolution, BatchNorm, LeakyReLU, SE, residual Add.
+    """Doubles height and width: transposed convolution, BatchNorm, LeakyReLU, SE, residual.
 
-    se_ratio: squeeze-and-excitation's ratio; 0 leaves it out.
-    residual: add the stage's input, projected to its width and enlarged, to its output.
+    Attributes:
+      se_ratio: ratio of squeeze-and-excitation; 0 for none.
+      residual: whether the input, projected to the stage's width and upsampled, is added.
     """
 
     features: int
@@ -101,10 +107,7 @@ class DecoderStage(nn.Module):
         if self.se_ratio:
             y = SqueezeExcite(self.se_ratio, dtype=self.dtype)(y)
         if self.residual:
-            # Projected before it is enlarged: the same numbers as after, at a quarter of the cost.
+            # Projected before it is upsampled: the same values at a quarter of the cost.
             skip = nn.Dense(self.features, use_bias=False, dtype=self.dtype)(x)
             y = y + skip.repeat(2, axis=1).repeat(2, axis=2)
         return y
-
-
-# --- trunks ---------------------------------------------------------------------------------------

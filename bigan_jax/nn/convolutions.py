@@ -1,12 +1,11 @@
-"""4x4 convolutions of stride 2 and their adjoints, 3x3 and 1x1 ones, in the forms in which XLA is
-fast.
+"""4x4 convolutions of stride 2 and their adjoints, and 3x3 and 1x1 ones, in fast implementations.
 
-A convolution, its adjoint and its kernel's gradient are each other's derivatives: what of three
-things is given two makes the third. Left to automatic differentiation XLA:CPU takes the weight
-gradient of a transposed convolution with a reversed window, for which it has no fast kernel: 30 to
-50 times slower than the same numbers taken as the adjoint's weight gradient, as here. Nor is its
-own weight gradient of a convolution fast on every processor: docs/cpu.md has times. On a GPU
-cuDNN's kernels are the fastest, but for pictures, whose few channels they pad: docs/gpu.md.
+A convolution, its adjoint and its kernel gradient are each other's derivatives, and all derivatives
+here are defined that way. With automatic differentiation, XLA:CPU would compute the weight gradient
+of a transposed convolution with a reversed window, for which it has no fast kernel: 30 to 50 times
+slower than the same numbers as the weight gradient of the adjoint. XLA's own weight gradient of a
+convolution is slow on some CPUs too (times in docs/cpu.md). On a GPU, cuDNN's kernels are the
+fastest, except for images, whose few channels they pad (docs/gpu.md).
 """
 
 from collections.abc import Callable
@@ -28,24 +27,24 @@ def downsample(
 ) -> Float[Array, "b h/2 w/2 d"]:
     """Convolution with stride 2 and one pixel of zero padding. `h` and `w` are even."""
     channels, depth = kernel.shape[2:]
-    by_grid = min(4 * channels, depth) <= _SLOW if _on_cpu() else _sees_picture(kernel)
-    return (_space_to_depth_downsample if by_grid else _direct_downsample)(image, kernel)
+    use_grid = min(4 * channels, depth) <= _GRID_CHANNELS if _on_cpu() else _is_at_image(kernel)
+    return (_space_to_depth_downsample if use_grid else _direct_downsample)(image, kernel)
 
 
 @jax.custom_vjp
 def upsample(
     code: Float[Array, "b h w d"], kernel: Float[Array, "4 4 c d"]
 ) -> Float[Array, "b 2*h 2*w c"]:
-    """The adjoint of `downsample`: flax's ConvTranspose with transpose_kernel=True, "SAME"."""
-    by_grid = _on_cpu() or _sees_picture(kernel)
-    return (_space_to_depth_upsample if by_grid else _direct_upsample)(code, kernel)
+    """The adjoint of `downsample`: Flax's ConvTranspose with transpose_kernel=True and "SAME"."""
+    use_grid = _on_cpu() or _is_at_image(kernel)
+    return (_space_to_depth_upsample if use_grid else _direct_upsample)(code, kernel)
 
 
 @jax.custom_vjp
 def _kernel_gradient(image, code):
-    """[b, h, w, c] and [b, h/2, w/2, d] -> [4, 4, c, d]: of `downsample`, and of `upsample`."""
-    by_grid = _on_cpu() or _few(image, code)
-    return (_space_to_depth_kernel_gradient if by_grid else _direct_kernel_gradient)(image, code)
+    """Kernel gradient of both: [b, h, w, c] and [b, h/2, w/2, d] -> [4, 4, c, d]."""
+    use_grid = _on_cpu() or _few_channels(image, code)
+    return (_space_to_depth_kernel_gradient if use_grid else _direct_kernel_gradient)(image, code)
 
 
 @jax.custom_vjp
@@ -53,7 +52,7 @@ def same(
     image: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
 ) -> Float[Array, "b h w d"]:
     """Convolution with stride 1 and one pixel of zero padding."""
-    if _on_cpu() or not _sees_picture(kernel):
+    if _on_cpu() or not _is_at_image(kernel):
         return _direct_same(image, kernel)
     return _same_by_product(image, kernel)
 
@@ -61,7 +60,7 @@ def same(
 @jax.custom_vjp
 def _same_adjoint(code, kernel):
     """[b, h, w, d] and [3, 3, c, d] -> [b, h, w, c]"""
-    if _on_cpu() or _sees_picture(kernel):
+    if _on_cpu() or _is_at_image(kernel):
         return same(code, flip_kernel(kernel))
     return _direct_same_adjoint(code, kernel)
 
@@ -71,12 +70,12 @@ def _same_kernel_gradient(image, code):
     """[b, h, w, c] and [b, h, w, d] -> [3, 3, c, d]"""
     if _on_cpu():
         return _same_kernel_gradient_by_rows(image, code)
-    few = _few(image, code)
-    return (_picture_kernel_gradient if few else _direct_same_kernel_gradient)(image, code)
+    few = _few_channels(image, code)
+    return (_image_kernel_gradient if few else _direct_same_kernel_gradient)(image, code)
 
 
 def _derive(forward, adjoint, kernel_gradient):
-    """Makes each of the three the derivative of the others."""
+    """Defines the derivatives of each of the three by the other two."""
     forward.defvjp(
         lambda x, kernel: (forward(x, kernel), (x, kernel)),
         lambda saved, code: (adjoint(code, saved[1]), kernel_gradient(saved[0], code)),
@@ -99,34 +98,39 @@ def _on_cpu():
     return jax.default_backend() == "cpu"
 
 
-def _sees_picture(kernel):
-    """Whether what goes in or comes out has the channels of a picture."""
+def _is_at_image(kernel):
+    """Whether the input or the output has the channels of an image."""
     return min(kernel.shape[2:]) <= 3
 
 
-def _few(image, code):
+def _few_channels(image, code):
     return min(image.shape[-1], code.shape[-1]) <= 3
 
 
-# --- as XLA has them ------------------------------------------------------------------------------
+# --- XLA's convolutions ---------------------------------------------------------------------------
 
 
 def _one_seed_at_a_time(convolve):
-    """Of several seeds side by side, each with a kernel of its own, one after the other. As one it
-    would be a grouped convolution: five seeds took 6.8 times as long as one on an H200."""
-    alone = custom_vmap(convolve)
+    """Makes vmap over seeds, each with its own kernel, a loop.
 
-    @alone.def_vmap
-    def abreast(seeds, mapped, *arguments):
-        if seeds > 1 and not all(mapped):  # as VGG16's: one convolution of all their pictures
+    XLA would make it a grouped convolution: for five seeds that took 6.8 times as long as for one
+    on an H200.
+    """
+    single = custom_vmap(convolve)
+
+    @single.def_vmap
+    def vectorized(seeds, mapped, *arguments):
+        if seeds > 1 and not all(
+            mapped
+        ):  # VGG16's kernels are shared: one convolution of all images
             return jax.vmap(convolve, [0 if x else None for x in mapped])(*arguments), True
-        each = [
-            alone(*(x[seed] if m else x for x, m in zip(arguments, mapped, strict=True)))
+        results = [
+            single(*(x[seed] if m else x for x, m in zip(arguments, mapped, strict=True)))
             for seed in range(seeds)
         ]
-        return jnp.stack(each), True
+        return jnp.stack(results), True
 
-    return alone
+    return single
 
 
 def _convolution(image, kernel, stride):
@@ -155,29 +159,29 @@ _direct_same_adjoint = _one_seed_at_a_time(partial(_adjoint, stride=1))
 _direct_same_kernel_gradient = _one_seed_at_a_time(partial(_gradient, stride=1, size=3))
 
 
-# --- by the grid ----------------------------------------------------------------------------------
-# Of a padded image each 2x2 pixels become one of four times the channels. On that grid the
-# convolution is one of 2x2 and stride 1: a pixel of the code sees its taps, grid pixels (0, 0),
-# (0, 1), (1, 0) and (1, 1) further on.
+# --- space to depth -------------------------------------------------------------------------------
+# Each 2x2 pixels of a padded image become one pixel with four times the channels. On that grid the
+# convolution is one of 2x2 and stride 1: the taps of a pixel of the code are the grid pixels at the
+# offsets (0, 0), (0, 1), (1, 0) and (1, 1).
 
 _TAPS = (0, 0), (0, 1), (1, 0), (1, 1)
-_SLOW = 64  # channels, of code or grid: above, XLA's own strided convolution is as fast
+_GRID_CHANNELS = 64  # of code or grid: above, XLA's own strided convolution is as fast
 
 
 def _space_to_depth_downsample(image, kernel):
     grid, taps = _grid(image), _taps(kernel)
     if grid.shape[-1] < kernel.shape[-1]:
-        seen = [_seen(grid, tap) for tap in _TAPS]
-        return jnp.concatenate(seen, -1) @ taps.reshape(-1, kernel.shape[-1])
+        shifted = [_shift_grid(grid, tap) for tap in _TAPS]
+        return jnp.concatenate(shifted, -1) @ taps.reshape(-1, kernel.shape[-1])
     parts = jnp.einsum("bhwc,ijcd->bhwijd", grid, taps)
-    return _summed(_seen(parts[:, :, :, *tap], tap) for tap in _TAPS)
+    return _sum_in_float32(_shift_grid(parts[:, :, :, *tap], tap) for tap in _TAPS)
 
 
 def _space_to_depth_upsample(code, kernel):
     channels, taps = kernel.shape[2], _taps(kernel)
     if 4 * channels < code.shape[-1]:
         parts = jnp.einsum("bhwd,ijcd->bhwijc", code, taps)
-        grid = _summed(_moved(parts[:, :, :, *tap], tap) for tap in _TAPS)
+        grid = _sum_in_float32(_shift_code(parts[:, :, :, *tap], tap) for tap in _TAPS)
     else:
         taps = jnp.flip(taps, (0, 1)).swapaxes(2, 3)
         grid = _direct_same(code, taps)
@@ -187,14 +191,14 @@ def _space_to_depth_upsample(code, kernel):
 
 
 def _space_to_depth_kernel_gradient(image, code):
-    """One matrix product; what has fewer channels, the grid or the code, is copied for each tap."""
+    """One matrix product; the grid or the code, whichever has fewer channels, is copied per tap."""
     grid, depth = _grid(image), code.shape[-1]
     if grid.shape[-1] < depth:
-        seen = [_seen(grid, tap) for tap in _TAPS]
-        taps = _product(jnp.concatenate(seen, -1), code)
+        shifted = [_shift_grid(grid, tap) for tap in _TAPS]
+        taps = _product(jnp.concatenate(shifted, -1), code)
     else:
-        moved = [_moved(code, tap) for tap in _TAPS]
-        taps = _product(grid, jnp.concatenate(moved, -1))
+        shifted = [_shift_code(code, tap) for tap in _TAPS]
+        taps = _product(grid, jnp.concatenate(shifted, -1))
         taps = taps.reshape(-1, 4, depth).swapaxes(0, 1)
     channels = image.shape[-1]
     taps = taps.reshape(2, 2, 2, 2, channels, depth)
@@ -217,26 +221,26 @@ def _taps(kernel):
     return taps.reshape(2, 2, 4 * channels, depth)
 
 
-def _seen(grid, tap):
-    """What a tap of the code's pixels sees of the grid."""
+def _shift_grid(grid, tap):
+    """Returns the grid pixels at one tap of each pixel of the code."""
     rows, columns = (slice(n, n + size - 1) for n, size in zip(tap, grid.shape[1:3], strict=True))
     return grid[:, rows, columns]
 
 
-def _summed(parts):
-    """In float32 at least, as a convolution sums."""
+def _sum_in_float32(parts):
+    """Sums in at least float32, as convolutions do."""
     parts = list(parts)
     dtype = parts[0].dtype
     return sum(x.astype(jnp.promote_types(dtype, jnp.float32)) for x in parts).astype(dtype)
 
 
 def _product(a, b):
-    """Over all pixels: [..., c] and [..., d] -> [c, d]."""
+    """Sums products over all pixels: [..., c] and [..., d] -> [c, d]."""
     return a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])
 
 
-def _moved(code, tap):
-    """To where a tap of the code's pixels is on the grid."""
+def _shift_code(code, tap):
+    """Moves each pixel of the code to the position of its tap on the grid."""
     return jnp.pad(code, ((0, 0), *((n, 1 - n) for n in tap), (0, 0)))
 
 
@@ -244,30 +248,34 @@ def _moved(code, tap):
 
 
 def _same_by_product(image, kernel):
-    """What has fewer channels, image or code, is copied for each tap, or summed over them."""
+    """A matrix product; the side with fewer channels is copied for each tap or summed over taps."""
     depth = kernel.shape[-1]
     if image.shape[-1] <= depth:
         return _around(image) @ kernel.reshape(-1, depth)
     parts = jnp.einsum("bhwc,ijcd->bhwijd", image, kernel)
     taps = [(i, j) for i in range(3) for j in range(3)]
-    return _summed(_neighbors(_neighbors(parts[:, :, :, i, j], 1, [i]), 2, [j]) for i, j in taps)
+    return _sum_in_float32(
+        _neighbors(_neighbors(parts[:, :, :, i, j], 1, [i]), 2, [j]) for i, j in taps
+    )
 
 
 def flip_kernel(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "3 3 d c"]:
-    """The kernel of `same`'s adjoint, which is a `same` too."""
+    """Returns the kernel with which `same` is the adjoint of `same` with this kernel."""
     return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
 
 def _same_kernel_gradient_by_rows(image, code):
-    """One matrix product: of the image, moved for each column of the kernel, and the code, moved
-    for each row. Either alone would be copied nine times."""
+    """One matrix product of the image, shifted per kernel column, and the code, shifted per row.
+
+    Shifting only one of the two would copy it nine times.
+    """
     channels, depth = image.shape[-1], code.shape[-1]
     taps = _product(_neighbors(image, 2, (0, 1, 2)), _neighbors(code, 1, (2, 1, 0)))
     return taps.reshape(3, channels, 3, depth).transpose(2, 0, 1, 3)
 
 
-def _picture_kernel_gradient(image, code):
-    """The same, with what has a picture's channels copied nine times."""
+def _image_kernel_gradient(image, code):
+    """One matrix product; the side with the channels of an image is copied nine times."""
     channels, depth = image.shape[-1], code.shape[-1]
     if channels <= depth:
         return _product(_around(image), code).reshape(3, 3, channels, depth)
@@ -275,37 +283,40 @@ def _picture_kernel_gradient(image, code):
     return taps.reshape(channels, 3, 3, depth).transpose(1, 2, 0, 3)
 
 
-def _around(x, places=(0, 1, 2)):
-    """[b, h, w, c] -> [b, h, w, 9 * c], by rows."""
-    return _neighbors(_neighbors(x, 2, places), 1, places)
+def _around(x, offsets=(0, 1, 2)):
+    """The 3x3 neighbors of each pixel, by rows: [b, h, w, c] -> [b, h, w, 9 * c]."""
+    return _neighbors(_neighbors(x, 2, offsets), 1, offsets)
 
 
-def _neighbors(x, axis, places):
-    """Of 0, the pixel before, 1, the pixel itself, and 2, the one after, those asked for."""
+def _neighbors(x, axis, offsets):
+    """Concatenates neighbors along an axis: 0 is the previous pixel, 1 the pixel, 2 the next."""
     padded = jnp.pad(x, [(int(i == axis),) * 2 for i in range(4)])
     size = x.shape[axis]
-    moved = [lax.slice_in_dim(padded, n, n + size, axis=axis) for n in places]
-    return jnp.concatenate(moved, -1)
+    shifted = [lax.slice_in_dim(padded, n, n + size, axis=axis) for n in offsets]
+    return jnp.concatenate(shifted, -1)
 
 
-# --- as layers ------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------
 
 Initializer = Callable[..., Array]
 
 _lecun = nn.initializers.lecun_normal()
-# Each output pixel sums 2x2 of the 4x4 kernel over d: a quarter of the fan that init sees.
+# Each output pixel sums 2x2 of the 4x4 kernel over d: a quarter of the fan-in of the initializer.
 _adjoint_lecun = nn.initializers.variance_scaling(
     4.0, "fan_in", "truncated_normal", in_axis=-1, out_axis=-2
 )
 
 
 class Downsample(nn.Module):
-    """4x4 convolution of stride 2: [b, h, w, c] -> [b, h/2, w/2, features]."""
+    """4x4 convolution of stride 2: [b, h, w, c] -> [b, h/2, w/2, features].
+
+    `kernel_init` is LeCun's by default.
+    """
 
     features: int
     use_bias: bool = True
     dtype: jnp.dtype | None = None
-    kernel_init: Initializer | None = None  # LeCun's
+    kernel_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 d"]:
@@ -322,13 +333,14 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """4x4 transposed convolution of stride 2: [b, h, w, d] -> [b, 2h, 2w, features].
 
-    The kernel is [4, 4, features, d], that of the convolution whose adjoint this is.
+    The kernel [4, 4, features, d] is that of the convolution whose adjoint this is; `kernel_init`
+    is LeCun's by default.
     """
 
     features: int
     use_bias: bool = True
     dtype: jnp.dtype | None = None
-    kernel_init: Initializer | None = None  # LeCun's
+    kernel_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, code: Float[Array, "b h w d"]) -> Float[Array, "b 2*h 2*w c"]:
@@ -357,6 +369,6 @@ def _same_for_flax(image, kernel, *_, **__):
 
 
 def _product_for_flax(image, kernel, *_, **__):
-    # Over all pixels at once: JAX 0.12 sums the kernel's gradient over four axes in bfloat16.
+    # One product over all pixels: JAX 0.12 sums a kernel gradient over four axes in bfloat16.
     channels, depth = kernel.shape[2:]
     return (image.reshape(-1, channels) @ kernel[0, 0]).reshape(*image.shape[:-1], depth)

@@ -1,7 +1,7 @@
-"""Errors between pictures and losses of the game: pure functions, no parameters.
+"""Errors between images, adversarial losses, and values to log: functions without parameters.
 
-Pictures are float in [0, 1]. Each error is one number a picture, so that the same function scores
-a test picture and, averaged over the batch, trains on it.
+Images are float in [0, 1]. Errors have one value per image: scores use them directly, losses
+average them over the batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,20 +14,26 @@ from jaxtyping import Array, Float, Key
 
 
 def mse(x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]) -> Float[Array, "b"]:
-    """Mean squared error of each picture."""
+    """Mean squared error of each image."""
     return jnp.square(x - y).mean((1, 2, 3))
 
 
 def mae(x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]) -> Float[Array, "b"]:
-    """Mean absolute error of each picture."""
+    """Mean absolute error of each image."""
     return jnp.abs(x - y).mean((1, 2, 3))
 
 
 def perceptual(
     features: Sequence[Float[Array, "b h w c"]], others: Sequence[Float[Array, "b h w c"]]
 ) -> Float[Array, "b"]:
-    """Mean squared difference of a network's features, averaged over layers (Johnson et al. 2016,
-    Sec. 3.2, feature reconstruction loss)."""
+    """Mean squared difference of a network's features, averaged over layers.
+
+    The feature reconstruction loss of Johnson et al. 2016, Sec. 3.2.
+
+    Args:
+      features: features of the first images, by layer.
+      others: features of the second images, by layer.
+    """
     errors = [
         mse(x.astype(jnp.float32), y.astype(jnp.float32))
         for x, y in zip(features, others, strict=True)
@@ -38,9 +44,11 @@ def perceptual(
 def unit_features(
     features: Sequence[Float[Array, "b _h _w _c"]],
 ) -> list[Float[Array, "b _h _w _c"]]:
-    """Features whose mean square over channels is 1 at every place, so that strong and weak ones
-    weigh the same (Zhang et al. 2018, "The unreasonable effectiveness of deep features", Sec. 3,
-    which scales their length to 1). Where there are next to none they stay so. In float32."""
+    """Scales features to a mean square of 1 over channels at each position, in float32.
+
+    Strong and weak activations then have the same weight. Zhang et al. 2018, "The unreasonable
+    effectiveness of deep features", Sec. 3, scale their length to 1. Features near 0 remain so.
+    """
     scaled = []
     for x in features:
         x = x.astype(jnp.float32)
@@ -49,36 +57,40 @@ def unit_features(
 
 
 def bce(logits: Float[Array, "b"], target: float) -> Float[Array, ""]:
-    """Binary cross-entropy of logits against one label, 0 or 1, averaged over the batch."""
+    """Binary cross-entropy of logits with one label, 0 or 1, averaged over the batch."""
     return optax.sigmoid_binary_cross_entropy(logits, jnp.full_like(logits, target)).mean()
 
 
 def weighted_sum(
     weights: Mapping[str, float], terms: Mapping[str, Float[Array, ""]]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The composite of named terms, and the terms to log. Both have the same names."""
-    if missing := set(weights) ^ set(terms):
-        raise ValueError(f"weights and terms differ in {sorted(missing)}")
+    """Returns the weighted sum of named terms, and the terms to log.
+
+    Raises:
+      ValueError: weights and terms have different names.
+    """
+    if unmatched := set(weights) ^ set(terms):
+        raise ValueError(f"weights and terms differ in {sorted(unmatched)}")
     return sum(weights[name] * term for name, term in terms.items()), dict(terms)
 
 
 def standard_normal(keys: Key[Array, "b"], size: int) -> Float[Array, "b size"]:
-    """Codes from the prior N(0, I), each drawn from its own picture's key."""
+    """Draws codes from the prior N(0, I), each with the key of its image."""
     return jax.vmap(lambda key: jax.random.normal(key, (size,)))(keys)
 
 
 def discriminator_logs(
     real: Float[Array, "b"], fake: Float[Array, "b"]
 ) -> dict[str, Float[Array, ""]]:
-    """D's mean output in [0, 1] on real and on fake: health looks at both."""
+    """Returns the discriminator's mean outputs in [0, 1], which the health checks read."""
     return {"real": jax.nn.sigmoid(real).mean(), "fake": jax.nn.sigmoid(fake).mean()}
 
 
 def spread_logs(
     generated: Float[Array, "b h w c"], real: Float[Array, "b h w c"]
 ) -> dict[str, Float[Array, ""]]:
-    """How much pictures vary: the standard deviation over the batch, averaged over pixels.
+    """Returns the standard deviation of images over the batch, averaged over pixels.
 
-    Of the pictures on one device: it is 0 for both where each device holds a single one.
+    The batch is that of one device; with a single image per device both values are 0.
     """
     return {"spread": generated.std(0).mean(), "real_spread": real.std(0).mean()}

@@ -1,4 +1,4 @@
-"""The networks of a DCGAN (Radford et al. 2016, Sec. 3 and 4), which two detectors share."""
+"""Networks of several detectors: DCGAN, convolutional encoder and decoder, discriminator."""
 
 from functools import partial
 
@@ -19,12 +19,16 @@ def _scale(key, shape, dtype=jnp.float32):
 
 
 class DCGANEncoder(nn.Module):
-    """Picture to `features` numbers; a discriminator where that is one logit.
+    """The encoder of a DCGAN, or its discriminator (Radford et al. 2016, Sec. 3 and 4).
 
-    4x4 convolutions of stride 2 with LeakyReLU, BatchNorm on all but the first, then dense. Weights
-    start from N(0, 0.02). Returns (code [b, features], the last convolution's map [b, h, w, c]).
+    4x4 convolutions of stride 2 with LeakyReLU, BatchNorm after all but the first, and a dense
+    layer. Weights are initialized from N(0, 0.02). Returns the code [b, features] and the feature
+    map of the last convolution [b, h, w, c].
 
-    use_bias: in the layers that no BatchNorm follows.
+    Attributes:
+      features: size of the code; 1 for a discriminator, whose code is the logit.
+      widths: channels of the convolutions.
+      use_bias: whether layers without BatchNorm have a bias.
     """
 
     features: int
@@ -47,11 +51,14 @@ class DCGANEncoder(nn.Module):
 
 
 class DCGANGenerator(nn.Module):
-    """Code to picture in [-1, 1]: dense, 4x4 transposed convolutions with BatchNorm and ReLU, tanh.
+    """The generator of a DCGAN (Radford et al. 2016, Sec. 3 and 4), with images in [-1, 1].
 
-    shape: (height, width, channels) of the picture.
-    widths: of the small map and of each doubling but the last, which ends in the picture.
-    use_bias: in the last layer.
+    A dense layer, 4x4 transposed convolutions of stride 2 with BatchNorm and ReLU, tanh.
+
+    Attributes:
+      shape: (height, width, channels) of the images.
+      widths: channels of the first feature map and of all transposed convolutions but the last.
+      use_bias: whether the last layer has a bias.
     """
 
     shape: tuple[int, int, int]
@@ -75,10 +82,14 @@ class DCGANGenerator(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Picture to code: one stage a width, then flatten or average over positions, then dense.
+    """Encodes images: a stage per width, flattening or average pooling, a dense layer.
 
-    pool: "flatten" keeps where things are; "average" is global average pooling.
-    kernel_init: of all layers; by default each has its own.
+    Attributes:
+      latent: size of the code.
+      widths: channels of the stages.
+      se_ratio: see `EncoderStage`.
+      pool: "flatten" keeps positions; "average" is global average pooling.
+      kernel_init: initializer of all layers; by default each has its own.
     """
 
     latent: int
@@ -98,13 +109,17 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Code to picture in [0, 1]: dense to a small map, one stage a width, a last layer, sigmoid.
+    """Decodes codes to images in [0, 1]: a dense layer, a stage per width, a last layer, sigmoid.
 
-    shape: (height, width, channels) of the picture.
-    base: channels of the small map.
-    widths: one doubling stage each, then, if `last` is "upsample", a last doubling to the
-        picture's channels; with "conv", a 3x3 convolution to them at full size.
-    kernel_init: of all doublings and dense layers; by default each has its own.
+    Attributes:
+      shape: (height, width, channels) of the images.
+      base: channels of the feature map after the dense layer.
+      widths: channels of the stages.
+      se_ratio: see `DecoderStage`.
+      residual: see `DecoderStage`.
+      last: the layer that makes the images: "upsample", a transposed convolution that doubles the
+        size, or "conv", a 3x3 convolution at full size.
+      kernel_init: initializer of dense and transposed layers; by default each has its own.
     """
 
     shape: tuple[int, int, int]
@@ -136,12 +151,17 @@ class ConvDecoder(nn.Module):
 
 
 class JointDiscriminator(nn.Module):
-    """D(x, z): does a picture and its code belong together? One logit a pair.
+    """The discriminator D(x, z) of pairs of an image and a code.
 
-    Flattened picture features beside a dense layer's of the code, then dense (Donahue et al. 2016,
-    Sec. 3; the paper, Sec. III). Returns (logits [b], the last hidden layer [b, hidden]).
+    Image features and those of a dense layer of the code are concatenated and go through dense
+    layers (Donahue et al. 2016, Sec. 3; the paper, Sec. III). Returns logits [b] and the features
+    of the last hidden layer [b, hidden].
 
-    dropout: this share of every layer's features is dropped where keys, one a picture, are given.
+    Attributes:
+      widths: channels of the stages.
+      hidden: size of the dense layers.
+      dropout: dropout rate of every layer; applied if `keys`, one per image, are passed.
+      kernel_init: initializer of all layers; by default each has its own.
     """
 
     widths: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Structural similarity of images (SSIM; Wang et al. 2004), to train with and to score with."""
 
 import functools
 
@@ -9,16 +9,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-SSIM_WINDOW = 11  # pixels; pictures are at least as large
-
-
-_SSIM_SIGMA = 1.5
+SSIM_WINDOW = 11  # pixels; images must be at least as large
+_SIGMA = 1.5
 
 
 def ssim_error(x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]) -> Float[Array, "b"]:
-    """1 - SSIM of each picture (Wang et al. 2004), by dm-pix with a data range of 1; in [0, 2].
+    """Returns 1 - SSIM of each image, in [0, 2], by dm-pix with a data range of 1.
 
-    To train by; `ssim_error_and_map` is the one to score by.
+    For training; `ssim_error_and_map` is for scoring.
     """
     return 1 - dm_pix.ssim(x, y, filter_fn=_gaussian_blur)
 
@@ -26,16 +24,16 @@ def ssim_error(x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]) -> Float[
 def ssim_error_and_map(
     x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]
 ) -> tuple[Float[Array, "b"], Float[Array, "b h w"]]:
-    """`ssim_error` and 1 - SSIM of the window around each pixel, averaged over channels.
+    """Returns `ssim_error`, and 1 - SSIM of the window around each pixel, averaged over channels.
 
-    Windows lie wholly inside the picture, so the map's outermost 5 pixels repeat their neighbor's
-    value, and its mean is close to the first but not equal to it.
+    Windows are inside of the image, so the outermost 5 pixels of the map repeat the value of their
+    neighbor, and its mean is close but not equal to the error.
 
-    The same formula as dm-pix's in a tenth of its time on a CPU: of the squares only their sum is
-    needed, and moments are blurred in stacks, which XLA does not merge into what uses them, and so
-    does not compute again for each use. Slow to differentiate.
+    The formula is that of dm-pix, in a tenth of its time on a CPU: only the sum of the squares is
+    needed, and moments are blurred in stacks, which XLA does not fuse into their uses and therefore
+    does not compute again for each of them. The gradient is slow.
     """
-    x, y = jnp.moveaxis(x, -1, 1), jnp.moveaxis(y, -1, 1)  # a plane a channel
+    x, y = jnp.moveaxis(x, -1, 1), jnp.moveaxis(y, -1, 1)  # one plane per channel
     x_mean, y_mean = _window_sums(jnp.stack([x, y]))
     squares, product = _window_sums(jnp.stack([x * x + y * y, x * y]))
     mean_squares, mean_product = x_mean**2 + y_mean**2, x_mean * y_mean
@@ -43,14 +41,14 @@ def ssim_error_and_map(
     covariances = jnp.clip(2 * (product - mean_product), -variances, variances)  # rounding aside
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mean_product + c1) / (mean_squares + c1)
-    inside = 1 - luminance * (covariances + c2) / (variances + c2)
+    error = 1 - luminance * (covariances + c2) / (variances + c2)
     margin = SSIM_WINDOW // 2
-    around = ((0, 0), (margin, margin), (margin, margin))
-    return inside.mean((1, 2, 3)), jnp.pad(inside.mean(1), around, mode="edge")
+    padding = ((0, 0), (margin, margin), (margin, margin))
+    return error.mean((1, 2, 3)), jnp.pad(error.mean(1), padding, mode="edge")
 
 
 def _window_sums(planes: Float[Array, "*n h w"]) -> Float[Array, "*n h-10 w-10"]:
-    """SSIM's window as sums of shifted pictures, along rows and then along columns."""
+    """Filters with SSIM's window as sums of shifted images, along rows and then along columns."""
     height, width = (length - SSIM_WINDOW + 1 for length in planes.shape[-2:])
     weights = list(enumerate(_window()))
     rows = sum(weight * planes[..., i : i + height, :] for i, weight in weights)
@@ -58,10 +56,13 @@ def _window_sums(planes: Float[Array, "*n h w"]) -> Float[Array, "*n h-10 w-10"]
 
 
 def _gaussian_blur(image: Float[Array, "b h w c"]) -> Float[Array, "b h-10 w-10 c"]:
-    """SSIM's window as two banded matrix products: on a CPU 13 times as fast as dm-pix's own. An
-    accelerator reads and writes a third as much for the sums, and has no products to tune."""
+    """Filters with SSIM's window; on CPUs as two banded matrix products.
+
+    They are 13 times as fast as dm-pix's filter. On accelerators sums of shifted images read and
+    write a third as much, and there are no matrix products to autotune.
+    """
     if jax.default_backend() != "cpu":
-        # Held apart: fused into what follows in the gradient, its sums take XLA seconds to compile.
+        # Without the barrier XLA fuses the sums into the gradient and compiles for seconds.
         planes = lax.optimization_barrier(jnp.moveaxis(image, -1, 1))
         return jnp.moveaxis(_window_sums(planes), 1, -1)
     rows, columns = (jnp.asarray(_band(size), image.dtype) for size in image.shape[1:3])
@@ -70,6 +71,7 @@ def _gaussian_blur(image: Float[Array, "b h w c"]) -> Float[Array, "b h-10 w-10 
 
 @functools.cache
 def _band(size: int) -> Float[np.ndarray, "size-10 size"]:
+    """The matrix that filters along an axis of `size` pixels."""
     band = np.zeros((size - SSIM_WINDOW + 1, size), np.float32)
     for row in range(len(band)):
         band[row, row : row + SSIM_WINDOW] = _window()
@@ -79,5 +81,5 @@ def _band(size: int) -> Float[np.ndarray, "size-10 size"]:
 @functools.cache
 def _window() -> tuple[float, ...]:
     offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
-    weights = np.exp(-0.5 * (offsets / _SSIM_SIGMA) ** 2)
+    weights = np.exp(-0.5 * (offsets / _SIGMA) ** 2)
     return tuple((weights / weights.sum()).tolist())

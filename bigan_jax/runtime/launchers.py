@@ -1,7 +1,7 @@
-"""Commands as processes, here or on a Ray cluster, each with a log in a folder of its own.
+"""Runs commands as processes, on this machine or on a Ray cluster, with a log file each.
 
-Both ways yield, about once a second, what ended since: {folder: exit status}. Closing the generator
-ends what still runs.
+Both launchers yield, about twice a second, the commands that have ended: {folder: exit status}.
+Closing the generator terminates the commands that still run.
 """
 
 import os
@@ -14,72 +14,90 @@ from pathlib import Path
 
 from bigan_jax.errors import UserError
 
-_PAUSE = 0.5  # seconds
-_GRACE = 10  # seconds between asking a process to end and ending it
-LOST = -1  # the exit status of a run whose machine was lost
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 10  # between SIGTERM and SIGKILL
+_LOST = -1  # exit status of a command whose machine was lost
 
 
 def run_locally(tasks: Mapping[Path, Sequence[str]], parallel: int) -> Iterator[dict[Path, int]]:
-    """Runs commands on this machine, so many at a time, in the order given."""
+    """Runs commands on this machine, in order, up to a number of them at a time.
+
+    Args:
+      tasks: command by the folder that gets its log.txt.
+      parallel: number of commands that run at the same time.
+
+    Yields:
+      Exit statuses, by folder, of the commands that ended since the last time.
+    """
     waiting, running = deque(tasks.items()), {}
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
                 folder, command = waiting.popleft()
                 running[folder] = _start(command, folder)
-            time.sleep(_PAUSE)
+            time.sleep(_POLL_SECONDS)
             ended = {f: p.returncode for f, p in running.items() if p.poll() is not None}
             for folder in ended:
                 del running[folder]
             yield ended
     finally:
-        _end(running.values())
+        _terminate(running.values())
 
 
 def run_on_ray(
     tasks: Mapping[Path, Sequence[str]], parallel: int, address: str
 ) -> Iterator[dict[Path, int]]:
-    """Runs commands on a Ray cluster whose machines share this folder and its file system.
+    """Runs commands on a Ray cluster whose machines share the working directory's file system.
 
-    Each takes one GPU where the cluster has any; otherwise `parallel` of them share a machine.
-    address: "auto" for the cluster this machine is part of, "local" for one of this machine alone,
-    or a cluster's address.
-    Raises UserError where Ray is not installed or the cluster does not answer.
+    Args:
+      tasks: command by the folder that gets its log.txt.
+      parallel: number of commands per machine. If the cluster has GPUs, each command gets one
+        instead.
+      address: a cluster's address, "auto" for the cluster of this machine, or "local" for a new
+        one on this machine.
+
+    Yields:
+      Exit statuses, by folder, of the commands that ended since the last time; -1 if the machine
+      of a command was lost.
+
+    Raises:
+      UserError: Ray is not installed or the cluster does not answer.
     """
     try:
         import ray
     except ImportError as error:
         raise UserError(
-            "config.sweep.ray needs Ray: pip install 'bigan_jax[cluster]', on every machine"
+            "config.sweep.ray requires Ray. Run pip install 'bigan_jax[cluster]' on every machine."
         ) from error
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address == "local":
             ray.init(address="local", num_cpus=parallel, include_dashboard=False, **quiet)
         else:
-            if address != "auto":  # Ray itself would try for ten minutes
+            if address != "auto":  # Ray would retry for ten minutes
                 host, _, port = address.rpartition("://")[2].partition(":")
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"config.sweep.ray={address}: no cluster answers there ({error}): start one by "
-            "`ray start --head`, or use this machine alone by config.sweep.ray=local"
+            f"config.sweep.ray={address}: no cluster answers at this address ({error}). Start one "
+            "with `ray start --head`, or use this machine alone with config.sweep.ray=local."
         ) from error
     pending = {}
     try:
-        share = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else _cpus(ray, parallel)
-        run = ray.remote(max_retries=0, **share)(_run)
-        where = os.getcwd()
-        pending = {run.remote(list(c), str(folder), where): folder for folder, c in tasks.items()}
+        has_gpus = ray.cluster_resources().get("GPU")
+        resources = {"num_gpus": 1} if has_gpus else _cpus(ray, parallel)
+        run = ray.remote(max_retries=0, **resources)(_run)
+        cwd = os.getcwd()
+        pending = {run.remote(list(c), str(folder), cwd): folder for folder, c in tasks.items()}
         while pending:
-            done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=_PAUSE)
+            done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=_POLL_SECONDS)
             yield {pending.pop(reference): _status(ray, reference) for reference in done}
     finally:
         for reference in pending:
-            ray.cancel(reference)  # an interrupt where it runs, on which _run ends its process
+            ray.cancel(reference)  # interrupts _run, which terminates its process
         if pending:
-            ray.wait(list(pending), num_returns=len(pending), timeout=2 * _GRACE)
+            ray.wait(list(pending), num_returns=len(pending), timeout=2 * _GRACE_SECONDS)
         ray.shutdown()
 
 
@@ -92,31 +110,31 @@ def _status(ray, reference):
     try:
         return ray.get(reference)
     except ray.exceptions.RayError:
-        return LOST
+        return _LOST
 
 
-def _run(command, folder, where):
-    """What a worker does: one command from start to end."""
-    process = _start(command, Path(where, folder), where)
+def _run(command, folder, cwd):
+    """Runs one command in a Ray worker."""
+    process = _start(command, Path(cwd, folder), cwd)
     try:
         return process.wait()
     finally:
-        _end([process])
+        _terminate([process])
 
 
-def _start(command, folder, where=None):
+def _start(command, folder, cwd=None):
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            command, cwd=where, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
 
 
-def _end(processes):
+def _terminate(processes):
     processes = [process for process in processes if process.poll() is None]
     for process in processes:
         process.terminate()
-    deadline = time.monotonic() + _GRACE
+    deadline = time.monotonic() + _GRACE_SECONDS
     for process in processes:
         try:
             process.wait(max(0, deadline - time.monotonic()))

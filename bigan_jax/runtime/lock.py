@@ -1,84 +1,86 @@
-"""One run at a time in a workdir."""
+"""An exclusive lock on a run's folder, so that two runs do not write the same files."""
 
+import errno
 import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+
+from filelock import FileLock, Timeout
 
 from bigan_jax.errors import UserError
 from bigan_jax.runtime.files import refuse_links, write_error
 
-try:
-    import fcntl
-except ImportError:  # Windows: whoever starts two runs in one folder there is on their own
-    fcntl = None
-
 NAME = "lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextmanager
 def exclusive_lock(workdir: Path) -> Iterator[None]:
-    """Holds a workdir. It is made where it is not there, and goes again where nothing was put in.
+    """Holds the lock of a run's folder; the folder is created if needed.
 
-    The system lets go of the lock with the process, however that ends: nothing stale remains.
-    Raises UserError, naming process and host, while another run holds it.
+    A folder that this call created and that holds nothing but the lock at the end is deleted. The
+    operating system releases the lock when the process ends in any way, so no lock is ever stale.
+
+    Args:
+      workdir: the run's folder.
+
+    Raises:
+      UserError: another run holds the lock (the message names its process and host), the folder
+        cannot be written or has a link that leads out of it, or its file system has no locks.
     """
-    new = not workdir.exists()
+    created = not workdir.exists()
     refuse_links(workdir)
     path = workdir / NAME
-    with _locked(path, workdir) as file:
+    with _acquire(workdir, path):
         try:
-            file.truncate(0)
-            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
-            file.flush()
+            _write_holder(workdir, path)
             yield
         finally:
-            if new and [*workdir.iterdir()] == [path]:
-                path.unlink()
-                with suppress(OSError):  # another run has come in meanwhile
+            if created and [*workdir.iterdir()] == [path]:
+                with suppress(OSError):  # another run has just written there; Windows: file in use
+                    path.unlink()
                     workdir.rmdir()
 
 
-def _locked(path: Path, workdir: Path) -> BinaryIO:
-    while True:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+b")
-        except OSError as error:
-            raise write_error(workdir, error) from error
-        try:
-            _take(file, workdir)
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()  # of a run that just ended, and took its folder with it
-
-
-def _take(file: BinaryIO, workdir: Path) -> None:
+def _acquire(workdir, path):
+    # The file is kept on release: if it were deleted and created again, two could be locked.
+    lock = FileLock(path, timeout=0, preserve_lock_file=True)
     try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        workdir.mkdir(parents=True, exist_ok=True)
+        return lock.acquire()
+    except Timeout as error:
         raise UserError(
-            f"{workdir} is in use by another run ({_holder(file)}): wait for it, end it, or give "
-            "another --workdir"
+            f"{workdir} is in use by another run ({_holder(path)}). Wait for it, end it, or use "
+            "another --workdir."
         ) from error
     except OSError as error:
-        raise UserError(
-            f"{workdir} lies on a file system without locks ({error}), where two runs could spoil "
-            "each other's files: give a --workdir on another one"
-        ) from error
+        if error.errno in _NO_LOCKS:
+            raise UserError(
+                f"{workdir} is on a file system without locks ({error.strerror}), where two runs "
+                "could overwrite each other's files. Use a --workdir on another file system."
+            ) from error
+        raise write_error(workdir, error) from error
 
 
-def _holder(file: BinaryIO) -> str:
+def _write_holder(workdir, path):
+    content = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
     try:
-        file.seek(0)
-        said = json.loads(file.read(1000))
-        return f"process {int(said['pid'])} on {ascii(str(said['host']))[1:-1]}"
+        with path.open("r+b") as file:
+            file.seek(1)  # the lock of Windows is on byte 0, which nobody else can then read
+            file.write(content)
+            file.truncate()
+    except OSError as error:
+        raise write_error(workdir, error) from error
+
+
+def _holder(path):
+    try:
+        with path.open("rb") as file:
+            file.seek(1)
+            holder = json.loads(file.read(1000))
+        return f"process {int(holder['pid'])} on {ascii(str(holder['host']))[1:-1]}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "it has only just started"
+        return "it has just started"

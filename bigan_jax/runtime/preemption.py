@@ -1,7 +1,8 @@
-"""Stopping when asked: by Ctrl-C, by a scheduler's SIGTERM, by a limit of time.
+"""Stops the program on Ctrl-C, on a scheduler's SIGTERM, or after a time limit.
 
-All three are signals. While a run trains, the first lets the step end and the state be saved; at
-any other moment it ends the program, which loses nothing: the same command does the rest again.
+All three arrive as signals. During training, the first one lets the current step finish and the
+state be saved. At any other time it ends the program and nothing is lost: the same command does
+the unfinished part again.
 """
 
 import os
@@ -14,34 +15,40 @@ from contextlib import contextmanager
 
 from bigan_jax.errors import EXIT_RESUME
 
-# The status that a command ends with: as shells have it, and EX_TEMPFAIL of sysexits.h for what
-# a queue should start again.
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
-REASON = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+# Exit statuses: 128 + signal, as in shells; a queue should start the command again after the last.
+_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+_REASON = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 if hasattr(signal, "SIGALRM"):
-    STATUS[signal.SIGALRM] = EXIT_RESUME
-    REASON[signal.SIGALRM] = "out of time"
+    _STATUS[signal.SIGALRM] = EXIT_RESUME
+    _REASON[signal.SIGALRM] = "out of time"
 
 
 class Stopped(KeyboardInterrupt):
-    """The program was asked to end: `status` is what it ends with, the text says what was kept."""
+    """The program must end because of a signal.
 
-    def __init__(self, signum: int, kept: str = ""):
-        super().__init__(": ".join(filter(None, (REASON[signum], kept))))
-        self.status = STATUS[signum]
+    Attributes:
+      status: the exit status of the program.
+    """
+
+    def __init__(self, signum: int, note: str = ""):
+        """note: what was saved, for the message."""
+        super().__init__(": ".join(filter(None, (_REASON[signum], note))))
+        self.status = _STATUS[signum]
 
 
 def install_handlers(time_limit: float = 0.0) -> None:
-    """From now on each of these signals raises Stopped in the main thread.
+    """Makes SIGINT, SIGTERM and SIGALRM raise Stopped in the main thread.
 
-    time_limit: minutes after which the program is asked to end; 0: none. Not on Windows.
+    Args:
+      time_limit: minutes after which SIGALRM is sent to this process; 0 for no limit. Not
+        available on Windows.
     """
-    for signum in STATUS:
-        # A shell has its background jobs ignore Ctrl-C, and they go on doing so.
+    for signum in _STATUS:
+        # Shells make background jobs ignore Ctrl-C; that is kept.
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _raise)
     if time_limit:
-        signal.setitimer(signal.ITIMER_REAL, 60 * time_limit)  # by a clock that nobody sets
+        signal.setitimer(signal.ITIMER_REAL, 60 * time_limit)  # a monotonic clock
 
 
 def _raise(signum, _):
@@ -49,48 +56,59 @@ def _raise(signum, _):
 
 
 class StopRequest:
-    """What `deferred` yields."""
+    """The state of a request to stop, shared by the signal handler and the training loop.
 
-    received: int | None = None  # the first signal that came to this process
-    acted_on: int = 0  # the one upon which the run ends, of whichever process; 0: none
+    Attributes:
+      received: the first signal that this process received, if any.
+      acted_on: the signal, received by any process of the run, that ends the run; 0 if none.
+    """
+
+    received: int | None = None
+    acted_on: int = 0
 
 
 @contextmanager
 def defer_signals(note: str) -> Iterator[StopRequest]:
-    """Signals are noted instead of acted on, and the body ends when it sees fit.
+    """Records signals instead of raising Stopped; the body checks the request and ends in time.
 
-    note: printed at the first one. A Ctrl-C after it ends the program at once, whatever it is
-    doing. Outside of the main thread nothing is caught.
+    A second signal that is a Ctrl-C ends the program immediately. Outside of the main thread
+    signals are handled as before.
+
+    Args:
+      note: text printed at the first signal.
+
+    Yields:
+      The request, updated when a signal arrives.
     """
-    asked = StopRequest()
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield request
         return
-    # Python runs handlers between two of its own instructions, and a compilation can take minutes:
-    # the bytes that it writes to this socket at once are read by a thread that need not wait.
-    here, there = socket.socketpair()
-    there.setblocking(False)
-    caught = [s for s in STATUS if signal.getsignal(s) is not signal.SIG_IGN]
+    # Python runs signal handlers between two of its instructions, and a compilation takes minutes.
+    # The wakeup socket is written at once, and the thread that reads it does not wait.
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    caught = [s for s in _STATUS if signal.getsignal(s) is not signal.SIG_IGN]
 
-    def watch():
-        while signums := here.recv(64):
+    def listen():
+        while signums := reader.recv(64):
             for signum in filter(caught.__contains__, signums):
-                if asked.received is None:
-                    asked.received = signal.Signals(signum)
-                    print(f"\n{REASON[signum]}: {note}", file=sys.stderr, flush=True)
+                if request.received is None:
+                    request.received = signal.Signals(signum)
+                    print(f"\n{_REASON[signum]}: {note}", file=sys.stderr, flush=True)
                 elif signum == signal.SIGINT:
-                    os._exit(STATUS[signal.SIGINT])
+                    os._exit(_STATUS[signal.SIGINT])
 
-    watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    watcher = threading.Thread(target=listen, name="signals", daemon=True)
     watcher.start()
-    before = {signum: signal.signal(signum, lambda *_: None) for signum in caught}
-    wakeup = signal.set_wakeup_fd(there.fileno(), warn_on_full_buffer=False)
+    handlers = {signum: signal.signal(signum, lambda *_: None) for signum in caught}
+    previous_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:
-        yield asked
+        yield request
     finally:
-        signal.set_wakeup_fd(wakeup)
-        for signum, handler in before.items():
+        signal.set_wakeup_fd(previous_fd)
+        for signum, handler in handlers.items():
             signal.signal(signum, handler)
-        there.close()
+        writer.close()
         watcher.join()
-        here.close()
+        reader.close()

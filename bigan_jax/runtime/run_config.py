@@ -1,4 +1,4 @@
-"""The files of a run: its config, its history, its results."""
+"""config.json, the config of a run in its folder: written, read, and compared with a new one."""
 
 import importlib.metadata
 import json
@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 from bigan_jax.errors import UserError
 from bigan_jax.runtime.files import read_bounded, write_json
 
-FORMAT = 2  # of a workdir; a change that an older version would misread adds one
+FORMAT = 3  # of a run's folder; raise it with each change that other versions would misread
 
-# What may change between two starts of one run: none of it has a part in training.
+# Fields, and groups of them, that may change between two starts of one run: training does not
+# depend on them, or the change is checked elsewhere.
 _CHANGEABLE_FIELDS = (
     "score.",
     "sweep.",
@@ -20,28 +21,10 @@ _CHANGEABLE_FIELDS = (
     "data.dir",
     "data.tfds_dir",
     "data.stream",
-    "data.skip_unreadable",  # which pictures trained, split.csv tells
+    "data.skip_unreadable",  # split.csv lists the training images
     "on_nan",
-    "vgg16.",  # where the weights are; whether they are the same, task.FROZEN tells
+    "vgg16.",  # the file; vgg16.sha256 has the digest of the weights
 )
-
-# What a config means that was written before these fields were there.
-_BEFORE = {
-    "augment.rotate": 0.0,
-    "augment.brightness": 0.0,
-    "data.duplicates": "stop",
-    "data.skip_unreadable": False,
-    "data.stream": False,
-    "data.tfds_dir": "",
-    "data.window": False,
-    "checkpoint.keep_every": 0,
-    "on_nan": "stop",
-    "seeds": 1,
-    "score.perceptual": 0.0,
-    "score.standardize": False,
-    "score.reduction": "mean",
-    "vgg16.weights": "",
-}
 
 _GROUPS = ("data", "augment", "score", "vgg16", "threshold", "checkpoint", "model", "optimizers")
 _TYPES = {
@@ -50,9 +33,9 @@ _TYPES = {
     **dict.fromkeys(("seed", "batch_size"), int),
 }
 
-_MOST_CONFIG = 4 * 2**20  # bytes
+_MAX_CONFIG_BYTES = 4 * 2**20
 
-# What reading a stranger's JSON, and making sense of it, may raise.
+# Exceptions that parsing and using untrusted JSON can raise.
 _UNREADABLE = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
@@ -60,32 +43,42 @@ def default_name(config: ConfigDict) -> Path:
     """runs/<model>-<dataset>[-<category>][-quick][-<ablations>]-seed<k>, or -seeds<k>-<l>"""
     category = config.data.category.replace(",", "+") if config.data.category else ""
     last = config.seed + config.seeds - 1
-    which = f"seed{config.seed}" if config.seeds == 1 else f"seeds{config.seed}-{last}"
+    seeds = f"seed{config.seed}" if config.seeds == 1 else f"seeds{config.seed}-{last}"
     parts = [config.name, config.data.name, category, *["quick"] * config.quick]
-    return Path("runs") / "-".join([*filter(None, parts), *map(str, config.ablations), which])
+    return Path("runs") / "-".join([*filter(None, parts), *map(str, config.ablations), seeds])
 
 
 def require_same_config(workdir: Path, config: ConfigDict) -> None:
-    """Raises UserError when the folder holds a run of another config, naming what differs."""
+    """Checks that a run's folder is empty or holds a run with the same config.
+
+    Fields on which training does not depend may differ.
+
+    Raises:
+      UserError: other fields differ; the message lists them.
+    """
     if (workdir / "config.json").exists():
-        theirs, ours = _flat(read_config(workdir)), _flat(config)
+        saved, current = _flat(read_config(workdir)), _flat(config)
         differing = [
-            f"  {name}: {theirs.get(name)!r} there, {ours.get(name)!r} now"
-            for name in sorted(theirs.keys() | ours.keys())
-            if theirs.get(name) != ours.get(name) and not name.startswith(_CHANGEABLE_FIELDS)
+            f"  {name}: {saved.get(name)!r} there, {current.get(name)!r} now"
+            for name in sorted(saved.keys() | current.keys())
+            if saved.get(name) != current.get(name) and not name.startswith(_CHANGEABLE_FIELDS)
         ]
         if differing:
             raise UserError(
                 f"{workdir} holds a run with another config:\n"
                 + "\n".join(differing)
-                + "\nGive its values to go on with it, or another --workdir to start anew."
+                + "\nUse its values to resume it, or another --workdir to start a new run."
             )
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes the config, or joins the run of the same config that is in the folder.
+    """Writes a new run's config, or updates that of a run to resume.
 
-    An evaluation by other fields goes: what reads it may not take it for one by these.
+    An evaluation of another config is deleted, so that it is not taken for one of this config.
+
+    Raises:
+      UserError: the folder holds a run with another config (`require_same_config`), or cannot be
+        written.
     """
     require_same_config(workdir, config)
     if (workdir / "config.json").exists() and _flat(read_config(workdir)) != _flat(config):
@@ -94,58 +87,46 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of the run in a folder. Raises UserError when there is none, or one of a version
-    to come."""
+    """Reads the config of the run in a folder.
+
+    Returns:
+      The config, locked.
+
+    Raises:
+      UserError: the folder holds no run, its config.json cannot be read, or another version of
+        this package wrote it.
+    """
     try:
-        content = read_bounded(workdir / "config.json", _MOST_CONFIG)
+        content = read_bounded(workdir / "config.json", _MAX_CONFIG_BYTES)
     except UserError as error:
         if not workdir.exists():
-            raise UserError(f"there is no {workdir}: train a run there first") from error
+            raise UserError(f"{workdir} does not exist. Train a run there first.") from error
         raise UserError(
-            f"{workdir} holds no run: {error}. Give the folder of one run; those of several seeds "
-            "and of a sweep lie one deeper"
+            f"{workdir} holds no run: {error}. Use the folder of one run; the runs of several "
+            "seeds and of a sweep are in its subfolders."
         ) from error
     try:
         fields = json.loads(content)
-        check_format(fields.pop("format", FORMAT), workdir)
-        fill_missing_fields(fields)
-        for name, kind in _TYPES.items():
-            if type(fields.get(name)) is not kind:
-                raise ValueError(f"its {name} is missing or wrong")
+        require_format(fields.pop("format", FORMAT), workdir)
+        for name, expected in _TYPES.items():
+            if type(fields.get(name)) is not expected:
+                raise ValueError(f"{name} is missing or has the wrong type")
         return ConfigDict(fields, convert_dict=True).lock()
     except _UNREADABLE as error:
         raise UserError(f"{workdir} holds no run: config.json cannot be read ({error})") from error
 
 
-def fill_missing_fields(fields: dict) -> None:
-    """Gives a config, as JSON has it, the fields that are newer than it, with what it meant.
-
-    Raises what reading a stranger's JSON may where its groups are none.
-    """
-    before = dict(_BEFORE)
-    if "perceptual_layers" in fields.get("model", {}):
-        before["model.unit_features"] = False
-    # Of a score without the term neither is meant.
-    before["score.unit_features"] = not fields.get("score", {}).get("perceptual")
-    for name, value in before.items():
-        *groups, field = name.split(".")
-        node = fields
-        for group in groups:
-            node = node.setdefault(group, {})
-        node.setdefault(field, value)
-
-
-def check_format(number: object, what: object) -> None:
-    """Raises UserError where the format of a workdir, `what` in the message, is not known."""
-    if type(number) is not int or not 0 < number <= FORMAT:
+def require_format(number: object, name: Path | str) -> None:
+    """Raises UserError, which names the folder or file, for another format than `FORMAT`."""
+    if type(number) is not int or number != FORMAT:
         raise UserError(
-            f"{what} was written by a newer version of bigan_jax (format {number!r:.20}, this one "
-            f"knows 1 to {FORMAT}): update bigan_jax, or give another --workdir"
+            f"{name} was written by another version of bigan_jax (format {number!r:.20}, this "
+            f"version reads {FORMAT}). Train again in another --workdir."
         )
 
 
 def _flat(config: ConfigDict) -> dict:
-    """Fields by dotted name, as JSON would give them back."""
+    """Fields by dotted name, with values as JSON returns them."""
 
     def walk(node, prefix):
         for name, value in node.items():
@@ -158,8 +139,7 @@ def _flat(config: ConfigDict) -> dict:
 
 
 def package_version(package: str) -> str:
-    """Of an installed package; "not installed" of one that is only there, such as a checkout of
-    this project whose folder is on the path."""
+    """Returns a package's version, or "not installed", as for a checkout that is on the path."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

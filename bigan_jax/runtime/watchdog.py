@@ -1,17 +1,15 @@
-"""How the processes of one run find each other, and what ends all when one is lost.
+"""Connects the processes that train one run, and ends all of them when one fails or is lost.
 
-`jax.distributed` joins them. XLA itself would wait in a collective operation for a lost process,
-on some platforms for ever, or abort: so a thread in each gives signs of life in the key-value store
-that process 0 holds, and ends its process with a line when another one's are missing.
+`jax.distributed` initializes them. In a collective operation XLA would wait for a lost process, on
+some platforms forever, or abort. Each process therefore watches the others over a channel of its
+own (peers.py) and ends with a message and an exit status when one of them does not respond.
 """
 
 import atexit
 import ctypes
-import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
@@ -20,204 +18,186 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 
 import jax
-from jax._src import distributed
-from jax.errors import JaxRuntimeError
 
 from bigan_jax.errors import EXIT_RESUME, UserError
+from bigan_jax.runtime import distributed, peers
 from bigan_jax.runtime.distributed import (
-    PAUSE,
-    await_key,
+    broadcast_json,
     is_multiprocess,
     is_primary,
     require_equal,
     scratch,
-    store,
 )
 
-_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-_ALONE = "--num_processes=1 trains in this process alone."
+_TASK_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+_SINGLE = "--num_processes=1 trains in this process alone."
+_FAREWELL_SECONDS = 3
 
 
 @contextmanager
 def join_processes(
     coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float
 ) -> Iterator[None]:
-    """Within, this process is one of those that train one run, or alone where there are no others.
+    """Runs the body in this process as one of several that train a run, or as the only one.
 
-    coordinator: host:port where process 0 can be reached. It goes with num_processes and
-      process_id; without them JAX asks the environment: SLURM, Open MPI, Kubernetes, TPU.
-    timeout: seconds without a sign of life after which a process is lost; of process 0, whose store
-      then does not answer either, three times as long where nothing closes its connections.
+    If one process fails, the others end with its message and status. If one is lost, they end with
+    a message and status 75 (`EXIT_RESUME`). Only process 0 writes to stdout. All leave together.
 
-    When a process fails, the others end with its message and status; when it is lost, with a line
-    and status AGAIN. Only process 0 writes to stdout. All of them leave together.
-    Raises UserError for arguments that do not make sense, and where no others are found.
+    Args:
+      coordinator: host:port at which process 0 can be reached; requires the next two. Without
+        them JAX reads the environment: SLURM, Open MPI, Kubernetes, TPU.
+      num_processes: number of processes; 1 for this one alone.
+      process_id: index of this process, from 0.
+      timeout: seconds without a heartbeat after which a process is lost.
+
+    Raises:
+      UserError: the arguments are invalid, or the other processes cannot be reached.
     """
-    if not _connect(coordinator, num_processes, process_id, timeout):
+    if not _initialize(coordinator, num_processes, process_id, timeout):
         yield
         return
-    watch = _Heartbeat(timeout)
-    watch.start()
     try:
         require_equal("number of devices", str(jax.local_device_count()))
         with nullcontext() if is_primary() else redirect_stdout(open(os.devnull, "w")):
             yield
     except BaseException as error:
-        watch.report(error)
+        _report(error, timeout)
         raise
-    watch.over.set()
+    distributed.channel.closing = True
     jax.distributed.shutdown()
     _clean()
 
 
-def _clean():
-    if scratch.cache_info().currsize:
-        shutil.rmtree(scratch(), ignore_errors=True)
-
-
-def _connect(coordinator, num_processes, process_id, timeout):
-    given = (coordinator, num_processes, process_id)
+def _initialize(coordinator, num_processes, process_id, timeout):
+    """Returns whether this process is now one of several."""
+    arguments = (coordinator, num_processes, process_id)
     if num_processes == 1:
         return False
-    if given == (None, None, None):
-        # JAX would take one of the GPUs here for the only process.
-        if any(os.environ.get(name) == "1" for name in _COUNTS):
+    if arguments == (None, None, None):
+        # JAX would restrict the only process to one of its GPUs.
+        if any(os.environ.get(name) == "1" for name in _TASK_COUNTS):
             return False
-    elif None in given:
+    elif None in arguments:
         raise UserError(
-            "--coordinator, --num_processes and --process_id belong together: give all three, or "
-            "none in SLURM, Open MPI, Kubernetes or on TPUs. " + _ALONE
+            "--coordinator, --num_processes and --process_id belong together. Set all three, or "
+            f"none in SLURM, Open MPI, Kubernetes or on TPUs. {_SINGLE}"
         )
     elif num_processes < 1 or not 0 <= process_id < num_processes:
-        raise UserError(f"--process_id={process_id} is none of 0 to {num_processes - 1}. {_ALONE}")
+        raise UserError(
+            f"--process_id={process_id} must be from 0 to {num_processes - 1}. {_SINGLE}"
+        )
     elif not coordinator.rpartition(":")[2].isdecimal() or ":" not in coordinator:
-        raise UserError(f"--coordinator={coordinator} is no host:port, such as node1:12345")
-    _on_abort(lambda: "the processes of this run did not find each other")
+        raise UserError(f"--coordinator={coordinator} must be host:port, such as node1:12345.")
+    _on_abort("the processes of this run could not connect to each other")
     try:
         with warnings.catch_warnings():
-            if "JOB_COMPLETION_INDEX" not in os.environ:  # any pod would be told to join others
+            if "JOB_COMPLETION_INDEX" not in os.environ:  # JAX warns in any Kubernetes pod
                 warnings.simplefilter("ignore")
-            jax.distributed.initialize(*given, heartbeat_timeout_seconds=int(3 * timeout))
-        jax.devices()  # here they meet
+            jax.distributed.initialize(*arguments, heartbeat_timeout_seconds=int(3 * timeout))
+        jax.devices()  # waits for all processes
+        if is_multiprocess():
+            _open_channel(coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"), timeout)
     except ValueError as error:
-        nothing = coordinator is None and "JAX_COORDINATOR_ADDRESS" not in os.environ
-        if nothing and "defined" in str(error):  # JAX found no cluster
+        configured = coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ
+        if not configured and "defined" in str(error):  # JAX found no cluster
             signal.signal(signal.SIGABRT, signal.SIG_DFL)
             return False
-        raise UserError(f"the processes cannot be joined: {error}\n{_ALONE}") from error
-    except Exception as error:  # of Kubernetes' client, of a metadata server, ...
-        raise UserError(f"the processes cannot be joined: {error!r}\n{_ALONE}") from error
+        raise UserError(f"cannot connect to the other processes: {error}\n{_SINGLE}") from error
+    except Exception as error:  # of the Kubernetes client, a metadata server, ...
+        raise UserError(f"cannot connect to the other processes: {error!r}\n{_SINGLE}") from error
     return is_multiprocess()
 
 
-class _Heartbeat(threading.Thread):
-    """Gives this process's signs of life, looks for those of the others, and ends this process when
-    one is lost or has said that it fails."""
-
-    def __init__(self, timeout: float):
-        super().__init__(name="watch", daemon=True)
-        self.over = threading.Event()
-        self._timeout, self._heard = timeout, {}
-        self._me, self._all = jax.process_index(), jax.process_count()
-        self._round = time.monotonic()
-        _on_abort(self._abandoned)
-
-    def run(self) -> None:
-        beat, self._heard = 0, dict.fromkeys(range(self._all), ("", 0))
-        while not self.over.is_set():
-            beat += 1
-            try:
-                store().key_value_set(f"beat/{self._me}", str(beat), allow_overwrite=True)
-                lost = self._lost(beat) if self._me == 0 else []
-                ended = await_key("ended", PAUSE)
-            except JaxRuntimeError:
-                lost, ended = [0], None
-            self._round = time.monotonic()
-            if self.over.is_set():
-                return
-            if ended:
-                _leave(*json.loads(ended))
-            if lost:
-                message = self._lost_line(lost[0])
-                _tell_all(EXIT_RESUME, message)
-                _leave(EXIT_RESUME, message)
-
-    def report(self, error: BaseException) -> None:
-        """Tells the others why this process ends. Where the end of another may be the reason, as
-        for whatever a collective operation raises, it waits for that to be seen, which ends it."""
-        if not isinstance(error, UserError | KeyboardInterrupt | SystemExit):
-            time.sleep(self._timeout + 3 * PAUSE)
-            _wait_if_leaving()
-        elif not is_primary():  # what all of them found is told by process 0
-            time.sleep(2 * PAUSE)
-        self.over.set()
-        status = getattr(error, "status", 130) if isinstance(error, KeyboardInterrupt) else 1
-        if isinstance(error, SystemExit) and isinstance(error.code, int):
-            status = error.code
-        told = str(error) or type(error).__name__
-        _tell_all(status, f"process {self._me} of {self._all} ended: {told}")
-        # Python's exit would wait for the others, as JAX's farewell does.
-        atexit.register(_leave, status)
-
-    def _lost(self, beat):
-        # In beats of its own: where this process was held up, so may have been the others.
-        for name, sign in store().key_value_dir_get("beat"):
-            process = int(name.rpartition("/")[2])
-            if self._heard[process][0] != sign:
-                self._heard[process] = (sign, beat)
-        return [k for k, (_, at) in self._heard.items() if (beat - at) * PAUSE > self._timeout]
-
-    def _lost_line(self, process):
-        return (
-            f"process {process} of {self._all} was lost. The same command, in any number of "
-            "processes, goes on from the last checkpoint."
-        )
-
-    def _abandoned(self):
-        """Why XLA aborts this process: the line where process 0 is gone, else None."""
-        if time.monotonic() - self._round > self._timeout:
-            return self._lost_line(0)
-        host, _, port = distributed.global_state.coordinator_address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        except OSError:
-            return self._lost_line(0)
-        return None
+def _open_channel(coordinator, timeout):
+    process, count = jax.process_index(), jax.process_count()
+    server, address = peers.listen() if process == 0 else (None, {})
+    address = broadcast_json(address)
+    if process == 0:
+        connections = peers.accept(server, address["token"], count - 1, timeout)
+    else:
+        if coordinator:
+            address["hosts"].insert(0, coordinator.rpartition(":")[0].strip("[]"))
+        connections = {0: peers.connect(**address, process=process, timeout=timeout)}
+    distributed.channel = peers.PeerChannel(connections, timeout, _end_for_lost, _end)
+    _on_abort(None)
 
 
-def _on_abort(explain):
-    """Has an abort by XLA's C++ code, which is how it ends a process that has lost process 0, say
-    `explain()` and exit with AGAIN, if there is an explanation."""
+def _end_for_lost(process):
+    if process == 0:
+        time.sleep(1)  # XLA logs the loss as well; the message comes last
+    _end(
+        EXIT_RESUME,
+        f"process {process} of {jax.process_count()} was lost. The same command, in any number of "
+        "processes, resumes from the last checkpoint.",
+    )
+
+
+def _end(status, message):
+    if is_primary():
+        distributed.channel.end(status, message)
+    _leave(status, message)
+
+
+def _report(error, timeout):
+    """Sends the reason why this process ends to the others.
+
+    An error of a collective operation may have its reason in the end of another process. The
+    channel then ends this process while it waits here.
+    """
+    if not isinstance(error, UserError | KeyboardInterrupt | SystemExit):
+        time.sleep(timeout + 3 * peers.BEAT_SECONDS)
+        _wait_if_leaving()
+    elif not is_primary():  # process 0 reports what all of them raise
+        time.sleep(2 * peers.BEAT_SECONDS)
+    distributed.channel.closing = True
+    status = getattr(error, "status", 130) if isinstance(error, KeyboardInterrupt) else 1
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        status = error.code
+    name = f"process {jax.process_index()} of {jax.process_count()}"
+    distributed.channel.end(status, f"{name} ended: {str(error) or type(error).__name__}")
+    # Python's exit would wait for the others, as JAX's shutdown does.
+    atexit.register(_leave, status)
+
+
+def _on_abort(message):
+    """Handles SIGABRT, with which XLA ends a process that has lost process 0.
+
+    The channel gets some seconds to end the process first. Then the process ends with a message
+    and status 75, or aborts if there is no message.
+    """
 
     def handle(_):
-        _wait_if_leaving()
-        if line := explain():
-            _leave(EXIT_RESUME, line)
-        signal_(signal.SIGABRT, None)
+        deadline = time.monotonic() + 5 * (message is None)
+        while time.monotonic() < deadline:
+            _wait_if_leaving()
+            time.sleep(0.05)
+        if message:
+            _leave(EXIT_RESUME, message)
+        set_handler(signal.SIGABRT, None)
 
-    # Python's own handlers would only be run by the main thread, later.
-    signal_ = ctypes.CDLL(None).signal
-    _on_abort.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)  # kept alive here
-    signal_(signal.SIGABRT, _on_abort.handler)
+    # Handlers set by Python's signal module run later, in the main thread.
+    set_handler = ctypes.CDLL(None).signal
+    _on_abort.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)  # keeps it alive
+    set_handler(signal.SIGABRT, _on_abort.handler)
 
 
 _leaving = threading.Lock()
 
 
 def _wait_if_leaving():
-    """For ever, where another thread is ending this process."""
+    """Never returns if another thread is ending this process."""
     if _leaving.locked():
         threading.Event().wait()
 
 
 def _leave(status: int, message: str = "") -> None:
-    """Ends this process without JAX's farewell, which waits for all processes."""
+    """Ends this process without JAX's shutdown, which waits for all processes."""
     while not _leaving.acquire(blocking=False):
         _wait_if_leaving()
     if message:
         print(f"\nerror: {message}", file=sys.stderr)
-    if distributed.global_state.process_id == 0:
-        time.sleep(3 * PAUSE)  # the others hear of it from here
+    if distributed.channel and is_primary():  # the others receive the reason first
+        distributed.channel.wait_until_closed(_FAREWELL_SECONDS)
     _clean()
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
@@ -225,6 +205,6 @@ def _leave(status: int, message: str = "") -> None:
     os._exit(status)
 
 
-def _tell_all(status, message):
-    with suppress(JaxRuntimeError):  # another process was first
-        store().key_value_set("ended", json.dumps([status, message]))
+def _clean():
+    if scratch.cache_info().currsize:
+        shutil.rmtree(scratch(), ignore_errors=True)

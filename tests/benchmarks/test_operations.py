@@ -1,4 +1,4 @@
-"""What the benchmarks count, and as what."""
+"""Tests of operation kinds and counts."""
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,14 @@ from benchmarks import counting, operations
 )
 def test_kinds_of_a_compiled_program(function, expected):
     program = jax.jit(function).lower(jnp.ones((64, 64))).compile().as_text()
-    found = operations.of_program(program)
+    kinds = operations.of_program(program)
     entry = program.split("ENTRY")[1]
-    top = {kind for name, kind in found.items() if f"%{name} = " in entry or f" {name} = " in entry}
-    moved = {operations.COPIES}  # a parameter's own line, and what the compiler adds
-    assert top | moved == expected | moved
+    top = {kind for name, kind in kinds.items() if f"%{name} = " in entry or f" {name} = " in entry}
+    copies = {operations.COPIES}  # parameters, and copies that the compiler adds
+    assert top | copies == expected | copies
 
 
-def test_what_is_fused_around_a_product_is_a_product():
+def test_fusion_with_a_product_is_a_product():
     program = """
 %fused (p: f32[8,8]) -> f32[8,8] {
   %p = f32[8,8]{1,0} parameter(0)
@@ -45,8 +45,8 @@ ENTRY %main (x: f32[8,8]) -> f32[8,8] {
   ROOT %c = f32[8,8]{1,0} add(%a, %b)
 }
 """
-    found = operations.of_program(program)
-    assert [found[name] for name in "abc"] == list(operations.KINDS)
+    kinds = operations.of_program(program)
+    assert [kinds[name] for name in "abc"] == list(operations.KINDS)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ ENTRY %main (x: f32[8,8]) -> f32[8,8] {
         ("autograd::engine::evaluate_function: ConvolutionBackward0", operations.REST),
     ],
 )
-def test_kinds_of_pytorch(name, kind):
+def test_kinds_of_pytorch_operations(name, kind):
     assert operations.of_torch(name) == kind
 
 
@@ -85,7 +85,7 @@ def test_kinds_of_pytorch(name, kind):
         ("loop_convert_fusion_19", "the rest"),
     ],
 )
-def test_kinds_of_a_gpu_s_kernels(name, kind):
+def test_kinds_of_gpu_kernels(name, kind):
     assert operations.of_gpu(name) == kind
 
 

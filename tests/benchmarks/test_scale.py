@@ -1,5 +1,4 @@
-"""What benchmarks/scale.py counts and measures: by hand, by brute force, by the compiler's own
-program; and that a point, its mistakes and the figures work at a tiny size."""
+"""Tests of benchmarks/scale*: counts against manual counting, a point and figures of tiny size."""
 
 import flax.linen as nn
 import jax
@@ -37,50 +36,50 @@ def built(detector):
 
 
 def products():
-    """Of a picture with the filters, one by one; none with the zeros around the picture."""
+    """The number of products of an image with the filters, without those of padding."""
     inside = range(SIDE)
-    places = range(0, SIDE, STRIDE)
-    found = 0
-    for y in places:
-        for x in places:
+    positions = range(0, SIDE, STRIDE)
+    count = 0
+    for y in positions:
+        for x in positions:
             for dy in range(-2, 3):
                 for dx in range(-2, 3):
-                    found += (y + dy in inside and x + dx in inside) * INPUTS * FILTERS
-    return found
+                    count += (y + dy in inside and x + dx in inside) * INPUTS * FILTERS
+    return count
 
 
-def test_a_convolution_is_counted():
-    """Forward and its kernel's gradient; the picture's is not asked for."""
+def test_convolution_cost():
+    """Forward pass and kernel gradient; the gradient of the image is not needed."""
     cost = scale_pod.update_cost(built(convolution()), "only", (SIDE, SIDE, INPUTS))
     operations, outputs = 2 * 2 * products(), 6 * 6 * FILTERS
-    assert 0 <= cost["flops_per_picture"] - operations <= 8 * outputs
+    assert 0 <= cost["flops_per_image"] - operations <= 8 * outputs
     parameters = 5 * 5 * INPUTS * FILTERS + FILTERS
     assert 2 * parameters <= cost["flops_per_update"] <= 4 * parameters + 100
     assert cost["bytes"] == 4 * (parameters + 1)  # and the logged loss
     assert cost["waits"] == 1
 
 
-def test_what_batchnorm_sends_is_counted():
-    """Mean and mean square of each channel, forth and, as gradients, back; and its statistics."""
+def test_batch_norm_communication():
+    """Mean and mean square of each channel, their gradients, and the running statistics."""
     cost = scale_pod.update_cost(built(convolution(norm=True)), "only", (SIDE, SIDE, INPUTS))
     parameters = 5 * 5 * INPUTS * FILTERS + FILTERS + 2 * FILTERS
     assert cost["bytes"] == 4 * (parameters + 1 + 2 * FILTERS + 2 * 2 * FILTERS)
     assert cost["waits"] == 3
 
 
-def test_bytes_of_the_improved_bigan():
-    """The states' arrays, and little else."""
+def test_bytes_of_improved_bigan():
+    """The arrays of the state, and little else."""
     build, name = built(BIGAN), "reconstruction"
     state = jax.eval_shape(lambda: init_state(BIGAN, build.optimizers, 0, BIGAN_SHAPE))
     cost = scale_pod.update_cost(build, name, BIGAN_SHAPE)
     networks = BIGAN.objectives[name].networks
-    held = [(state.params[n], state.collections[n]) for n in networks]
-    least = 4 * sum(x.size for x in jax.tree.leaves(held))
-    assert least < cost["bytes"] < 1.1 * least and cost["waits"] > 5
+    averaged = [(state.params[n], state.collections[n]) for n in networks]
+    minimum = 4 * sum(x.size for x in jax.tree.leaves(averaged))
+    assert minimum < cost["bytes"] < 1.1 * minimum and cost["waits"] > 5
 
 
-def test_an_estimate_by_hand():
-    step = {"flops_per_picture": 90e9, "flops_per_update": 10e9, "bytes": 1e8, "waits": 10}
+def test_estimate_by_hand():
+    step = {"flops_per_image": 90e9, "flops_per_update": 10e9, "bytes": 1e8, "waits": 10}
     chip = scale_pod.estimates(step, devices=4, batch=1, share=0.5)[0]
     assert chip["hardware"] == "TPU v5e"
     np.testing.assert_allclose(chip["compute"], 1e11 / 98.5e12)
@@ -89,39 +88,39 @@ def test_an_estimate_by_hand():
     np.testing.assert_allclose(chip["efficiency"], 1 / (1 + 985 * (1.5 / 1400 + 2e-4)))
 
 
-def test_the_line_through_points():
+def test_line_fit():
     count = np.array([1, 2, 4, 8])
     np.testing.assert_allclose(scale_pod.line(count, 3 + 2 * count), (3, 2, 0), atol=1e-12)
     assert 0.05 < scale_pod.line(count, count**1.2)[2] < 0.2
 
 
-def test_a_point_and_its_figures(tmp_path):
-    """Streamed, on two devices."""
+def test_point_and_figures(tmp_path):
+    """A point with streaming on two devices."""
     files = tmp_path / "files"
     files.mkdir()
     for i in range(8):
         Image.fromarray(np.full((8, 8), i, np.uint8)).save(files / f"{i}.png")
-    fields = {"size": 16, "pictures": 50, "batch": 8, "devices": 2, "epochs": 2}
-    row = scale.points({**fields, "model": "fcae", "files": files})
+    fields = {"size": 16, "images": 50, "batch": 8, "devices": 2, "epochs": 2}
+    row = scale.measure({**fields, "model": "fcae", "files": files})
     assert row["steps"] == 6 and len(row["epoch"]) == 2 and row["all_reduce"] > 0
-    np.testing.assert_allclose(row["pictures_per_second"], 48 / np.median(row["epoch"]))
+    np.testing.assert_allclose(row["images_per_second"], 48 / np.median(row["epoch"]))
     assert 2**26 < row["peak_bytes"] < 2**31
 
-    found = {name: [row, row] for name in ("sizes", "batches", "devices", "processes")}
-    found["processes"] = [{**row, "processes": n} for n in (1, 2)]
-    found["pictures"] = found["streaming"] = [{**row, "pictures": n} for n in (50, 100)]
-    scale_plots.draw(found, tmp_path)
-    for name in ("pictures", "work", "devices"):
+    results = {name: [row, row] for name in ("sizes", "batches", "devices", "processes")}
+    results["processes"] = [{**row, "processes": n} for n in (1, 2)]
+    results["images"] = results["streaming"] = [{**row, "images": n} for n in (50, 100)]
+    scale_plots.draw(results, tmp_path)
+    for name in ("images", "work", "devices"):
         with Image.open(tmp_path / f"scale-{name}.png") as figure:
             assert figure.width > 600 and len(np.unique(np.asarray(figure.convert("L")))) > 50
 
 
-def test_mistakes_are_told(tmp_path, capsys):
+def test_errors_are_reported(tmp_path, capsys):
     with pytest.raises(SystemExit, match=r"error: the point .* cannot be shared evenly by 2 dev"):
-        scale.points({"devices": 2, "batch": 3})
+        scale.measure({"devices": 2, "batch": 3})
     with pytest.raises(SystemExit):
         scale.main(["plots", f"--output={tmp_path / 'scale.json'}"])
-    assert "has not been given the parts batches, devices" in capsys.readouterr().err
+    assert "lacks the parts batches, devices" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         scale.main(["pod", f"--output={tmp_path / 'absent' / 'scale.json'}"])
-    assert "there is no folder" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err

@@ -259,8 +259,8 @@ def test_from_python(trained, predicted):
     assert ["normal", "anomalous"][int(judged.decision[0])] == row["decision"]
     for wrong, words in (
         ([path, pictures / "no.png"], "no.png: there is no such file"),
-        ([array, array.astype(float)], r"picture 1: float64 \(48, 48\)"),
-        ([array[:2]], "picture 0: 48x2 is too small"),
+        ([array, array.astype(float)], r"image 1: .*float64 \(48, 48\)"),
+        ([array[:2]], "image 0: 48x2 is too small"),
         (path, "a list"),
     ):
         with pytest.raises(UserError, match=words):
@@ -279,11 +279,11 @@ def test_refusals(trained, tmp_path):
     for arguments, words in (
         ((workdir, pictures, tmp_path / "mine"), "mine is there and not empty"),
         ((workdir, pictures, pictures / "out"), "lies in --input"),
-        ((workdir, tmp_path / "no.png", tmp_path / "out"), "no such picture"),
-        ((workdir, tmp_path / "*.png", tmp_path / "out"), r"\*.png: no picture was found"),
-        ((workdir, tmp_path / "mine", tmp_path / "out"), "no picture was found"),
+        ((workdir, tmp_path / "no.png", tmp_path / "out"), "no such image"),
+        ((workdir, tmp_path / "*.png", tmp_path / "out"), r"\*.png: no image was found"),
+        ((workdir, tmp_path / "mine", tmp_path / "out"), "no image was found"),
         ((old, pictures, tmp_path / "out"), "another version of bigan_jax"),
-        ((tmp_path, pictures, tmp_path / "out"), "holds no run: .* one deeper"),
+        ((tmp_path, pictures, tmp_path / "out"), "holds no run: .* subfolders"),
     ):
         with pytest.raises(UserError, match=words):
             predict(*arguments)

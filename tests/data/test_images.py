@@ -363,7 +363,7 @@ def test_unreadable_files_are_skipped_and_counted_on_request(folder_with_corrupt
     loaded = load(folder_with_corrupt_files, skip_unreadable=True)
     (note,) = [note for note in loaded.notes if note.startswith("6 unreadable files skipped")]
     assert all(f"{name}.png" in note for name in UNREADABLE)
-    assert "1 masks belong to no anomalous picture, such as masks/99.png" in loaded.notes
+    assert "1 masks belong to no anomalous image, such as masks/99.png" in loaded.notes
     paths = [path for split in loaded[:3] for path in split.path]
     assert len(paths) == 27 + 4 and not {f"{n}.png" for n in UNREADABLE} & {*paths}
     for name in UNREADABLE:

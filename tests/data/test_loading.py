@@ -1,6 +1,9 @@
-"""From folders to arrays: layouts, the split's promises, what a user is told."""
+"""Loading of datasets: the split, the layouts, messages to the user, and the real datasets."""
 
-from itertools import pairwise
+import shutil
+import subprocess
+import sys
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bigan_jax.data import loading
+from bigan_jax.data import layouts, loading
 from bigan_jax.data.layouts.base import select_categories
 from bigan_jax.data.layouts.grouping import group_by_camera
 from bigan_jax.data.records import ImageRecord
 from bigan_jax.data.settings import DataSettings
-from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, assign_groups, split, uniform
+from bigan_jax.data.source import require_data_folder
+from bigan_jax.data.split import (
+    CALIBRATION,
+    TEST,
+    TRAIN,
+    assign_groups,
+    hash_to_unit,
+    split_records,
+)
 from bigan_jax.errors import UserError
 from tests.helpers.datasets import everything
 
@@ -46,123 +57,128 @@ seeds = st.integers(0, 2**32)
 
 @settings(max_examples=50, deadline=None)
 @given(names, seeds)
-def test_every_side_gets_a_group(groups, seed):
-    side = assign_groups(groups, seed, 0.2, 0.1)
-    assert set(side) == groups
-    assert set(side.values()) == {TRAIN, CALIBRATION, TEST}
+def test_every_split_gets_a_group(groups, seed):
+    assignments = assign_groups(groups, seed, 0.2, 0.1)
+    assert set(assignments) == groups
+    assert set(assignments.values()) == {TRAIN, CALIBRATION, TEST}
 
 
 @settings(max_examples=50, deadline=None)
 @given(names, names, seeds)
-def test_a_side_does_not_depend_on_order_or_on_other_groups(groups, more, seed):
-    rule = {
-        g: TEST if (u := uniform(seed, g)) < 0.2 else CALIBRATION if u < 0.28 else TRAIN
+def test_assignment_is_independent_of_order_and_of_other_groups(groups, more, seed):
+    expected = {
+        g: TEST if (u := hash_to_unit(seed, g)) < 0.2 else CALIBRATION if u < 0.28 else TRAIN
         for g in groups | more
     }
-    if len({rule[g] for g in groups}) == 3:  # no side would be empty
+    if len({expected[g] for g in groups}) == 3:  # no split would be empty
         few = assign_groups(groups, seed, 0.2, 0.1)
         many = assign_groups(reversed(sorted(groups | more)), seed, 0.2, 0.1)
-        assert few == {g: rule[g] for g in groups} == {g: many[g] for g in groups}
+        assert few == {g: expected[g] for g in groups} == {g: many[g] for g in groups}
 
 
-def test_an_empty_side_gets_the_nearest_group_only():
+def test_empty_split_gets_only_the_closest_group():
     groups = [f"g{i}" for i in range(400)]
-    high = sorted((g for g in groups if uniform(0, g) > 0.5), key=lambda g: uniform(0, g))
-    side = assign_groups(high, 0, 0.2, 0.1)
-    assert [side[g] for g in high[:2]] == [TEST, CALIBRATION]
-    assert {side[g] for g in high[2:]} == {TRAIN}
-    low = sorted((g for g in groups if uniform(0, g) < 0.15), key=lambda g: -uniform(0, g))
-    side = assign_groups(low, 0, 0.2, 0.1)
-    assert [side[g] for g in low[:2]] == [TRAIN, CALIBRATION]
+    groups.sort(key=lambda g: hash_to_unit(0, g))
+    high = [g for g in groups if hash_to_unit(0, g) > 0.5]
+    assignments = assign_groups(high, 0, 0.2, 0.1)
+    assert [assignments[g] for g in high[:2]] == [TEST, CALIBRATION]
+    assert {assignments[g] for g in high[2:]} == {TRAIN}
+    low = [g for g in groups if hash_to_unit(0, g) < 0.15]
+    assignments = assign_groups(low, 0, 0.2, 0.1)
+    assert [assignments[g] for g in low[-2:]] == [CALIBRATION, TRAIN]
 
 
 @settings(max_examples=20, deadline=None)
 @given(seeds)
-def test_fractions_are_about_right(seed):
-    part = list(assign_groups(map(str, range(2000)), seed, 0.2, 0.1).values())
-    assert abs(part.count(TEST) / 2000 - 0.2) < 0.05
-    assert abs(part.count(CALIBRATION) / 2000 - 0.08) < 0.04
+def test_fractions_are_approximately_met(seed):
+    splits = list(assign_groups(map(str, range(2000)), seed, 0.2, 0.1).values())
+    assert abs(splits.count(TEST) / 2000 - 0.2) < 0.05
+    assert abs(splits.count(CALIBRATION) / 2000 - 0.08) < 0.04
 
 
-def test_the_hash_is_fixed_for_all_machines():
-    assert uniform(0, "patient 7") == pytest.approx(0.5178269070579041, abs=1e-12)
+def test_hash_is_the_same_on_all_machines():
+    assert hash_to_unit(0, "patient 7") == pytest.approx(0.5178269070579041, abs=1e-12)
 
 
-def test_a_fraction_of_zero_leaves_that_part_empty():
-    assert set(assign_groups(map(str, range(50)), 0, 0, 0).values()) == {TRAIN}
+def test_fraction_of_zero_leaves_the_split_empty():
+    assert set(assign_groups(map(str, range(50)), 0, 0.0, 0.0).values()) == {TRAIN}
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=40, max_size=80), seeds)
-def test_no_group_is_on_two_sides_and_anomalies_are_test_only(pictures, seed):
+def test_groups_are_not_divided_and_anomalous_images_are_test_only(images, seed):
     records = [
         ImageRecord(str(i), label, f"patient {patient}")
-        for i, (patient, label) in enumerate(pictures)
+        for i, (patient, label) in enumerate(images)
     ]
     if len({r.group for r in records if not r.label}) < 3:
         return
-    parts, notes = split(records, seed, 0.2, 0.1)
-    groups = [{r.group for r in part} for part in parts.values()]
+    splits, notes = split_records(records, seed, 0.2, 0.1)
+    groups = [{r.group for r in split} for split in splits.values()]
     assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
-    assert not any(r.label for part in (TRAIN, CALIBRATION) for r in parts[part])
-    left_out = len(records) - sum(map(len, parts.values()))
-    assert left_out == sum(int(note.split()[0]) for note in notes if note.endswith("left out"))
-    train, calibration, test = (sum(not r.label for r in part) for part in parts.values())
-    shares = (test / (train + calibration + test), 0.2), (calibration / (train + calibration), 0.1)
-    uneven = sum(not asked / 2 <= share <= 2 * asked for share, asked in shares)
-    assert uneven == sum("chance deals" in note for note in notes)
+    assert not any(r.label for name in (TRAIN, CALIBRATION) for r in splits[name])
+    n_excluded = len(records) - sum(map(len, splits.values()))
+    assert n_excluded == sum(int(note.split()[0]) for note in notes if note.endswith("excluded"))
+    train, calibration, test = (sum(not r.label for r in split) for split in splits.values())
+    fractions = [(test / (train + calibration + test), 0.2)]
+    fractions += [(calibration / (train + calibration), 0.1)]
+    n_uneven = sum(not wanted / 2 <= actual <= 2 * wanted for actual, wanted in fractions)
+    assert n_uneven == sum("chance assigns" in note for note in notes)
 
 
-def test_a_part_far_from_what_was_asked_is_told_with_the_remedy():
-    """Of ten patients one has 310 of the 400 pictures, and a test wants 80."""
+def test_split_far_from_the_requested_fraction_is_noted():
+    """One of ten patients has 310 of the 400 images, and 80 test images are requested."""
     records = [ImageRecord(str(i), False, f"patient {min(i // 10, 9)}") for i in range(400)]
     for seed in range(10):
-        parts, notes = split(records, seed, 0.2, 0.1)
-        if len(parts[TEST]) in range(40, 161):
+        splits, notes = split_records(records, seed, 0.2, 0.1)
+        if len(splits[TEST]) in range(40, 161):
             continue
-        assert notes[0].startswith(f"{len(parts[TEST])} of 400 normal pictures test, where 20 %")
+        n_test = len(splits[TEST])
+        assert notes[0].startswith(f"{n_test} of 400 normal images are test images, but 20 %")
         assert "config.data.split_seed" in notes[0]
 
 
-def test_too_few_groups_and_wrong_fractions_are_explained():
+def test_too_few_groups_and_invalid_fractions_are_errors():
     records = [ImageRecord(str(i), False, f"patient {i % 2}") for i in range(20)]
-    with pytest.raises(UserError, match=r"2 group\(s\) only"):
-        split(records, 0, 0.2, 0.1)
-    with pytest.raises(UserError, match="test_fraction is 2"):
-        split(records, 0, 2, 0.1)
+    with pytest.raises(UserError, match=r"2 group\(s\), but 3 splits"):
+        split_records(records, 0, 0.2, 0.1)
+    for field in "test_fraction", "calibration_fraction":
+        for value in -0.1, 1.0, 2.0:
+            with pytest.raises(UserError, match=f"{field} must be .* below 1"):
+                DataSettings("phantom", **{field: value})
 
 
-def test_pictures_at_a_border_between_camera_blocks_are_left_out():
+def test_images_at_borders_between_camera_blocks_are_excluded():
     numbers = range(1000, 2000)
     records = [group_by_camera(ImageRecord(f"healthy/JR_HL_{n}.jpg", False, "")) for n in numbers]
-    parts, notes = split(records, 0, 0.2, 0.1)
-    part = {r.camera[1]: name for name, rs in parts.items() for r in rs}
+    splits, notes = split_records(records, 0, 0.2, 0.1)
+    split_of = {r.camera[1]: name for name, split in splits.items() for r in split}
     for a, b in pairwise(numbers):
-        assert a not in part or b not in part or part[a] == part[b]
-    side = [part[n] for n in range(1050, 2000, 100)]
-    borders = sum(a != b for a, b in pairwise(side))
-    assert borders > 0 and notes[0].startswith(f"{10 * borders} normal pictures at borders")
+        assert a not in split_of or b not in split_of or split_of[a] == split_of[b]
+    block_splits = [split_of[n] for n in range(1050, 2000, 100)]
+    n_borders = sum(a != b for a, b in pairwise(block_splits))
+    assert n_borders > 0 and notes[0].startswith(f"{10 * n_borders} normal images at borders")
 
 
 # --- layouts ---
 
 
-def test_a_plain_folder_is_all_normal(tmp_path):
+def test_folder_without_labels_is_all_normal(tmp_path):
     for i in range(30):
         write(tmp_path / "deep" / f"{i}.png")
     loaded = load("folder", tmp_path, channels=3)
     assert loaded.train.image.shape[1:] == (16, 16, 3) and (loaded.train.image == 100).all()
-    assert sum(len(p.label) for p in loaded[:3]) == 30
+    assert sum(len(split.label) for split in loaded[:3]) == 30
     assert not everything(loaded).label.any() and everything(loaded).has_mask.all()
-    assert any("taken as normal" in note for note in loaded.notes)
-    assert any("no anomalous pictures" in note for note in loaded.notes)
+    assert any("used as normal images" in note for note in loaded.notes)
+    assert any("no anomalous test images" in note for note in loaded.notes)
 
 
-def test_a_folder_in_another_layout_is_not_taken_as_normal(tmp_path):
+def test_folder_with_another_layout_is_not_used_as_normal_images(tmp_path):
     for name in "train/good", "test/crack":
         for i in range(10):
             write(tmp_path / name / f"{i}.png")
-    with pytest.raises(UserError, match="the source 'mvtec' reads it"):
+    with pytest.raises(UserError, match="use the source 'mvtec'"):
         load("folder", tmp_path)
 
 
@@ -170,14 +186,14 @@ def test_a_folder_in_another_layout_is_not_taken_as_normal(tmp_path):
     ("normal", "anomalous"),
     [("Normal", "Anomalous"), ("ok", "nok"), ("GOOD", "bad"), ("good", "Defective/scratch")],
 )
-def test_folders_mean_what_they_are_called(normal, anomalous, tmp_path):
+def test_folder_names_are_labels(normal, anomalous, tmp_path):
     for i in range(20):
         write(tmp_path / normal / f"{i}.png")
     write(tmp_path / anomalous / "0.png")
     write(tmp_path / "spare" / "0.png")
     loaded = load("folder", tmp_path)
     assert loaded.test.path[loaded.test.label].tolist() == [f"{anomalous}/0.png"]
-    assert sum(len(part.label) for part in loaded[:3]) == 21
+    assert sum(len(split.label) for split in loaded[:3]) == 21
     assert [note for note in loaded.notes if note.endswith("are not used: spare")]
 
 
@@ -189,33 +205,33 @@ def test_folders_mean_what_they_are_called(normal, anomalous, tmp_path):
         ("a/good", "a/scrap", "b/good"),
     ],
 )
-def test_mixtures_further_down_are_not_taken_as_normal(names, tmp_path):
+def test_mixed_subfolders_are_not_used_as_normal_images(names, tmp_path):
     for name in names:
         for i in range(10):
             write(tmp_path / name / f"{i}.png")
-    with pytest.raises(UserError, match="not all its pictures are normal"):
+    with pytest.raises(UserError, match="not all its images are normal"):
         load("folder", tmp_path)
 
 
-def test_parts_of_somebody_else_s_split_are_not_taken_for_the_whole(tmp_path):
+def test_split_of_another_user_is_not_used_as_normal_images(tmp_path):
     for name in "train/ok", "val/ok", "test/ok", "test/nok":
         for i in range(12):
             write(tmp_path / name / f"{i}.png")
-    with pytest.raises(UserError, match="not all its pictures are normal"):
+    with pytest.raises(UserError, match="not all its images are normal"):
         load("folder", tmp_path)
 
 
-def test_what_lies_elsewhere_or_is_not_read_is_told(tmp_path):
+def test_unused_and_unsupported_files_are_noted(tmp_path):
     for i in range(20):
         write(tmp_path / "set" / "ok" / f"{i}.png")
     write(tmp_path / "other" / "1.png")
     (tmp_path / "set" / "ok" / "a.HEIC").write_bytes(b"")
     notes = load("folder", tmp_path).notes
-    assert any(note.endswith(f"1 pictures elsewhere in {tmp_path} are not used") for note in notes)
-    assert "files of kinds that are not read: 1 .heic. Make them PNG or JPEG" in notes
+    assert any(note.endswith(f"1 images elsewhere in {tmp_path} are not used") for note in notes)
+    assert "files in unsupported formats: 1 .heic. Convert them to PNG or JPEG" in notes
 
 
-def test_a_folder_with_kinds_and_masks(tmp_path):
+def test_folder_with_defect_types_and_masks(tmp_path):
     for i in range(20):
         write(tmp_path / "good" / f"{i}.png")
     for name in ("scratch/1.bmp", "scratch/2.bmp", "dent/1.bmp", "3.bmp"):
@@ -230,11 +246,11 @@ def test_a_folder_with_kinds_and_masks(tmp_path):
     assert test.defect_type.tolist() == ["defect", "dent", "scratch", "scratch"]
     assert test.has_mask.tolist() == [False, True, True, False]
     assert test.mask[1][:8].all() and not test.mask[1][8:].any()
-    assert any(note.startswith("2 anomalous pictures have no mask") for note in loaded.notes)
+    assert any(note.startswith("2 anomalous images have no mask") for note in loaded.notes)
 
 
-def test_no_picture_gets_the_mask_of_another(tmp_path):
-    """Two folders of tumours count their files alike."""
+def test_no_image_gets_the_mask_of_another(tmp_path):
+    """The files of both tumor folders have the same numbers."""
     for i in range(20):
         write(tmp_path / "healthy" / f"{i}.png")
     for name in "glioma", "meningioma":
@@ -242,16 +258,18 @@ def test_no_picture_gets_the_mask_of_another(tmp_path):
     write_mask(tmp_path / "tumor_mask" / "0.png")
     loaded = load("brain", tmp_path)
     assert not loaded.test.has_mask[loaded.test.label].any()
-    assert any("1 masks fit more than one picture" in note for note in loaded.notes)
+    assert any("1 masks fit more than one image" in note for note in loaded.notes)
     write_mask(tmp_path / "tumor_mask" / "glioma" / "0.png")
     loaded = load("brain", tmp_path)
     test = loaded.test.select(loaded.test.label)
-    assert test.path[test.has_mask].tolist() == ["glioma/0.png"]  # the other's is still anyone's
+    assert test.path[test.has_mask].tolist() == [
+        "glioma/0.png"
+    ]  # the other mask is still ambiguous
     write_mask(tmp_path / "tumor_mask" / "meningioma" / "0.png")
     assert load("brain", tmp_path).test.has_mask.all()
 
 
-def test_a_category_that_the_source_does_not_know_is_refused(tmp_path):
+def test_category_of_a_source_without_categories_is_an_error(tmp_path):
     for i in range(20):
         write(tmp_path / "healthy" / f"{i}.png")
     for source in "brain", "folder", "plant":
@@ -264,9 +282,9 @@ def mvtec(tmp_path):
     for category, n in ("bottle", 20), ("pill", 12):
         for i in range(n):
             write(tmp_path / category / "train" / "good" / f"{i:03d}.png")
-        for kind in "good", "crack":
+        for defect_type in "good", "crack":
             for i in range(4):
-                write(tmp_path / category / "test" / kind / f"{i:03d}.png")
+                write(tmp_path / category / "test" / defect_type / f"{i:03d}.png")
         for i in range(4):
             write_mask(tmp_path / category / "ground_truth" / "crack" / f"{i:03d}_mask.png")
     return tmp_path
@@ -283,13 +301,13 @@ def test_mvtec_keeps_its_official_split(mvtec):
     assert load("mvtec", mvtec, category="all").conditions == ("bottle", "pill")
 
 
-def test_mvtec_takes_the_folder_of_one_category_and_pools_normals_on_request(mvtec):
-    whole = load("mvtec", mvtec, category="bottle")
-    alone = load("mvtec", mvtec / "bottle")
-    assert alone.conditions == ("bottle",)
-    assert set(alone.train.group) == set(whole.train.group)
-    assert {f"bottle/{path}" for path in alone.test.path} == set(whole.test.path)
-    assert alone.test.mask.any((1, 2)).sum() == 4
+def test_mvtec_category_folder_and_own_split(mvtec):
+    selected = load("mvtec", mvtec, category="bottle")
+    single = load("mvtec", mvtec / "bottle")
+    assert single.conditions == ("bottle",)
+    assert set(single.train.group) == set(selected.train.group)
+    assert {f"bottle/{path}" for path in single.test.path} == set(selected.test.path)
+    assert single.test.mask.any((1, 2)).sum() == 4
     pooled = load("mvtec", mvtec, category="bottle", official_split=False)
     assert (~everything(pooled).label).sum() == 24
     assert any("/train/good/" in path for path in pooled.test.path)
@@ -305,13 +323,65 @@ def test_plant_class_folders_give_species_and_camera_blocks(tmp_path):
     loaded = load("plant", tmp_path)
     assert loaded.conditions == ("Pepper__bell", "Potato")
     assert set(loaded.test.defect_type) == {"good", "Blight"} and loaded.test.label.sum() == 10
-    assert "Squash left out: it has no normal pictures" in loaded.notes
+    assert "Squash skipped: it has no normal images" in loaded.notes
     assert not set(loaded.train.group) & set(loaded.test.group)
-    one = load("plant", tmp_path, category="Potato")
-    assert one.conditions == ("Potato",) and not one.test.condition.any()
+    potato = load("plant", tmp_path, category="Potato")
+    assert potato.conditions == ("Potato",) and not potato.test.condition.any()
 
 
-# --- what a user is told ---
+# --- a layout of another package ---
+
+TOY = '''
+"""A toy layout: one folder per material, whose files are named ok or ng."""
+
+from bigan_jax.data.layouts.base import Layout, child_folders
+from bigan_jax.data.records import ImageRecord, Listing
+
+
+def _list_datasets(layout, folder, category):
+    materials = sorted(folder.subfolders())
+    records = [
+        ImageRecord(f"{material}/{name}", name.startswith("ng"), f"{material}/{name}", condition)
+        for condition, material in enumerate(materials)
+        for name in folder.images(material)
+    ]
+    return {"": Listing(records, tuple(materials))}
+
+
+LAYOUT = Layout(
+    name="toy",
+    expected="  dir/<material>/ok0.png, dir/<material>/ng0.png",
+    builder="toy_images",
+    description="Toys.",
+    is_root=lambda path, folders: "wood" in child_folders(path, folders),
+    list_datasets=_list_datasets,
+)
+'''
+
+
+def test_layout_is_added_by_one_module(tmp_path, monkeypatch):
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "toy.py").write_text(TOY)
+    (tmp_path / "modules" / "toy_helper.py").write_text("")  # not a layout
+    monkeypatch.setattr(layouts, "__path__", [*layouts.__path__, str(tmp_path / "modules")])
+    monkeypatch.setattr(layouts, "LAYOUTS", layouts.find_layouts())
+    assert sorted(layouts.LAYOUTS) == ["brain", "folder", "mvtec", "plant", "toy"]
+    for material in "wood", "felt":
+        for i in range(20):
+            write(tmp_path / "toys" / "all" / material / f"ok{i}.png")
+        write(tmp_path / "toys" / "all" / material / "ng0.png")
+    loaded = load("toy", tmp_path / "toys", tfds_dir=tmp_path / "tfds")
+    assert loaded.conditions == ("felt", "wood") and loaded.test.label.sum() == 2
+    assert len(everything(loaded).label) == 42
+    assert "the layout begins in the folder all" in loaded.notes
+    assert load("toy", tmp_path / "toys", category="wood").conditions == ("wood",)
+    (dataset,) = (tmp_path / "tfds" / "toy_images").glob("toys-*/1.0.0")
+    assert "Toys." in (dataset / "dataset_info.json").read_text()
+    with pytest.raises(UserError, match=r"expects.*\n  dir/<material>/ok0\.png"):
+        load("toy", tmp_path / "nowhere")
+
+
+# --- messages to the user ---
 
 
 def test_categories_are_a_comma_list():
@@ -320,39 +390,75 @@ def test_categories_are_a_comma_list():
 
 
 @pytest.mark.parametrize("source", ["folder", "brain", "mvtec", "plant"])
-def test_a_missing_or_empty_folder_is_met_with_the_layout(tmp_path, source):
-    for folder in None, tmp_path / "nowhere", tmp_path:
+def test_error_for_a_missing_or_empty_folder_shows_the_layout(tmp_path, source):
+    for folder in "", tmp_path / "nowhere", tmp_path:
         with pytest.raises(UserError) as error:
             load(source, folder)
         assert "dir/" in str(error.value) and ":phantom" in str(error.value)
-        assert folder is None or str(folder) in str(error.value)
-        if source != "folder":
-            assert "To be had" in str(error.value)
+        assert str(folder) in str(error.value)
+        assert source == "folder" or "Download" in str(error.value)
+    for folder in "", tmp_path / "nowhere":
+        settings_ = DataSettings(source, dir=folder)
+        with pytest.raises(UserError) as reported:
+            require_data_folder(settings_)
+        with pytest.raises(UserError) as read:
+            loading.load_dataset(settings_)
+        assert str(reported.value) == str(read.value)
 
 
-def test_mistakes_name_the_thing_and_the_remedy(mvtec):
+def test_existing_data_and_the_phantom_need_no_other_folder(tmp_path):
+    for i in range(12):
+        write(tmp_path / "images" / f"{i}.png")
+    mine = DataSettings("folder", dir=tmp_path / "images", tfds_dir=tmp_path / "tfds", image_size=8)
+    for data_settings in DataSettings("phantom"), mine:
+        require_data_folder(data_settings)
+    loading.load_dataset(mine)
+    shutil.rmtree(tmp_path / "images")
+    require_data_folder(mine)  # prepared data replace it
+    shutil.rmtree(tmp_path / "tfds")
+    with pytest.raises(UserError, match="There is no folder"):
+        require_data_folder(mine)
+
+
+def test_missing_folder_is_reported_without_jax_and_tfds():
+    code = """
+import sys
+from bigan_jax.data.settings import DataSettings
+from bigan_jax.data.source import require_data_folder
+from bigan_jax.errors import UserError
+try:
+    require_data_folder(DataSettings("plant", dir="/nowhere"))
+except UserError as error:
+    assert "There is no folder /nowhere" in str(error)
+    print([name for name in ("jax", "tensorflow_datasets") if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_invalid_settings_are_named(mvtec):
     with pytest.raises(UserError, match="Did you mean 'phantom'"):
-        load("phantm", None)
+        load("phantm", "")
     with pytest.raises(UserError, match="Did you mean 'bottle'"):
         load("mvtec", mvtec, category="botle")
     with pytest.raises(UserError, match="Did you mean 'head'"):
-        load("phantom", None, category="hed")
+        load("phantom", "", category="hed")
     with pytest.raises(UserError, match="channels must be"):
-        load("phantom", None, channels=2)
-    with pytest.raises(UserError, match="image_size must be at least 8"):
-        load("phantom", None, image_size=0)
-    with pytest.raises(UserError, match="phantom_anomalous are counts"):
-        load("phantom", None, phantom_anomalous=-5)
-    with pytest.raises(UserError, match="Only 4 normal pictures"):
+        load("phantom", "", channels=2)
+    with pytest.raises(UserError, match="image_size must be an integer of at least 8"):
+        load("phantom", "", image_size=0)
+    with pytest.raises(UserError, match="phantom_anomalous must be an integer of at least 0"):
+        load("phantom", "", phantom_anomalous=-5)
+    with pytest.raises(UserError, match="Only 4 normal images"):
         load("folder", mvtec / "bottle" / "test")
 
 
-# --- the real sets ---
+# --- the real datasets ---
 
 
 def real(name):
     if not (REAL / name).is_dir():
-        pytest.skip(f"the real set {name} is not in {REAL}")
+        pytest.skip(f"the dataset {name} is not in {REAL}")
     return REAL / name
 
 
@@ -363,31 +469,30 @@ def test_real_bottle():
     assert loaded.test.has_mask.all() and (loaded.test.mask.any((1, 2)) == loaded.test.label).all()
 
 
-def test_real_brain_has_no_patient_on_two_sides_and_loses_no_mask():
+def test_real_brain_divides_no_patient_and_finds_every_mask():
     loaded = load("brain", real("brain"))
-    train, calibration, test = (set(part.group) for part in loaded[:3])
+    train, calibration, test = (set(split.group) for split in loaded[:3])
     assert not (train & calibration or train & test or calibration & test)
-    pictures = everything(loaded)
-    assert (~pictures.label).sum() == 663 and pictures.has_mask.all()
-    assert (pictures.mask.any((1, 2)) == pictures.label).all()
-    left_out = int(loaded.notes[0].split()[0])
-    assert pictures.label.sum() + left_out == 897
+    images = everything(loaded)
+    assert (~images.label).sum() == 663 and images.has_mask.all()
+    assert (images.mask.any((1, 2)) == images.label).all()
+    n_excluded = int(loaded.notes[0].split()[0])
+    assert images.label.sum() + n_excluded == 897
 
 
 def test_real_brain_mixed():
-    pictures = everything(load("brain", real("brain_mixed")))
-    assert (~pictures.label).sum() == 800 and pictures.label.sum() == 400
+    images = everything(load("brain", real("brain_mixed")))
+    assert (~images.label).sum() == 800 and images.label.sum() == 400
 
 
 def test_real_plant():
     loaded = load("plant", real("plant"))
-    pictures = everything(loaded)
-    left_out = int(loaded.notes[0].split()[0])
-    assert (~pictures.label).sum() + left_out == 1000 and pictures.label.sum() == 400
-    number = [
-        {int(path[-8:-4]) for path, label in zip(p.path, p.label, strict=True) if not label}
-        for p in loaded[:3]
+    images = everything(loaded)
+    n_excluded = int(loaded.notes[0].split()[0])
+    assert (~images.label).sum() + n_excluded == 1000 and images.label.sum() == 400
+    numbers = [
+        {int(path[-8:-4]) for path, label in zip(split.path, split.label, strict=True) if not label}
+        for split in loaded[:3]
     ]
-    for i, some in enumerate(number):
-        for other in number[i + 1 :]:
-            assert min(abs(a - b) for a in some for b in other) > 10
+    for first, second in combinations(numbers, 2):
+        assert min(abs(a - b) for a in first for b in second) > 10

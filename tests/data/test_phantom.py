@@ -71,7 +71,7 @@ def test_mean_image_does_not_solve_it(domain):
 
 
 def test_loading_splits_by_seed_and_keeps_conditions():
-    options = dict(dir=None, image_size=16, channels=1, phantom_normal=60, phantom_anomalous=7)
+    options = dict(image_size=16, channels=1, phantom_normal=60, phantom_anomalous=7)
     first = loading.load_dataset(
         DataSettings("phantom", category="leaf, head", split_seed=0, **options)
     )

@@ -1,5 +1,4 @@
-"""Streamed training pictures: the batches of those in memory, few at once, each read by one
-process; what goes wrong ends the training with a sentence."""
+"""Streamed training images: equal to images in memory, few at a time, each read by one process."""
 
 import shutil
 import threading
@@ -27,7 +26,7 @@ from bigan_jax.training import epoch_runner
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.loop import epoch_order
 from bigan_jax.training.train_step import TrainingSet
-from tests.helpers.runs import configured
+from tests.commands.test_train import configured
 
 SHAPE = (16, 16, 1)
 IMAGES = np.random.default_rng(0).integers(0, 256, (90, *SHAPE), np.uint8)
@@ -42,29 +41,29 @@ def devices(monkeypatch, local, processes=1, index=0):
 
 
 DETECTOR = fcae.create(shape=SHAPE, hidden=(8, 4))
-DUE = tuple(DETECTOR.objectives)
-OPTIMIZERS = dict.fromkeys(DUE, optax.sgd(0.1))
+OBJECTIVES = tuple(DETECTOR.objectives)
+OPTIMIZERS = dict.fromkeys(OBJECTIVES, optax.sgd(0.1))
 
 
-def runner(image, scanned=False):
-    """A runner and its first state."""
+def make_runner(image, scanned=False):
+    """An epoch runner and its initial state."""
     streamed = isinstance(image, LazyImages)
-    run = compiled(jax.local_device_count(), scanned, streamed)
-    pictures = TrainingSet(image, CONDITION)
-    run.training_set = pictures if streamed else epoch_runner.replicate(pictures)
-    return run, epoch_runner.replicate(first_state())
+    runner = compiled_runner(jax.local_device_count(), scanned, streamed)
+    images = TrainingSet(image, CONDITION)
+    runner.training_set = images if streamed else epoch_runner.replicate(images)
+    return runner, epoch_runner.replicate(initial_state())
 
 
-@cache  # its programs serve several tests
-def compiled(local, scanned, streamed):
-    pictures = TrainingSet(IMAGES if streamed else jnp.asarray(IMAGES), CONDITION)
+@cache  # several tests use its compiled programs
+def compiled_runner(local, scanned, streamed):
+    images = TrainingSet(IMAGES if streamed else jnp.asarray(IMAGES), CONDITION)
     return epoch_runner.EpochRunner(
-        DETECTOR, OPTIMIZERS, AugmentationSettings(), {}, pictures, scanned
+        DETECTOR, OPTIMIZERS, AugmentationSettings(), {}, images, scanned
     )
 
 
 @cache
-def first_state():
+def initial_state():
     return jax.device_get(jax.jit(lambda: init_state(DETECTOR, OPTIMIZERS, 3, SHAPE))())
 
 
@@ -74,81 +73,83 @@ def orders(epochs=2, steps=10, batch=8):
 
 @pytest.mark.parametrize("scanned", [False, True])
 @pytest.mark.parametrize("local", [1, 4])
-def test_states_are_those_of_pictures_in_memory(monkeypatch, local, scanned):
-    """Bit for bit after 20 steps, with statistics, logs and what a progress bar is told."""
+def test_streaming_equals_images_in_memory(monkeypatch, local, scanned):
+    """Bitwise after 20 steps, with BatchNorm statistics and logs; and progress is reported."""
     devices(monkeypatch, local)
     monkeypatch.setattr(epoch_runner, "_CHUNK", 4 * 8 * IMAGES[0].size)  # 4, 4 and 2 steps an epoch
-    results, told = [], []
-    for image in IMAGES, counting([]):
-        run, state = runner(image, scanned)
+    results, reported_steps = [], []
+    for image in IMAGES, lazy_images([]):
+        runner, state = make_runner(image, scanned)
         logs, steps = [], []
         for order in orders():
-            state, row = run.epoch(state, DUE, order, lambda n, _, steps=steps: steps.append(n))
+            state, row = runner.epoch(
+                state, OBJECTIVES, order, lambda n, _, steps=steps: steps.append(n)
+            )
             logs.append(row)
-        if not scanned:  # statistics are collected by the host's loop in any case
-            state = run.with_statistics(state, np.arange(88).reshape(11, 8))
+        if not scanned:  # BatchNorm statistics are collected by the host's loop in any case
+            state = runner.with_statistics(state, np.arange(88).reshape(11, 8))
         results.append((logs, jax.device_get(state)))
-        told.append(steps)
+        reported_steps.append(steps)
     jax.tree.map(np.testing.assert_array_equal, *results)
     assert results[0][1].step.tolist() == [20] * local
-    assert told[1] == 2 * ([4, 8, 10] if scanned else list(range(1, 11)))
+    assert reported_steps[1] == 2 * ([4, 8, 10] if scanned else list(range(1, 11)))
 
 
 @pytest.mark.parametrize("scanned", [False, True])
-def test_few_pictures_are_decoded_before_their_turn(monkeypatch, scanned):
-    """Two batches, or chunks of two, beside the one in training and the one in waiting."""
+def test_few_images_are_decoded_in_advance(monkeypatch, scanned):
+    """At most two batches, or two chunks of two batches."""
     devices(monkeypatch, 1)
     monkeypatch.setattr(epoch_runner, "_CHUNK", 2 * 8 * IMAGES[0].size)
     read, ahead = [], []
-    run, state = runner(counting(read), scanned)
+    runner, state = make_runner(lazy_images(read), scanned)
 
-    def look(done, logs):
-        time.sleep(0.05)  # long enough to read all there is, if nothing held it back
-        ahead.append(len(read) - 8 * done)
+    def on_steps(n_done, logs):
+        time.sleep(0.05)  # long enough to read all images, if nothing limited it
+        ahead.append(len(read) - 8 * n_done)
 
-    run.epoch(state, DUE, orders()[0], look)
+    runner.epoch(state, OBJECTIVES, orders()[0], on_steps)
     assert len(read) == 80
     assert 0 < max(ahead) <= 2 * 8 * (1 + scanned)
 
 
-def test_each_process_reads_its_own_part(monkeypatch):
-    """Two, of two devices each: together they read every picture of every batch once."""
+def test_each_process_reads_its_shard(monkeypatch):
+    """Two processes with two devices each read every image of every batch once."""
     order, read = orders()[0], ([], [])
     for process in range(2):
         devices(monkeypatch, 2, processes=2, index=process)
-        run, state = runner(counting(read[process]))
-        state, _ = run.epoch(state, DUE, order)
-        run.with_statistics(state, order)
+        runner, state = make_runner(lazy_images(read[process]))
+        state, _ = runner.epoch(state, OBJECTIVES, order)
+        runner.with_statistics(state, order)
     assert not set(read[0]) & set(read[1])
     assert Counter(read[0] + read[1]) == Counter(2 * order.ravel().tolist())
 
 
-def test_a_broken_picture_ends_training_with_its_name(monkeypatch):
+def test_unreadable_image_ends_training_with_its_name(monkeypatch):
     def read(i):
         if i == 11:
             raise OSError("image file is truncated")
         return IMAGES[i]
 
     devices(monkeypatch, 1)
-    run, state = runner(LazyImages(read, NAMES, SHAPE))
+    runner, state = make_runner(LazyImages(read, NAMES, SHAPE))
     with pytest.raises(UserError, match=r"11\.png.*truncated"):
-        run.epoch(state, DUE, np.arange(40).reshape(5, 8))
-    assert not reading()
+        runner.epoch(state, OBJECTIVES, np.arange(40).reshape(5, 8))
+    assert not prefetch_threads()
 
 
-def test_an_interrupted_epoch_leaves_no_thread(monkeypatch):
-    def interrupt(done, logs):
+def test_interrupted_epoch_leaves_no_thread(monkeypatch):
+    def interrupt(n_done, logs):
         raise KeyboardInterrupt
 
     devices(monkeypatch, 1)
-    run, state = runner(counting([]))
-    with pytest.raises(KeyboardInterrupt) as held:  # and with it all that was going on
-        run.epoch(state, DUE, orders()[0], interrupt)
-    assert held and not reading()
+    runner, state = make_runner(lazy_images([]))
+    with pytest.raises(KeyboardInterrupt) as error:  # its traceback keeps all objects alive
+        runner.epoch(state, OBJECTIVES, orders()[0], interrupt)
+    assert error and not prefetch_threads()
 
 
-def test_lazy_images_are_indexed_as_an_array():
-    lazy = counting([])
+def test_lazy_images_are_indexed_like_an_array():
+    lazy = lazy_images([])
     assert (len(lazy), lazy.shape, lazy.dtype) == (90, IMAGES.shape, IMAGES.dtype)
     for index in 3, -1, slice(80, None), slice(0), np.array([5, 5, 0]), np.arange(90) % 7 == 0:
         np.testing.assert_array_equal(lazy[index], IMAGES[index])
@@ -157,39 +158,49 @@ def test_lazy_images_are_indexed_as_an_array():
         lazy[90]
 
 
-def test_controls_fit_on_a_bounded_draw(monkeypatch):
+def test_baselines_fit_a_bounded_sample(monkeypatch):
     monkeypatch.setattr(baselines, "MAX_STREAMED", 20)
     read = []
-    drawn = baselines.fitting_images(counting(read))
-    np.testing.assert_array_equal(drawn, IMAGES[sorted(read)])
+    sample = baselines.fitting_images(lazy_images(read))
+    np.testing.assert_array_equal(sample, IMAGES[sorted(read)])
     assert len(set(read)) == 20 and np.ptp(read) > 60
-    np.testing.assert_array_equal(drawn, baselines.fitting_images(counting([])))
-    assert "20 of the 90" in baselines.fitting_note(counting([]))[0]
+    np.testing.assert_array_equal(sample, baselines.fitting_images(lazy_images([])))
+    assert "20 of the 90" in baselines.fitting_note(lazy_images([]))[0]
     assert baselines.fitting_images(IMAGES) is not None and not baselines.fitting_note(IMAGES)
 
 
-def test_a_folder_gives_the_same_set(tmp_path):
-    """Broken files are told before training, or left out, though none but the batch is held."""
+def test_streamed_folder_equals_folder_in_memory(tmp_path):
+    """Unreadable files are reported before training, or skipped."""
     for i, image in enumerate(IMAGES[:40]):
         Image.fromarray(image[..., 0]).save(tmp_path / f"{i:02d}.png")
 
     def load(**options):
         return loading.load_dataset(DataSettings("folder", tmp_path, image_size=16, **options))
 
-    broken = [load().train.path[i] for i in (2, 7)]
-    for path in broken:
-        (tmp_path / path).write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"2 of 40 pictures(.|\n)*" + r"(.|\n)*".join(broken)):
+    unreadable = [load().train.path[i] for i in (2, 7)]
+    for path in unreadable:
+        (tmp_path / path).write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"2 of 40 images(.|\n)*" + r"(.|\n)*".join(unreadable)):
         load(stream=True)
-    lazy, here = (load(skip_unreadable=True, stream=stream) for stream in (True, False))
+    lazy, in_memory = (load(skip_unreadable=True, stream=stream) for stream in (True, False))
     assert isinstance(lazy.train.image, LazyImages) and isinstance(lazy.test.image, np.ndarray)
-    for field, ours, theirs in zip(here.train._fields, lazy.train, here.train, strict=True):
-        np.testing.assert_array_equal(ours[:], theirs, field)
-    jax.tree.map(np.testing.assert_array_equal, lazy[1:3], here[1:3])
-    assert lazy.notes == here.notes
+    for name, actual, expected in zip(lazy.train._fields, lazy.train, in_memory.train, strict=True):
+        np.testing.assert_array_equal(actual[:], expected, name)
+    jax.tree.map(np.testing.assert_array_equal, lazy[1:3], in_memory[1:3])
+    assert lazy.notes == in_memory.notes
 
 
-def test_a_run_goes_on_streamed_as_it_would_have_in_memory(monkeypatch, tmp_path):
+def test_streamed_phantom_equals_phantom_in_memory():
+    options = dict(image_size=16, window=True, phantom_normal=20, phantom_anomalous=2)
+    lazy, in_memory = (
+        loading.load_dataset(DataSettings("phantom", stream=stream, **options))
+        for stream in (True, False)
+    )
+    assert isinstance(lazy.train.image, LazyImages)
+    np.testing.assert_array_equal(lazy.train.image[:], in_memory.train.image)
+
+
+def test_streamed_run_resumes_as_one_in_memory(monkeypatch, tmp_path):
     devices(monkeypatch, 1)
     states = []
     monkeypatch.setattr(train, "evaluate_run", lambda *args: states.append(args[-2]))
@@ -204,8 +215,8 @@ def test_a_run_goes_on_streamed_as_it_would_have_in_memory(monkeypatch, tmp_path
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-def counting(read):
-    """IMAGES, lazily; `read` tells which were decoded."""
+def lazy_images(read):
+    """IMAGES as LazyImages; indices of decoded images are appended to `read`."""
 
     def decode(i):
         read.append(i)
@@ -214,5 +225,5 @@ def counting(read):
     return LazyImages(decode, NAMES, SHAPE)
 
 
-def reading():
-    return [t.name for t in threading.enumerate() if t.name.startswith("read-ahead")]
+def prefetch_threads():
+    return [t.name for t in threading.enumerate() if t.name.startswith("prefetch")]

@@ -1,4 +1,4 @@
-"""Data folders as TFDS data sets: the same arrays as from the files, whatever happens to either."""
+"""Prepared data: the arrays of the files, when they are prepared again, TFDS datasets, buckets."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from bigan_jax.data.tfds import prepared
+from bigan_jax.data.tfds.paths import prepared_path
 from bigan_jax.errors import UserError
 from tests.helpers.datasets import everything
 
 
 def draw(path, seed=None, size=(40, 40)):
-    """Noise, the same for the same name."""
+    """Writes noise that depends on the file name alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     seed = seed or int.from_bytes(hashlib.sha256(path.name.encode()).digest()[:4], "big")
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -42,30 +42,30 @@ def draw_mvtec(folder, categories=("bottle", "pill")):
     for category in categories:
         for i in range(12):
             draw(folder / category / "train" / "good" / f"{i:03d}.png")
-        for kind in "good", "crack":
+        for defect_type in "good", "crack":
             for i in range(3):
-                draw(folder / category / "test" / kind / f"{i:03d}.png", size=(48, 48))
+                draw(folder / category / "test" / defect_type / f"{i:03d}.png", size=(48, 48))
         for i in range(3):
             draw_mask(folder / category / "ground_truth" / "crack" / f"{i:03d}_mask.png")
     return folder
 
 
 def by_path(dataset):
-    every = everything(dataset)
-    return dict(zip(every.path.tolist(), every.image, strict=True))
+    images = everything(dataset)
+    return dict(zip(images.path.tolist(), images.image, strict=True))
 
 
-def same(one, other):
-    """The same parts with the same pictures."""
+def same(first, second):
+    """Whether two datasets have the same splits with the same images."""
     return all(
         np.array_equal(a, b)
-        for part, twin in zip(one[:3], other[:3], strict=True)
-        for a, b in zip(part, twin, strict=True)
+        for fields in zip(first[:3], second[:3], strict=True)
+        for a, b in zip(*fields, strict=True)
     )
 
 
 def pillow(path, size=16):
-    """What a picture should become, by Pillow's own steps."""
+    """The expected array of an image, by Pillow."""
     gray = Image.open(path).convert("L").resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(gray)[..., None]
 
@@ -73,7 +73,7 @@ def pillow(path, size=16):
 # --- what is stored ---
 
 
-def test_arrays_are_those_of_the_files(tmp_path, load):
+def test_arrays_equal_the_files(tmp_path, load):
     folder = draw_mvtec(tmp_path / "mvtec")
     for i in range(6):
         draw(folder / "bottle" / "train" / "good" / f"{i}.jpg", size=(31, 57))
@@ -89,44 +89,45 @@ def test_arrays_are_those_of_the_files(tmp_path, load):
     assert not loaded.test.mask[~loaded.test.label].any()
 
 
-def test_tfds_reads_the_bytes_as_they_were(tmp_path, load):
+def test_tfds_reads_the_original_bytes(tmp_path, load):
     folder = draw_mvtec(tmp_path / "mvtec")
     load("mvtec", folder)
-    (place,) = (tmp_path / "tfds" / "mvtec_ad").glob("pill-*/1.0.0")
-    examples = tfds.builder_from_directory(place).as_data_source("pictures")
+    (path,) = (tmp_path / "tfds" / "mvtec_ad").glob("pill-*/1.0.0")
+    examples = tfds.builder_from_directory(path).as_data_source("images")
     assert "tensorflow" not in sys.modules
-    known = {example["path"].decode(): example for example in examples}
+    example_of = {example["path"].decode(): example for example in examples}
     files = {p.relative_to(folder).as_posix() for p in (folder / "pill").glob("t*/*/*.png")}
-    assert set(known) == files and len(examples) == 18
-    for path, example in known.items():
+    assert set(example_of) == files and len(examples) == 18
+    for path, example in example_of.items():
         assert example["image"] == (folder / path).read_bytes()
         mask = folder / "pill" / "ground_truth" / "crack" / f"{Path(path).stem}_mask.png"
         assert example["mask"] == (mask.read_bytes() if "crack" in path else b"")
         assert example["label"] == ("crack" in path)
-        assert example["official_part"].decode() == path.split("/")[1]
+        assert example["official_split"].decode() == path.split("/")[1]
 
 
 @pytest.mark.parametrize(
     ("source", "builder"),
     [("folder", "image_folder"), ("brain", "brain_mri"), ("plant", "plant_disease")],
 )
-def test_each_source_has_its_builder(tmp_path, load, source, builder):
+def test_builder_of_each_source(tmp_path, load, source, builder):
     for i in range(20):
         draw(tmp_path / "mine" / "healthy" / f"{100 * i + 50}.png")
     load(source, tmp_path / "mine")
-    (place,) = (tmp_path / "tfds").glob("*/*/1.0.0")
-    assert place.parent.parent.name == builder and place.parent.name.startswith("mine-")
+    (path,) = (tmp_path / "tfds").glob("*/*/1.0.0")
+    assert path.parent.parent.name == builder and path.parent.name.startswith("mine-")
+    assert tfds.builder_from_directory(path).name == builder
 
 
-# --- when it is prepared anew ---
+# --- when data are prepared again ---
 
 
-def test_a_prepared_set_is_reused_until_a_file_changes(tmp_path, load):
+def test_prepared_data_are_reused_until_a_file_changes(tmp_path, load):
     folder = draw_mvtec(tmp_path / "mvtec", ["bottle"])
     first = load("mvtec", folder)
     file = folder / "bottle" / "test" / "good" / "001.png"
     path, status, content = "bottle/test/good/001.png", file.stat(), file.read_bytes()
-    file.write_bytes(bytes(len(content)))  # broken, but nothing shows it
+    file.write_bytes(bytes(len(content)))  # corrupt, with the same size and time
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert same(load("mvtec", folder), first)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
@@ -138,22 +139,24 @@ def test_a_prepared_set_is_reused_until_a_file_changes(tmp_path, load):
     assert not np.array_equal(again[path], by_path(first)[path])
     file.unlink()
     assert path not in by_path(load("mvtec", folder))
-    assert len(list((tmp_path / "tfds" / "mvtec_ad").iterdir())) == 1  # what was stale is gone
+    assert (
+        len(list((tmp_path / "tfds" / "mvtec_ad").iterdir())) == 1
+    )  # the stale dataset was removed
 
 
-def test_files_that_are_added_move_no_other_to_another_part(tmp_path, load):
+def test_added_files_do_not_change_the_split_of_others(tmp_path, load):
     for i in range(60):
         draw(tmp_path / "mine" / f"{i}.png")
     before = load("folder", tmp_path / "mine")
     for i in range(60, 90):
         draw(tmp_path / "mine" / f"{i}.png")
     after = load("folder", tmp_path / "mine")
-    assert sum(len(part.path) for part in after[:3]) == 90
-    for part, larger in zip(before[:3], after[:3], strict=True):
-        assert set(part.path) == {p for p in larger.path if int(p[:-4]) < 60}
+    assert sum(len(split.path) for split in after[:3]) == 90
+    for old, new in zip(before[:3], after[:3], strict=True):
+        assert set(old.path) == {path for path in new.path if int(path[:-4]) < 60}
 
 
-def test_two_folders_of_one_name_do_not_meet(tmp_path, load):
+def test_folders_of_the_same_name_have_separate_prepared_data(tmp_path, load):
     for i in range(12):
         draw(tmp_path / "a" / "mine" / f"{i}.png", seed=100 + i)
         draw(tmp_path / "b" / "mine" / f"{i}.png", seed=200 + i)
@@ -162,16 +165,16 @@ def test_two_folders_of_one_name_do_not_meet(tmp_path, load):
             np.testing.assert_array_equal(image, pillow(folder / path))
 
 
-def test_a_folder_that_is_gone_is_stood_in_for(tmp_path, load):
+def test_prepared_data_replace_a_missing_folder(tmp_path, load):
     folder = draw_mvtec(tmp_path / "mvtec")
     first = load("mvtec", folder)
     bottle = load("mvtec", folder, category="bottle")
     folder.rename(tmp_path / "elsewhere")
     for _ in range(2):
         second = load("mvtec", folder)
-        assert same(first, second) and any("is not there" in note for note in second.notes)
+        assert same(first, second) and any("is missing or empty" in note for note in second.notes)
         assert same(load("mvtec", folder, category="bottle"), bottle)
-        folder.mkdir(exist_ok=True)  # such as where nothing is mounted
+        folder.mkdir(exist_ok=True)  # such as an empty mount point
     with pytest.raises(UserError, match="Did you mean 'bottle'"):
         load("mvtec", folder, category="botle")
     with pytest.raises(UserError, match="There is no folder"):
@@ -190,25 +193,13 @@ def kill_after(examples):
             os.kill(os.getpid(), signal.SIGKILL)
         yield example
 
-whole = prepared._examples
-prepared._examples = lambda *arguments: kill_after(whole(*arguments))
+encode = prepared._encode_examples
+prepared._encode_examples = lambda *arguments: kill_after(encode(*arguments))
 load_dataset(DataSettings("folder", sys.argv[1], sys.argv[2], image_size=16))
 """
 
 
-def test_a_set_that_an_older_version_named_otherwise_is_taken_once(load, tmp_path):
-    folder = tmp_path / "my pictures"
-    for i in range(30):
-        draw(folder / "normal" / f"{i}.png")
-    first = load("folder", folder)
-    (place,) = (tmp_path / "tfds" / "image_folder").glob("my_pictures-*")
-    shutil.copytree(place, place.with_name(f"my_pictures-{place.name.rpartition('-')[2]}"))
-    folder.rename(tmp_path / "away")
-    again = load("folder", folder)
-    assert [len(p.path) for p in again[:3]] == [len(p.path) for p in first[:3]]
-
-
-def test_a_kill_in_the_middle_leaves_what_was_there(tmp_path, load):
+def test_killed_preparation_keeps_the_earlier_data(tmp_path, load):
     for i in range(70):
         draw(tmp_path / "mine" / f"{i}.png")
     first = load("folder", tmp_path / "mine")
@@ -217,8 +208,8 @@ def test_a_kill_in_the_middle_leaves_what_was_there(tmp_path, load):
     arguments = [sys.executable, "-c", KILLED, tmp_path / "mine", tmp_path / "tfds"]
     killed = subprocess.run(arguments, cwd=Path(__file__).parents[2], capture_output=True)
     assert killed.returncode == -9, killed.stderr
-    left = [p.name for p in (tmp_path / "tfds" / "image_folder").glob("*/*")]
-    assert len(left) == 2 and any(name.startswith("incomplete.") for name in left)
+    names = [p.name for p in (tmp_path / "tfds" / "image_folder").glob("*/*")]
+    assert len(names) == 2 and any(name.startswith("incomplete.") for name in names)
     (tmp_path / "mine").rename(tmp_path / "away")
     assert same(load("folder", tmp_path / "mine"), first)
     (tmp_path / "away").rename(tmp_path / "mine")
@@ -226,7 +217,7 @@ def test_a_kill_in_the_middle_leaves_what_was_there(tmp_path, load):
 
 
 @pytest.mark.parametrize("damage", ["metadata.json", "dataset_info.json", "array_record"])
-def test_a_damaged_copy_is_prepared_anew(tmp_path, load, damage):
+def test_corrupt_prepared_data_are_prepared_again(tmp_path, load, damage):
     for i in range(12):
         draw(tmp_path / "mine" / f"{i}.png")
     first = load("folder", tmp_path / "mine")
@@ -235,7 +226,7 @@ def test_a_damaged_copy_is_prepared_anew(tmp_path, load, damage):
     assert same(load("folder", tmp_path / "mine"), first)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path, load):
+def test_unwritable_tfds_dir_is_an_error(tmp_path, load):
     for i in range(12):
         draw(tmp_path / "mine" / f"{i}.png")
     (tmp_path / "file").touch()
@@ -243,7 +234,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, load):
         load("folder", tmp_path / "mine", tfds_dir=tmp_path / "file")
 
 
-def test_the_place_is_tfds_own_by_default(tmp_path, load, monkeypatch):
+def test_tfds_dir_defaults_to_the_folder_of_tfds(tmp_path, load, monkeypatch):
     for i in range(12):
         draw(tmp_path / "mine" / f"{i}.png")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "variable"))
@@ -255,10 +246,10 @@ def test_the_place_is_tfds_own_by_default(tmp_path, load, monkeypatch):
     assert list((tmp_path / "home" / "tensorflow_datasets" / "image_folder").iterdir())
 
 
-# --- names and files that make trouble ---
+# --- unusual names and unreadable files ---
 
 
-def test_names_of_any_script_and_names_that_are_not_utf8(tmp_path, load):
+def test_names_in_any_script_and_names_that_are_not_utf8(tmp_path, load):
     for i in range(12):
         draw(tmp_path / "mine" / f"ключ {i} é,😀#1.png")
     assert len(by_path(load("folder", tmp_path / "mine"))) == 12
@@ -273,23 +264,22 @@ def test_names_of_any_script_and_names_that_are_not_utf8(tmp_path, load):
     assert len(by_path(rest)) == 12
 
 
-def test_each_name_has_a_folder_of_its_own(tmp_path):
-    """Also where it is made of letters that a file system may not have."""
-    home, folder = epath.Path(tmp_path), epath.Path(tmp_path / "set")
+def test_each_name_has_its_own_ascii_folder(tmp_path):
+    tfds_dir, folder = epath.Path(tmp_path), epath.Path(tmp_path / "set")
     names = ["", "data", "a b", "a_b", "a/b", "瓶", "缶", "x" * 70, "x" * 71, "bottle,pill"]
-    places = {prepared.prepared_path("mvtec", home, name, folder).parent.name for name in names}
-    assert len(places) == len(names) - 1  # "" is called data
-    assert all(place.isascii() and len(place) < 120 for place in places)
-    assert prepared.prepared_path("mvtec", home, "pill", folder).parent.name.startswith("pill-")
+    folders = [prepared_path(tfds_dir, "mvtec_ad", name, folder).parent.name for name in names]
+    assert len(set(folders)) == len(names) - 1  # "" and "data" share one
+    assert all(name.isascii() and len(name) < 120 for name in folders)
+    assert prepared_path(tfds_dir, "mvtec_ad", "pill", folder).parent.name.startswith("pill-")
 
 
-def test_broken_files_are_told_as_if_nothing_lay_between(tmp_path, load):
+def test_unreadable_files_are_reported_from_prepared_data(tmp_path, load):
     for i in range(12):
         draw(tmp_path / "mine" / f"{i}.png")
     (tmp_path / "mine" / "empty.png").touch()
     (tmp_path / "mine" / "text.png").write_text("no picture")
     (tmp_path / "mine" / "nowhere.png").symlink_to(tmp_path / "nowhere")
-    for _ in range(2):  # prepared, and read again
+    for _ in range(2):  # when prepared, and when reopened
         with pytest.raises(UserError, match="3 of 15") as error:
             load("folder", tmp_path / "mine")
         message = str(error.value)
@@ -298,11 +288,11 @@ def test_broken_files_are_told_as_if_nothing_lay_between(tmp_path, load):
     assert len(by_path(load("folder", tmp_path / "mine", skip_unreadable=True))) == 12
 
 
-# --- TFDS's own plant_village ---
+# --- the TFDS dataset plant_village ---
 
 
-def plant_village(home, folder):
-    """A builder of that name and with those features, filled from class folders."""
+def prepare_plant_village(tfds_dir, folder):
+    """Prepares a TFDS dataset with the name and features of plant_village from class folders."""
     classes = sorted(f.name for f in folder.iterdir())
 
     class PlantVillage(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -327,15 +317,15 @@ def plant_village(home, folder):
                 name = {"image/filename": file.name, "label": label}
                 yield f"{label}/{file.name}", {"image": file, **name}
 
-    builder = PlantVillage(data_dir=home)
+    builder = PlantVillage(data_dir=tfds_dir)
     builder.download_and_prepare(file_format="array_record")
     return Path(builder.data_dir)
 
 
-def as_tfrecord(place):
-    """The same set in the format that TFDS writes by default."""
-    (file,) = place.glob("*.array_record-*")
-    source = tfds.builder_from_directory(place).as_data_source(
+def convert_to_tfrecord(path):
+    """Converts a dataset to the format that TFDS writes by default."""
+    (file,) = path.glob("*.array_record-*")
+    source = tfds.builder_from_directory(path).as_data_source(
         "train", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
     records = b"".join(
@@ -343,71 +333,71 @@ def as_tfrecord(place):
     )
     file.with_name(file.name.replace("array_record", "tfrecord")).write_bytes(records)
     file.unlink()
-    info = place / "dataset_info.json"
+    info = path / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
 
 
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
-def test_plant_village_of_tfds_serves_as_a_folder_of_class_folders(tmp_path, load, file_format):
+def test_plant_village_is_read_as_class_folders(tmp_path, load, file_format):
     folder = tmp_path / "classes"
     for i in range(0, 1200, 40):
         draw(folder / "Pepper,_bell___healthy" / f"u___JR_HL {1000 + i}.JPG")
         draw(folder / "Potato___healthy" / f"u___RS_HL {4000 + i}.JPG")
     for i in range(4):
         draw(folder / "Pepper,_bell___Bacterial_spot" / f"u___JR_B.Spot {i}.JPG")
-    place = plant_village(tmp_path / "tfds", folder)
+    path = prepare_plant_village(tmp_path / "tfds", folder)
     if file_format == "tfrecord":
-        as_tfrecord(place)
+        convert_to_tfrecord(path)
     loaded = load("plant", tmp_path / "nothing")
     assert same(load("plant", folder), loaded)
     assert loaded.conditions == ("Pepper_bell", "Potato") and loaded.test.label.sum() == 4
-    assert "Pepper,_bell___healthy/JR_HL 1000" in {g for part in loaded[:3] for g in part.group}
-    assert any("TFDS's own" in note for note in loaded.notes)
+    assert "Pepper,_bell___healthy/JR_HL 1000" in {g for split in loaded[:3] for g in split.group}
+    assert any("the TFDS dataset" in note for note in loaded.notes)
     shutil.rmtree(folder)
-    pepper = load("plant", place, category="Pepper_bell")
+    pepper = load("plant", path, category="Pepper_bell")
     assert pepper.conditions == ("Pepper_bell",) and pepper.test.label.sum() == 4
 
 
-def test_what_tfds_would_import_is_not(tmp_path, load):
-    """features.json of a stranger names a module; so may a set in the folder of prepared ones."""
+def test_modules_named_in_untrusted_datasets_are_not_imported(tmp_path, load):
+    """An untrusted features.json names a module; so may one among the prepared data."""
     for i in range(0, 1200, 40):
         draw(tmp_path / "classes" / "Potato___healthy" / f"u___RS_HL {4000 + i}.JPG")
-    place = plant_village(tmp_path / "tfds", tmp_path / "classes") / "features.json"
-    sound = json.loads(place.read_text())
-    foreign = "this.Feature"  # the Zen of Python, which prints
-    label = sound["featuresDict"]["features"]["label"]
-    for spoiled in (
-        sound | {"pythonClassName": foreign},
-        {"python_class_name": foreign, "features_dict": sound["featuresDict"]},
-        {"type": foreign, "content": {}},
-        {**sound, "featuresDict": {"features": {"label": label | {"pythonClassName": foreign}}}},
-        {"type": "tensorflow_datasets.core.features.text_feature.Text", "proto_cls": foreign},
+    path = prepare_plant_village(tmp_path / "tfds", tmp_path / "classes") / "features.json"
+    valid = json.loads(path.read_text())
+    untrusted = "this.Feature"  # the module prints the Zen of Python
+    label = valid["featuresDict"]["features"]["label"]
+    for features in (
+        valid | {"pythonClassName": untrusted},
+        {"python_class_name": untrusted, "features_dict": valid["featuresDict"]},
+        {"type": untrusted, "content": {}},
+        {**valid, "featuresDict": {"features": {"label": label | {"pythonClassName": untrusted}}}},
+        {"type": "tensorflow_datasets.core.features.text_feature.Text", "proto_cls": untrusted},
     ):
-        place.write_text(json.dumps(spoiled))
+        path.write_text(json.dumps(features))
         with pytest.raises(UserError, match=r"names 'this\.Feature'"):
-            load("plant", place.parent)
+            load("plant", path.parent)
     assert "this" not in sys.modules
     load("plant", tmp_path / "classes")
-    (mine,) = tmp_path.glob("**/plant_disease/*/1.0.0/features.json")
-    sound = json.loads(mine.read_text())
-    mine.write_text(json.dumps(sound | {"pythonClassName": foreign}))
-    load("plant", tmp_path / "classes")  # prepared anew
-    assert "this" not in sys.modules and json.loads(mine.read_text()) == sound
+    (path,) = tmp_path.glob("**/plant_disease/*/1.0.0/features.json")
+    valid = json.loads(path.read_text())
+    path.write_text(json.dumps(valid | {"pythonClassName": untrusted}))
+    load("plant", tmp_path / "classes")  # prepared again
+    assert "this" not in sys.modules and json.loads(path.read_text()) == valid
 
 
-def test_a_copy_beside_tfds_s_versions_is_passed_over(tmp_path, load):
+def test_copies_next_to_tfds_versions_are_ignored(tmp_path, load):
     for i in range(0, 1200, 40):
         draw(tmp_path / "classes" / "Potato___healthy" / f"u___RS_HL {4000 + i}.JPG")
-    place = plant_village(tmp_path / "tfds", tmp_path / "classes")
-    shutil.copytree(place, place.with_name("backup"))
-    assert str(place) in "".join(load("plant", tmp_path / "nothing").notes)
+    path = prepare_plant_village(tmp_path / "tfds", tmp_path / "classes")
+    shutil.copytree(path, path.with_name("backup"))
+    assert str(path) in "".join(load("plant", tmp_path / "nothing").notes)
 
 
 # --- buckets ---
 
 
 class Bucket(MemoryFileSystem):
-    """Stands for S3."""
+    """Replaces S3."""
 
     protocol = "s3"
     store, pseudo_dirs = {}, [""]
@@ -426,37 +416,37 @@ def bucket(tmp_path, monkeypatch):
     Bucket.store.clear()
 
 
-def test_a_bucket_is_as_good_as_a_folder(tmp_path, load, bucket):
+def test_bucket_equals_a_local_folder(tmp_path, load, bucket):
     folder = draw_mvtec(tmp_path / "mvtec")
     local = load("mvtec", folder)
     bucket.put(str(folder), "s3://mine/mvtec", recursive=True)
-    away = {"tfds_dir": "s3://mine/tfds"}
+    remote = {"tfds_dir": "s3://mine/tfds"}
     for _ in range(2):
-        assert same(load("mvtec", "s3://mine/mvtec", **away), local)
+        assert same(load("mvtec", "s3://mine/mvtec", **remote), local)
         assert same(load("mvtec", "s3://mine/mvtec"), local)
         shutil.rmtree(tmp_path / "cache")  # another machine
-    assert same(load("mvtec", folder, **away), local)
+    assert same(load("mvtec", folder, **remote), local)
     assert {p.rsplit("/", 3)[1].split("-")[0] for p in bucket.find("s3://mine/tfds")} == {
         "bottle",
         "pill",
     }
     file = "pill/train/good/000.png"
     bucket.put_file(str(draw(folder / file, seed=9, size=(41, 41))), f"s3://mine/mvtec/{file}")
-    changed = by_path(load("mvtec", "s3://mine/mvtec", **away))[file]
+    changed = by_path(load("mvtec", "s3://mine/mvtec", **remote))[file]
     np.testing.assert_array_equal(changed, pillow(folder / file))
     bucket.rm("s3://mine/mvtec", recursive=True)
-    assert any("is not there" in n for n in load("mvtec", "s3://mine/mvtec", **away).notes)
+    assert any("is missing" in n for n in load("mvtec", "s3://mine/mvtec", **remote).notes)
     with pytest.raises(UserError, match="There is no folder s3://mine/other"):
-        load("mvtec", "s3://mine/other", **away)
+        load("mvtec", "s3://mine/other", **remote)
     with pytest.raises(UserError, match="unknown scheme"):
         load("mvtec", "ftp://mine/mvtec")
     fsspec.register_implementation("az", "nowhere.To", clobber=True, errtxt="Install adlfs")
-    for places in ("az://mine/mvtec", {}), (folder, {"tfds_dir": "az://mine/tfds"}):
+    for root, fields in ("az://mine/mvtec", {}), (folder, {"tfds_dir": "az://mine/tfds"}):
         with pytest.raises(UserError, match="cannot be reached: Install adlfs"):
-            load("mvtec", places[0], **places[1])
+            load("mvtec", root, **fields)
 
 
-def test_an_archive_in_a_bucket(tmp_path, load, bucket):
+def test_archive_in_a_bucket(tmp_path, load, bucket):
     folder = draw_mvtec(tmp_path / "mvtec", ["bottle"])
     archive = shutil.make_archive(str(tmp_path / "bottle"), "xztar", folder)
     bucket.put_file(archive, "s3://mine/bottle.tar.xz")
@@ -464,13 +454,13 @@ def test_an_archive_in_a_bucket(tmp_path, load, bucket):
     assert same(loaded, load("mvtec", folder))
 
 
-def test_a_user_without_a_name_prepares_as_well(tmp_path, load, monkeypatch):
-    """As in a container that is run under a bare number: then the account's name is not found."""
+def test_user_without_a_name_can_prepare_data(tmp_path, load, monkeypatch):
+    """In a container that runs under a numeric user id, there is no account name."""
 
-    def nobody(number):
-        raise KeyError(number)
+    def raise_unknown(uid):
+        raise KeyError(uid)
 
-    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr("pwd.getpwuid", raise_unknown)
     folder = draw_mvtec(tmp_path / "mvtec", ["bottle"])
     archive = shutil.make_archive(str(tmp_path / "bottle"), "zip", folder)
     assert same(load("mvtec", folder), load("mvtec", archive))

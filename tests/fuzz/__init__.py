@@ -1,7 +1,7 @@
-"""Hostile files, made by the thousand and given to every reader of the package.
+"""Fuzzing: thousands of corrupt files for every reader of the package.
 
-    python -m tests.fuzz --target pictures --minutes 10
+    python -m tests.fuzz --target images --minutes 10
 
-Run from the repository's root. `guard` watches what an attempt does, `mutations` spoils valid
-files, `targets` says what is spoiled and who reads it, `__main__` counts.
+Run from the root of the repository. `mutations` corrupts valid files, `targets` has one module per
+reader, `guard` watches what an attempt does, and `__main__` runs the attempts and counts findings.
 """

@@ -1,8 +1,8 @@
-"""python -m tests.fuzz --target NAME [--minutes M | --inputs N] [--seed S] [--findings DIR]
+"""python -m tests.fuzz --target NAME [--minutes M | --inputs N] [--seed S]
 
-A child process tries inputs until the time is over or it dies; when it died, of a signal or of its
-limits, that is a finding, and another takes its place. Ends with counts in a line of JSON, and with
-the exit status 1 where there were findings.
+A child process tries inputs until the time is over. If it dies, of a signal or of its limits, that
+is a finding, and another child takes over. The last line is a JSON object of counts; the exit
+status is 1 if there are findings.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tests.fuzz.guard import Guard
 from tests.fuzz.targets import TARGETS
 
 ROUND = 500  # inputs drawn with one seed
-SHOWN = 1500  # characters of a case that are told
+SHOWN = 1500  # characters of a case that are printed
 
 
 def parent(options) -> int:
@@ -45,23 +45,23 @@ def parent(options) -> int:
         arguments += [f"--inputs={options.inputs - total}"] if options.inputs else []
         arguments += [f"--until={end}"] * (not options.inputs)
         status = subprocess.run([sys.executable, "-m", "tests.fuzz", *arguments]).returncode
-        found = json.loads(report.read_text()) if report.exists() else {}
+        counts = json.loads(report.read_text()) if report.exists() else {}
         if status:
             case = current.read_text() if current.exists() else "(before the first)"
             name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
             findings[f"died: {name}"] += 1
             print(f"FINDING died: {name}\n  case: {case[:SHOWN]}", flush=True)
             print((home / "stderr").read_text(errors="backslashreplace")[-SHOWN:], flush=True)
-        total += found.get("inputs", 0) + bool(status)
-        number = found.get("seed", number) + 1
-        findings.update(found.get("findings", {}))
-        errors.update(found.get("errors", {}))
+        total += counts.get("inputs", 0) + bool(status)
+        number = counts.get("seed", number) + 1
+        findings.update(counts.get("findings", {}))
+        errors.update(counts.get("errors", {}))
         if status > 0:
             break
     shutil.rmtree(home, ignore_errors=True)
-    told = {"target": options.target, "inputs": total, "told": errors.total()}
-    told |= {"distinct errors": len(errors), "findings": dict(findings)}
-    print(json.dumps(told, ensure_ascii=True))
+    summary = {"target": options.target, "inputs": total, "errors": errors.total()}
+    summary |= {"distinct errors": len(errors), "findings": dict(findings)}
+    print(json.dumps(summary, ensure_ascii=True))
     return bool(findings)
 
 
@@ -72,7 +72,7 @@ def child(options) -> int:
     sandbox = folder / "sandbox"
     sandbox.mkdir()
     os.environ.update(HOME=str(sandbox), XDG_CACHE_HOME=str(sandbox), TFDS_DATA_DIR=str(sandbox))
-    target = importlib.import_module(f"fuzz.targets.{options.target}")
+    target = importlib.import_module(f"tests.fuzz.targets.{options.target}")
     inputs, findings, errors, known = 0, Counter(), Counter(), set()
     current = os.open(home / "current", os.O_RDWR | os.O_CREAT)
     guard = Guard(sandbox)
@@ -81,7 +81,7 @@ def child(options) -> int:
         os.dup2(shown, 2)  # of C libraries as well
 
     def attempt(case) -> str:
-        """What is wrong with how the case was met; "" where nothing is."""
+        """Describes what went wrong in an attempt; "" if nothing did."""
         nonlocal inputs
         inputs += 1
         text = repr(case).encode("utf-8", "backslashreplace")
@@ -89,30 +89,30 @@ def child(options) -> int:
         os.pwrite(current, text, 0)
         os.ftruncate(shown, 0)
         os.lseek(shown, 0, os.SEEK_SET)
-        for left in sandbox.iterdir():
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        for path in sandbox.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         problem = ""
-        with guard.armed() as wrong:
+        with guard.armed() as violations:
             try:
-                for told in target.attempt(case, sandbox):
-                    errors[_shape(told)] += 1
-                    problem = problem or _unclear(told)
+                for message in target.attempt(case, sandbox):
+                    errors[_pattern(message)] += 1
+                    problem = problem or _message_problem(message)
             except UserError as error:
-                errors[_shape(str(error))] += 1
-                problem = _unclear(str(error))
+                errors[_pattern(str(error))] += 1
+                problem = _message_problem(str(error))
             except (Exception, RecursionError, SystemExit) as error:
-                problem = _place(error)
-            except BaseException as error:  # a panic of a Rust library is no Exception
+                problem = _describe(error)
+            except BaseException as error:  # a panic of a Rust library is not an Exception
                 if isinstance(error, KeyboardInterrupt):
                     raise
-                problem = _place(error)
-        words = os.pread(shown, 2**20, 0).decode("utf-8", "backslashreplace")
-        if not problem and not re.sub(r"[\n\r\t]", "", words).isprintable():
-            problem = f"control characters on stderr: {words[:300]!r}"
-        return problem or "; ".join(wrong)
+                problem = _describe(error)
+        output = os.pread(shown, 2**20, 0).decode("utf-8", "backslashreplace")
+        if not problem and not re.sub(r"[\n\r\t]", "", output).isprintable():
+            problem = f"control characters on stderr: {output[:300]!r}"
+        return problem or "; ".join(violations)
 
-    def tell(case, problem: str, trace: str = "") -> None:
-        key = _shape(problem)
+    def report_finding(case, problem: str) -> None:
+        key = _pattern(problem)
         findings[key] += 1
         if key not in known:
             known.add(key)
@@ -125,18 +125,19 @@ def child(options) -> int:
         return 0
     for case in target.warm:
         if problem := attempt(case):
-            tell(case, f"a valid file: {problem}")
+            report_finding(case, f"a valid file: {problem}")
     guard.limit()
 
-    def report(number):
-        told = {"inputs": inputs, "seed": number, "findings": findings, "errors": errors}
-        part = home / "report.part"
-        part.write_text(json.dumps(told))
-        part.rename(home / "report.json")
+    def write_report(number):
+        counts = {"inputs": inputs, "seed": number, "findings": findings, "errors": errors}
+        partial = home / "report.part"
+        partial.write_text(json.dumps(counts))
+        partial.rename(home / "report.json")
 
-    wanted, number = options.inputs, options.seed
-    while (inputs < wanted) if wanted else (time.time() < options.until):
-        size = min(ROUND, wanted - inputs) if wanted else ROUND
+    limit, number = options.inputs, options.seed
+    write_report(number)  # the warm cases alone may reach the limit
+    while (inputs < limit) if limit else (time.time() < options.until):
+        size = min(ROUND, limit - inputs) if limit else ROUND
 
         @seed(number)
         @settings(
@@ -147,52 +148,54 @@ def child(options) -> int:
             suppress_health_check=list(HealthCheck),
         )
         @given(target.cases)
-        def many(case):
+        def try_case(case):
             if options.until and time.time() > options.until:
                 return
             if problem := attempt(case):
-                tell(case, problem)
+                report_finding(case, problem)
 
-        many()
-        report(number)
+        try_case()
+        write_report(number)
         number += 1
     return 0
 
 
-def _place(error):
-    """An exception by its type and the last line of ours that it passed."""
+def _describe(error):
+    """The type of an exception, its message, and the last line of this package that it passed."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if "bigan_jax/" in f.filename or "configs/" in f.filename]
-    last = (ours or frames)[-1]
+    package = [f for f in frames if "bigan_jax/" in f.filename or "configs/" in f.filename]
+    last = (package or frames)[-1]
     where = f"{Path(last.filename).name}:{last.lineno}"
     return f"{type(error).__name__} in {where}: {str(error)[:200]!r}"
 
 
-def _unclear(told):
-    """What is wrong with an error's words, as a person sees them in a terminal."""
-    if not told.strip():
-        return "an error without words"
-    if len(told) > 20_000:
-        return f"an error of {len(told)} characters: {told[:100]!r}"
-    if not told.replace("\n", "").isprintable():
-        return f"an error with control characters: {told[:200]!r}"
-    if "more memory than there is" in told:
-        return f"memory ran out: {told[:200]!r}"
+def _message_problem(message):
+    """What is wrong with an error message in a terminal; "" if nothing is."""
+    if not message.strip():
+        return "an empty error message"
+    if len(message) > 20_000:
+        return f"an error of {len(message)} characters: {message[:100]!r}"
+    if not message.replace("\n", "").isprintable():
+        return f"an error with control characters: {message[:200]!r}"
+    if "more memory than there is" in message:
+        return f"memory ran out: {message[:200]!r}"
     return ""
 
 
-def _shape(words):
-    """Words without what differs from input to input, to count them by."""
-    return re.sub(r"['\"].*['\"]|[\d.]+|/\S+", "*", words.replace("\n", " "))[:70]
+def _pattern(message):
+    """A message without the parts that differ between inputs, as a key to count by."""
+    return re.sub(r"['\"].*['\"]|[\d.]+|/\S+", "*", message.replace("\n", " "))[:70]
 
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--target", choices=TARGETS, required=True)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--inputs", type=int, default=0, help="so many, instead of by time")
+    parser.add_argument(
+        "--inputs", type=int, default=0, help="number of inputs, instead of --minutes"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", default="", help="try this one, as a finding told it")
+    parser.add_argument("--case", default="", help="try one case, as printed by a finding")
     parser.add_argument("--home", default="", help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

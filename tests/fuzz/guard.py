@@ -1,7 +1,7 @@
-"""What an attempt may not do: run code, start programs, write elsewhere, take much memory or time.
+"""Detects what an attempt must not do: run code, start programs, write outside, exhaust resources.
 
-Python's audit hook sees what Python code does; the folder around the sandbox, compared before and
-after, shows what C libraries did; the limits on address space and CPU time hold for both.
+Python's audit hook sees what Python code does. The folder around the sandbox, compared before and
+after, shows what C libraries did. Limits on address space and CPU time apply to both.
 """
 
 import os
@@ -13,73 +13,73 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ADDRESS_SPACE = 3 * 2**29  # bytes beyond what the imports took
-MEMORY = 2**28  # bytes that one attempt may add to the most that was ever in use
-SECONDS = 60  # of CPU, for one attempt; the kernel then ends the process
+ADDRESS_SPACE = 3 * 2**29  # bytes in addition to those of the imports
+MEMORY = 2**28  # bytes that one attempt may add to the previous peak
+SECONDS = 60  # CPU time of one attempt; then the kernel ends the process
 
 _PROGRAMS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.startfile")
 _PROGRAMS += ("subprocess.Popen", "pty.spawn", "socket.connect", "pickle.find_class")
 _PROGRAMS += ("os.kill", "ctypes.dlopen", "cpython.run_file", "cpython.run_command")
-_PATHS = {  # of the arguments of an event, those that are paths it changes
+_PATHS = {  # the number of leading arguments of an event that are changed paths
     "os.remove": 1, "os.rename": 2, "os.mkdir": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2,
     "os.truncate": 1, "os.chmod": 1, "os.chown": 1, "os.utime": 1, "shutil.rmtree": 1,
 }  # fmt: skip
 _RELATIVE = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.chmod", "os.utime")
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib"))
-_OURS = str(Path(__file__).parents[2])
+_REPOSITORY = str(Path(__file__).parents[2])
 
 
 class Guard:
-    """Watches the attempts of this process, which work in the folder `sandbox`."""
+    """Watches the attempts of this process, which may write to the folder `sandbox` only."""
 
     def __init__(self, sandbox: Path):
-        """Beside the sandbox, in its parent, nothing may change."""
+        """Nothing else in the parent of the sandbox may change."""
         self.sandbox = os.path.realpath(sandbox)
         self._outside = sandbox.parent
         (self._outside / "canary").mkdir()
         (self._outside / "canary" / "file.txt").write_text("untouched")
-        self._before = self._look()
+        self._before = self._snapshot()
         self._armed, self._seen = False, []
-        sys.addaudithook(self._hear)
+        sys.addaudithook(self._on_event)
 
     def limit(self) -> None:
-        """From now on the process may take only so much more memory."""
+        """Limits the address space of the process from now on."""
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + ADDRESS_SPACE
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        limit = pages * resource.getpagesize() + ADDRESS_SPACE
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     @contextmanager
     def armed(self) -> Iterator[list[str]]:
-        """Gives a list that, once the attempt is over, tells what it did wrong."""
-        found: list[str] = []
+        """Yields a list that holds the violations of the attempt once it is over."""
+        violations: list[str] = []
         self._seen, peak = [], _peak()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         self._armed = True
         try:
-            yield found
+            yield violations
         finally:
             self._armed = False
             signal.setitimer(signal.ITIMER_PROF, 0)
-            found += dict.fromkeys(self._seen)
+            violations += dict.fromkeys(self._seen)
             if (grown := _peak() - peak) > MEMORY:
-                found.append(f"memory: {grown // 2**20} MiB more than ever before")
-            if (now := self._look()) != self._before:
-                found.append(f"changed outside: {sorted(now.items() ^ self._before.items())}")
+                violations.append(f"memory: {grown // 2**20} MiB above the previous peak")
+            if (now := self._snapshot()) != self._before:
+                violations.append(f"changed outside: {sorted(now.items() ^ self._before.items())}")
                 self._before = now
 
-    def _look(self):
-        """What lies around the sandbox, which itself is left out."""
-        found = {}
+    def _snapshot(self):
+        """Size and time of change of all files around the sandbox."""
+        files_seen = {}
         for parent, folders, files in os.walk(self._outside):
             folders[:] = [f for f in folders if os.path.join(parent, f) != self.sandbox]
             for name in (*folders, *files):
                 status = os.lstat(os.path.join(parent, name))
                 changed = status.st_mtime_ns if name in files else 0
-                found[os.path.join(parent, name)] = (status.st_size, changed)
-        return found
+                files_seen[os.path.join(parent, name)] = (status.st_size, changed)
+        return files_seen
 
-    def _hear(self, event, arguments):
+    def _on_event(self, event, arguments):
         if not self._armed:
             return
         if event == "open":
@@ -89,14 +89,17 @@ class Guard:
                 self._check(event, path)
         elif event in _PATHS:
             count = _PATHS[event]
-            # After the paths come, last, the folders that relative ones are in.
+            # The last arguments are the folders of relative paths.
             folders = arguments[-count:] if event in _RELATIVE else [None] * count
             for path, inside in zip(arguments[:count], folders, strict=True):
                 self._check(event, path, inside)
         elif event == "exec":
             name = getattr(arguments[0], "co_filename", "")
             name = name if name.startswith("<") else os.path.abspath(name)
-            if not name.startswith(("<frozen", *_LIBRARIES, _OURS)) and not _makes_namedtuple():
+            if (
+                not name.startswith(("<frozen", *_LIBRARIES, _REPOSITORY))
+                and not _makes_namedtuple()
+            ):
                 self._seen.append(f"exec: {name}")
         elif event.startswith(_PROGRAMS):
             self._seen.append(f"{event}: {arguments!r:.200}")
@@ -117,6 +120,6 @@ def _peak():
 
 
 def _makes_namedtuple():
-    """collections.namedtuple writes its __new__ by eval, which is no stranger's code."""
+    """Whether collections.namedtuple evaluates its own __new__, which is trusted code."""
     frame = sys._getframe(2)
     return frame is not None and frame.f_globals.get("__name__") in ("collections", "dataclasses")

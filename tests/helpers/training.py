@@ -16,10 +16,10 @@ SHAPE = (16, 16, 1)
 TINY_BIGAN = improved_bigan.create(
     shape=SHAPE,
     latent=8,
-    widths=(8,),
-    discriminator_widths=(8,),
+    widths=(4,),
+    discriminator_widths=(4,),
     discriminator_hidden=8,
-    se_ratio=4,
+    se_ratio=1,
     reconstruction_terms={"mse": 1.0},
 )
 OBJECTIVES = ("discriminator", "adversarial", "reconstruction")

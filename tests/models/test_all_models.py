@@ -1,4 +1,4 @@
-"""What every detector keeps, whatever it is: one suite over all files in configs/."""
+"""Properties that all detectors have: one suite over all files in configs/."""
 
 import importlib
 import re
@@ -38,7 +38,7 @@ def config_of(name, dataset="phantom"):
 
 
 def tiny(name, **changes):
-    """The config's detector at toy size, all its parts in place but VGG16, which is frozen."""
+    """The config's detector at toy size, without the frozen VGG16."""
     config = config_of(name)
     with config.unlocked(), config.ignore_type():
         config.data.image_size = SHAPE[0]
@@ -50,7 +50,7 @@ def tiny(name, **changes):
             elif field == "hidden":
                 config.model[field] = (32, 16)
             elif field == "se_ratio":
-                config.model[field] = 1  # a squeeze to one or two units may be to dead ones
+                config.model[field] = 1  # one or two squeezed units may all be dead
             elif field == "search_steps":
                 config.model[field] = 3
             elif field == "reconstruction_terms":
@@ -60,17 +60,18 @@ def tiny(name, **changes):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def dataset():
+    """Disks on noise, in two conditions."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
-    middle, radius = rng.uniform(10, 22, (16, 2, 1, 1)), rng.uniform(4, 10, (16, 1, 1))
-    discs = np.hypot(y - middle[:, 0], x - middle[:, 1]) < radius
+    center, radius = rng.uniform(10, 22, (16, 2, 1, 1)), rng.uniform(4, 10, (16, 1, 1))
+    disks = np.hypot(y - center[:, 0], x - center[:, 1]) < radius
     noise = rng.integers(0, 60, (16, *SHAPE[:2]))
-    image = (discs * 150 + noise).astype(np.uint8)[..., None]
+    image = (disks * 150 + noise).astype(np.uint8)[..., None]
     return TrainingSet(image, (np.arange(16) % CONDITIONS).astype(np.int32))
 
 
-def begin(detector, pictures, optimizer=None):
+def begin(detector, dataset, optimizer=None):
     optimizers = dict.fromkeys(detector.objectives, optimizer or optax.adam(1e-3))
     state = jax.jit(lambda: init_state(detector, optimizers, 3, SHAPE))()
     frozen = epoch_runner.replicate(dict(detector.frozen))
@@ -79,7 +80,7 @@ def begin(detector, pictures, optimizer=None):
         optimizers,
         AugmentationSettings(),
         frozen,
-        epoch_runner.replicate(pictures),
+        epoch_runner.replicate(dataset),
         False,
     )
     return runner, epoch_runner.replicate(state)
@@ -97,7 +98,7 @@ def scorer_of(detector, state):
 
 @pytest.fixture(scope="module")
 def one_device():
-    """Most of the suite is about what is computed, not where: one device compiles sooner."""
+    """Uses one device, which compiles faster, where the number of devices does not matter."""
     patch = pytest.MonkeyPatch()
     set_devices(patch, 1)
     yield
@@ -105,7 +106,7 @@ def one_device():
 
 
 def without_spread(logs):
-    """Each device logs how much its own pictures vary: that depends on how many it has."""
+    """Drops the logs of image variation, which depend on the images per device."""
     return {name: value for name, value in logs.items() if not name.endswith("spread")}
 
 
@@ -115,11 +116,11 @@ def set_devices(patch, count):
 
 
 @ALL
-def test_each_objective_moves_its_networks_and_lowers_its_loss(name, pictures, one_device):
-    """Overfitting 8 pictures by one objective alone, the other networks held still."""
+def test_objective_changes_only_its_networks_and_lowers_its_loss(name, dataset, one_device):
+    """Overfits 8 images with one objective at a time."""
     detector = tiny(name)
     for objective, (networks, _) in detector.objectives.items():
-        runner, state = begin(detector, pictures, optax.adam(3e-3))
+        runner, state = begin(detector, dataset, optax.adam(3e-3))
         before = host(state)
         order = np.tile(np.arange(8), (30, 1))
         state, first = runner.epoch(state, (objective,), order[:1])
@@ -129,7 +130,7 @@ def test_each_objective_moves_its_networks_and_lowers_its_loss(name, pictures, o
         assert np.isfinite(list(last.values())).all()
         assert last[f"{objective}/loss"] < first[f"{objective}/loss"]
         for network in before.params:
-            same = [
+            unchanged = [
                 np.array_equal(a, b)
                 for a, b in zip(
                     jax.tree.leaves((before.params[network], before.collections[network])),
@@ -137,35 +138,36 @@ def test_each_objective_moves_its_networks_and_lowers_its_loss(name, pictures, o
                     strict=True,
                 )
             ]
-            assert not any(same) if network in networks else all(same), (objective, network)
+            expected = [network not in networks] * len(unchanged)
+            assert unchanged == expected, (objective, network)
 
 
 @ALL
-def test_reconstructions_are_pictures_of_their_own(name, pictures, one_device):
+def test_images_are_scored_independently(name, dataset, one_device):
     detector = tiny(name)
-    runner, state = begin(detector, pictures)
+    runner, state = begin(detector, dataset)
     state = epoch_runner.first(runner.with_statistics(state, np.arange(16).reshape(2, 8)))
     scorer = scorer_of(detector, state)
-    together = scorer.score(pictures.image, pictures.condition)
-    assert together.reconstruction.shape == pictures.image.shape
-    assert together.reconstruction.dtype == np.uint8
-    assert (together.native is None) == (detector.native_score is None)
-    alone = scorer.score(pictures.image[11:12], pictures.condition[11:12])
+    batch_scores = scorer.score(dataset.image, dataset.condition)
+    assert batch_scores.reconstruction.shape == dataset.image.shape
+    assert batch_scores.reconstruction.dtype == np.uint8
+    assert (batch_scores.native is None) == (detector.native_score is None)
+    single = scorer.score(dataset.image[11:12], dataset.condition[11:12])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(
             np.float32(a[0]), np.float32(b[11]), rtol=1e-4, atol=1 if a.dtype == np.uint8 else 1e-4
         ),
-        alone,
-        together,
+        single,
+        batch_scores,
     )
 
 
 @ALL
-def test_reconstruct_stays_in_range_unrounded(name, pictures, one_device):
+def test_reconstructions_are_in_range_before_rounding(name, dataset, one_device):
     detector = tiny(name)
-    _, state = begin(detector, pictures)
+    _, state = begin(detector, dataset)
     net = inference_net(detector, epoch_runner.first(state), detector.frozen)
-    batch = Batch(jnp.asarray(pictures.image / 255, jnp.float32), jnp.asarray(pictures.condition))
+    batch = Batch(jnp.asarray(dataset.image / 255, jnp.float32), jnp.asarray(dataset.condition))
     keys = jnp.broadcast_to(jax.random.key(0), 16)
     if detector.search:
         batch = batch._replace(latent=detector.search.start(net, batch, keys))
@@ -175,17 +177,17 @@ def test_reconstruct_stays_in_range_unrounded(name, pictures, one_device):
 
 
 @ALL
-def test_one_and_four_devices_and_seeds_agree(name, pictures, monkeypatch):
+def test_one_and_four_devices_agree(name, dataset, monkeypatch):
     detector = tiny(name)
-    due = tuple(detector.objectives)
+    objectives = tuple(detector.objectives)
     order = np.random.default_rng(1).permutation(16).reshape(2, 8)
     results = []
     for devices in (1, 4):
         set_devices(monkeypatch, devices)
-        runner, initial_state = begin(detector, pictures, gradient_recorder())
+        runner, initial_state = begin(detector, dataset, gradient_recorder())
         initial_state = host(initial_state)
         for _ in range(devices // 4 + 1):
-            state, logs = runner.epoch(epoch_runner.replicate(initial_state), due, order)
+            state, logs = runner.epoch(epoch_runner.replicate(initial_state), objectives, order)
             state = runner.with_statistics(state, order)
             results.append((without_spread(logs), host(state)))
     assert_near(*results[:2])
@@ -193,8 +195,8 @@ def test_one_and_four_devices_and_seeds_agree(name, pictures, monkeypatch):
 
 
 @ALL
-def test_saved_and_restored_states_are_equal(name, pictures, one_device, tmp_path):
-    _, state = begin(tiny(name), pictures)
+def test_saved_and_restored_states_are_equal(name, dataset, one_device, tmp_path):
+    _, state = begin(tiny(name), dataset)
     saved = epoch_runner.first(state)
     checkpoints = CheckpointManager(tmp_path)
     checkpoints.save(Progress(1), saved)
@@ -205,25 +207,25 @@ def test_saved_and_restored_states_are_equal(name, pictures, one_device, tmp_pat
 
 @pytest.mark.long
 @ALL
-def test_bfloat16_stays_near_float32(name, pictures, one_device):
+def test_bfloat16_stays_near_float32(name, dataset, one_device):
     images = []
     for dtype in ("float32", "bfloat16"):
         detector = tiny(name, dtype=dtype)
-        runner, state = begin(detector, pictures)
+        runner, state = begin(detector, dataset)
         state, logs = runner.epoch(state, tuple(detector.objectives), np.arange(8)[None])
         state = epoch_runner.first(runner.with_statistics(state, np.arange(8)[None]))
         assert np.isfinite(list(logs.values())).all()
         assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
-        images.append(scorer_of(detector, state).score(pictures.image).reconstruction)
+        images.append(scorer_of(detector, state).score(dataset.image).reconstruction)
     assert np.abs(images[0].astype(float) - images[1]).mean() < 8  # of 255
 
 
 @ALL
-def test_every_owned_parameter_has_a_gradient(name, pictures, one_device):
+def test_every_trained_parameter_has_a_gradient(name, dataset, one_device):
     detector = tiny(name)
-    _, state = begin(detector, pictures)
+    _, state = begin(detector, dataset)
     state = epoch_runner.first(state)
-    batch = Batch(jnp.asarray(pictures.image / 255, jnp.float32), jnp.asarray(pictures.condition))
+    batch = Batch(jnp.asarray(dataset.image / 255, jnp.float32), jnp.asarray(dataset.condition))
     keys = example_keys(jax.random.key(0), jnp.arange(16))
     for objective, (networks, loss) in detector.objectives.items():
 
@@ -234,11 +236,14 @@ def test_every_owned_parameter_has_a_gradient(name, pictures, one_device):
             net = Net(detector.networks, variables | dict(detector.frozen), train=True)
             return loss(net, batch, keys)[0]
 
-        owned = {n: state.params[n] for n in networks}
+        trained = {n: state.params[n] for n in networks}
         mapped = jax.vmap(jax.grad(value), axis_name="batch", axis_size=1, in_axes=None)
-        gradients, _ = jax.tree_util.tree_flatten_with_path(jax.jit(mapped)(owned))
+        gradients, _ = jax.tree_util.tree_flatten_with_path(jax.jit(mapped)(trained))
         for path, gradient in gradients:
-            assert float(jnp.abs(gradient).max()) > 0, (objective, jax.tree_util.keystr(path))
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            # The decoder's first BatchNorm subtracts this bias again: its gradient is rounding.
+            if (name, where) != ("fcae", "encoder/Dense_1/bias"):
+                assert float(jnp.abs(gradient).max()) > 0, (objective, where)
 
 
 @ALL
@@ -260,7 +265,7 @@ def test_parameter_count_is_as_stated(name):
         ("improved_bigan", "phantom,plain,no_adversarial", {}),
     ],
 )
-def test_a_schedule_that_trains_nothing_is_refused(name, argument, fields):
+def test_schedule_that_trains_nothing_is_refused(name, argument, fields):
     config = importlib.import_module(f"configs.{name}").get_config(argument)
     config.update_from_flattened_dict(fields)
     with pytest.raises(UserError, match="nothing would train"):
@@ -271,30 +276,30 @@ TERMS = "model.reconstruction_terms"
 
 
 @pytest.mark.parametrize(
-    ("name", "fields", "words"),
+    ("name", "fields", "message"),
     [
         ("bigan", {"model.discriminator_dropout": 1.0}, "below 1"),
         ("bigan", {"model.averaging": 2.0}, "below 1"),
-        ("bigan", {"model.discriminator_hidden": 0}, "from 1 on"),
+        ("bigan", {"model.discriminator_hidden": 0}, "positive integer"),
         ("vqvae", {"model.decay": 1.0}, "below 1"),
-        ("vqvae", {"model.codes": 0}, "from 1 on"),
-        ("vqvae", {"model.residual_width": 0}, "from 1 on"),
+        ("vqvae", {"model.codes": 0}, "positive integer"),
+        ("vqvae", {"model.residual_width": 0}, "positive integer"),
         ("vqvae", {"model.data_variance": 0.0}, "above 0"),
-        ("ganomaly", {"model.width": 0}, "from 1 on"),
+        ("ganomaly", {"model.width": 0}, "positive integer"),
         ("anogan", {"model.feature_weight": 3.0}, "from 0 to 1"),
         ("cae", {"optimizers.reconstruction.learning_rate": -1e-3}, "above 0"),
         ("cae", {"optimizers.reconstruction.b1": 1.0}, "below 1"),
-        ("improved_bigan", {f"{TERMS}.mse": -1.0}, "from 0 on"),
+        ("improved_bigan", {f"{TERMS}.mse": -1.0}, "at least 0"),
         (
             "improved_bigan",
             {f"{TERMS}.{term}": 0.0 for term in ("mse", "mae", "perceptual", "ssim")},
-            "raise one of mae, mse",
+            "one of mae, mse",
         ),
     ],
 )
-def test_a_number_that_cannot_be_names_its_field(name, fields, words):
+def test_value_out_of_range_is_refused_by_field_name(name, fields, message):
     config = importlib.import_module(f"configs.{name}").get_config("phantom")
     config.update_from_flattened_dict(fields)
     field = TERMS if len(fields) > 1 else next(iter(fields))
-    with pytest.raises(UserError, match=rf"config\.{field}.*{words}"):
+    with pytest.raises(UserError, match=rf"config\.{field}.*{message}"):
         build(parse_settings(config), 1, steps_per_epoch=1)

@@ -25,18 +25,18 @@ def keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
 
 
-def a_batch(condition=0, size=4):
+def make_batch(condition=0, size=4):
     image = np.random.default_rng(0).random((size, *SHAPE), np.float32)
     return Batch(jnp.asarray(image), jnp.broadcast_to(jnp.asarray(condition), size))
 
 
-def scattered_net(detector):
-    """Inference with random variables throughout: statistics, scales and biases included."""
+def random_net(detector):
+    """A network in inference mode with random variables, also statistics, scales and biases."""
     optimizers = dict.fromkeys(detector.objectives, optax.sgd(1.0))
     state = jax.eval_shape(lambda: init_state(detector, optimizers, 0, SHAPE))
     rng = np.random.default_rng(1)
 
-    def scatter(path, x):
+    def randomize(path, x):
         positive = path[-1].key in ("scale", "var")
         values = rng.uniform(0.5, 1.5, x.shape) if positive else rng.normal(0, 0.2, x.shape)
         return jnp.asarray(values, x.dtype)
@@ -44,11 +44,11 @@ def scattered_net(detector):
     variables = {
         name: {"params": state.params[name]} | state.collections[name] for name in state.params
     }
-    return Net(detector.networks, jax.tree.map_with_path(scatter, variables), train=False)
+    return Net(detector.networks, jax.tree.map_with_path(randomize, variables), train=False)
 
 
 def run(function, net, *args):
-    """function(net, *args), compiled as one."""
+    """Returns function(net, *args), compiled."""
 
     def compiled(variables, args):
         return function(Net(net.networks, variables, train=False), *args)
@@ -59,7 +59,7 @@ def run(function, net, *args):
 # --- VAE ------------------------------------------------------------------------------------------
 
 
-def test_kl_is_the_integral_it_stands_for():
+def test_kl_equals_its_integral():
     mean, log_variance = np.array([-1.5, 0.0, 0.3, 2.0]), np.array([-3.0, 0.0, 1.5, -0.2])
 
     def integrand(x, q):
@@ -69,27 +69,27 @@ def test_kl_is_the_integral_it_stands_for():
     for m, v in zip(mean, log_variance, strict=True):
         q = stats.norm(m, np.exp(v / 2))
         expected += integrate.quad(integrand, m - 12 * q.std(), m + 12 * q.std(), args=(q,))[0]
-    got = vae.kl_from_prior(jnp.asarray([mean, 0 * mean]), jnp.asarray([log_variance, 0 * mean]))
-    np.testing.assert_allclose(got, [expected, 0], rtol=1e-5)
+    kl = vae.kl_from_prior(jnp.asarray([mean, 0 * mean]), jnp.asarray([log_variance, 0 * mean]))
+    np.testing.assert_allclose(kl, [expected, 0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("wild", [-100.0, 100.0])
-def test_wild_log_variances_are_survived(wild):
+@pytest.mark.parametrize("extreme", [-100.0, 100.0])
+def test_extreme_log_variances_have_finite_loss_and_gradient(extreme):
     def kl(x):
         return vae.kl_from_prior(jnp.zeros((1, 128)), vae.soft_limit(x)).sum()
 
-    value, gradient = jax.value_and_grad(kl)(jnp.full((1, 128), wild))
+    value, gradient = jax.value_and_grad(kl)(jnp.full((1, 128), extreme))
     assert np.isfinite(value) and np.isfinite(gradient).all()
-    assert (np.sign(gradient) == np.sign(wild)).all()  # a way back
+    assert (np.sign(gradient) == np.sign(extreme)).all()
     np.testing.assert_allclose(
         vae.soft_limit(jnp.array([[-5.0, 0, 0.1, 5]]))[0, ::3], [-5, 5], 0.03
     )
 
 
 @pytest.mark.parametrize("beta", [1.0, 4.0])
-def test_the_error_is_summed_over_pixels_and_kl_over_dimensions(beta):
-    detector, batch, noise_keys = VAE(beta=beta), a_batch(), keys(4)
-    net = scattered_net(detector)
+def test_error_is_summed_over_pixels_and_kl_over_dimensions(beta):
+    detector, batch, noise_keys = VAE(beta=beta), make_batch(), keys(4)
+    net = random_net(detector)
     loss, logs = run(detector.objectives["elbo"].loss, net, batch, noise_keys)
     mean, log_variance = np.split(np.asarray(net("encoder", batch.image)), 2, axis=-1)
     log_variance = 20 * np.tanh(log_variance / 20)
@@ -103,10 +103,10 @@ def test_the_error_is_summed_over_pixels_and_kl_over_dimensions(beta):
 
 
 def test_reconstruction_decodes_the_mean_code():
-    detector, batch = VAE(), a_batch()
-    net = scattered_net(detector)
-    once, again = (run(detector.reconstruct, net, batch, keys(4, seed)) for seed in (0, 1))
-    np.testing.assert_array_equal(once, again)
+    detector, batch = VAE(), make_batch()
+    net = random_net(detector)
+    first, second = (run(detector.reconstruct, net, batch, keys(4, seed)) for seed in (0, 1))
+    np.testing.assert_array_equal(first, second)
     loss = detector.objectives["elbo"].loss
     assert run(loss, net, batch, keys(4, 0))[0] != run(loss, net, batch, keys(4, 1))[0]
 
@@ -114,19 +114,19 @@ def test_reconstruction_decodes_the_mean_code():
 # --- CVAE -----------------------------------------------------------------------------------------
 
 
-def test_the_condition_changes_the_reconstruction():
+def test_condition_changes_the_reconstruction():
     detector = CVAE(conditions=3)
-    net = scattered_net(detector)
-    images = [run(detector.reconstruct, net, a_batch(c), keys(4)) for c in range(3)]
+    net = random_net(detector)
+    images = [run(detector.reconstruct, net, make_batch(c), keys(4)) for c in range(3)]
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert np.abs(images[i] - images[j]).max() > 1e-3
-    mixed = run(detector.reconstruct, net, a_batch(np.array([0, 1, 2, 0])), keys(4))
-    np.testing.assert_allclose(mixed[1], images[1][1], atol=1e-6)  # each picture has its own
+    mixed = run(detector.reconstruct, net, make_batch(np.array([0, 1, 2, 0])), keys(4))
+    np.testing.assert_allclose(mixed[1], images[1][1], atol=1e-6)  # per image
 
 
-def test_gradients_reach_the_weights_of_the_conditions_present():
-    detector, batch = CVAE(conditions=3), a_batch(np.array([0, 0, 2, 2]))
-    net = scattered_net(detector)
+def test_only_weights_of_present_conditions_have_gradients():
+    detector, batch = CVAE(conditions=3), make_batch(np.array([0, 0, 2, 2]))
+    net = random_net(detector)
 
     def loss(variables):
         return detector.objectives["elbo"].loss(
@@ -141,26 +141,24 @@ def test_gradients_reach_the_weights_of_the_conditions_present():
         assert per_condition[0] > 0 and per_condition[2] > 0 and per_condition[1] == 0
 
 
-def test_with_one_condition_it_is_the_vae_and_says_so():
-    one, plain, batch = CVAE(conditions=1), VAE(conditions=1), a_batch()
-    net = scattered_net(plain)
-    for detector in (one, plain, VAE(conditions=3)):
-        jax.tree.map(
-            np.testing.assert_array_equal, scattered_net(detector).variables, net.variables
-        )
+def test_cvae_with_one_condition_is_a_vae_with_a_note():
+    cvae, plain, batch = CVAE(conditions=1), VAE(conditions=1), make_batch()
+    net = random_net(plain)
+    for detector in (cvae, plain, VAE(conditions=3)):
+        jax.tree.map(np.testing.assert_array_equal, random_net(detector).variables, net.variables)
         loss, _ = run(detector.objectives["elbo"].loss, net, batch, keys(4))
         np.testing.assert_array_equal(
             loss, run(plain.objectives["elbo"].loss, net, batch, keys(4))[0]
         )
-    assert "one condition" in one.notes[0]
+    assert "the same condition" in cvae.notes[0]
     assert not plain.notes and not CVAE(conditions=2).notes
 
 
 # --- forward passes against PyTorch ---------------------------------------------------------------
 
 
-class InTorch:
-    """The same layers on one network's copied weights; pictures are NCHW."""
+class TorchLayers:
+    """The same layers in PyTorch with the weights of one network; images are NCHW."""
 
     def __init__(self, torch, variables):
         self.torch, self.F = torch, torch.nn.functional
@@ -175,7 +173,7 @@ class InTorch:
     def conv(self, x, path, stride=1, padding=1, transposed=False):
         p = self.get(path)
         f = self.F.conv_transpose2d if transposed else self.F.conv2d
-        # HWIO to OIHW; a transposed kernel is that of its adjoint, in PyTorch as here.
+        # HWIO to OIHW; a transposed convolution has the kernel of its adjoint, as in PyTorch.
         return f(x, p["kernel"].permute(3, 2, 0, 1), p.get("bias"), stride=stride, padding=padding)
 
     def dense(self, x, path):
@@ -247,13 +245,13 @@ def torch_vq_decoder(t, code):
     ],
     ids=["fcae", "cae", "vae", "vqvae"],
 )
-def test_reconstructions_equal_pytorch_s(create, encoder, decoder):
+def test_reconstructions_equal_pytorch(create, encoder, decoder):
     torch = pytest.importorskip("torch")
-    detector, batch = create(), a_batch()
-    net = scattered_net(detector)
-    ours = np.asarray(run(detector.reconstruct, net, batch, keys(4)))
+    detector, batch = create(), make_batch()
+    net = random_net(detector)
+    reconstruction = np.asarray(run(detector.reconstruct, net, batch, keys(4)))
     image = torch.from_numpy(np.array(batch.image)).permute(0, 3, 1, 2)
-    code = encoder(InTorch(torch, net.variables["encoder"]), image)
-    theirs = decoder(InTorch(torch, net.variables["decoder"]), code).permute(0, 2, 3, 1)
-    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
-    assert ours.std() > 1e-3  # not a constant picture
+    code = encoder(TorchLayers(torch, net.variables["encoder"]), image)
+    expected = decoder(TorchLayers(torch, net.variables["decoder"]), code).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(reconstruction, expected.numpy(), atol=1e-5)
+    assert reconstruction.std() > 1e-3  # not constant

@@ -1,4 +1,4 @@
-"""AnoGAN, GANomaly and BiGAN against plain NumPy; who is moved by what; the health of a game."""
+"""AnoGAN, GANomaly and BiGAN against plain NumPy; trained networks; health warnings."""
 
 import functools
 from functools import partial
@@ -29,7 +29,7 @@ GANS = {
         widths=(16, 32),
         discriminator_widths=(16, 32),
         discriminator_hidden=16,
-        discriminator_dropout=0.0,  # by hand below; test_layers.py has the dropout
+        discriminator_dropout=0.0,  # tested in nn/test_blocks.py
     ),
 }
 # The learning rates of configs/, in the order of the updates.
@@ -42,13 +42,13 @@ close = partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5)
 
 
 @functools.cache
-def pictures():
-    """Discs of any place and size, on dark."""
+def training_set():
+    """Disks of random position and size on a dark background."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:16, :16]
     x, y, radius = rng.uniform([[5], [5], [2]], [[11], [11], [5]], (3, 32))[..., None, None]
-    discs = np.hypot(rows - y, columns - x) < radius
-    image = 40 + 150 * discs + rng.normal(0, 8, discs.shape)
+    disks = np.hypot(rows - y, columns - x) < radius
+    image = 40 + 150 * disks + rng.normal(0, 8, disks.shape)
     return TrainingSet(image.clip(0, 255).astype(np.uint8)[..., None], np.zeros(32, np.int32))
 
 
@@ -60,19 +60,19 @@ def one_device(monkeypatch):
 
 @functools.cache
 def runner(name):
-    """What trains the model, and its first state on the host, learning rates included."""
+    """The model's epoch runner, and its initial state, with learning rates, on the host."""
     adam = optax.inject_hyperparams(optax.adam, static_args="b1")
     optimizers = {k: adam(learning_rate=rate, b1=0.5) for k, rate in RATES[name].items()}
     state = jax.jit(lambda: init_state(GANS[name], optimizers, 0, SHAPE))()
     run = epoch_runner.EpochRunner(
-        GANS[name], optimizers, AugmentationSettings(), {}, epoch_runner.replicate(pictures())
+        GANS[name], optimizers, AugmentationSettings(), {}, epoch_runner.replicate(training_set())
     )
     return run, jax.device_get(state)
 
 
 @functools.cache
-def disturbed(name):
-    """A state with every variable away from its initial value: biases and BatchNorm count, too."""
+def perturbed(name):
+    """A state with noise added to all variables, so that biases and BatchNorm have an effect."""
     _, state = runner(name)
     rng = np.random.default_rng(0)
 
@@ -87,11 +87,11 @@ def disturbed(name):
 
 @pytest.fixture
 def batch():
-    return Batch(jnp.asarray(pictures().image[:6]) / 255, pictures().condition[:6])
+    return Batch(jnp.asarray(training_set().image[:6]) / 255, training_set().condition[:6])
 
 
-def in_training(detector, state, run):
-    """`run(net, keys)` with a network that trains on six pictures."""
+def run_in_training(detector, state, run):
+    """Returns `run(net, keys)` for a network in training mode and six images."""
     variables = {
         name: {"params": state.params[name], **state.collections[name]} for name in state.params
     }
@@ -105,9 +105,9 @@ def in_training(detector, state, run):
 
 
 def losses_of(detector, state, batch):
-    """(loss, logs) of each objective."""
+    """Returns (loss, logs) by objective."""
     return {
-        name: in_training(detector, state, lambda net, keys, o=o: o.loss(net, batch, keys))
+        name: run_in_training(detector, state, lambda net, keys, o=o: o.loss(net, batch, keys))
         for name, o in detector.objectives.items()
     }
 
@@ -130,7 +130,7 @@ def transposed_conv(x, p):
 
 
 def norm(x, p, statistics=None):
-    """By the batch's own statistics unless given others."""
+    """Normalizes by the batch's statistics, or by those that are passed."""
     mean, var = (x.mean((0, 1, 2)), x.var((0, 1, 2))) if statistics is None else statistics
     return (x - mean) / np.sqrt(var + 1e-5) * p["scale"] + p["bias"]
 
@@ -152,9 +152,10 @@ def bce(logits, label):
 
 
 class DCGAN:
-    """A network of a state as NumPy functions; trained: by the collected statistics."""
+    """A network of a state as NumPy functions."""
 
     def __init__(self, state, name, trained=False):
+        """trained: whether BatchNorm uses the collected statistics."""
         self.p = jax.tree.map(lambda x: np.asarray(x, np.float64), state.params[name])
         self.statistics = state.collections[name].get("batch_stats", {}) if trained else None
 
@@ -176,7 +177,7 @@ class DCGAN:
         return np.tanh(x)
 
     def pair(self, x, z):
-        """D(x, z): logits and the last hidden layer."""
+        """Returns D(x, z): logits and the last hidden layer."""
         x = leaky(conv(x, self.p["EncoderStage_0"]["Downsample_0"]))
         stage = self.p["EncoderStage_1"]
         x = conv(x, stage["Downsample_0"])
@@ -193,33 +194,33 @@ class DCGAN:
 
 
 def test_ganomaly_in_numpy(batch):
-    state, detector = disturbed("ganomaly"), GANS["ganomaly"]
+    state, detector = perturbed("ganomaly"), GANS["ganomaly"]
     x = 2 * np.asarray(batch.image, np.float64) - 1
     encoder, generator, second, discriminator = (DCGAN(state, name) for name in detector.networks)
     code, _ = encoder.encode(x)
-    again = generator.generate(code)
-    second_code, _ = second.encode(again)
-    (real, f), (fake, g) = discriminator.encode(x), discriminator.encode(again)
+    reconstruction = generator.generate(code)
+    second_code, _ = second.encode(reconstruction)
+    (real, f), (fake, g) = discriminator.encode(x), discriminator.encode(reconstruction)
 
     (loss, logs), (d_loss, d_logs) = losses_of(detector, state, batch).values()
     close(logs["features"], ((f - g) ** 2).mean())
-    close(logs["mae"], np.abs(x - again).mean())
+    close(logs["mae"], np.abs(x - reconstruction).mean())
     close(logs["code"], ((code - second_code) ** 2).mean())
     close(loss, 1 * logs["features"] + 50 * logs["mae"] + 1 * logs["code"])
-    close(logs["spread"], again.std(0).mean())
+    close(logs["spread"], reconstruction.std(0).mean())
     close(logs["real_spread"], x.std(0).mean())
     close(d_loss, bce(real, 1) + bce(fake, 0))
     close([d_logs["real"], d_logs["fake"]], [sigmoid(real).mean(), sigmoid(fake).mean()])
 
 
 def test_ganomaly_scores_in_numpy(batch):
-    state, detector = disturbed("ganomaly"), GANS["ganomaly"]
+    state, detector = perturbed("ganomaly"), GANS["ganomaly"]
     encoder, generator, second, _ = (DCGAN(state, n, trained=True) for n in detector.networks)
     code, _ = encoder.encode(2 * np.asarray(batch.image, np.float64) - 1)
-    again = generator.generate(code)
+    reconstruction = generator.generate(code)
     net = inference_net(detector, state, {})
-    close(detector.reconstruct(net, batch, None), (again + 1) / 2)
-    expected = ((code - second.encode(again)[0]) ** 2).mean(1)
+    close(detector.reconstruct(net, batch, None), (reconstruction + 1) / 2)
+    expected = ((code - second.encode(reconstruction)[0]) ** 2).mean(1)
     close(detector.native_score(net, batch, None), expected)
 
 
@@ -233,8 +234,8 @@ def test_ganomaly_halves_down_to_four_pixels():
 
 
 def test_anogan_losses_in_numpy(batch):
-    state, detector = disturbed("anogan"), GANS["anogan"]
-    z = in_training(
+    state, detector = perturbed("anogan"), GANS["anogan"]
+    z = run_in_training(
         detector,
         state,
         lambda net, keys: jax.vmap(lambda k: jax.random.uniform(k, (LATENT,), minval=-1))(keys),
@@ -249,9 +250,9 @@ def test_anogan_losses_in_numpy(batch):
 
 
 def test_bigan_in_numpy(batch):
-    """D(x, z) with copied weights; E and G play with the labels exchanged."""
-    state, detector = disturbed("bigan"), GANS["bigan"]
-    z, code, generated = in_training(
+    """The losses of D, and of E and G with exchanged labels."""
+    state, detector = perturbed("bigan"), GANS["bigan"]
+    z, code, generated = run_in_training(
         detector,
         state,
         lambda net, keys: (
@@ -271,34 +272,34 @@ def test_bigan_in_numpy(batch):
 
 
 def test_bigan_score_in_numpy(batch):
-    state, detector = disturbed("bigan"), GANS["bigan"]
-    # What scores are the averaged weights; here they are the same.
+    state, detector = perturbed("bigan"), GANS["bigan"]
+    # Averaged weights are used for scoring; here they equal the last ones.
     state = state._replace(average=state.params)
     net = inference_net(detector, state, {})
     x, code = np.asarray(batch.image), np.asarray(net("encoder", batch.image))
-    again = np.asarray(net("generator", net("encoder", batch.image)))
+    reconstruction = np.asarray(net("generator", net("encoder", batch.image)))
     discriminator = DCGAN(state, "discriminator", trained=True)
-    (_, f), (_, g) = discriminator.pair(x, code), discriminator.pair(again, code)
-    expected = 0.9 * np.abs(x - again).sum((1, 2, 3)) + 0.1 * np.abs(f - g).sum(1)
+    (_, f), (_, g) = discriminator.pair(x, code), discriminator.pair(reconstruction, code)
+    expected = 0.9 * np.abs(x - reconstruction).sum((1, 2, 3)) + 0.1 * np.abs(f - g).sum(1)
     close(detector.native_score(net, batch, None), expected)
     assert detector.averaging == 0.999
 
 
 @pytest.mark.parametrize("name", ["ganomaly", "bigan"])
-def test_native_scores_are_each_picture_s_own(batch, name):
+def test_native_scores_are_independent(batch, name):
     detector = GANS[name]
-    net = inference_net(detector, disturbed(name)._replace(average={}), {})
-    together = detector.native_score(net, batch, None)
-    alone = detector.native_score(net, jax.tree.map(lambda x: x[2:3], batch), None)
-    assert together.shape == (6,)
-    close(together[2], alone[0])
+    net = inference_net(detector, perturbed(name)._replace(average={}), {})
+    batch_scores = detector.native_score(net, batch, None)
+    single = detector.native_score(net, jax.tree.map(lambda x: x[2:3], batch), None)
+    assert batch_scores.shape == (6,)
+    close(batch_scores[2], single[0])
 
 
 # --- training -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "objective", "moved"),
+    ("name", "objective", "trained"),
     [
         ("anogan", "discriminator", {"discriminator"}),
         ("anogan", "generator", {"generator"}),
@@ -308,40 +309,42 @@ def test_native_scores_are_each_picture_s_own(batch, name):
         ("bigan", "adversarial", {"encoder", "generator"}),
     ],
 )
-def test_only_owned_networks_change(name, objective, moved):
+def test_only_owned_networks_change(name, objective, trained):
     run, before = runner(name)
     after, _ = run.epoch(epoch_runner.replicate(before), (objective,), np.arange(8)[None])
     after = jax.device_get(epoch_runner.first(after))
     for network in GANS[name].networks:
-        same = jax.tree.map(
+        unchanged = jax.tree.map(
             np.array_equal,
             (before.params[network], before.collections[network]),
             (after.params[network], after.collections[network]),
         )
-        same = jax.tree.leaves(same)
-        assert not any(same) if network in moved else all(same), network
+        unchanged = jax.tree.leaves(unchanged)
+        assert not any(unchanged) if network in trained else all(unchanged), network
 
 
 @pytest.mark.parametrize("name", GANS)
-def test_a_broken_run_is_noticed_and_a_sound_one_left_alone(name):
-    """D's learning rate a hundred times too high."""
-    run, start = runner(name)
-    warned = {1: [], 100: []}
-    for factor, found in warned.items():
-        state = jax.tree.map(np.copy, start)
+def test_health_warns_of_a_diverging_run_only(name):
+    """The learning rate of D is a hundred times too high."""
+    run, initial = runner(name)
+    warnings = {1: [], 100: []}
+    for factor, factor_warnings in warnings.items():
+        state = jax.tree.map(np.copy, initial)
         state.opt_state["discriminator"].hyperparams["learning_rate"] *= np.float32(factor)
         state = epoch_runner.replicate(state)
         for epoch in range(10):
             order = np.random.default_rng(epoch).permutation(32).reshape(4, 8)
             state, logs = run.epoch(state, tuple(RATES[name]), order)
-            found += health.health_warnings({"epoch": epoch, **jax.tree.map(np.mean, logs)})
-    assert warned[1] == []
-    assert any("saturated" in warning for warning in warned[100])
+            factor_warnings += health.health_warnings(
+                {"epoch": epoch, **jax.tree.map(np.mean, logs)}
+            )
+    assert warnings[1] == []
+    assert any("saturated" in warning for warning in warnings[100])
 
 
 # --- health ---------------------------------------------------------------------------------------
 
-SOUND = {
+HEALTHY = {
     "epoch": 3,
     "phase": "phase1",
     "health": [],
@@ -364,13 +367,13 @@ SOUND = {
         {"seconds": 1e9, "reconstruction/loss": 1e9},
     ],
 )
-def test_sound_epochs(change):
-    assert health.health_warnings(SOUND | change) == []
+def test_healthy_epochs_have_no_warnings(change):
+    assert health.health_warnings(HEALTHY | change) == []
     assert health.health_warnings({"epoch": 1, "reconstruction/loss": 0.1}) == []
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("change", "text"),
     [
         ({"discriminator/real": 0.995, "discriminator/fake": 0.004}, "saturated"),
         ({"discriminator/real": 0.999, "discriminator/fake": 0.999}, "same for every image"),
@@ -382,7 +385,7 @@ def test_sound_epochs(change):
         ({"discriminator/loss": float("inf"), "discriminator/real": float("nan")}, "diverged"),
     ],
 )
-def test_unsound_epochs(change, word):
-    found = health.health_warnings(SOUND | change)
-    assert any(word in warning for warning in found)
-    assert all(warning.endswith(".") for warning in found)
+def test_unhealthy_epochs_have_a_warning(change, text):
+    warnings = health.health_warnings(HEALTHY | change)
+    assert any(text in warning for warning in warnings)
+    assert all(warning.endswith(".") for warning in warnings)

@@ -1,4 +1,4 @@
-"""Attention, residuals and trunks by hand."""
+"""Attention, residual connections, dropout and networks, compared with NumPy."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ def draw(seed, shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def test_squeeze_excite_by_hand():
+def test_squeeze_excite_equals_numpy():
     x = draw(0, (2, 3, 5, 8))
     y, variables = SqueezeExcite(ratio=4).init_with_output(jax.random.key(1), x)
     first, second = (variables["params"][f"Dense_{i}"] for i in (0, 1))
@@ -23,7 +23,7 @@ def test_squeeze_excite_by_hand():
     np.testing.assert_allclose(y, x * gate[:, None, None], rtol=1e-5)
 
 
-def test_residual_adds_the_enlarged_projection():
+def test_residual_adds_the_upsampled_projection():
     x = draw(0, (2, 3, 4, 5))
     stage = DecoderStage(6, residual=True)
     variables = stage.init(jax.random.key(1), x, train=False)
@@ -38,14 +38,14 @@ def test_residual_adds_the_enlarged_projection():
 
 
 @pytest.mark.parametrize("last", ["upsample", "conv"])
-def test_decoder_fills_the_picture(last):
+def test_decoder_returns_images_of_its_shape(last):
     decoder = ConvDecoder((32, 64, 3), 8, (8, 4), last=last)
     image, _ = decoder.init_with_output(jax.random.key(0), draw(1, (2, 5)), train=False)
     assert image.shape == (2, 32, 64, 3)
     assert image.min() >= 0 and image.max() <= 1
 
 
-def test_dropout_keeps_the_mean_and_is_each_pictures_own():
+def test_dropout_keeps_the_mean_and_is_independent_per_image():
     keys = jax.random.split(jax.random.key(0), 4)
     features = 1 + draw(1, (4, 50, 40)) ** 2
     dropped = dropout(keys, features, 0.3)
@@ -55,12 +55,12 @@ def test_dropout_keeps_the_mean_and_is_each_pictures_own():
     np.testing.assert_array_equal(dropout(keys[2:3], features[2:3], 0.3)[0], dropped[2])
 
 
-def test_the_discriminator_drops_only_where_keys_are_given():
+def test_discriminator_has_dropout_only_with_keys():
     image, code = draw(0, (4, 16, 16, 1)), draw(1, (4, 8))
     keys = jax.random.split(jax.random.key(2), 4)
     network = JointDiscriminator((8, 16), 8, dropout=0.5)
     variables = network.init(jax.random.key(3), image, code, train=False)
     plain, features = network.apply(variables, image, code, train=False)
-    dropped, fewer = network.apply(variables, image, code, keys, train=False)
-    assert (features != 0).all() and 0.3 < np.mean(fewer == 0) < 0.7
+    dropped, dropped_features = network.apply(variables, image, code, keys, train=False)
+    assert (features != 0).all() and 0.3 < np.mean(dropped_features == 0) < 0.7
     assert np.abs(plain - dropped).max() > 1e-3

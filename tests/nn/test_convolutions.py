@@ -1,4 +1,4 @@
-"""The fast convolutions against Flax's and against finite differences."""
+"""Convolutions compared with Flax's and with finite differences."""
 
 import itertools
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from benchmarks.convolutions import forms
+from benchmarks.convolutions import implementations
 from bigan_jax.nn import convolutions
 
 SIZES = [(2, 1, 3, 5, 7), (1, 4, 4, 8, 1), (3, 8, 6, 2, 16), (2, 16, 16, 4, 3)]  # b, h, w, d, c
@@ -22,11 +22,11 @@ def draw(seed, shape, dtype=jnp.float32):
     return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
 
 
-def assert_near(ours, theirs, dtype):
-    scale = np.abs(np.asarray(theirs, np.float32)).max()
+def assert_near(actual, expected, dtype):
+    scale = np.abs(np.asarray(expected, np.float32)).max()
     np.testing.assert_allclose(
-        np.asarray(ours, np.float32) / scale,
-        np.asarray(theirs, np.float32) / scale,
+        np.asarray(actual, np.float32) / scale,
+        np.asarray(expected, np.float32) / scale,
         atol=TOLERANCE[dtype],
     )
 
@@ -39,15 +39,15 @@ def test_upsample_and_its_gradients_equal_flax(b, h, w, d, c, dtype):
     )
     code, kernel = draw(0, (b, h, w, d), dtype), draw(1, (4, 4, c, d), dtype)
     image, back = jax.vjp(convolutions.upsample, code, kernel)
-    theirs, their_back = jax.vjp(
+    expected, expected_back = jax.vjp(
         lambda x, k: module.apply({"params": {"kernel": k}}, x), code, kernel
     )
     assert image.shape == (b, 2 * h, 2 * w, c)
-    assert_near(image, theirs, dtype)
+    assert_near(image, expected, dtype)
     cotangent = draw(2, image.shape, dtype)
-    for ours, their in zip(back(cotangent), their_back(cotangent), strict=True):
-        assert ours.dtype == dtype
-        assert_near(ours, their, dtype)
+    for actual, expected_grad in zip(back(cotangent), expected_back(cotangent), strict=True):
+        assert actual.dtype == dtype
+        assert_near(actual, expected_grad, dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -56,15 +56,15 @@ def test_downsample_and_its_gradients_equal_flax(b, h, w, d, c, dtype):
     module = nn.Conv(d, (4, 4), (2, 2), padding="SAME", use_bias=False, dtype=dtype)
     image, kernel = draw(0, (b, 2 * h, 2 * w, c), dtype), draw(1, (4, 4, c, d), dtype)
     code, back = jax.vjp(convolutions.downsample, image, kernel)
-    theirs, their_back = jax.vjp(
+    expected, expected_back = jax.vjp(
         lambda x, k: module.apply({"params": {"kernel": k}}, x), image, kernel
     )
     assert code.shape == (b, h, w, d)
-    assert_near(code, theirs, dtype)
+    assert_near(code, expected, dtype)
     cotangent = draw(2, code.shape, dtype)
-    for ours, their in zip(back(cotangent), their_back(cotangent), strict=True):
-        assert ours.dtype == dtype
-        assert_near(ours, their, dtype)
+    for actual, expected_grad in zip(back(cotangent), expected_back(cotangent), strict=True):
+        assert actual.dtype == dtype
+        assert_near(actual, expected_grad, dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -75,13 +75,13 @@ def test_stride_1_and_its_gradients_equal_flax(b, h, w, d, c, dtype, size):
     image = draw(0, (b, h, w, c), dtype)
     variables = {"params": {"kernel": draw(1, (size, size, c, d)), "bias": draw(3, (d,))}}
     code, back = jax.vjp(module.apply, variables, image)
-    theirs, their_back = jax.vjp(nn.Conv(d, (size, size), dtype=dtype).apply, variables, image)
-    assert_near(code, theirs, dtype)
+    expected, expected_back = jax.vjp(nn.Conv(d, (size, size), dtype=dtype).apply, variables, image)
+    assert_near(code, expected, dtype)
     cotangent = draw(2, code.shape, dtype)
-    got, wanted = (jax.tree.leaves(f(cotangent)) for f in (back, their_back))
-    for ours, their in zip(got, wanted, strict=True):
-        assert ours.dtype == their.dtype
-        assert_near(ours, their, dtype)
+    actual_leaves, expected_leaves = (jax.tree.leaves(f(cotangent)) for f in (back, expected_back))
+    for actual, expected_grad in zip(actual_leaves, expected_leaves, strict=True):
+        assert actual.dtype == expected_grad.dtype
+        assert_near(actual, expected_grad, dtype)
 
 
 OPERATIONS = [convolutions.upsample, convolutions.downsample, convolutions.same]
@@ -97,28 +97,28 @@ def test_finite_differences(operation):
 
 @pytest.mark.parametrize(("c", "d"), [(1, 8), (3, 4), (8, 1), (4, 3), (6, 5)])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_an_accelerators_forms_and_their_gradients_are_the_cpus(operation, c, d, monkeypatch):
+def test_accelerator_implementations_and_gradients_equal_the_cpu(operation, c, d, monkeypatch):
     size = 3 if operation is convolutions.same else 4
     x = draw(0, (2, 4, 6, d if operation is convolutions.upsample else c))
     kernel = draw(1, (size, size, c, d))
 
-    def all_of_it(x, kernel):
+    def value_and_gradients(x, kernel):
         y, back = jax.vjp(operation, x, kernel)
         return y, *back(draw(2, y.shape))
 
-    on_cpu = all_of_it(x, kernel)
+    on_cpu = value_and_gradients(x, kernel)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    for found, wanted in zip(all_of_it(x, kernel), on_cpu, strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-4)
+    for actual, expected in zip(value_and_gradients(x, kernel), on_cpu, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-4)
 
-    several = jax.jit(jax.vmap(all_of_it))  # as seeds side by side are
-    both = several(*(jnp.stack([a, a]) for a in (x, kernel)))
-    for found, wanted in zip(both, on_cpu, strict=True):
-        np.testing.assert_allclose(found[1], wanted, atol=1e-4)
+    two_seeds = jax.jit(jax.vmap(value_and_gradients))
+    both = two_seeds(*(jnp.stack([a, a]) for a in (x, kernel)))
+    for actual, expected in zip(both, on_cpu, strict=True):
+        np.testing.assert_allclose(actual[1], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_second_order_by_an_accelerators_forms(operation, monkeypatch):
+def test_second_derivatives_of_accelerator_implementations(operation, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     size = 3 if operation is convolutions.same else 4
     args = draw(0, (2, 4, 6, 2)), draw(1, (size, size, 2, 2))
@@ -126,28 +126,28 @@ def test_second_order_by_an_accelerators_forms(operation, monkeypatch):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_an_accelerators_forms_in_bfloat16(operation, monkeypatch):
+def test_accelerator_implementations_in_bfloat16(operation, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     size = 3 if operation is convolutions.same else 4
     x, kernel = draw(0, (2, 6, 6, 2)), draw(1, (size, size, 2, 2))
     x, kernel = (a.astype(jnp.bfloat16).astype(jnp.float32) for a in (x, kernel))
-    coarse = operation(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
-    assert coarse.dtype == jnp.bfloat16
-    assert_near(coarse, operation(x, kernel), jnp.bfloat16)
+    rounded = operation(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert rounded.dtype == jnp.bfloat16
+    assert_near(rounded, operation(x, kernel), jnp.bfloat16)
 
 
-def test_what_the_benchmark_compares_is_one():
+def test_implementations_in_the_benchmark_agree():
     results = {}
-    for form in itertools.chain(*forms(1, "float32", torch=bool(find_spec("torch")))):
-        results.setdefault(form.what, []).append(form.call())
+    for each in itertools.chain(*implementations(1, "float32", torch=bool(find_spec("torch")))):
+        results.setdefault(each.operation, []).append(each.call())
     assert len(results) == 12
-    for first, *others in results.values():
-        for other in others:
-            assert_near(other, first, jnp.float32)
+    for expected, *actual_values in results.values():
+        for actual in actual_values:
+            assert_near(actual, expected, jnp.float32)
 
 
 @pytest.mark.parametrize("module", [convolutions.Upsample(16), convolutions.Downsample(16)])
-def test_initial_weights_keep_the_spread(module):
+def test_initial_weights_keep_the_variance(module):
     x = draw(0, (8, 16, 16, 32))
     y, _ = module.init_with_output(jax.random.key(1), x)
     assert 0.8 < float(y.std()) < 1.2

@@ -1,4 +1,4 @@
-"""Losses against dm-pix's own filter, NumPy and SciPy."""
+"""Losses compared with dm-pix, NumPy and SciPy."""
 
 import dm_pix
 import jax
@@ -24,13 +24,13 @@ def pair():
 def test_ssim_and_its_gradient_equal_dm_pix(pair, backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     x, y = map(jnp.asarray, pair)
-    ours, our_gradient = jax.value_and_grad(lambda y: ssim.ssim_error(x, y).sum())(y)
-    theirs, gradient = jax.value_and_grad(lambda y: (1 - dm_pix.ssim(x, y)).sum())(y)
-    np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    np.testing.assert_allclose(our_gradient, gradient, atol=1e-6)
+    actual, actual_gradient = jax.value_and_grad(lambda y: ssim.ssim_error(x, y).sum())(y)
+    expected, gradient = jax.value_and_grad(lambda y: (1 - dm_pix.ssim(x, y)).sum())(y)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+    np.testing.assert_allclose(actual_gradient, gradient, atol=1e-6)
 
 
-def test_ssim_error_of_equals_is_zero_and_of_constants_is_luminance_only():
+def test_ssim_error_of_equal_and_of_constant_images():
     x = jnp.full((1, 16, 16, 1), 0.5)
     np.testing.assert_allclose(ssim.ssim_error(x, x), 0, atol=1e-6)
     luminance = (2 * 0.5 * 0.25 + 0.01**2) / (0.5**2 + 0.25**2 + 0.01**2)
@@ -38,7 +38,7 @@ def test_ssim_error_of_equals_is_zero_and_of_constants_is_luminance_only():
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 32, 2), (2, 12, 40, 1), (1, 64, 64, 3)])
-def test_what_is_scored_by_equals_dm_pix(shape):
+def test_ssim_map_equals_dm_pix(shape):
     rng = np.random.default_rng(0)
     x = rng.random(shape, np.float32)
     y = np.clip(x + 0.1 * rng.standard_normal(shape, np.float32), 0, 1)
@@ -50,14 +50,14 @@ def test_what_is_scored_by_equals_dm_pix(shape):
         assert (error[:, :5, 5:-5] == error[:, 5:6, 5:-5]).all()
 
 
-def test_ssim_map_is_at_the_window_s_center(pair):
+def test_ssim_map_is_at_the_center_of_the_window(pair):
     x = pair[0]
     y = x.copy()
     y[:, 12, 20] = 1 - y[:, 12, 20]
     _, error = ssim.ssim_error_and_map(jnp.asarray(x), jnp.asarray(y))
     assert error.shape == x.shape[:3]
-    touched = np.argwhere(np.abs(error[0]) > 1e-6)
-    assert touched.min(0).tolist() == [7, 15] and touched.max(0)[0] == 17
+    changed = np.argwhere(np.abs(error[0]) > 1e-6)
+    assert changed.min(0).tolist() == [7, 15] and changed.max(0)[0] == 17
 
 
 def test_mse_and_mae(pair):
@@ -66,7 +66,7 @@ def test_mse_and_mae(pair):
     np.testing.assert_allclose(losses.mae(x, y), np.abs(x - y).mean((1, 2, 3)), rtol=1e-5)
 
 
-def test_perceptual_averages_layers_whatever_their_size(pair):
+def test_perceptual_averages_layers_of_different_sizes(pair):
     x, y = pair
     layers, others = (x, x[:, ::2]), (y, y[:, ::2])
     expected = (((x - y) ** 2).mean((1, 2, 3)) + ((x - y)[:, ::2] ** 2).mean((1, 2, 3))) / 2
@@ -78,28 +78,28 @@ def test_perceptual_averages_layers_whatever_their_size(pair):
     hnp.arrays(np.float32, (2, 3, 4, 5), elements=st.floats(0, 100, width=32)),
     st.floats(1, 50),
 )
-def test_unit_features_forget_their_strength(features, factor):
-    (found,) = losses.unit_features([jnp.asarray(features)])
+def test_unit_features_do_not_depend_on_scale(features, factor):
+    (actual,) = losses.unit_features([jnp.asarray(features)])
     square = (features.astype(np.float64) ** 2).mean(-1, keepdims=True)
-    np.testing.assert_allclose(found, features / np.sqrt(square + 1e-3), rtol=1e-4, atol=1e-6)
-    one, other = losses.unit_features([jnp.asarray(features + 1), factor * (features + 1)])
-    np.testing.assert_allclose(other, one, rtol=1e-3)
-    np.testing.assert_allclose(jnp.square(one).mean(-1), 1, rtol=2e-3)
+    np.testing.assert_allclose(actual, features / np.sqrt(square + 1e-3), rtol=1e-4, atol=1e-6)
+    unscaled, scaled = losses.unit_features([jnp.asarray(features + 1), factor * (features + 1)])
+    np.testing.assert_allclose(scaled, unscaled, rtol=1e-3)
+    np.testing.assert_allclose(jnp.square(unscaled).mean(-1), 1, rtol=2e-3)
 
 
-def test_silent_features_stay_silent_and_have_a_gradient():
-    silent = jnp.zeros((1, 2, 2, 8))
-    value, slope = jax.value_and_grad(lambda x: losses.unit_features([x])[0].sum())(silent)
+def test_zero_features_stay_zero_and_have_a_finite_gradient():
+    zeros = jnp.zeros((1, 2, 2, 8))
+    value, slope = jax.value_and_grad(lambda x: losses.unit_features([x])[0].sum())(zeros)
     assert value == 0 and jnp.isfinite(slope).all()
 
 
-def test_bce_is_the_log_likelihood_even_far_out():
+def test_bce_is_the_log_likelihood_of_extreme_logits():
     logits = jnp.array([-200.0, -1.0, 0.0, 3.0, 200.0])
     np.testing.assert_allclose(losses.bce(logits, 1), -log_expit(logits).mean(), rtol=1e-6)
     np.testing.assert_allclose(losses.bce(logits, 0), -log_expit(-logits).mean(), rtol=1e-6)
 
 
-def test_weighted_sum_names_what_does_not_fit():
+def test_weighted_sum_names_unmatched_terms():
     total, logs = losses.weighted_sum({"a": 0.5, "b": 2.0}, {"a": 4.0, "b": 1.0})
     assert total == 4.0 and logs == {"a": 4.0, "b": 1.0}
     with pytest.raises(ValueError, match="typo"):

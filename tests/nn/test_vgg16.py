@@ -1,4 +1,4 @@
-"""VGG16 against what PyTorch, SciPy and the definition give."""
+"""VGG16 compared with PyTorch, SciPy and its definition."""
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,7 @@ GOLDEN = {
 TAPS = tuple(GOLDEN)
 
 
-def picture(channels=3):
+def sample_image(channels=3):
     i, j, c = np.ogrid[:64, :64, :channels]
     return (((7 * i + 13 * j + 29 * c) % 32) / 31).astype(np.float32)[None]
 
@@ -32,7 +32,7 @@ def features(weights, image, layers=TAPS, convention="torchvision", dtype=None):
         return VGG16(layers, convention, dtype).apply({"params": weights.params}, image)
 
 
-def test_first_kernel_is_torchvisions(weights):
+def test_first_kernel_equals_torchvision(weights):
     rows = [
         [-0.553731, 0.142705, 0.528961],
         [-0.583124, 0.356551, 0.765662],
@@ -46,8 +46,8 @@ def test_first_kernel_is_torchvisions(weights):
 
 
 @pytest.mark.parametrize("convention", ["torchvision", "caffe"])
-def test_first_layer_equals_scipys_correlation(convention, weights):
-    image = picture()[0].astype(np.float64)
+def test_first_layer_equals_scipy(convention, weights):
+    image = sample_image()[0].astype(np.float64)
     if convention == "torchvision":
         planes = [
             (image[..., c] - mean) / std
@@ -57,71 +57,71 @@ def test_first_layer_equals_scipys_correlation(convention, weights):
         means = {2: 103.939, 1: 116.779, 0: 123.68}  # blue comes first
         planes = [255 * image[..., c] - mean for c, mean in means.items()]
     first = weights.params["conv1_1"]
-    (ours,) = features(weights, picture(), ("relu1_1",), convention)
+    (actual,) = features(weights, sample_image(), ("relu1_1",), convention)
     for out in (0, 7, 63):
         kernel = first["kernel"][:, :, :, out].astype(np.float64)
         total = sum(signal.correlate2d(p, kernel[..., c], "same") for c, p in enumerate(planes))
-        theirs = np.maximum(total + first["bias"][out], 0)
-        np.testing.assert_allclose(ours[0, ..., out], theirs, rtol=1e-4, atol=1e-3)
+        expected = np.maximum(total + first["bias"][out], 0)
+        np.testing.assert_allclose(actual[0, ..., out], expected, rtol=1e-4, atol=1e-3)
 
 
-def test_gray_is_repeated(weights):
-    gray = jnp.asarray(picture(1))
-    for one, three in zip(
+def test_gray_images_are_repeated(weights):
+    gray = jnp.asarray(sample_image(1))
+    for gray_features, rgb_features in zip(
         features(weights, gray), features(weights, jnp.repeat(gray, 3, -1)), strict=True
     ):
-        np.testing.assert_array_equal(one, three)
+        np.testing.assert_array_equal(gray_features, rgb_features)
 
 
 def test_bfloat16_is_close(weights):
-    for exact, coarse in zip(
-        features(weights, picture()), features(weights, picture(), dtype=jnp.bfloat16), strict=True
-    ):
+    image = sample_image()
+    rounded = features(weights, image, dtype=jnp.bfloat16)
+    for exact, coarse in zip(features(weights, image), rounded, strict=True):
         assert coarse.dtype == jnp.bfloat16
         difference = np.asarray(coarse, np.float32) - exact
         assert np.linalg.norm(difference) < 0.03 * np.linalg.norm(exact)
 
 
-def test_builds_only_what_is_asked_for_in_the_order_asked():
-    shapes = jax.eval_shape(VGG16(("relu2_1", "relu1_1")).init, jax.random.key(0), picture())
+def test_only_the_requested_layers_are_built_in_order():
+    shapes = jax.eval_shape(VGG16(("relu2_1", "relu1_1")).init, jax.random.key(0), sample_image())
     assert list(shapes["params"]) == ["conv1_1", "conv1_2", "conv2_1"]
     loaded = load_weights("", ("relu2_1", "relu1_1"))
-    same = jax.tree.map(
+    equal_shapes = jax.tree.map(
         lambda made, read: made.shape == read.shape, shapes["params"], loaded.params
     )
-    assert jax.tree.all(same)
-    deep, shallow = features(loaded, picture(), ("relu2_1", "relu1_1"))
+    assert jax.tree.all(equal_shapes)
+    deep, shallow = features(loaded, sample_image(), ("relu2_1", "relu1_1"))
     assert (deep.shape[-1], shallow.shape[-1]) == (128, 64)
 
 
 def test_train_is_ignored_and_odd_sizes_pass(weights):
-    network, image = VGG16(("relu2_1",)), picture()[:, :37, :45]
+    network, image = VGG16(("relu2_1",)), sample_image()[:, :37, :45]
     (trained,) = network.apply({"params": weights.params}, image, train=True)
     (tested,) = network.apply({"params": weights.params}, image, train=False)
     np.testing.assert_array_equal(trained, tested)
     assert trained.shape == (1, 18, 22, 128)
 
 
-def test_halving_is_max_pooling_and_so_is_its_gradient():
+def test_max_pool_and_its_gradient_equal_flax():
     x, weight = jax.random.normal(jax.random.key(0), (2, 2, 7, 10, 3))
     weight = weight[:, :3, :5]
     pooled = nn.max_pool(x, (2, 2), strides=(2, 2))
     np.testing.assert_array_equal(_max_pool(x), pooled)
-    ours = jax.grad(lambda x: (weight * _max_pool(x)).sum())(x)
-    theirs = jax.grad(lambda x: (weight * nn.max_pool(x, (2, 2), strides=(2, 2))).sum())(x)
-    np.testing.assert_array_equal(ours, theirs)
+    actual = jax.grad(lambda x: (weight * _max_pool(x)).sum())(x)
+    expected = jax.grad(lambda x: (weight * nn.max_pool(x, (2, 2), strides=(2, 2))).sum())(x)
+    np.testing.assert_array_equal(actual, expected)
 
 
-def test_equal_maxima_share_the_gradient_of_halving():
+def test_equal_maxima_share_the_gradient_of_max_pool():
     x = jnp.array([[1.0, 3.0, 2.0, 2.0], [3.0, 0.0, 2.0, 2.0]])[None, :, :, None]
-    found = jax.grad(lambda x: (_max_pool(x) * jnp.array([6.0, 8.0])[:, None]).sum())(x)
-    np.testing.assert_array_equal(found[0, :, :, 0], [[0, 3, 2, 2], [3, 0, 2, 2]])
+    gradient = jax.grad(lambda x: (_max_pool(x) * jnp.array([6.0, 8.0])[:, None]).sum())(x)
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 3, 2, 2], [3, 0, 2, 2]])
     three = jnp.array([[5.0, 5.0], [1.0, 5.0]])[None, :, :, None]
-    found = jax.grad(lambda x: 9 * _max_pool(x).sum())(three)
-    np.testing.assert_array_equal(found[0, :, :, 0], [[3, 3], [0, 3]])
+    gradient = jax.grad(lambda x: 9 * _max_pool(x).sum())(three)
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[3, 3], [0, 3]])
 
 
-def test_halving_loses_no_gradient_where_it_is_compiled_in_bfloat16():
+def test_compiled_max_pool_in_bfloat16_keeps_the_gradient():
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 16), jnp.bfloat16)
 
     @jax.jit
@@ -132,11 +132,11 @@ def test_halving_loses_no_gradient_where_it_is_compiled_in_bfloat16():
     np.testing.assert_allclose(per_cell, 1.1, rtol=2e-2)
 
 
-def test_relu_and_its_gradient_are_flax_s():
+def test_relu_and_its_gradient_equal_flax():
     x = jnp.array([-2.0, -0.0, 0.0, 1e-30, 3.0])
     np.testing.assert_array_equal(_relu(x), nn.relu(x))
-    ours, theirs = (jax.grad(lambda x, f=f: (f(x) * x).sum())(x) for f in (_relu, nn.relu))
-    np.testing.assert_array_equal(ours, theirs)
+    actual, expected = (jax.grad(lambda x, f=f: (f(x) * x).sum())(x) for f in (_relu, nn.relu))
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -145,15 +145,15 @@ def test_relu_and_its_gradient_are_flax_s():
         ({"layers": ("relu3_4",)}, (1, 64, 64, 3), "unknown VGG16 layer 'relu3_4'"),
         ({"layers": ()}, (1, 64, 64, 3), "at least one"),
         ({"convention": "keras"}, (1, 64, 64, 3), "unknown VGG16 convention 'keras'"),
-        ({}, (1, 64, 64, 4), "1 or 3 channels, not 4"),
+        ({}, (1, 64, 64, 4), r"1 or 3 channels \(got 4\)"),
         ({"layers": ("relu5_1",)}, (1, 64, 8, 3), "too small for VGG16's conv5_1"),
     ],
 )
-def test_wrong_use_is_named(fields, shape, message):
+def test_invalid_arguments_are_refused(fields, shape, message):
     with pytest.raises(UserError, match=message):
         jax.eval_shape(VGG16(**fields).init, jax.random.key(0), jnp.zeros(shape))
 
 
-def test_unknown_layer_is_named_before_anything_is_read():
+def test_unknown_layer_is_refused_before_the_file_is_read():
     with pytest.raises(UserError, match="unknown VGG16 layer 'relu6_1'"):
         load_weights("nowhere.pth", ("relu6_1",))

@@ -1,9 +1,8 @@
-"""kill -9 at random moments of a run, and the same command again each time.
+"""Kills a run with SIGKILL at random times and repeats its command each time.
 
-A run of a small model on a folder of pictures, from the preparation of its data to its report, is
-watched from outside, and killed while data are prepared, between steps, in the middle of a save,
-and while it is evaluated. It has to end as one that was left alone: parameters, optimizers,
-history, scores and evaluation to the last bit.
+A run of a small model on a folder of images is killed while its data are prepared, between steps,
+while a checkpoint is saved, and during the evaluation. The result must equal that of an
+uninterrupted run bit by bit: parameters, optimizers, training log, scores and evaluation.
 """
 
 import json
@@ -37,21 +36,21 @@ TIMES = ("seconds", "images_per_second")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder of small PNG files: bright squares, and with a dark spot where anomalous."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+def image_folder(tmp_path_factory):
+    """A folder of small PNG files: bright squares, dark where anomalous."""
+    folder, rng = tmp_path_factory.mktemp("image_folder"), np.random.default_rng(0)
     for kind, count in (("normal", 120), ("anomalous", 12)):
         (folder / kind).mkdir()
         for i in range(count):
-            picture = rng.integers(90, 160, (24, 24), np.uint8)
-            picture[8:12, 8:12] += 90 if kind == "normal" else 0
-            Image.fromarray(picture).save(folder / kind / f"{i}.png")
+            image = rng.integers(90, 160, (24, 24), np.uint8)
+            image[8:12, 8:12] += 90 if kind == "normal" else 0
+            Image.fromarray(image).save(folder / kind / f"{i}.png")
     return folder
 
 
-def arguments(pictures, home, epochs):
+def arguments(image_folder, home, epochs):
     fields = {**FIELDS, "phases.phase1.epochs": epochs}
-    fields |= {"data.dir": pictures, "data.tfds_dir": home / "data"}
+    fields |= {"data.dir": image_folder, "data.tfds_dir": home / "data"}
     return ["--config=configs/fcae.py:folder", f"--workdir={home / 'run'}", *flags(fields)]
 
 
@@ -77,12 +76,12 @@ def trained(home, epochs):
 
 
 def started(home, since):
-    """Whether a run has its folder; before, it only loads programs."""
+    """Whether the run has locked its folder; before that it only imports modules."""
     return written(home / "run" / "lock", since)
 
 
 def reporting(home, since):
-    """Whether a run that began then has written some of its results, and not the last of them."""
+    """Whether the run started at `since` has written some of its results, but not the last one."""
     done = written(home / "run" / "evaluation.json", since)
     return not done and any(written(p, since) for p in (home / "run" / "figures").glob("*"))
 
@@ -90,14 +89,14 @@ def reporting(home, since):
 def written(path, since):
     try:
         return path.stat().st_mtime_ns > since
-    except FileNotFoundError:  # also where it was put in another's place just now
+    except FileNotFoundError:  # also while it is replaced
         return False
 
 
-def killed(process, stage, home, epochs, rng):
-    """Kills the run at a moment of a stage; whether it was still running."""
+def kill_in_stage(process, stage, home, epochs, rng):
+    """Kills the run in a stage and returns whether it was still running."""
     before, since = rows(home), time.time_ns()
-    reached, most = {
+    reached, max_delay = {
         "data": (lambda: preparing(home), 0.1),
         "steps": (lambda: rows(home) > before, 0.1),
         "save": (lambda: rows(home) > before and saving(home), 0.01),
@@ -106,22 +105,22 @@ def killed(process, stage, home, epochs, rng):
     }[stage]
     while process.poll() is None and not reached():
         time.sleep(0.0005 if stage in ("save", "results") else 0.005)
-    time.sleep(rng.uniform(0, most))
+    time.sleep(rng.uniform(0, max_delay))
     process.send_signal(signal.SIGKILL)
     return process.wait() == -signal.SIGKILL
 
 
-def no_torn_file(run: Path):
+def assert_no_truncated_file(run: Path):
     for path in run.glob("*.json"):
         json.loads(path.read_text())
-    if (run / "evaluation.json").exists():  # the mark of all the others
+    if (run / "evaluation.json").exists():  # written last
         assert (run / "report.html").read_text().rstrip().endswith("</html>")
         assert "figures" in {path.name for path in run.iterdir()}
 
 
-def survive(stages, pictures, home, epochs, seed=0):
-    """Kills a run once in each stage and lets it end; how many kills were in the midst of it."""
-    rng, met = random.Random(seed), dict.fromkeys(("data", "save", "results"), 0)
+def kill_and_finish(stages, image_folder, home, epochs, seed=0):
+    """Kills a run once per stage and finishes it; returns the number of kills in some stages."""
+    rng, kills = random.Random(seed), dict.fromkeys(("data", "save", "results"), 0)
     for stage in stages:
         assert stage not in ("steps", "save") or rows(home) < epochs
         while True:
@@ -129,50 +128,53 @@ def survive(stages, pictures, home, epochs, seed=0):
                 shutil.rmtree(home / "data")
             since = time.time_ns()
             process = subprocess.Popen(
-                command(arguments(pictures, home, epochs)),
+                command(arguments(image_folder, home, epochs)),
                 cwd=ROOT,
                 env=environment(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            if killed(process, stage, home, epochs, rng):
+            if kill_in_stage(process, stage, home, epochs, rng):
                 break
-            assert process.returncode == 0  # it was faster: once more
-        met["data"] += stage == "data" and preparing(home)
-        met["save"] += stage == "save" and saving(home)
-        met["results"] += stage == "results" and reporting(home, since)
+            assert process.returncode == 0  # it finished before; try again
+        kills["data"] += stage == "data" and preparing(home)
+        kills["save"] += stage == "save" and saving(home)
+        kills["results"] += stage == "results" and reporting(home, since)
         if (home / "run").exists():
-            no_torn_file(home / "run")
-    last = subprocess.run(
-        command(arguments(pictures, home, epochs)), cwd=ROOT, env=environment(), capture_output=True
+            assert_no_truncated_file(home / "run")
+    final = subprocess.run(
+        command(arguments(image_folder, home, epochs)),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
     )
-    assert last.returncode == 0, last.stderr
-    return met
+    assert final.returncode == 0, final.stderr
+    return kills
 
 
-def ends_equal(whole, broken, epochs):
+def assert_equal_runs(expected, killed, epochs):
     states = []
-    for home in (whole, broken):
+    for home in (expected, killed):
         assert CheckpointManager(home / "run", read_only=True).names()[-1] == (epochs, 0)
         states.append(restore(parse_settings(read_config(home / "run")), home / "run", 1)[0])
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, states))
     for name in ("scores.csv", "split.csv", "audit.json"):
-        assert (whole / "run" / name).read_bytes() == (broken / "run" / name).read_bytes()
-    histories = [
+        assert (expected / "run" / name).read_bytes() == (killed / "run" / name).read_bytes()
+    logs = [
         [{k: v for k, v in row.items() if k not in TIMES} for row in read_train_log(home / "run")]
-        for home in (whole, broken)
+        for home in (expected, killed)
     ]
-    assert histories[0] == histories[1] and len(histories[0]) == epochs
-    evaluations = [(home / "run" / "evaluation.json").read_text() for home in (whole, broken)]
+    assert logs[0] == logs[1] and len(logs[0]) == epochs
+    evaluations = [(home / "run" / "evaluation.json").read_text() for home in (expected, killed)]
     assert evaluations[0] == evaluations[1]
-    assert not (broken / "run" / "damaged").exists()  # a kill never damages what was whole
-    left = [p.name for p in (broken / "run").rglob("*") if re.search(r"tmp|\.part$", p.name)]
-    assert left == []
+    assert not (killed / "run" / "damaged").exists()  # kills damage no file
+    leftovers = [p for p in (killed / "run").rglob("*") if re.search(r"tmp|\.part$", p.name)]
+    assert leftovers == []
 
 
-def alone(pictures, home, epochs):
+def run_uninterrupted(image_folder, home, epochs):
     subprocess.run(
-        command(arguments(pictures, home, epochs)),
+        command(arguments(image_folder, home, epochs)),
         cwd=ROOT,
         env=environment(),
         check=True,
@@ -180,22 +182,22 @@ def alone(pictures, home, epochs):
     )
 
 
-def test_five_kills(pictures, tmp_path):
+def test_run_survives_five_kills(image_folder, tmp_path):
     epochs = 100
-    alone(pictures, tmp_path / "whole", epochs)
+    run_uninterrupted(image_folder, tmp_path / "uninterrupted", epochs)
     stages = ["data", "steps", "save", "evaluation", "results"]
-    survive(stages, pictures, tmp_path / "broken", epochs)
-    ends_equal(tmp_path / "whole", tmp_path / "broken", epochs)
+    kill_and_finish(stages, image_folder, tmp_path / "killed", epochs)
+    assert_equal_runs(tmp_path / "uninterrupted", tmp_path / "killed", epochs)
 
 
 @pytest.mark.long
-def test_fifty_kills(pictures, tmp_path):
+def test_run_survives_fifty_kills(image_folder, tmp_path):
     epochs = 1200
-    alone(pictures, tmp_path / "whole", epochs)
+    run_uninterrupted(image_folder, tmp_path / "uninterrupted", epochs)
     between = ["steps"] * 16 + ["save"] * 16
     random.Random(1).shuffle(between)
     stages = ["data"] * 8 + between + ["evaluation"] * 5 + ["results"] * 5
-    met = survive(stages, pictures, tmp_path / "broken", epochs)
-    print(f"{len(stages)} kills; in the midst of it: {met}")
-    assert met["data"] >= 2 and met["save"] >= 4 and met["results"] >= 1
-    ends_equal(tmp_path / "whole", tmp_path / "broken", epochs)
+    kills = kill_and_finish(stages, image_folder, tmp_path / "killed", epochs)
+    print(f"{len(stages)} kills, of which during: {kills}")
+    assert kills["data"] >= 2 and kills["save"] >= 4 and kills["results"] >= 1
+    assert_equal_runs(tmp_path / "uninterrupted", tmp_path / "killed", epochs)

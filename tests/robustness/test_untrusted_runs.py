@@ -1,4 +1,4 @@
-"""Workdirs and flags from strangers: holes that were found."""
+"""Untrusted run folders and flags: regression tests of security holes."""
 
 import json
 import os
@@ -28,46 +28,44 @@ from bigan_jax.training.saving.progress import Progress
 from bigan_jax.training.saving.train_log import read_train_log
 from tests.helpers.datasets import evaluation_content, write_run
 from tests.helpers.runs import ROOT
-from tests.robustness.test_untrusted_files import little_memory
+from tests.robustness.test_untrusted_files import limited_memory
 
 
-def spoiled_run(folder, name, change):
+def corrupt_run(folder, name, change):
     write_run(folder)
     path = folder / name
     path.write_text(change(path.read_text()))
     return folder
 
 
-def test_number_larger_than_any_float(tmp_path):
+def test_number_too_large_for_a_float_is_refused(tmp_path):
     huge = "1" + "0" * 400
-    workdir = spoiled_run(
+    workdir = corrupt_run(
         tmp_path / "run", "evaluation.json", lambda t: t.replace('"f1": ', f'"f1": {huge}, "x": ')
     )
     with pytest.raises(UserError, match="f1: Number out of range"):
         read_run(workdir)
 
 
-def test_epochs_beyond_counting_are_none(tmp_path):
+def test_invalid_epoch_numbers_are_ignored(tmp_path):
     for text in '{"epoch": -1}', '{"epoch": ' + "9" * 4000 + "}":
         (tmp_path / "train.jsonl").write_text(text)
         assert epochs_done(tmp_path / "train.jsonl") is None
-    wanted = {"phases.phase1.epochs": int("9" * 4000), "phases.phase2.epochs": 1}
-    write_run(tmp_path / "run", config=wanted)
+    epochs = {"phases.phase1.epochs": int("9" * 4000), "phases.phase2.epochs": 1}
+    write_run(tmp_path / "run", config=epochs)
     assert read_run(tmp_path / "run").total_epochs is None
 
 
-def test_one_long_name_among_many_takes_no_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        finished_run, "_MAX_TABLE_BYTES", 2**22
-    )  # as much is set aside for the file
+def test_long_path_does_not_use_memory_for_every_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(finished_run, "_MAX_TABLE_BYTES", 2**22)  # allocated for the file
 
     def long(text):
         head, first, *rest = text.splitlines()
         return "\n".join([head, "x" * 10**5 + first, *rest, ""])
 
-    workdir = spoiled_run(tmp_path / "run", "scores.csv", long)
+    workdir = corrupt_run(tmp_path / "run", "scores.csv", long)
     run = read_run(workdir)
-    with little_memory(2**23):
+    with limited_memory(2**23):
         assert len(read_scores(run).path[-1]) > 10**5
     wide = "path,label,group,score" + ",c" * 10**6 + "\n" + "a,normal,b,1\n" * 1000
     (workdir / "scores.csv").write_text(wide)
@@ -75,7 +73,7 @@ def test_one_long_name_among_many_takes_no_memory(tmp_path, monkeypatch):
         read_scores(run)
 
 
-def test_an_error_shows_names_harmlessly_line_by_line():
+def test_error_message_escapes_control_characters():
     error = UserError("a\x1b[2J:\n  b\u202ec.png")
     assert printable_lines(error) == "a\\x1b[2J:\n  b\\u202ec.png"
 
@@ -91,7 +89,7 @@ def test_an_error_shows_names_harmlessly_line_by_line():
         "--config.model.widths[0]=3",
     ],
 )
-def test_flags_that_nothing_can_be_made_of_are_told(flag, tmp_path):
+def test_invalid_flags_are_reported(flag, tmp_path):
     command = [sys.executable, "launch.py", "--config=configs/cae.py:phantom", flag]
     command += [f"--workdir={tmp_path / 'run'}", "--config.data.phantom_normal=20"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -99,11 +97,11 @@ def test_flags_that_nothing_can_be_made_of_are_told(flag, tmp_path):
     assert done.stderr.replace("\n", "").isprintable()
 
 
-# --- workdirs ---
+# --- run folders ---
 
 
 @pytest.mark.parametrize("link", ["checkpoints", "lock", "figures/roc.png", "checkpoints/1/state"])
-def test_a_link_out_of_a_workdir_is_refused_before_anything_is_written(tmp_path, link):
+def test_link_that_leads_out_of_a_run_folder_is_refused(tmp_path, link):
     outside, workdir = tmp_path / "outside", tmp_path / "run"
     if link == "lock":
         link = lock.NAME
@@ -117,15 +115,15 @@ def test_a_link_out_of_a_workdir_is_refused_before_anything_is_written(tmp_path,
     with pytest.raises(UserError, match="link that leads out"):
         CheckpointManager(workdir)
     assert outside.read_text() == "precious" if outside.is_file() else any(outside.iterdir())
-    # The workdir itself may be one, and links within it lead nowhere else.
+    # The folder itself may be a link, and so may links within it.
     (workdir / link).unlink()
-    (workdir / "again").symlink_to(workdir / "train.jsonl")
+    (workdir / "inside").symlink_to(workdir / "train.jsonl")
     (tmp_path / "link").symlink_to(workdir)
     with lock.exclusive_lock(tmp_path / "link"):
         pass
 
 
-def test_a_network_that_the_files_cannot_hold_is_not_made(tmp_path):
+def test_network_larger_than_its_checkpoint_is_not_allocated(tmp_path):
     state = TrainState(*[None] * len(TrainState._fields))._replace(
         params={"w": np.ones((4, 4), np.float32)}
     )
@@ -155,7 +153,7 @@ def test_a_network_that_the_files_cannot_hold_is_not_made(tmp_path):
         "\udcff",
     ],
 )
-def test_a_row_that_no_run_writes_ends_the_history(tmp_path, line):
+def test_invalid_row_ends_the_training_log(tmp_path, line):
     first = '{"epoch": 1, "phase": "p", "loss": 0.5, "many": [1, NaN], "health": ["w"]}\n'
     rest = '\n{"epoch": 3}\n'
     text = (first + line + rest).encode("utf-8", "surrogateescape")
@@ -175,13 +173,13 @@ def test_a_row_that_no_run_writes_ends_the_history(tmp_path, line):
         lambda config: config | {"a.b": {"lock": 1}},
     ],
 )
-def test_a_config_that_no_run_writes_is_told(tmp_path, change):
+def test_invalid_config_is_reported(tmp_path, change):
     config = json.loads(json.dumps(cae.get_config("phantom").to_dict()))
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert read_config(tmp_path).model.latent == 128
     (tmp_path / "config.json").write_text(json.dumps(change(config)))
     try:
-        read_config(tmp_path)  # a strange name more does no harm
+        read_config(tmp_path)  # an unknown field alone is harmless
     except UserError as error:
         assert "config.json cannot be read" in str(error)
     (tmp_path / "config.json").write_text('{"a": ' * 50_000)
@@ -190,21 +188,21 @@ def test_a_config_that_no_run_writes_is_told(tmp_path, change):
 
 
 @pytest.mark.parametrize("name", ["config.json", "train.jsonl", "evaluation.json"])
-def test_a_pipe_is_not_waited_for_and_a_huge_file_not_read(tmp_path, name):
-    """What is read of a huge one: as much as is allowed, and a byte."""
+def test_pipes_and_huge_files_are_not_read(tmp_path, name):
+    """Of a huge file, the limit and one byte are read."""
     read = {"config.json": read_config, "train.jsonl": read_train_log}.get(name, require_evaluation)
     os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match=f"no {name}"):
         read(tmp_path)
     (tmp_path / name).unlink()
     with (tmp_path / name).open("wb") as file:
-        file.truncate(2**40)  # takes no room
+        file.truncate(2**40)  # sparse, takes no disk space
     with pytest.raises(UserError, match=f"{name} is larger than"):
         read(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "change",
     [
         {"logs": {"a": 1}},
         {"logs": []},
@@ -213,12 +211,12 @@ def test_a_pipe_is_not_waited_for_and_a_huge_file_not_read(tmp_path, name):
         {"steps": 1.5},
     ],
 )
-def test_progress_that_no_run_saves_is_damage_even_with_its_checksum(tmp_path, wrong, capsys):
+def test_invalid_progress_with_a_valid_checksum_is_damage(tmp_path, change, capsys):
     state = TrainState(*[None] * len(TrainState._fields))._replace(
         params={"w": np.ones(4, np.float32)}
     )
     checkpoints = CheckpointManager(tmp_path)
-    for progress in Progress(1), Progress(2)._replace(**wrong):
+    for progress in Progress(1), Progress(2)._replace(**change):
         checkpoints.save(progress, state)
     checkpoints.close()
     assert CheckpointManager(tmp_path, read_only=True).restore(state)[0] == Progress(1)._replace(
@@ -242,7 +240,7 @@ def test_progress_that_no_run_saves_is_damage_even_with_its_checksum(tmp_path, w
         ("steps", -1),
     ],
 )
-def test_evaluation_that_no_run_writes(tmp_path, name, value):
+def test_invalid_evaluation_is_reported(tmp_path, name, value):
     content = evaluation_content(calibration_scores=[1, 2])
     (tmp_path / "evaluation.json").write_text(json.dumps(content))
     assert require_evaluation(tmp_path).calibration_scores == [1, 2]
@@ -254,7 +252,7 @@ def test_evaluation_that_no_run_writes(tmp_path, name, value):
         require_evaluation(tmp_path)
 
 
-def test_an_edited_config_is_told_when_a_run_is_loaded(tmp_path):
+def test_edited_config_is_reported_when_a_run_is_loaded(tmp_path):
     config = json.loads(json.dumps(fcae.get_config("phantom").to_dict()))
     config["optimizers"] = {"reconstruction": {"b7": 1}}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -267,7 +265,7 @@ def test_an_edited_config_is_told_when_a_run_is_loaded(tmp_path):
 # --- names ---
 
 
-def test_names_are_printed_harmlessly_in_tables(tmp_path):
+def test_names_in_tables_are_escaped(tmp_path):
     names = np.array(["a\x1b[2J.png", "b\u202egnp.png", "<script>.png"])
     values = np.arange(3.0)
     terms = ScoreTerms(dict.fromkeys(("mse", "ssim", "perceptual"), values), {})

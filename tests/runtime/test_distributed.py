@@ -1,5 +1,4 @@
-"""Training in several processes, here two of one CPU device each, over the loopback: the result of
-one process, also after one was killed, by what is said when one is lost."""
+"""Training in two processes with one CPU device each: equal to one process, and safe to kill."""
 
 import json
 import os
@@ -26,7 +25,7 @@ from bigan_jax.runtime.watchdog import join_processes
 from tests.helpers.runs import ROOT, command, configured, environment, flags
 
 EPOCHS = 12
-TIMEOUT = 15  # seconds: of --peer_timeout
+TIMEOUT = 15  # seconds, of --peer_timeout
 SMALL = {
     "data.image_size": 16,
     "data.phantom_normal": 60,
@@ -35,7 +34,7 @@ SMALL = {
     "batch_size": 16,
     "checkpoint.every": 1,
     "phases.phase1.epochs": EPOCHS,
-    # Adam makes steps of this size also from gradients that are little but rounding.
+    # The size of Adam's steps even for gradients that are mostly rounding errors.
     "optimizers.reconstruction.learning_rate": 3e-4,
 }
 
@@ -43,23 +42,27 @@ SMALL = {
 class Pair:
     """Two processes that train one run."""
 
-    def __init__(self, workdir, slurm=False, **others):
-        """slurm: joined by the environment that `srun` gives instead of by flags.
-        others: fields of process 1 that are not those of process 0."""
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+    def __init__(self, workdir, slurm=False, **other_fields):
+        """Starts the processes.
+
+        Args:
+          slurm: whether they find each other by the variables of `srun` instead of flags.
+          other_fields: fields of process 1 that differ from process 0.
+        """
+        with socket.socket() as listener:
+            listener.bind(("localhost", 0))
+            port = listener.getsockname()[1]
         self.processes = []
         for i in range(2):
-            fields = SMALL | (others if i else {})
+            fields = SMALL | (other_fields if i else {})
             arguments = ["--config=configs/fcae.py:phantom", f"--workdir={workdir}", *flags(fields)]
             arguments.append(f"--peer_timeout={TIMEOUT}")
             variables = environment()
             if slurm:
                 variables |= srun(port, i)
             else:
-                where = f"--coordinator=localhost:{port}"
-                arguments += [where, "--num_processes=2", f"--process_id={i}"]
+                coordinator = f"--coordinator=localhost:{port}"
+                arguments += [coordinator, "--num_processes=2", f"--process_id={i}"]
             self.processes.append(
                 subprocess.Popen(
                     command(arguments),
@@ -72,9 +75,9 @@ class Pair:
             )
 
     def signal_after(self, workdir, rows, process, signum):
-        """Sends a signal once train.jsonl has so many rows."""
-        history, deadline = Path(workdir, "train.jsonl"), time.monotonic() + 200
-        while not history.exists() or history.read_text().count("\n") < rows:
+        """Sends a signal once train.jsonl has a number of rows."""
+        log, deadline = Path(workdir, "train.jsonl"), time.monotonic() + 200
+        while not log.exists() or log.read_text().count("\n") < rows:
             if self.ended() or time.monotonic() > deadline:
                 pytest.fail(str(self.wait()))
             time.sleep(0.01)
@@ -84,13 +87,13 @@ class Pair:
         return [i for i, p in enumerate(self.processes) if p.poll() is not None]
 
     def wait(self):
-        """[(exit status, stdout, stderr)] of each."""
-        told = [p.communicate(timeout=200) for p in self.processes]
-        return [(p.returncode, *t) for p, t in zip(self.processes, told, strict=True)]
+        """Returns [(exit status, stdout, stderr)]."""
+        outputs = [p.communicate(timeout=200) for p in self.processes]
+        return [(p.returncode, *out) for p, out in zip(self.processes, outputs, strict=True)]
 
 
 def srun(port, process):
-    """As SLURM sets it for each task of `srun -n 2` on one machine."""
+    """The variables of a task of `srun -n 2` on one machine."""
     return {
         "SLURM_JOB_ID": "1",
         "SLURM_STEP_NODELIST": "localhost",
@@ -103,33 +106,33 @@ def srun(port, process):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def single(tmp_path_factory):
     """The workdir of the same run in one process."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    finish_alone(workdir)
+    workdir = tmp_path_factory.mktemp("single") / "run"
+    train_in_one_process(workdir)
     return workdir
 
 
-def finish_alone(workdir):
+def train_in_one_process(workdir):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "evaluate_run", lambda *_: {})
         train.train(configured(fcae, "phantom", SMALL), workdir)
 
 
-def assert_same(ours, theirs):
-    """Trained states to a thousandth of each array's norm; scores and losses to 1e-4."""
+def assert_equal_runs(workdir, expected):
+    """Compares states to a thousandth of each array's norm, scores and losses to 1e-4."""
     config = configured(fcae, "phantom", SMALL)
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 1), np.uint8)
     states, scores = [], []
-    for workdir in (ours, theirs):
-        state, detector, _ = restore(parse_settings(config), workdir, 1)
+    for folder in (workdir, expected):
+        state, detector, _ = restore(parse_settings(config), folder, 1)
         scorer = AnomalyScorer(
             detector, state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), (16, 16, 1)
         )
         scores.append(scorer.score(image).score)
-        # The decoder's first BatchNorm subtracts the code's bias again: its gradient is rounding
-        # error, for which Adam steps as far as for any. So it does in the first steps for the few
-        # weights whose first gradient is near zero, hence norms.
+        # The decoder's first BatchNorm removes the code's bias. Its gradient is rounding errors,
+        # for which Adam's steps are as large as for any gradient. The same holds in the first
+        # steps for the few weights whose gradient is near 0, hence norms.
         state.params["encoder"]["Dense_1"].pop("bias")
         state.collections["decoder"]["batch_stats"]["BatchNorm_0"].pop("mean")
         states.append(state)
@@ -138,29 +141,28 @@ def assert_same(ours, theirs):
     np.testing.assert_allclose(*scores, rtol=1e-4)
     losses = [
         [json.loads(line)["reconstruction/loss"] for line in (w / "train.jsonl").open()]
-        for w in (ours, theirs)
+        for w in (workdir, expected)
     ]
     assert len(losses[0]) == EPOCHS
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
-def test_two_processes_train_as_one_whatever_happens(alone, tmp_path):
-    """One is killed; the run goes on in two, which are asked to end; and again in two, or one."""
+def test_two_processes_equal_one_after_kill_and_resume(single, tmp_path):
+    """One process is killed; two resume and are terminated; then two, or one, finish the run."""
     workdir = tmp_path / "run"
     pair = Pair(workdir)
     pair.signal_after(workdir, 2, 1, signal.SIGKILL)
     killed = time.monotonic()
-    (status, _, told), (gone, *_) = pair.wait()
-    print(told)
-    assert time.monotonic() - killed < TIMEOUT + 20 and gone == -signal.SIGKILL
-    assert status == EXIT_RESUME and "Traceback" not in told, told
-    assert "error: process 1 of 2 was lost. The same command" in told
+    (status, _, stderr), (killed_status, *_) = pair.wait()
+    assert time.monotonic() - killed < TIMEOUT + 20 and killed_status == -signal.SIGKILL
+    assert status == EXIT_RESUME and "Traceback" not in stderr, stderr
+    assert "error: process 1 of 2 was lost. The same command" in stderr
 
     pair = Pair(workdir, slurm=True)
     pair.signal_after(workdir, 5, 1, signal.SIGTERM)
     ended = pair.wait()
     assert [status for status, *_ in ended] == [128 + signal.SIGTERM] * 2, ended
-    assert "saved after" in ended[0][2] and not any("Traceback" in told for *_, told in ended)
+    assert "saved after" in ended[0][2] and not any("Traceback" in stderr for *_, stderr in ended)
     shutil.copytree(workdir, tmp_path / "copy")
 
     ended = Pair(workdir).wait()
@@ -168,83 +170,84 @@ def test_two_processes_train_as_one_whatever_happens(alone, tmp_path):
     assert "report.html" in ended[0][1] and "resuming after" in ended[0][1]
     assert "audit" not in ended[1][1] and "step/s" not in ended[1][2]
     assert (workdir / "evaluation.json").exists()
-    assert_same(workdir, alone)
+    assert_equal_runs(workdir, single)
 
-    finish_alone(tmp_path / "copy")
-    assert_same(tmp_path / "copy", alone)
+    train_in_one_process(tmp_path / "copy")
+    assert_equal_runs(tmp_path / "copy", single)
 
 
 @pytest.mark.long
-def test_the_end_of_process_0_ends_the_others(tmp_path):
+def test_kill_of_process_0_ends_the_others(tmp_path):
     pair = Pair(tmp_path / "run")
     pair.signal_after(tmp_path / "run", 2, 0, signal.SIGKILL)
     killed = time.monotonic()
-    _, (status, _, told) = pair.wait()
+    _, (status, _, stderr) = pair.wait()
     assert time.monotonic() - killed < 3 * TIMEOUT + 20
-    assert status == EXIT_RESUME and "Traceback" not in told, told
-    assert told.rstrip().splitlines()[-1].startswith("error: process 0 of 2 was lost. The same")
+    assert status == EXIT_RESUME and "Traceback" not in stderr, stderr
+    assert stderr.rstrip().splitlines()[-1].startswith("error: process 0 of 2 was lost. The same")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("process", [0, 1])
-def test_one_that_hangs_ends_the_others(tmp_path, process):
-    """As on a machine that does not answer any more: nothing closes its connections."""
+def test_hanging_process_ends_the_others(tmp_path, process):
+    """As on a machine that no longer responds: its connections stay open."""
     pair = Pair(tmp_path / "run")
     pair.signal_after(tmp_path / "run", 2, process, signal.SIGSTOP)
     stopped = time.monotonic()
     other = pair.processes[1 - process]
-    _, told = other.communicate(timeout=200)
+    _, stderr = other.communicate(timeout=200)
     assert time.monotonic() - stopped < 3 * TIMEOUT + 20
-    assert other.returncode == EXIT_RESUME, told
-    assert f"error: process {process} of 2 was lost. The same command" in told
+    assert other.returncode == EXIT_RESUME, stderr
+    assert f"error: process {process} of 2 was lost. The same command" in stderr
     pair.processes[process].kill()
     pair.wait()
 
 
 @pytest.mark.long
-def test_processes_of_different_runs_are_told_so(tmp_path):
+def test_processes_with_different_configs_end(tmp_path):
     ended = Pair(tmp_path / "run", seed=1).wait()
     assert [status for status, *_ in ended] == [1, 1]
-    for *_, told in ended:
-        assert "process 1 of 2 has other config than process 0" in told and "Trace" not in told
+    for *_, stderr in ended:
+        assert "process 1 of 2 has other config than process 0" in stderr
+        assert "Traceback" not in stderr
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long
-def test_what_one_process_finds_wrong_ends_all(alone, tmp_path):
-    """Process 0 alone looks into the workdir, which here holds another run."""
-    shutil.copytree(alone, tmp_path / "run")
+def test_error_of_one_process_ends_all(single, tmp_path):
+    """Only process 0 reads the workdir, which holds another run."""
+    shutil.copytree(single, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"seed": 7}))
-    began = time.monotonic()
+    started = time.monotonic()
     ended = Pair(tmp_path / "run").wait()
-    assert [status for status, *_ in ended] == [1, 1] and time.monotonic() - began < 100
+    assert [status for status, *_ in ended] == [1, 1] and time.monotonic() - started < 100
     assert "seed: 7 there, 0 now" in ended[0][2] and "seed: 7 there, 0 now" in ended[1][2]
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("arguments", "message"),
     [
         (("node1:1234", 2, None), "belong together"),
-        (("node1:1234", 2, 2), "--process_id=2 is none of 0 to 1"),
-        (("node1", 2, 0), "--coordinator=node1 is no host:port"),
+        (("node1:1234", 2, 2), "--process_id=2 must be from 0 to 1"),
+        (("node1", 2, 0), "--coordinator=node1 must be host:port"),
     ],
 )
-def test_flags_that_make_no_sense(given, words):
-    with pytest.raises(UserError, match=words), join_processes(*given, 60):
+def test_invalid_flags_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message), join_processes(*arguments, 60):
         pass
 
 
 @pytest.mark.parametrize("variable", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
-def test_the_only_task_of_a_job_is_alone(monkeypatch, variable):
-    """And keeps all its devices."""
+def test_only_task_of_a_job_is_a_single_process(monkeypatch, variable):
+    """It keeps all its devices."""
     for name, value in (srun(1, 0) | {variable: "1"}).items():
         monkeypatch.setitem(os.environ, name, value)
     with join_processes(None, None, None, 60):
         assert not distributed.is_multiprocess() and distributed.is_primary()
 
 
-def test_alone_nobody_is_asked(tmp_path):
+def test_single_process_does_not_communicate(tmp_path):
     content = {"a": [1.5]}
     assert (
         distributed.broadcast_json(content) is content and distributed.broadcast(content) is content

@@ -1,4 +1,4 @@
-"""Compiled programs are kept for the next run: where, how safely, how much of them."""
+"""The cache of compiled programs (folder, access rights, size), and the allocator's settings."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ import pytest
 from benchmarks import startup
 from bigan_jax.errors import UserError
 from bigan_jax.runtime import jax_setup
+from bigan_jax.runtime.jax_setup import keep_freed_memory
 from tests.helpers.runs import ROOT
 
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
@@ -20,15 +21,15 @@ SMALL = (
 
 
 @pytest.fixture(autouse=True)
-def fresh(tmp_path, monkeypatch):
-    """An environment in which nothing is set, put back at the end."""
+def clean_environment(tmp_path, monkeypatch):
+    """An environment without JAX's variables, restored after the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in (
         FOLDER,
         "JAX_ENABLE_COMPILATION_CACHE",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
     ):
-        monkeypatch.setenv(name, "")  # so that what a test sets is undone
+        monkeypatch.setenv(name, "")  # so that changes are undone
         monkeypatch.delenv(name)
 
 
@@ -37,21 +38,21 @@ def mode(path):
 
 
 def program(folder, letter, length, used):
-    """A file named as JAX names its own."""
+    """Writes a file with a name like those of JAX's programs."""
     path = folder / f"jit_f-{letter * 64}-cache"
     path.write_bytes(b"x" * length)
     os.utime(path, (used, used))
     return path
 
 
-def test_programs_go_to_the_user_s_cache_which_is_the_user_s_alone(tmp_path):
+def test_default_folder_is_in_the_user_cache_and_private(tmp_path):
     jax_setup.enable_compilation_cache()
     folder = tmp_path / "cache" / "bigan_jax" / "programs"
     assert os.environ[FOLDER] == str(folder)
     assert mode(folder) == 0o700
 
 
-def test_what_the_user_said_holds(tmp_path, monkeypatch):
+def test_user_settings_are_respected(tmp_path, monkeypatch):
     monkeypatch.setenv(FOLDER, "/elsewhere")
     jax_setup.enable_compilation_cache()
     assert os.environ[FOLDER] == "/elsewhere" and not (tmp_path / "cache").exists()
@@ -60,53 +61,53 @@ def test_what_the_user_said_holds(tmp_path, monkeypatch):
     assert mode(tmp_path / "named" / "deep") == 0o700
 
 
-def test_none_are_kept_where_that_is_asked(tmp_path):
+def test_off_disables_the_cache(tmp_path):
     jax_setup.enable_compilation_cache("off")
     assert FOLDER not in os.environ and not (tmp_path / "cache").exists()
     assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
 
 
 @pytest.mark.parametrize("bits", [0o770, 0o707, 0o777, 0o1777])
-def test_a_folder_where_others_may_write_is_not_trusted(tmp_path, bits):
+def test_folder_writable_by_others_is_not_used(tmp_path, bits):
     folder = tmp_path / "cache" / "bigan_jax" / "programs"
     folder.mkdir(parents=True)
     folder.chmod(bits)
     jax_setup.enable_compilation_cache()
     assert FOLDER not in os.environ
-    with pytest.raises(UserError, match=f"others may write.*chmod 700 {folder}"):
+    with pytest.raises(UserError, match=f"others may write to it.*chmod 700 {folder}"):
         jax_setup.enable_compilation_cache(str(folder))
 
 
-def test_another_user_s_folder_is_not_trusted(tmp_path, monkeypatch):
-    me = os.getuid()
-    monkeypatch.setattr(os, "getuid", lambda: me + 1)
-    with pytest.raises(UserError, match="another user's"):
-        jax_setup.enable_compilation_cache(str(tmp_path / "theirs"))
+def test_folder_of_another_user_is_not_used(tmp_path, monkeypatch):
+    uid = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: uid + 1)
+    with pytest.raises(UserError, match="belongs to another user"):
+        jax_setup.enable_compilation_cache(str(tmp_path / "other"))
 
 
-def test_a_place_that_cannot_be_is_done_without_or_told(tmp_path, monkeypatch):
+def test_unusable_folder_is_an_error_only_if_it_was_given(tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("a file")
     jax_setup.enable_compilation_cache()
     assert FOLDER not in os.environ
-    with pytest.raises(UserError, match=r"--compilation_cache=.*Name another, or 'off'"):
+    with pytest.raises(UserError, match=r"--compilation_cache=.*Use another folder or 'off'"):
         jax_setup.enable_compilation_cache(str(tmp_path / "cache"))
 
 
-def test_the_programs_not_used_for_longest_go_first_and_nothing_else(tmp_path):
+def test_least_recently_used_programs_are_deleted(tmp_path):
     folder = tmp_path / "kept"
     folder.mkdir(mode=0o700)
-    mine = folder / "thesis-cache"
-    mine.write_bytes(b"x" * 1000)
+    other = folder / "thesis-cache"
+    other.write_bytes(b"x" * 1000)
     old, read, new = (program(folder, c, 100, used) for c, used in (("a", 1), ("b", 2), ("c", 3)))
-    os.utime(read, (4, 2))  # written second, but read last
-    jax_setup.enable_compilation_cache(str(folder), most=200)
+    os.utime(read, (4, 2))  # written second, read last
+    jax_setup.enable_compilation_cache(str(folder), max_bytes=200)
     assert (old.exists(), read.exists(), new.exists()) == (False, True, True)
-    jax_setup.enable_compilation_cache(str(folder), most=100)
-    assert (read.exists(), new.exists(), mine.exists()) == (True, False, True)
+    jax_setup.enable_compilation_cache(str(folder), max_bytes=100)
+    assert (read.exists(), new.exists(), other.exists()) == (True, False, True)
 
 
-def test_the_command_keeps_programs_and_python_alone_does_not(tmp_path):
-    """JAX in the command's process knows the folder before its first compilation."""
+def test_only_the_command_enables_the_cache(tmp_path):
+    """The command sets the folder before JAX compiles; importing the package does not."""
     script = (
         "import sys, bigan_jax\n"
         "from bigan_jax.commands import cli\n"
@@ -125,19 +126,69 @@ def test_the_command_keeps_programs_and_python_alone_does_not(tmp_path):
     assert printed() == [str(tmp_path / "cache" / "bigan_jax" / "programs"), "True"]
     assert printed(f"--compilation_cache={tmp_path / 'here'}") == [str(tmp_path / "here"), "True"]
     assert printed("--compilation_cache=off") == ["None", "False"]
-    alone = "import bigan_jax.training, jax; print(jax.config.jax_compilation_cache_dir)"
-    result = subprocess.run([sys.executable, "-c", alone], cwd=ROOT, capture_output=True, text=True)
+    script = "import bigan_jax.training, jax; print(jax.config.jax_compilation_cache_dir)"
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
+    )
     assert result.stdout.split() == ["None"]
 
 
-def test_a_second_run_compiles_nothing(tmp_path):
-    """The benchmark's own measure, at a size at which time says little."""
+def test_second_run_compiles_nothing(tmp_path):
+    """Measured as in the benchmark, with a run too small to compare times."""
     first, second = startup.measure(SMALL, tmp_path)
     assert first.compiled > 0 and second.compiled == 0
     assert second.first_step > 0 and second.imports < second.first_step
 
 
 @pytest.mark.long
-def test_the_phantom_s_second_run_starts_in_under_half_the_time(tmp_path):
+def test_second_run_on_the_phantom_starts_in_half_the_time(tmp_path):
     first, second = startup.measure(startup.PHANTOM, tmp_path)
     assert second.compiled == 0 and second.first_step < first.first_step / 2
+
+
+# --- the allocator ---
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="requires glibc's allocator")
+ALLOCATE_TWICE = """
+import ctypes, resource, sys
+from bigan_jax.runtime.jax_setup import keep_freed_memory
+
+if "keep" in sys.argv and not keep_freed_memory():
+    sys.exit("not glibc")
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.memset.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+size = 256 * 2**20
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(size)
+    libc.memset(block, 1, size)
+    libc.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults_of_second_allocation(*arguments, **environment):
+    result = subprocess.run(
+        [sys.executable, "-c", ALLOCATE_TWICE, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if "not glibc" in result.stderr:
+        pytest.skip("another C library")
+    assert result.returncode == 0, result.stderr
+    return int(result.stdout)
+
+
+@on_linux
+def test_freed_memory_is_reused_without_page_faults():
+    assert page_faults_of_second_allocation("keep", PYTHONPATH=":".join(sys.path)) < 100
+    assert page_faults_of_second_allocation(PYTHONPATH=":".join(sys.path)) > 100
+
+
+@on_linux
+def test_allocator_settings_of_the_user_are_kept(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    assert not keep_freed_memory()

@@ -1,8 +1,7 @@
-"""Checkpoints: whole, true to the last bit or not used, the right ones kept, small, and movable."""
+"""Checkpoints: atomic, verified to the last bit, small; which of them are kept."""
 
 import errno
 import gc
-import hashlib
 import json
 import os
 import re
@@ -32,13 +31,13 @@ from bigan_jax.training.saving.progress import Progress
 from tests.helpers.runs import configured
 
 DETECTOR = cae.create(shape=(16, 16, 1), conditions=1, dtype=np.float32, latent=4, widths=(4,))
-HISTORY = '{"epoch": 1, "loss": 0.1}\n'
+TRAIN_LOG = '{"epoch": 1, "loss": 0.1}\n'
 LOGS = {"loss": [0.1, 1 / 3]}
 
 
 @pytest.fixture(scope="module")
 def states():
-    """Three that differ in every array, scalars and optimizer's moments included."""
+    """Three states that differ in every array, scalars and moments of the optimizer included."""
     first = jax.device_get(
         jax.jit(lambda: init_state(DETECTOR, {"reconstruction": optax.adam(0.1)}, 7, (16, 16, 1)))()
     )
@@ -46,10 +45,10 @@ def states():
 
 
 def saved(workdir, states, keep=2, **options):
-    """A workdir with a checkpoint of each state, after so many epochs."""
+    """Saves a checkpoint of each state: the first after one epoch, and so on."""
     checkpoints = CheckpointManager(workdir, keep, **options)
     for epochs, state in enumerate(states, 1):
-        checkpoints.save(Progress(epochs, history=HISTORY * epochs), state)
+        checkpoints.save(Progress(epochs, train_log=TRAIN_LOG * epochs), state)
     checkpoints.close()
     return checkpoints
 
@@ -63,24 +62,26 @@ def files(folder):
     return sorted(p for p in folder.rglob("*") if p.is_file())
 
 
-def test_what_is_saved_comes_back(states, tmp_path):
-    progress = Progress(4, 2, 7, LOGS, 0.5, HISTORY, [{"epoch": 2, "objective": "a", "back_to": 1}])
+def test_restored_checkpoint_equals_saved_one(states, tmp_path):
+    progress = Progress(
+        4, 2, 7, LOGS, 0.5, TRAIN_LOG, [{"epoch": 2, "objective": "a", "rolled_back_to": 1}]
+    )
     checkpoints = CheckpointManager(tmp_path)
     assert checkpoints.restore(states[0]) is None
     checkpoints.save(progress, states[1])
-    found, state = checkpoints.restore(states[0])
-    assert found == progress and equal(jax.device_get(state), states[1])
-    assert checkpoints.restore(states[0], whole=True) is None  # it is within an epoch
+    restored, state = checkpoints.restore(states[0])
+    assert restored == progress and equal(jax.device_get(state), states[1])
+    assert checkpoints.restore(states[0], complete_epochs=True) is None
     assert [p.name for p in checkpoints.folder.iterdir()] == ["4-2"]
 
 
-def test_a_training_does_not_wait_for_its_state_to_leave_the_device(states, tmp_path, monkeypatch):
-    may_leave, fetch = threading.Event(), jax.device_get
-    monkeypatch.setattr(jax, "device_get", lambda tree: may_leave.wait(60) and fetch(tree))
+def test_save_does_not_wait_for_state_to_leave_device(states, tmp_path, monkeypatch):
+    released, fetch = threading.Event(), jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: released.wait(60) and fetch(tree))
     checkpoints = CheckpointManager(tmp_path)
     checkpoints.save(Progress(1), states[1])
     assert checkpoints.names() == []
-    may_leave.set()
+    released.set()
     checkpoints.close()
     assert checkpoints.names() == [(1, 0)]
     assert equal(
@@ -88,7 +89,7 @@ def test_a_training_does_not_wait_for_its_state_to_leave_the_device(states, tmp_
     )
 
 
-def test_what_cannot_be_written_is_told_of_at_the_next_look(states, tmp_path, monkeypatch):
+def test_failed_save_is_raised_once_by_next_check(states, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -97,10 +98,10 @@ def test_what_cannot_be_written_is_told_of_at_the_next_look(states, tmp_path, mo
     monkeypatch.setattr(ocp.AsyncCheckpointer, "save", fail)
     checkpoints.raise_if_failed()
     checkpoints.save(Progress(2), states[1])
-    futures.wait([checkpoints._begun])
+    futures.wait([checkpoints._pending])
     with pytest.raises(UserError, match=r"cannot be written \(No space.*last checkpoint"):
         checkpoints.raise_if_failed()
-    checkpoints.raise_if_failed()  # it was told
+    checkpoints.raise_if_failed()  # once is enough
     checkpoints.save(Progress(3), states[2])
     with pytest.raises(UserError, match="cannot be written"):
         checkpoints.close()
@@ -108,65 +109,66 @@ def test_what_cannot_be_written_is_told_of_at_the_next_look(states, tmp_path, mo
 
 
 def damages(path):
-    """The file's content, damaged: cut short, emptied, and with one bit turned in some places."""
+    """Yields the file's content truncated, emptied, and with one bit flipped in some places."""
     content = path.read_bytes()
     yield content[: len(content) // 2]
     yield b""
     for place in np.linspace(0, len(content) - 1, 7).astype(int):
-        turned = bytearray(content)
-        turned[place] ^= 0x10
-        yield bytes(turned)
+        flipped = bytearray(content)
+        flipped[place] ^= 0x10
+        yield bytes(flipped)
 
 
-def test_no_damage_to_any_file_is_trusted(states, tmp_path, capsys):
-    """Either the state is what was saved, as some bits have no part in it, or the one before is."""
-    whole = tmp_path / "whole"
-    saved(whole, states[:2])
-    noticed, tried = Counter(), Counter()
-    for path in files(whole / "checkpoints" / "2"):
+def test_damage_to_any_file_is_noticed_or_harmless(states, tmp_path, capsys):
+    """Restores the saved state, as some bits are not part of it, or the previous checkpoint."""
+    intact = tmp_path / "intact"
+    saved(intact, states[:2])
+    noticed, damaged = Counter(), Counter()
+    for path in files(intact / "checkpoints" / "2"):
         for content in damages(path):
-            run = shutil.copytree(whole, tmp_path / "run")
-            (run / path.relative_to(whole)).write_bytes(content)
+            run = shutil.copytree(intact, tmp_path / "run")
+            (run / path.relative_to(intact)).write_bytes(content)
             progress, state = CheckpointManager(run).restore(states[0])
             assert equal(jax.device_get(state), states[progress.epochs - 1])
-            assert progress.history == HISTORY * progress.epochs
+            assert progress.train_log == TRAIN_LOG * progress.epochs
             if progress.epochs == 1:
-                told = capsys.readouterr().err
-                assert "checkpoints/2 is damaged" in told and "the checkpoint before" in told
+                warning = capsys.readouterr().err
+                assert "checkpoints/2 is damaged" in warning
+                assert "the checkpoint before" in warning
                 assert (run / "damaged" / "2").is_dir()
                 assert not (run / "checkpoints" / "2").exists()
-            part = path.relative_to(whole / "checkpoints" / "2").parts[0]
-            noticed[part] += progress.epochs == 1
-            tried[part] += 1
+            item = path.relative_to(intact / "checkpoints" / "2").parts[0]
+            noticed[item] += progress.epochs == 1
+            damaged[item] += 1
             shutil.rmtree(run)
-    assert noticed["progress"] >= 9  # all there is to it; the state also has what nobody reads
-    assert noticed["history"] == 9
-    assert noticed["state"] > 20 and tried.total() > 80
-    assert equal(jax.device_get(CheckpointManager(whole).restore(states[0])[1]), states[1])
+    assert noticed["progress"] >= 9  # all; some files of the state are never read
+    assert noticed["train_log"] == 9
+    assert noticed["state"] > 20 and damaged.total() > 80
+    assert equal(jax.device_get(CheckpointManager(intact).restore(states[0])[1]), states[1])
 
 
-def test_damage_is_told_in_one_line_and_no_more(states, tmp_path, capsys, caplog, monkeypatch):
-    """Python and asyncio would make a page of each read that Orbax gave up, now or later."""
-    left = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda found: left.append(repr(found.exc_value)))
+def test_damage_is_reported_in_one_line(states, tmp_path, capsys, caplog, monkeypatch):
+    """Python and asyncio would print a page for each read that Orbax abandoned, now or later."""
+    others = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: others.append(repr(args.exc_value)))
     silence_abandoned_reads.cache_clear()
-    whole = tmp_path / "whole"
-    saved(whole, states[:2])
-    told = 0
-    for path in files(whole / "checkpoints" / "2" / "state"):
+    intact = tmp_path / "intact"
+    saved(intact, states[:2])
+    reported = 0
+    for path in files(intact / "checkpoints" / "2" / "state"):
         for content in islice(damages(path), 3):
-            run = shutil.copytree(whole, tmp_path / "run")
-            (run / path.relative_to(whole)).write_bytes(content)
+            run = shutil.copytree(intact, tmp_path / "run")
+            (run / path.relative_to(intact)).write_bytes(content)
             damaged = CheckpointManager(run).restore(states[0])[0].epochs == 1
             gc.collect()
             assert capsys.readouterr().err.count("\n") == damaged
-            told += damaged
+            reported += damaged
             shutil.rmtree(run)
-    assert told > 5 and not left and not caplog.records
+    assert reported > 5 and not others and not caplog.records
 
 
-def test_each_array_and_the_progress_are_summed(states, tmp_path):
-    """Damage that Orbax itself would not see: another value, written as it writes."""
+def test_arrays_and_progress_have_checksums(states, tmp_path):
+    """Against damage that Orbax would not notice: another value in its own format."""
     saved(tmp_path, states[:2])
     path = tmp_path / "checkpoints" / "2" / "progress" / "metadata"
     text = path.read_text()
@@ -175,17 +177,17 @@ def test_each_array_and_the_progress_are_summed(states, tmp_path):
         assert old in text
         path.write_text(text.replace(old, new))
         assert CheckpointManager(tmp_path, read_only=True).restore(states[0])[0].epochs == 1
-    assert (tmp_path / "checkpoints" / "2").is_dir()  # read-only: it is not moved aside
+    assert (tmp_path / "checkpoints" / "2").is_dir()  # read-only: not moved
 
 
-def test_another_checkpoint_under_its_name_is_none(states, tmp_path):
+def test_renamed_checkpoint_is_not_used(states, tmp_path):
     folder = saved(tmp_path, states[:2]).folder
     shutil.rmtree(folder / "2")
     shutil.copytree(folder / "1", folder / "2")
     assert CheckpointManager(tmp_path).restore(states[0])[0].epochs == 1
 
 
-def test_where_all_are_damaged_nothing_is_begun_anew(states, tmp_path):
+def test_all_damaged_is_an_error(states, tmp_path):
     folder = saved(tmp_path, states[:2]).folder
     for path in folder.glob("*/progress/metadata"):
         path.write_text("{}")
@@ -194,7 +196,7 @@ def test_where_all_are_damaged_nothing_is_begun_anew(states, tmp_path):
     assert {p.name for p in (tmp_path / "damaged").iterdir()} == {"1", "2"}
 
 
-def test_another_architecture_is_told_from_damage(states, tmp_path):
+def test_other_shapes_are_not_reported_as_damage(states, tmp_path):
     saved(tmp_path, states[:1])
     wider = jax.tree.map(lambda x: np.zeros((*x.shape, 2), x.dtype), states[0])
     with pytest.raises(UserError, match=r"other shapes .* bigan_jax \d"):
@@ -202,7 +204,7 @@ def test_another_architecture_is_told_from_damage(states, tmp_path):
     assert not (tmp_path / "damaged").exists()
 
 
-def test_which_checkpoints_stay(states, tmp_path):
+def test_latest_and_every_third_checkpoint_are_kept(states, tmp_path):
     checkpoints = CheckpointManager(tmp_path, keep=2, keep_every=3)
     for name in ((1, 0), (2, 0), (2, 5), (3, 0), (4, 0), (5, 0), (6, 0), (7, 0), (8, 0), (8, 1)):
         checkpoints.save(Progress(*name), states[0])
@@ -212,51 +214,34 @@ def test_which_checkpoints_stay(states, tmp_path):
     checkpoints.close()
 
 
-def test_what_was_begun_and_not_finished_goes(states, tmp_path):
+def test_unfinished_checkpoints_are_removed(states, tmp_path):
     folder = saved(tmp_path, states[:1]).folder
     for name in ("3.orbax-checkpoint-tmp-123", "4.orbax-checkpoint-tmp", "2.deleting"):
         shutil.copytree(folder / "1", folder / name)
     shutil.copytree(folder / "1", folder / "mine")
     assert CheckpointManager(tmp_path, read_only=True).names() == [(1, 0)]
-    assert len(list(folder.iterdir())) == 5  # who only reads deletes nothing
+    assert len(list(folder.iterdir())) == 5  # read-only: nothing is deleted
     assert CheckpointManager(tmp_path).names() == [(1, 0)]
     assert {p.name for p in folder.iterdir()} == {"1", "mine"}
 
 
-def test_checkpoints_without_checksums_are_read(states, tmp_path):
-    """Those of versions before: Orbax's CheckpointManager, and the history beside them."""
+def test_earlier_format_is_not_read(states, tmp_path):
+    """That of Orbax's own CheckpointManager, which has no checksums."""
     with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
         manager.save(2, args=ocp.args.StandardSave(states[1]._asdict()))
-    (tmp_path / "train.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3}\n')
-    progress, state = CheckpointManager(tmp_path).restore(states[0])
-    assert progress == Progress(2, history='{"epoch": 1}\n{"epoch": 2}\n')
-    assert equal(jax.device_get(state), states[1])
+    with pytest.raises(UserError, match=r"every checkpoint .* is damaged"):
+        CheckpointManager(tmp_path).restore(states[0])
 
 
-def test_checkpoints_with_the_history_in_their_progress_are_read(states, tmp_path):
-    """Those of format 1."""
-    folder = saved(tmp_path, states[:2]).folder / "2"
-    shutil.rmtree(folder / "history")
-    content = json.loads((folder / "progress" / "metadata").read_text())["content"]
-    del content["history_sha256"]
-    content["history"] = HISTORY * 2
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    written = json.dumps({"content": content, "sha256": digest})
-    (folder / "progress" / "metadata").write_text(written)
-    progress, state = CheckpointManager(tmp_path).restore(states[0])
-    assert progress == Progress(2, history=HISTORY * 2, rollbacks=[])
-    assert equal(jax.device_get(state), states[1])
-
-
-def test_a_history_without_end_is_not_read(states, tmp_path, capsys):
+def test_oversized_train_log_is_not_read(states, tmp_path, capsys):
     folder = saved(tmp_path, states[:2]).folder
-    os.truncate(folder / "2" / "history" / "bytes", 2**40)  # it takes no room on the disk
+    os.truncate(folder / "2" / "train_log" / "bytes", 2**40)  # sparse, takes no room
     assert CheckpointManager(tmp_path).restore(states[0])[0].epochs == 1
-    assert "history is larger than 256 MiB" in capsys.readouterr().err
+    assert "train_log is larger than 256 MiB" in capsys.readouterr().err
 
 
 def test_frozen_weights_are_not_stored(tmp_path):
-    """A perceptual loss's VGG16: the detector holds it, and the state nothing of it."""
+    """VGG16 of a perceptual loss is part of the detector, not of the state."""
     config = configured(
         improved_bigan,
         "phantom",
@@ -279,13 +264,13 @@ def test_frozen_weights_are_not_stored(tmp_path):
     assert size < 2 * sum(x.nbytes for x in jax.tree.leaves(state)) + 200_000
 
 
-@pytest.mark.parametrize("broken", [OSError(28, "No space left on device"), ValueError("tensor")])
-def test_a_full_disk_is_told_of_and_the_one_before_stays(states, tmp_path, monkeypatch, broken):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("tensor")])
+def test_full_disk_is_reported_and_keeps_previous_checkpoint(states, tmp_path, monkeypatch, error):
     checkpoints = saved(tmp_path, states[:1])
     checkpoints = CheckpointManager(tmp_path)
 
     def fail(*args, **kwargs):
-        raise broken
+        raise error
 
     monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", fail)
     with pytest.raises(UserError, match=f"{Path(checkpoints.folder)} cannot be written"):

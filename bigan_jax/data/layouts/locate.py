@@ -1,29 +1,33 @@
-"""Where in a folder or an archive, as it was downloaded, the layout of a source begins."""
+"""Where the layout of a dataset begins in a folder or archive as it was downloaded."""
 
 import posixpath
 from pathlib import PurePosixPath
 
 from bigan_jax.data.files.folders import DataFolder
-from bigan_jax.data.layouts.base import NORMAL
+from bigan_jax.data.layouts.base import Layout, has_normal_folder
+
+MAX_DEPTH = 2  # levels that are searched below the first one with several folders
 
 
-def find_layout_root(source: str, folder: DataFolder) -> tuple[str, ...]:
-    """Where in `folder` the layout of `source` begins: "" for right there, else folders that are
-    equally far down (two levels at most, counted from where there is more than one folder), those
-    with most pictures first. () where it is not found.
+def find_layout_root(layout: Layout, folder: DataFolder) -> tuple[str, ...]:
+    """Finds the folders in which a layout begins.
 
-    The source `folder`, which takes nearly anything, is looked for only where it has no rival.
+    The highest level with such a folder counts. A layout that accepts folders without labels fits
+    nearly anything, and is found only if it is the only candidate of its level.
+
+    Returns:
+      Relative paths of one level, those with the most images first: ("",) for the data folder
+      itself, and () if the layout is not found.
     """
-    holding = {file.rpartition("/")[0] for file in folder.images()}
-    folders = {"", *(parent for path in holding for parent in _with_parents(path))}
-    common = posixpath.commonpath(holding) if holding else ""
-    for depth in range(_depth(common) + 3):
-        level = [inside for inside in folders if _depth(inside) == depth]
-        found = [inside for inside in level if _fits(source, inside, folders)]
-        if source == "folder" and sum(_has_normal(inside, folders) for inside in level) > 1:
+    parents = {file.rpartition("/")[0] for file in folder.images()}
+    folders = {"", *(ancestor for path in parents for ancestor in _ancestors(path))}
+    common = posixpath.commonpath(parents) if parents else ""
+    for depth in range(_depth(common) + MAX_DEPTH + 1):
+        level = [path for path in folders if _depth(path) == depth]
+        if layout.accepts_unlabeled and sum(has_normal_folder(f, folders) for f in level) > 1:
             return ()
-        if found:
-            return tuple(sorted(found, key=lambda inside: (-len(folder.images(inside)), inside)))
+        if roots := [path for path in level if layout.is_root(path, folders)]:
+            return tuple(sorted(roots, key=lambda path: (-len(folder.images(path)), path)))
     return ()
 
 
@@ -31,26 +35,5 @@ def _depth(path):
     return len(PurePosixPath(path).parts)
 
 
-def _with_parents(path):
+def _ancestors(path):
     return [path, *(parent.as_posix() for parent in PurePosixPath(path).parents)][:-1]
-
-
-def _fits(source, inside, folders):
-    start = f"{inside}/" if inside else ""
-    children = _children(inside, folders)
-    if source == "mvtec":
-        places = (start, *(f"{start}{child}/" for child in children))
-        return any(f"{place}train/good" in folders for place in places)
-    if source == "folder" and PurePosixPath(inside).name in ("train", "test"):
-        return False  # part of MVTec's layout
-    species = source == "plant" and any("___" in child for child in children)
-    return species or _has_normal(inside, folders)
-
-
-def _has_normal(inside, folders):
-    return any(child.lower() in NORMAL for child in _children(inside, folders))
-
-
-def _children(inside, folders):
-    start = f"{inside}/" if inside else ""
-    return {path[len(start) :].partition("/")[0] for path in folders if path.startswith(start)}

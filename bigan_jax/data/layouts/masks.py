@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Pairing of anomalous images with their masks by file name."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,32 +8,43 @@ from bigan_jax.data.files.medical import stem
 
 
 def find_masks(
-    folder: DataFolder, inside: Sequence[str], places: Mapping[str, Sequence[str]]
+    folder: DataFolder, mask_folders: Sequence[str], mask_paths: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, str | None], tuple[str, ...]]:
-    """Each anomalous picture's mask among the files of some folders, and notes on what has none.
+    """Finds the mask of each anomalous image.
 
-    places: by picture, the relative paths that its mask may have, the surest first, with _mask
-      after the stem or without. What may be the mask of two pictures is nobody's.
+    Args:
+      folder: the data folder.
+      mask_folders: the folders with masks, relative to `folder`.
+      mask_paths: by image, the paths that its mask may have in a mask folder, the most reliable
+        first. Suffixes are ignored, and the stem may have "_mask" appended.
+
+    Returns:
+      By image, the path of its mask or None, and notes about what could not be paired. A mask that
+      fits several images is not used.
     """
-    mask_of = {stem(file): f"{name}/{file}" for name in inside for file in folder.images(name)}
-    fitting = {picture: _fitting(mask_of, paths) for picture, paths in places.items()}
-    times = Counter(mask for fit in fitting.values() for mask in set(fit))
-    found = {picture: next(iter(fit), None) for picture, fit in fitting.items()}
-    doubtful = {mask for mask in found.values() if times[mask] > 1}
-    masks = {picture: None if mask in doubtful else mask for picture, mask in found.items()}
+    mask_of = {
+        stem(file): f"{name}/{file}" for name in mask_folders for file in folder.images(name)
+    }
+    candidates = {image: _candidates(mask_of, paths) for image, paths in mask_paths.items()}
+    counts = Counter(mask for masks in candidates.values() for mask in set(masks))
+    first = {image: next(iter(masks), None) for image, masks in candidates.items()}
+    ambiguous = {mask for mask in first.values() if counts[mask] > 1}
+    masks = {image: None if mask in ambiguous else mask for image, mask in first.items()}
     notes = []
-    if doubtful:
+    if ambiguous:
         notes.append(
-            f"{len(doubtful)} masks fit more than one picture, such as {min(doubtful)}, and are "
-            "not used: give them folders that are called as those of the pictures"
+            f"{len(ambiguous)} masks fit more than one image, such as {min(ambiguous)}, and are "
+            "not used: put them into folders with the same names as those of the images"
         )
-    if inside and (missing := [*masks.values()].count(None)):
-        notes.append(f"{missing} anomalous pictures have no mask: pixel figures leave them out")
-    if spare := set(mask_of.values()) - {*found.values()}:
-        notes.append(f"{len(spare)} masks belong to no anomalous picture, such as {min(spare)}")
+    if mask_folders and (n_missing := [*masks.values()].count(None)):
+        notes.append(f"{n_missing} anomalous images have no mask: pixel metrics exclude them")
+    if unused := set(mask_of.values()) - {*first.values()}:
+        notes.append(f"{len(unused)} masks belong to no anomalous image, such as {min(unused)}")
     return masks, tuple(notes)
 
 
-def _fitting(mask_of, paths):
-    names = (known for name, i in map(stem, paths) for known in ((name, i), (f"{name}_mask", i)))
+def _candidates(mask_of, paths):
+    names = (
+        (name, index) for stem_, index in map(stem, paths) for name in (stem_, f"{stem_}_mask")
+    )
     return [mask_of[name] for name in names if name in mask_of]

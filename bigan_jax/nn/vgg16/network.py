@@ -1,6 +1,4 @@
-"""VGG16's convolutions as a frozen feature network, and where their weights come from.
-
-    python -m bigan_jax.nn.vgg16.weights SOURCE DESTINATION.npz  # converts weights
+"""The convolutions of VGG16, as a frozen network of features for perceptual losses.
 
 Simonyan and Zisserman 2014, "Very deep convolutional networks for large-scale image recognition".
 """
@@ -16,12 +14,19 @@ from jaxtyping import Array, Float
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.nn import losses
 from bigan_jax.nn.convolutions import conv3x3
-from bigan_jax.nn.vgg16 import formats as files
+from bigan_jax.nn.vgg16.formats import WIDTHS
 from bigan_jax.nn.vgg16.weights import layers_down_to
 
 
 class VGG16(nn.Module):
-    """Activations after the named ReLUs, relu1_1 to relu5_3, as deep as is asked for."""
+    """VGG16 up to the deepest of some layers.
+
+    Attributes:
+      layers: names of ReLUs, from relu1_1 to relu5_3, whose activations are returned.
+      convention: preprocessing of images; see `preprocess`.
+      dtype: of the computations.
+      unit_features: whether features are scaled by losses.unit_features.
+    """
 
     layers: tuple[str, ...] = ("relu3_3",)
     convention: str = "torchvision"
@@ -32,11 +37,15 @@ class VGG16(nn.Module):
     def __call__(
         self, image: Float[Array, "b h w c"], train: bool = False
     ) -> tuple[Float[Array, "b _h _w _c"], ...]:
-        """Features of `image`, in [0, 1], gray (c = 1) or RGB, in the order of `layers`, with
-        `unit_features` scaled (losses.unit_features).
+        """Returns the features of images in [0, 1], gray or RGB, in the order of `layers`.
 
-        `train` changes nothing. UserError for unknown layers or conventions, other channel
-        counts, and pictures so small that a pool would leave nothing.
+        Args:
+          image: images of 1 or 3 channels.
+          train: has no effect.
+
+        Raises:
+          UserError: a layer or the convention is unknown, the number of channels is another, or
+            the images are too small for the layers.
         """
         del train
         features = {}
@@ -47,19 +56,21 @@ class VGG16(nn.Module):
                 x = _max_pool(x)
             if math.prod(x.shape) == 0:
                 raise UserError(
-                    f"pictures of {image.shape[1:3]} are too small for VGG16's {conv}: take larger "
-                    "ones (data.image_size) or shallower layers (model.perceptual_layers)"
+                    f"images of {image.shape[1:3]} pixels are too small for VGG16's {conv}. Raise "
+                    "config.data.image_size, or change config.model.perceptual_layers."
                 )
-            x = _relu(conv3x3(files.WIDTHS[conv], self.dtype, name=conv)(x))
+            x = _relu(conv3x3(WIDTHS[conv], self.dtype, name=conv)(x))
             features[f"relu{block}_{i}"] = x
-        found = tuple(features[layer] for layer in self.layers)
-        return tuple(losses.unit_features(found)) if self.unit_features else found
+        selected = tuple(features[layer] for layer in self.layers)
+        return tuple(losses.unit_features(selected)) if self.unit_features else selected
 
 
 @jax.custom_vjp
 def _relu(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """nn.relu, but what its gradient keeps is its result: a GPU's convolution takes it in then, and
-    what it was before is never written."""
+    """nn.relu whose gradient needs only its result.
+
+    A GPU then fuses it into the convolution, and the convolution's own output is never stored.
+    """
     return jnp.maximum(x, 0)
 
 
@@ -69,13 +80,16 @@ def _relu_forward(x):
 
 
 def _relu_backward(y, gradient):
-    return (jnp.where(y != 0, gradient, 0),)  # XLA would make y > 0 one of x, and keep x
+    return (jnp.where(y != 0, gradient, 0),)  # for y > 0 XLA would compare x and store it
 
 
 @jax.custom_vjp
 def _max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-    """2x2 max pooling; an odd last row or column is left out. On CPUs its gradient is quicker than
-    that of `nn.max_pool`, which scatters. Equal maxima share it; there, the first takes all."""
+    """2x2 max pooling; an odd last row or column is ignored.
+
+    Equal maxima share the gradient, which nn.max_pool gives to the first. On CPUs this gradient is
+    faster than that of nn.max_pool, which scatters.
+    """
     cells = _cells(x)
     rows = jnp.maximum(cells[:, :, 0], cells[:, :, 1])
     return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
@@ -96,11 +110,11 @@ def _max_pool_backward(saved, gradient):
     x, y = saved
     cells = _cells(x)
     count = sum((cells[:, :, i, :, j] == y).astype(x.dtype) for i in (0, 1) for j in (0, 1))
-    # At least 1: compiled, x may be had in more digits than y, and equal nothing.
+    # At least 1: in compiled code x may have more digits than y, so that none is equal.
     share = (gradient / jnp.maximum(count, 1))[:, :, None, :, None]
     b, h, w, c = x.shape
-    spread = jnp.where(cells == y[:, :, None, :, None], share, 0).reshape(b, h // 2 * 2, -1, c)
-    return (jnp.pad(spread, ((0, 0), (0, h % 2), (0, w % 2), (0, 0))),)
+    result = jnp.where(cells == y[:, :, None, :, None], share, 0).reshape(b, h // 2 * 2, -1, c)
+    return (jnp.pad(result, ((0, 0), (0, h % 2), (0, w % 2), (0, 0))),)
 
 
 _relu.defvjp(_relu_forward, _relu_backward)
@@ -108,13 +122,18 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def preprocess(image: Float[Array, "b h w c"], convention: str) -> Float[Array, "b h w 3"]:
-    """`image`, in [0, 1], gray or RGB, the way the weights of `convention` were trained on.
+    """Normalizes images as in the training of VGG16's weights.
 
-    "torchvision": RGB, ImageNet's mean and deviation taken out. "caffe" (Oxford's and Keras's
-    weights): BGR from 0 to 255, the mean taken out. UserError for another convention or c.
+    Args:
+      image: in [0, 1], gray or RGB.
+      convention: "torchvision": RGB, minus ImageNet's mean, divided by its standard deviation.
+        "caffe", for Oxford's and Keras's weights: BGR from 0 to 255, minus the mean.
+
+    Raises:
+      UserError: the convention is unknown, or the images have not 1 or 3 channels.
     """
     if image.shape[-1] not in (1, 3):
-        raise UserError(f"VGG16 takes pictures of 1 or 3 channels, not {image.shape[-1]}")
+        raise UserError(f"VGG16 requires images of 1 or 3 channels (got {image.shape[-1]}).")
     if image.shape[-1] == 1:
         image = jnp.repeat(image, 3, axis=-1)
     if convention == "torchvision":

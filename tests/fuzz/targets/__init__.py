@@ -1,13 +1,13 @@
-"""What is spoiled, and who reads it.
+"""One module per reader of untrusted files.
 
-A module has `cases`, a strategy of what to try; `warm`, valid cases that are tried first, so that
-what is imported late is there before anything is watched; and `attempt(case, folder)`, which writes
-files into the folder, has the package read them, and yields what the package said of those that it
-did not take. A UserError says it as well; whatever else is raised is a finding.
+A module has `cases`, a strategy of inputs; `warm`, valid cases that are tried first, so that late
+imports happen before anything is watched; and `attempt(case, folder)`, which writes files to the
+folder, lets the package read them, and yields the error messages of files that it rejects. A
+UserError is a rejection too; any other exception is a finding.
 """
 
 TARGETS = (
-    "pictures",
+    "images",
     "archives",
     "medical",
     "settings",

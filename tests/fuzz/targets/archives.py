@@ -1,4 +1,4 @@
-"""Archives as they are given for a data folder or for pictures to predict."""
+"""Archives as data folders or as input of predict."""
 
 import bz2
 import gzip
@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from bigan_jax.data.files import archives
 from bigan_jax.data.inputs import open_inputs
 from bigan_jax.errors import UserError
-from tests.fuzz.mutations import NUMBERS, rewrapped, spoiled, spoils
-from tests.fuzz.targets.pictures import SEEDS as PICTURES
+from tests.fuzz.mutations import NUMBERS, corrupt, corrupt_inside, corruptions
+from tests.fuzz.targets.images import SEEDS as IMAGES
 
-archives.RATIO_EXEMPT_BYTES = 2**22  # what is promised of a gigabyte is seen with less, and sooner
+archives.RATIO_EXEMPT_BYTES = 2**22  # a smaller limit than the default shows the same, and sooner
 archives.MAX_FILES = 1000
-MOST = 2 * archives.RATIO_EXEMPT_BYTES  # bytes that may lie in the folder
+MAX_BYTES = 2 * archives.RATIO_EXEMPT_BYTES  # of extracted files
 
-_PICTURES = {"a/1.png": PICTURES["gray.PNG"], "a/b/2.jpg": PICTURES["gray.JPEG"], ".x/3.png": b"3"}
+_FILES = {"a/1.png": IMAGES["gray.PNG"], "a/b/2.jpg": IMAGES["gray.JPEG"], ".x/3.png": b"3"}
 _PACKERS = {
     "tar": (bytes, bytes),
     "tar.gz": (gzip.compress, gzip.decompress),
@@ -41,7 +41,7 @@ def _zip(files, method=zipfile.ZIP_DEFLATED) -> bytes:
 
 def _tar(format=tarfile.GNU_FORMAT, **headers) -> bytes:
     with tarfile.open(fileobj=(content := io.BytesIO()), mode="w", format=format) as out:
-        for name, data in _PICTURES.items():
+        for name, data in _FILES.items():
             info = tarfile.TarInfo(name * 30 if headers else name)
             info.size, info.pax_headers = len(data), headers
             out.addfile(info, io.BytesIO(data))
@@ -49,7 +49,7 @@ def _tar(format=tarfile.GNU_FORMAT, **headers) -> bytes:
 
 
 SEEDS = {
-    **{f"{name}.zip": _zip(_PICTURES.items(), method) for name, method in _METHODS.items()},
+    **{f"{name}.zip": _zip(_FILES.items(), method) for name, method in _METHODS.items()},
     **{f"gnu.{name}": pack(_tar()) for name, (pack, _) in _PACKERS.items()},
     "pax.tar": _tar(tarfile.PAX_FORMAT, comment="words"),
     "sparse.tar": _tar(tarfile.PAX_FORMAT, **{"GNU.sparse.major": "0", "GNU.sparse.size": "9"}),
@@ -73,43 +73,43 @@ _entries = st.lists(
     ),
     max_size=4,
 )  # fmt: skip
-cases = st.tuples(st.just("spoiled"), spoils(SEEDS, ("plain", "below"))) | st.tuples(
+cases = st.tuples(st.just("corrupt"), corruptions(SEEDS, ("plain", "inside"))) | st.tuples(
     st.sampled_from(["zip", "tar", "tar.gz"]), _entries
 )
-warm = [("spoiled", (name, "plain", [], name)) for name in SEEDS]
+warm = [("corrupt", (name, "plain", [], name)) for name in SEEDS]
 
 
 def attempt(case, folder: Path) -> Iterator[str]:
-    kind, what = case
-    if kind == "spoiled":
-        name, below, changes, other = what
-        name, content = name.partition(".")[2], _spoiled(name, below, changes, other)
+    kind, content_of = case
+    if kind == "corrupt":
+        name, wrapping, changes, other = content_of
+        name, content = name.partition(".")[2], _corrupt(name, wrapping, changes, other)
     else:
-        name, content = kind, _built(kind, what)
+        name, content = kind, _built(kind, content_of)
     (folder / "out").mkdir()
     (archive := folder / f"a.{name}").write_bytes(content)
     try:
-        with open_inputs(archive, folder / "out") as (found, names):
-            _look(folder / "out")
-            contents = found.read(names, False)
+        with open_inputs(archive, folder / "out") as (source, names):
+            _check_extracted(folder / "out")
+            contents = source.read(names, False)
             yield from (c.reason for c in contents if not isinstance(c, bytes))
     except UserError as error:
         yield str(error)
-    left = list((folder / "out").rglob("*"))
-    assert not left, f"left behind: {left}"
+    remaining = list((folder / "out").rglob("*"))
+    assert not remaining, f"not deleted: {remaining}"
 
 
-def _spoiled(name, below, changes, other):
+def _corrupt(name, wrapping, changes, other):
     content, other = SEEDS[name], SEEDS[other]
     packer = _PACKERS.get(name.partition(".")[2])
-    if below == "below" and packer:
+    if wrapping == "inside" and packer:
         pack, unpack = packer
-        return rewrapped(content, changes, other, unpack, lambda tar: pack(_checksummed(tar)))
-    return spoiled(content, changes, other)
+        return corrupt_inside(content, changes, other, unpack, lambda tar: pack(_checksummed(tar)))
+    return corrupt(content, changes, other)
 
 
 def _checksummed(tar):
-    """With the checksum right in whatever looks like a header."""
+    """The archive with correct checksums in everything that looks like a header."""
     tar = bytearray(tar)
     for at in range(0, len(tar) - 511, 512):
         if tar[at + 257 : at + 262] == b"ustar":
@@ -122,16 +122,16 @@ def _built(kind, entries):
     if kind == "zip":
         content = bytearray(_zip((name, b"x" * 10) for name, *_ in entries))
         at = 0
-        for _, what, size, _ in entries:  # the central directory, entry by entry
+        for _, choice, size, _ in entries:  # entries of the central directory
             at = content.find(b"PK\1\2", at + 1)
             if size is not None and at > 0:
                 content[at + 24 : at + 28] = (size % 2**32).to_bytes(4, "little")
-                content[at + 10] = list(_METHODS.values())[what % 4]
+                content[at + 10] = list(_METHODS.values())[choice % 4]
         return bytes(content)
     parts = []
-    for name, what, size, headers in entries:
+    for name, choice, size, headers in entries:
         info = tarfile.TarInfo(name)
-        info.type, info.pax_headers = _TYPES[what : what + 1], headers
+        info.type, info.pax_headers = _TYPES[choice : choice + 1], headers
         info.size = 10 if size is None else size
         try:
             parts.append(info.tobuf(tarfile.PAX_FORMAT if headers else tarfile.GNU_FORMAT))
@@ -142,11 +142,11 @@ def _built(kind, entries):
     return gzip.compress(tar) if kind == "tar.gz" else tar
 
 
-def _look(folder):
-    """What was unpacked lies in the folder, is no link, and is no more than was promised."""
+def _check_extracted(folder):
+    """Checks that extracted files lie in the folder, are not links, and respect the limit."""
     total = 0
     for path in folder.rglob("*"):
         assert not path.is_symlink() and (path.is_dir() or path.is_file()), f"{path} is a link"
         total += path.lstat().st_size
-    assert total < MOST, f"{total} bytes were unpacked"
+    assert total < MAX_BYTES, f"{total} bytes were extracted"
     assert os.path.realpath(folder) == str(folder.resolve())

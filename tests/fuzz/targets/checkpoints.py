@@ -1,4 +1,4 @@
-"""Workdirs of trained runs: checkpoints, and the JSON beside them that says how to read these."""
+"""Folders of trained runs: checkpoints, and the JSON files next to them."""
 
 import atexit
 import contextlib
@@ -25,14 +25,14 @@ from bigan_jax.runtime.files import write_json
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
 from bigan_jax.training.saving.train_log import read_train_log
-from tests.fuzz.mutations import changes, replacements, retold, spoiled
+from tests.fuzz.mutations import changes, corrupt, replace_tokens, replacements
 from tests.helpers.datasets import evaluation_content
 
-HISTORY = '{"epoch": 1, "phase": "phase1", "seconds": 1.0, "reconstruction/loss": 0.5}\n'
+TRAIN_LOG = '{"epoch": 1, "phase": "phase1", "seconds": 1.0, "reconstruction/loss": 0.5}\n'
 
 
 def _make() -> tuple[Path, list[list[np.ndarray]]]:
-    """A workdir with two checkpoints of a small detector, and the arrays of both."""
+    """A folder with two checkpoints of a small detector, and the arrays of both."""
     home = Path(tempfile.mkdtemp(prefix="bigan_jax-fuzz-seed-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     (workdir := home / "run").mkdir()
@@ -40,23 +40,19 @@ def _make() -> tuple[Path, list[list[np.ndarray]]]:
     with config.unlocked():
         config.model.hidden, config.data.image_size = (4, 2), 16
         config.score.standardize = True
-    built = build(parse_settings(config), 2, 1)
-    state = jax.jit(
-        lambda: init_state(
-            built.detector, built.optimizers, 0, parse_settings(config).data.image_shape
-        )
-    )()
+    settings = parse_settings(config)
+    built, shape = build(settings, 2, 1), settings.data.image_shape
+    state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, shape))()
     checkpoints, saved = CheckpointManager(workdir), []
     for epoch in 1, 2:
         state = jax.tree.map(lambda x: x + 1 if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
-        checkpoints.save(Progress(epoch, train_log=HISTORY), state)
+        checkpoints.save(Progress(epoch, train_log=TRAIN_LOG), state)
         saved.append(_arrays(state))
     checkpoints.close()
     write_json(workdir / "config.json", config.to_dict())
-    conditions = ["bottle", "leaf"]
-    evaluation = evaluation_content(conditions=conditions, steps=int(state.step))
+    evaluation = evaluation_content(conditions=["bottle", "leaf"], steps=int(state.step))
     write_json(workdir / "evaluation.json", evaluation)
-    (workdir / "train.jsonl").write_text(HISTORY)
+    (workdir / "train.jsonl").write_text(TRAIN_LOG)
     return workdir, saved
 
 
@@ -69,47 +65,49 @@ FILES = sorted(p.relative_to(WORKDIR).as_posix() for p in WORKDIR.rglob("*") if 
 JSON = [name for name in FILES if "/" not in name]
 _any, _big = st.sampled_from(FILES), st.integers(0, 2**32 - 1)
 cases = st.one_of(
-    st.tuples(st.just("spoiled"), st.lists(st.tuples(_any, changes), min_size=1, max_size=3)),
-    st.tuples(st.just("retold"), st.tuples(st.sampled_from(JSON), replacements)),
-    st.tuples(st.just("moved"), st.tuples(_any, _any)),
-    st.tuples(st.just("gone"), st.lists(_any, min_size=1, max_size=4)),
+    st.tuples(st.just("corrupt"), st.lists(st.tuples(_any, changes), min_size=1, max_size=3)),
+    st.tuples(st.just("tokens"), st.tuples(st.sampled_from(JSON), replacements)),
+    st.tuples(st.just("copied"), st.tuples(_any, _any)),
+    st.tuples(st.just("removed"), st.lists(_any, min_size=1, max_size=4)),
     st.tuples(st.just("linked"), st.tuples(_any, st.booleans())),
 )
-warm = [("spoiled", []), ("gone", [FILES[0]]), ("spoiled", [(FILES[1], [("bits", 3, 1, 0)])])]
+warm = [("corrupt", []), ("removed", [FILES[0]]), ("corrupt", [(FILES[1], [("bits", 3, 1, 0)])])]
 
 
 def attempt(case, folder: Path) -> Iterator[str]:
     workdir = folder / "run"
     shutil.copytree(WORKDIR, workdir)
-    kind, what = case
-    _HOW[kind](workdir, what)
+    kind, change = case
+    _CHANGES[kind](workdir, change)
     try:
         read_train_log(workdir)
     except UserError as error:
         yield str(error)
     result = require_evaluation(workdir)
-    with contextlib.redirect_stderr(said := io.StringIO()):
+    with contextlib.redirect_stderr(stderr := io.StringIO()):
         scorer = load(workdir)
-    if said.getvalue():
-        yield said.getvalue()
-    if kind != "retold":  # then the config may ask for other networks, or none that fit
-        got = _arrays(scorer._variables[0])
-        assert any(all(map(np.array_equal, got, saved)) for saved in SAVED), "a state not saved"
+    if stderr.getvalue():
+        yield stderr.getvalue()
+    if kind != "tokens":  # these may change the config, and with it the networks
+        restored = _arrays(scorer._variables[0])
+        assert any(all(map(np.array_equal, restored, saved)) for saved in SAVED), (
+            "restored a state that was not saved"
+        )
     assert set(scorer.conditions) <= set(result.conditions)
 
 
-def _spoil(workdir, spoils):
-    for name, how in spoils:
-        (workdir / name).write_bytes(spoiled((workdir / name).read_bytes(), how))
+def _corrupt_files(workdir, corruptions):
+    for name, file_changes in corruptions:
+        (workdir / name).write_bytes(corrupt((workdir / name).read_bytes(), file_changes))
 
 
-def _retell(workdir, what):
-    name, replaced = what
-    text = retold((workdir / name).read_text(), replaced)
+def _replace_tokens(workdir, change):
+    name, replaced = change
+    text = replace_tokens((workdir / name).read_text(), replaced)
     (workdir / name).write_bytes(text.encode("utf-8", "surrogatepass"))
 
 
-def _move(workdir, pair):
+def _copy(workdir, pair):
     if pair[0] != pair[1]:
         shutil.copyfile(workdir / pair[0], workdir / pair[1])
 
@@ -119,15 +117,19 @@ def _remove(workdir, names):
         (workdir / name).unlink(missing_ok=True)
 
 
-def _link(workdir, what):
-    """A file, or the folder it is in, becomes a link to what lies outside."""
-    name, whole = what
-    path = (workdir / name).parent if whole and "/" in name else workdir / name
+def _link(workdir, change):
+    """Replaces a file, or its folder, by a link to a copy outside."""
+    name, link_folder = change
+    path = (workdir / name).parent if link_folder and "/" in name else workdir / name
     outside = workdir.parent / "outside"
     path.rename(outside)
     os.symlink(outside, path)
 
 
-_HOW = {
-    "spoiled": _spoil, "retold": _retell, "moved": _move, "gone": _remove, "linked": _link,
-}  # fmt: skip
+_CHANGES = {
+    "corrupt": _corrupt_files,
+    "tokens": _replace_tokens,
+    "copied": _copy,
+    "removed": _remove,
+    "linked": _link,
+}

@@ -13,9 +13,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 
 from bigan_jax.data.files import images, medical
-from bigan_jax.data.files.unreadable import UnreadableFile, split_unreadable
-from bigan_jax.data.files.unreadable import try_read as tried
-from tests.fuzz.mutations import rewrapped, spoiled, spoils
+from bigan_jax.data.files.unreadable import UnreadableFile, split_unreadable, try_read
+from tests.fuzz.mutations import corrupt, corrupt_inside, corruptions
 
 images.MAX_PIXELS = 10**6
 medical.MAX_SLICES = 50
@@ -85,28 +84,28 @@ def _seeds() -> dict[str, bytes]:
 
 
 SEEDS = _seeds()
-cases = spoils(SEEDS, ("plain", "below"))
+cases = corruptions(SEEDS, ("plain", "inside"))
 warm = [(name, "plain", [], name) for name in SEEDS]
 
 
 def attempt(case, folder: Path) -> Iterator[str]:
-    name, below, changes, other = case
+    name, wrapping, changes, other = case
     content, other = SEEDS[name], SEEDS[other]
-    if below == "below" and name.endswith(".gz"):
-        content = rewrapped(content, changes, other, gzip.decompress, gzip.compress)
+    if wrapping == "inside" and name.endswith(".gz"):
+        content = corrupt_inside(content, changes, other, gzip.decompress, gzip.compress)
     else:
-        content = spoiled(content, changes, other)
+        content = corrupt(content, changes, other)
     data = folder / "data"
     data.mkdir()
     (file := data / f"a.{name.partition('.')[2]}").write_bytes(content)
     names = images.list_images(data)
     for read in lambda x, _: images.read_image(x, 8, 1), lambda x, _: images.read_mask(x, 8):
-        _, broken = split_unreadable(images.read_files(read, data, names, "images"))
-        yield from (b.reason for b in broken)
-    for work in (
+        _, unreadable = split_unreadable(images.read_files(read, data, names, "images"))
+        yield from (file.reason for file in unreadable)
+    for read in (
         lambda: images.image_size(data / names[0]),
         lambda: images.read_encoded(data / names[0], mask=True),
         lambda: medical.image_group(data, file.name),
     ):
-        if isinstance(made := tried(file.name, work), UnreadableFile):
-            yield made.reason
+        if isinstance(result := try_read(file.name, read), UnreadableFile):
+            yield result.reason

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bigan_jax.commands import compare
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.finished_run import read_run, read_scores
-from tests.fuzz.mutations import changes, replacements, retold, spoiled
+from tests.fuzz.mutations import changes, corrupt, replace_tokens, replacements
 from tests.helpers.datasets import write_run
 
 FILES = ("evaluation.json", "scores.csv", "config.json", "train.jsonl")
@@ -33,13 +33,13 @@ warm = [(name, "bytes", []) for name in FILES]
 
 
 def attempt(case, folder: Path) -> Iterator[str]:
-    name, how, what = case
+    name, level, changed = case
     content = SEEDS[name]
-    if how == "bytes":
-        content = spoiled(content, what, SEEDS["evaluation.json"])
+    if level == "bytes":
+        content = corrupt(content, changed, SEEDS["evaluation.json"])
     else:
-        content = retold(content.decode(), what).encode("utf-8", "surrogatepass")
-    workdir = folder / "runs" / "spoiled"
+        content = replace_tokens(content.decode(), changed).encode("utf-8", "surrogatepass")
+    workdir = folder / "runs" / "corrupt"
     workdir.mkdir(parents=True)
     for file, valid in SEEDS.items():
         (workdir / file).write_bytes(content if file == name else valid)
@@ -49,9 +49,9 @@ def attempt(case, folder: Path) -> Iterator[str]:
         read_scores(run)
     except UserError as error:
         yield str(error)
-    with contextlib.redirect_stdout(said := io.StringIO()):
+    with contextlib.redirect_stdout(stdout := io.StringIO()):
         compare.compare([str(folder / "runs" / "*")], folder / "out")
-    assert said.getvalue().replace("\n", "").isprintable(), said.getvalue()
+    assert stdout.getvalue().replace("\n", "").isprintable(), stdout.getvalue()
     page = (folder / "out" / "comparison.html").read_text()
     assert "<script" not in page and "\x1b" not in page
     shutil.rmtree(folder / "out")

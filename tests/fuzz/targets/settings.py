@@ -1,4 +1,4 @@
-"""What stands on the command line: a config with its argument, and values of its fields."""
+"""The command line: a config file with its argument, and values of fields."""
 
 import os
 from collections.abc import Iterator
@@ -28,8 +28,8 @@ def _fields(config, prefix="config"):
             yield from _fields(value, f"{prefix}.{name}")
 
 
-WHOLE = anogan, cae, cvae, improved_bigan
-FIELDS = sorted({f for model in WHOLE for f in _fields(model.get_config())})
+_MODULES = anogan, cae, cvae, improved_bigan
+FIELDS = sorted({f for model in _MODULES for f in _fields(model.get_config())})
 _words = st.sampled_from([*common.DATASETS, "quick", "no_se", "no_residual", "plain", ""])
 _text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 _arguments = st.lists(_words | _text, max_size=4).map(",".join)
@@ -69,10 +69,9 @@ def attempt(case, folder: Path) -> Iterator[str]:
     )
     try:
         cli.parse_flags(["launch.py", *arguments], values)
-    except flags.Error as error:  # Absl's own message, with the usage
+    except flags.Error as error:  # Absl's message, with the usage
         yield printable(str(error))[:300]
         return
     config = values["config"].value
     default_name(config)
-    parse_settings(config)
     build(parse_settings(config), 2, 10, frozen=False)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bigan_jax.data.files.folders import METADATA, open_folder
-from bigan_jax.data.layouts.grouping import GROUPED, apply_metadata
-from bigan_jax.data.records import ImageRecord
-from tests.fuzz.mutations import changes, spoiled
+from bigan_jax.data.layouts.grouping import apply_metadata
+from bigan_jax.data.records import ImageRecord, Listing
+from tests.fuzz.mutations import changes, corrupt
 
 NAMES = [f"normal/{i}.png" for i in range(4)]
 SEEDS = [
@@ -18,18 +18,19 @@ SEEDS = [
     + "".join(f"{end}{n}{separator}a{i // 2}" for i, n in enumerate(NAMES))
     for separator, column, end in ((",", "group", "\n"), (";", "patient", "\r\n"))
 ]
-cases = st.tuples(st.sampled_from(GROUPED), st.integers(0, len(SEEDS) - 1), changes)
-warm = [(source, i, []) for source in GROUPED for i in range(len(SEEDS))]
+cases = st.tuples(st.booleans(), st.integers(0, len(SEEDS) - 1), changes)
+warm = [(strict, i, []) for strict in (False, True) for i in range(len(SEEDS))]
 
 
 def attempt(case, folder: Path) -> Iterator[str]:
-    source, seed, what = case
+    strict, seed, what = case
     for name in NAMES:
         (folder / name).parent.mkdir(exist_ok=True)
         Image.new("L", (8, 8)).save(folder / name)
-    (folder / METADATA).write_bytes(spoiled(SEEDS[seed].encode(), what, SEEDS[1 - seed].encode()))
+    (folder / METADATA).write_bytes(corrupt(SEEDS[seed].encode(), what, SEEDS[1 - seed].encode()))
     records = [ImageRecord(name, False, name) for name in NAMES]
-    told = apply_metadata(records, open_folder(epath.Path(folder)), source)
+    folder = open_folder(epath.Path(folder))
+    told = apply_metadata(Listing(records, ()), folder, strict=strict)
     assert [r.path for r in told.records] == NAMES and all(r.group for r in told.records)
     assert all(r.condition in range(max(1, len(told.conditions))) for r in told.records)
     yield from told.notes
