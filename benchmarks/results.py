@@ -22,7 +22,7 @@ import numpy as np
 
 from bigan_jax.configs import common
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation.results import flat_fields
+from bigan_jax.evaluation.finished_run import flat_fields
 from bigan_jax.runtime.run_config import default_name, read_config
 
 ROOT = Path(__file__).parents[1]
@@ -144,9 +144,8 @@ def add(rows: dict[str, dict[str, str]], workdir: Path) -> None:
 
 def _row(name, workdir, config, evaluation):
     log = (workdir / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    pixel = evaluation["pixel"] or {}
-    raw = (evaluation["pixel_controls"] or {}).get("raw_intensity", {})
-    baselines = {k: v for k, v in evaluation["controls"].items() if v is not None}
+    pixel, raw = evaluation["pixel"], evaluation["pixel_baselines"]["raw_intensity"]
+    baselines = {k: v for k, v in evaluation["baselines"].items() if v is not None}
     best = max(baselines, key=baselines.get, default=None)
     table = evaluation["score_table"]
     used = next(row for row in table if row["used"]) | {"reduction": "top1"}
@@ -163,13 +162,13 @@ def _row(name, workdir, config, evaluation):
         **{f"n_test_{kind}": evaluation[f"n_{kind}"] for kind in ("normal", "anomalous")},
         "calibration_score": float(np.mean(evaluation["calibration_scores"])),
         **_with_intervals("", evaluation, evaluation["intervals"], _IMAGE_METRICS),
-        **_with_intervals("pixel_", pixel, pixel.get("intervals"), _PIXEL_METRICS),
+        **_with_intervals("pixel_", pixel, pixel["intervals"], _PIXEL_METRICS),
         "pixel_raw_intensity_auroc": raw.get("auroc"),
         "pixel_raw_intensity_aupro": raw.get("aupro"),
-        **{key: evaluation[key] for key in ("mse_auroc", "ssim_auroc")},
+        **{f"{name}_auroc": evaluation["term_aurocs"][name] for name in ("mse", "ssim")},
         "top1_auroc": top1,
         "native_auroc": (evaluation["native"] or {}).get("auroc"),
-        **{f"baseline_{key}": evaluation["controls"].get(key) for key in _BASELINES},
+        **{f"baseline_{key}": evaluation["baselines"].get(key) for key in _BASELINES},
         "best_baseline": best,
         "best_baseline_auroc": baselines.get(best),
         "minutes": round(sum(json.loads(line)["seconds"] for line in log) / 60, 1),

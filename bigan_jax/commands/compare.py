@@ -12,7 +12,7 @@ import numpy as np
 
 from bigan_jax.errors import UserError, printable
 from bigan_jax.evaluation.comparison import DatasetComparison, compare_runs
-from bigan_jax.evaluation.results import FinishedRun, read_run
+from bigan_jax.evaluation.finished_run import FinishedRun, read_run
 from bigan_jax.reports import html, tables
 from bigan_jax.reports.comparison_tables import CSV_HEADER, comparison_tables, csv_rows, overview
 from bigan_jax.reports.tables import Table
@@ -155,10 +155,10 @@ def _read(folders: Iterable[Path]) -> tuple[list[FinishedRun], list[tuple[str, s
 
 def _plot(dataset: DatasetComparison) -> Plot:
     """Computes positions on an axis from 0.5, or less where an AUROC is lower, to 1."""
-    known = [row for row in dataset.rows if row.figures["auroc"]]
-    seeds = [[run.evaluation["auroc"] for run in row.runs] for row in known]
+    known = [row for row in dataset.rows if row.values["auroc"]]
+    seeds = [[run.result.auroc for run in row.runs] for row in known]
     seeds = [[value for value in values if value is not None] for values in seeds]
-    ends = [[run.evaluation["auroc_ci"] for run in row.runs] for row in known]
+    ends = [[run.result.auroc_ci for run in row.runs] for row in known]
     ends = [intervals if all(intervals) else [] for intervals in ends]
     lowest = min([0.5, *chain(*seeds), *(low for low, _ in chain(*ends))])
     start = math.floor(lowest * 10) / 10
@@ -169,8 +169,8 @@ def _plot(dataset: DatasetComparison) -> Plot:
     dots = [
         Dot(
             row.label,
-            row.figures["auroc"].mean,
-            position(row.figures["auroc"].mean),
+            row.values["auroc"].mean,
+            position(row.values["auroc"].mean),
             tuple(position(float(end)) for end in np.mean(intervals, axis=0))
             if intervals
             else None,
@@ -180,7 +180,7 @@ def _plot(dataset: DatasetComparison) -> Plot:
     ]
     ticks = [i / 10 for i in range(round(start * 10), 11)]
     ticks = ticks[-1::-2][::-1] if len(ticks) > 6 else ticks
-    baseline = None if dataset.control is None else position(dataset.control)
+    baseline = None if dataset.baseline is None else position(dataset.baseline)
     return Plot(dots, baseline, position(0.5), [(tick, position(tick)) for tick in ticks])
 
 
@@ -212,10 +212,10 @@ def _html(comparison, summary, sections):
 
 def _print(comparison):
     for dataset in comparison.datasets:
-        best = next((row for row in dataset.rows if row.figures["auroc"]), None)
+        best = next((row for row in dataset.rows if row.values["auroc"]), None)
         if best:
             auroc, baseline = (
-                tables.format_cell(best.figures[name]) for name in ("auroc", "control")
+                tables.format_cell(best.values[name]) for name in ("auroc", "baseline")
             )
             print(
                 f"{dataset.title}: {len(dataset.rows)} rows; best {best.label}, AUROC {auroc}; "

@@ -103,16 +103,19 @@ def evaluate_run(
     assessment = assess(scorer, dataset, settings.score, settings.threshold, settings.identity)
     write_config(workdir, config)
     audit.write(workdir)
-    trained = {"epochs": epochs, "n_train": audit.count_trained(workdir)}
-    assessment.evaluation.update(trained)
+    result = assessment.result
+    warnings = list(result.warnings)
     if epochs < settings.epochs:
-        assessment.evaluation["warnings"].append(
+        warnings.append(
             f"Trained for {epochs} of {settings.epochs} epochs: training is not finished."
         )
     if late := audit.count_added_later(workdir):
-        assessment.evaluation["warnings"].append(
+        warnings.append(
             f"{late} training images were added after training and are not used. "
             "Train in another --workdir to use them."
         )
-    evaluation_files.write_evaluation(workdir, config, dataset.test, audit, assessment)
-    return assessment.evaluation
+    n_train = audit.count_trained(workdir)
+    result = result.replace(epochs=epochs, n_train=n_train, warnings=warnings)
+    assessment = assessment._replace(result=result)
+    result = evaluation_files.write_evaluation(workdir, config, dataset.test, audit, assessment)
+    return result.as_dict()

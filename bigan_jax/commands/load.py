@@ -4,12 +4,13 @@ from contextlib import closing
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from bigan_jax.commands.build import build
 from bigan_jax.commands.settings import Settings, parse_settings
 from bigan_jax.detector import Detector, TrainState, init_state
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation.results import read_decision_settings
+from bigan_jax.evaluation.result import require_evaluation
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.runtime.run_config import config_errors, read_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
@@ -28,12 +29,12 @@ def load(workdir: str | Path) -> AnomalyScorer:
     config = read_config(workdir)
     with config_errors(workdir):
         settings = parse_settings(config)
-    decision = read_decision_settings(workdir)
-    conditions = decision.conditions
+    result = require_evaluation(workdir)
+    conditions = result.conditions
     state, detector, _ = restore(settings, workdir, len(conditions))
-    if decision.steps not in (None, int(state.step)):
+    if result.steps != int(state.step):
         raise UserError(
-            f"{workdir}: evaluation.json is of step {decision.steps}, and the latest valid "
+            f"{workdir}: evaluation.json is of step {result.steps}, and the latest valid "
             f"checkpoint is of step {int(state.step)}. Run --mode=evaluate first."
         )
     is_conditional = settings.model.get("conditional") and len(conditions) > 1
@@ -42,12 +43,12 @@ def load(workdir: str | Path) -> AnomalyScorer:
             settings,
             detector,
             state,
-            threshold=decision.threshold,
-            calibration=decision.calibration,
+            threshold=result.threshold,
+            calibration=np.array(result.calibration_scores),
             conditions=conditions if is_conditional else (),
         )
         if settings.score.standardize:
-            scorer.standardize(decision.spread)
+            scorer.standardize(result.score.standard_deviations)
     return scorer
 
 

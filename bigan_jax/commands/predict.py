@@ -22,8 +22,9 @@ from bigan_jax.data.files.images import map_in_threads, read_image
 from bigan_jax.data.files.unreadable import MAX_LISTED, UnreadableFile, is_within_folder, try_read
 from bigan_jax.data.inputs import open_inputs
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation.results import read_decision_settings
-from bigan_jax.evaluation.scorer import AnomalyScorer, Scores
+from bigan_jax.evaluation.result import require_evaluation
+from bigan_jax.evaluation.scorer import AnomalyScorer
+from bigan_jax.reports.evaluation_files import score_rows
 from bigan_jax.reports.overlays import write_overlays
 from bigan_jax.runtime.run_config import read_config
 
@@ -73,17 +74,12 @@ def predict(
     """
     workdir, output = Path(workdir), Path(output)
     read_config(workdir)  # its message is better if there is no run
-    settings = read_decision_settings(workdir)
-    if settings.calibration is None or settings.color_limit is None:
-        raise UserError(
-            f"The evaluation of {workdir} lacks what a prediction needs. Repeat it: "
-            f"python launch.py --mode=evaluate --workdir={workdir}"
-        )
+    result = require_evaluation(workdir)
     _create_output_folder(output, source)
     with open_inputs(source, output) as (folder, names):
         scorer = load(workdir)
         conditions = infer_conditions(names, folder.root, scorer, condition)
-        limit = settings.color_limit
+        limit = result.color_limits["combined"]
         try:
             return _predict(scorer, limit, folder, conditions, output, maps)
         except OSError as error:  # above all, a full disk
@@ -154,18 +150,25 @@ def _predict(
     ):
         table = csv.writer(file)
         for names in blocks:
-            contents, images, block_unreadable = _read(folder, names.tolist(), scorer.form)
+            contents, images, block_unreadable = _read(folder, names.tolist(), scorer.image_format)
             if images:
                 indices = np.array([conditions[name] for name in images], np.int32)
                 search = "search" if scorer.search_steps else ""
                 scores = scorer.score(np.stack(list(images.values())), indices, progress=search)
                 if maps:
                     block_unreadable += write_overlays(
-                        contents, list(images), scores.error_map, limit, output, scorer.form.window
+                        contents,
+                        list(images),
+                        scores.error_map,
+                        limit,
+                        output,
+                        scorer.image_format.window,
                     )
                 skipped = {file.path for file in block_unreadable}
-                named_rows = zip(images, _rows(list(images), scores, scorer), strict=True)
-                rows = [row for name, row in named_rows if name not in skipped]
+                percentiles = [f"{p:.4g}" for p in scorer.percentile(scores)]
+                decisions = scorer.decide(scores)
+                rows = score_rows(list(images), scores, decisions, {}, {"percentile": percentiles})
+                rows = [r for name, r in zip(images, rows, strict=True) if name not in skipped]
                 if rows and not scored:
                     table.writerow(rows[0])
                 table.writerows(row.values() for row in rows)
@@ -194,23 +197,6 @@ def _read(
     unreadable = [result for result in results.values() if isinstance(result, UnreadableFile)]
     images = {n: r for n, r in results.items() if not isinstance(r, UnreadableFile)}
     return contents, images, unreadable
-
-
-def _rows(names: Sequence[str], scores: Scores, scorer: AnomalyScorer) -> list[dict[str, str]]:
-    decision, percentile = scorer.decide(scores), scorer.percentile(scores)
-    columns = scores.columns
-    rows = []
-    for i, name in enumerate(names):
-        row = {
-            "path": errors.printable(name),
-            **{column: f"{v[i]:.8g}" for column, v in columns.items()},
-        }
-        row["percentile"] = f"{percentile[i]:.4g}"
-        row["decision"] = "anomalous" if decision[i] else "normal"
-        if scores.native is not None:
-            row["native"] = f"{scores.native[i]:.8g}"
-        rows.append(row)
-    return rows
 
 
 def _append_unreadable(unreadable: Sequence[UnreadableFile], path: Path) -> None:

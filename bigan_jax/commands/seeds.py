@@ -107,12 +107,12 @@ def summarize(workdir: Path, folders: Sequence[Path]) -> dict:
             f"{workdir / 'comparison.md'} lists each of them. If the field is of the score or the "
             f"threshold, evaluate all with one value: --mode=evaluate --workdir={workdir}."
         )
-    seeds = [run.evaluation["seed"] for run in row.runs]
-    figures = {name: figure and figure._asdict() for name, figure in row.figures.items()}
+    seeds = [run.result.seed for run in row.runs]
+    figures = {name: figure and figure._asdict() for name, figure in row.values.items()}
     summary = {"model": row.label, "dataset": dataset.title, "seeds": seeds, "figures": figures}
     write_json(workdir / "summary.json", summary)
-    labels = {"AUROC": "auroc", "F1": "f1", "pixel AUROC": "pixel_auroc", "baseline": "control"}
-    cells = [f"{label} {tables.format_cell(row.figures[name])}" for label, name in labels.items()]
+    labels = {"AUROC": "auroc", "F1": "f1", "pixel AUROC": "pixel_auroc", "baseline": "baseline"}
+    cells = [f"{label} {tables.format_cell(row.values[name])}" for label, name in labels.items()]
     seed_list = ", ".join(map(str, seeds))
     print(f"{row.label} on {dataset.title}, seeds {seed_list}: {'; '.join(cells)}")
     return summary

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.evaluation.anomaly_score import TERMS, ScoreSettings
-from bigan_jax.evaluation.results import is_name
+from bigan_jax.evaluation.result import is_name
 from bigan_jax.metrics.thresholds import ThresholdSettings
 from bigan_jax.training import divergence
 from bigan_jax.training.augmentation import AugmentationSettings

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bigan_jax.commands.compare import Comparison, compare
 from bigan_jax.commands.sweep_plan import PlannedRun, is_finished, plan
-from bigan_jax.evaluation.results import epochs_done
+from bigan_jax.evaluation.finished_run import epochs_done
 from bigan_jax.runtime import launchers
 
 _LOG_LINES = 8  # of a failed run

@@ -10,8 +10,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from bigan_jax.errors import UserError, unknown_name
+from bigan_jax.evaluation.finished_run import flat_fields, read_run
 from bigan_jax.evaluation.paper_results import MODELS
-from bigan_jax.evaluation.results import flat_fields, read_run
 from bigan_jax.runtime.run_config import default_name, require_same_config
 
 _EVALUATION_FIELDS = ("score.", "threshold.")  # if one of them changes, a run is evaluated again
@@ -178,4 +178,5 @@ def is_finished(run: PlannedRun) -> bool:
         for name, value in fields.items()
         if name.startswith(_EVALUATION_FIELDS)
     )
-    return same and finished.trained is not None and finished.trained[0] >= finished.trained[1]
+    total = finished.total_epochs
+    return same and total is not None and finished.result.epochs >= total

@@ -1,14 +1,15 @@
-"""The anomaly score: a weighted sum of terms, each a number and a map. Pure functions, no network.
+"""The anomaly score: a weighted sum of the terms in TERMS. Pure functions, no trained network.
 
-A map gives a pixel's error at the picture's resolution. The terms are the squared error, 1 - SSIM
-and the squared difference of VGG16's features; the paper takes 0.7 of the first and 0.3 of the
-second (Sec. III).
+Each term gives an image a value and an error map at the image's resolution. The paper's score is
+0.7 squared error + 0.3 (1 - SSIM) (Sec. III).
+
+A new term is an entry of TERMS and its weight in configs/common.py.
 """
 
 import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,13 +20,59 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from bigan_jax.errors import UserError, unknown_name
+from bigan_jax.evaluation.result import ScoreTableRow
 from bigan_jax.metrics.image import auroc
 from bigan_jax.nn import losses, ssim
 
-TERMS = ("mse", "ssim", "perceptual")
+Images = Float[Array, "b h w c"]  # in [0, 1]
+Features = tuple[Sequence[Array], Sequence[Array]]  # VGG16 features of images and reconstructions
+ValueAndMap = tuple[Float[Array, "b"], Float[Array, "b h w"]]
+
+
+class ScoreTerm(NamedTuple):
+    """A term of the score.
+
+    Attributes:
+      label: its name in the report.
+      column: its column of scores.csv.
+      value_and_map: images, reconstructions and features to a value and a map per image. Features
+        are None unless `needs_features`.
+      needs_features: whether it compares VGG16 features.
+    """
+
+    label: str
+    column: str
+    value_and_map: Callable[[Images, Images, Features | None], ValueAndMap]
+    needs_features: bool = False
+
+
+def _squared_error(image, reconstruction, _features) -> ValueAndMap:
+    squares = jnp.square(image - reconstruction).mean(-1)
+    return squares.mean((1, 2)), squares
+
+
+def _ssim_error(image, reconstruction, _features) -> ValueAndMap:
+    """The value is that of dm-pix, over complete windows only; the map extends to the edges."""
+    return ssim.ssim_error_and_map(image, reconstruction)
+
+
+def _perceptual(image, _reconstruction, features) -> ValueAndMap:
+    """The map averages squared differences over channels and layers, enlarged linearly."""
+    layers = []
+    for x, y in zip(*features, strict=True):
+        error = jnp.square(x.astype(jnp.float32) - y.astype(jnp.float32)).mean(-1)
+        layers.append(jax.image.resize(error, (len(error), *image.shape[1:3]), "linear"))
+    return losses.perceptual(*features), jnp.stack(layers).mean(0)
+
+
+TERMS = {
+    "mse": ScoreTerm("squared error", "mse", _squared_error),
+    "ssim": ScoreTerm("1 - SSIM", "ssim_error", _ssim_error),
+    "perceptual": ScoreTerm("VGG16 feature distance", "perceptual", _perceptual, True),
+}
 REDUCTIONS = ("mean", "max", "top1")
-_PAPER = {"mse": 0.7, "ssim": 0.3}
-_SLICE = 16  # pictures whose combined maps are worked on at once: they fit into a CPU's cache
+_PAPER_WEIGHTS = {"mse": 0.7, "ssim": 0.3}
+_BLOCK = 16  # images whose combined maps are reduced together: they fit into a CPU's cache
 
 TABLE_NOTE = (
     "Each row is another way to score the same reconstructions. To pick the best of them by its "
@@ -34,25 +81,34 @@ TABLE_NOTE = (
 
 
 class ScoreFormula(NamedTuple):
-    """How terms become a score.
+    """The definition of a score.
 
-    weights: by term; what is not named has no part.
-    reduction: "mean" of the terms, or of the combined map "max" or "top1", the mean of its
-      highest hundredth of pixels.
+    Attributes:
+      weights: by term; terms that are missing have no part in the score.
+      reduction: "mean" for the weighted sum of the terms' values; or a reduction of the combined
+        map: "max", or "top1" for the mean of its highest hundredth of pixels.
     """
 
     weights: Mapping[str, float]
     reduction: str = "mean"
 
-    def divided_by(self, spread: Mapping[str, float]) -> "ScoreFormula":
-        """The formula of terms that are each divided by their spread first."""
-        flat = [name for name in self.weights if not spread[name] > 0]
-        if flat:
+    def standardized(self, deviations: Mapping[str, float]) -> "ScoreFormula":
+        """Returns the formula that divides each term by its standard deviation first.
+
+        Args:
+          deviations: standard deviations over calibration images, by term.
+
+        Raises:
+          UserError: a standard deviation is not above 0.
+        """
+        constant = [name for name in self.weights if not deviations[name] > 0]
+        if constant:
             raise UserError(
-                f"config.score.standardize: {', '.join(flat)} does not vary over the calibration "
-                "pictures, so there is nothing to divide by. Set more normal pictures aside."
+                f"config.score.standardize divides by the standard deviation over calibration "
+                f"images, and that of {', '.join(constant)} is 0: raise "
+                "config.data.calibration_fraction."
             )
-        weights = {name: weight / spread[name] for name, weight in self.weights.items()}
+        weights = {name: weight / deviations[name] for name, weight in self.weights.items()}
         return self._replace(weights=weights)
 
 
@@ -83,160 +139,153 @@ class ScoreSettings:
         """The score definition before any standardization."""
         return formula(self.weights, self.reduction)
 
-    def as_dict(self) -> dict:
-        """The settings as `config.score` has them."""
-        others = {n: getattr(self, n) for n in ("unit_features", "standardize", "reduction")}
-        return {**self.weights, **others}
-
 
 class ScoreTerms(NamedTuple):
-    """What a score is made of, by term."""
+    """The values and error maps of images, by term."""
 
     value: dict[str, Float[Array, "b"]]
     map: dict[str, Float[Array, "b h w"]]
 
 
 def formula(weights: Mapping[str, float], reduction: str) -> ScoreFormula:
-    """The formula of those weights, without terms of weight 0.
+    """Returns the formula of these weights, without terms of weight 0.
 
-    Raises UserError for a reduction that there is not, a weight below 0, or none above.
+    Raises:
+      UserError: an unknown reduction, a negative weight, or no weight above 0.
     """
     if reduction not in REDUCTIONS:
         raise unknown_name("config.score.reduction", reduction, REDUCTIONS)
     for name, weight in weights.items():
         if not (weight >= 0 and math.isfinite(weight)):
-            raise UserError(f"config.score.{name}={weight}: a weight is a number from 0 up.")
+            raise UserError(f"config.score.{name} must be a number of at least 0 (got {weight}).")
     if not any(weights.values()):
         names = ", ".join(f"config.score.{name}" for name in weights)
         raise UserError(f"every term of the score has weight 0: raise one of {names}.")
     return ScoreFormula({name: float(w) for name, w in weights.items() if w}, reduction)
 
 
-def terms(
-    image: Float[Array, "b h w c"],
-    reconstruction: Float[Array, "b h w c"],
-    features: tuple[Sequence[Array], Sequence[Array]] | None = None,
-) -> ScoreTerms:
-    """All terms of pictures in [0, 1]; "perceptual" where VGG16's features of both are given.
+def terms(image: Images, reconstruction: Images, features: Features | None = None) -> ScoreTerms:
+    """Returns all terms of images in [0, 1].
 
-    SSIM's value is dm-pix's, over windows that lie wholly inside; its map goes on to the edges.
+    Args:
+      image: the images.
+      reconstruction: their reconstructions.
+      features: VGG16 features of both, each a list with one array [b h' w' c'] per layer. Without
+        them, terms that need features are left out.
     """
-    squares = jnp.square(image - reconstruction).mean(-1)
-    ssim_error, ssim_map = ssim.ssim_error_and_map(image, reconstruction)
-    value = {"mse": squares.mean((1, 2)), "ssim": ssim_error}
-    maps = {"mse": squares, "ssim": ssim_map}
-    if features is not None:
-        value["perceptual"] = losses.perceptual(*features)
-        maps["perceptual"] = _feature_map(*features, image.shape[1:3])
-    return ScoreTerms(value, maps)
-
-
-def _feature_map(features, others, size):
-    """Squared differences, averaged over channels and layers, smoothly enlarged."""
-    layers = []
-    for x, y in zip(features, others, strict=True):
-        error = jnp.square(x.astype(jnp.float32) - y.astype(jnp.float32)).mean(-1)
-        layers.append(jax.image.resize(error, (len(error), *size), "linear"))
-    return jnp.stack(layers).mean(0)
+    values, maps = {}, {}
+    for name, term in TERMS.items():
+        if features is not None or not term.needs_features:
+            values[name], maps[name] = term.value_and_map(image, reconstruction, features)
+    return ScoreTerms(values, maps)
 
 
 def score(formula: ScoreFormula, terms: ScoreTerms) -> Float[Array, "b"]:
-    """The anomaly score of each picture. Nothing in it depends on the other pictures."""
+    """Returns the anomaly score of each image, which does not depend on the other images."""
     if formula.reduction == "mean":
-        return _weighted(formula.weights, terms.value)
+        return _weighted_sum(formula.weights, terms.value)
     return reduce(combined_map(formula, terms), formula.reduction)
 
 
 def combined_map(formula: ScoreFormula, terms: ScoreTerms) -> Float[Array, "b h w"]:
-    """The error map: the terms' maps, combined as the score is."""
-    return _weighted(formula.weights, terms.map)
+    """Returns the error maps: the weighted sum of the terms' maps."""
+    return _weighted_sum(formula.weights, terms.map)
 
 
 def reduce(maps: Float[Array, "b h w"], reduction: str) -> Float[Array, "b"]:
-    """The "max", or the mean of the highest hundredth of pixels ("top1"), of each map."""
+    """Returns the "max" of each map, or the mean of its highest hundredth of pixels ("top1")."""
     flat = maps.reshape(len(maps), -1)
     if reduction == "max":
         return flat.max(1)
     count = math.ceil(flat.shape[1] / 100)
-    if isinstance(flat, np.ndarray):  # a tenth of the time, and nothing to compile
+    if isinstance(flat, np.ndarray):  # takes a tenth of the time, and compiles nothing
         return _mean_of_highest(flat, count)
     return lax.top_k(flat, count)[0].mean(1)
 
 
 def _mean_of_highest(rows, count):
-    """The mean of the `count` highest values of each row, which is longer."""
-    # So many columns' maxima are values of the row: it has as many at least as high.
+    """Returns the mean of the `count` highest values of each row."""
+    # The count-th highest of the column maxima bounds the result: at least `count` values of the
+    # row are as high.
     width = min(4 * count, rows.shape[1])
     columns = rows[:, : rows.shape[1] // width * width].reshape(len(rows), -1, width)
-    least = np.partition(columns.max(1), -count, axis=1)[:, -count]
-    high = (row[row >= bound] for row, bound in zip(rows, least, strict=True))
-    highest = (np.partition(values, -count)[-count:] for values in high)
+    bounds = np.partition(columns.max(1), -count, axis=1)[:, -count]
+    candidates = (row[row >= bound] for row, bound in zip(rows, bounds, strict=True))
+    highest = (np.partition(values, -count)[-count:] for values in candidates)
     return np.array([values.sum() / count for values in highest], rows.dtype)
 
 
-def _weighted(weights, values):
+def _weighted_sum(weights, values):
     parts = (weight * values[name] for name, weight in weights.items())
     return functools.reduce(operator.add, parts)  # `sum` would add a zero to every pixel
 
 
-def spread(terms: ScoreTerms) -> dict[str, float]:
-    """Each term's standard deviation over pictures: over the calibration normals, a unit for it."""
+def standard_deviations(terms: ScoreTerms) -> dict[str, float]:
+    """Returns each term's standard deviation over images, such as the calibration images."""
     return {name: float(np.std(np.asarray(v, np.float64))) for name, v in terms.value.items()}
 
 
 def score_table(
     terms: ScoreTerms,
     label: Bool[np.ndarray, "n"],
-    spread: Mapping[str, float],
+    deviations: Mapping[str, float],
     used: ScoreFormula,
     standardized: bool,
-) -> list[dict]:
-    """The AUROC of every score that costs no further reconstruction.
+) -> list[ScoreTableRow]:
+    """Returns the AUROC of every score that needs no further reconstruction.
 
-    Each term alone, the paper's sum and the one in use, the sums with standardized terms as well,
-    each by every reduction.
+    The scores are each term alone, the paper's sum and the sum in use, both sums with standardized
+    terms as well, and each of these by every reduction.
 
-    terms: of the test pictures. spread: of each term over the calibration normals.
-    used, standardized: what the evaluation goes by; weights as they were before.
+    Args:
+      terms: of the test images.
+      label: True for anomalous test images.
+      deviations: each term's standard deviation over calibration images.
+      used: the formula of the evaluation, before standardization.
+      standardized: whether the evaluation standardizes terms.
     """
     in_use = dict(used.weights) if len(used.weights) > 1 else dict.fromkeys(used.weights, 1.0)
-    sums = [_PAPER] if in_use == _PAPER or len(in_use) == 1 else [_PAPER, in_use]
-    ways = [({name: 1.0}, False) for name in terms.value]
+    sums = [_PAPER_WEIGHTS]
+    if len(in_use) > 1 and in_use != _PAPER_WEIGHTS:
+        sums.append(in_use)
+    scores = [({name: 1.0}, False) for name in terms.value]
     for weights in sums:
-        varied = all(spread[name] > 0 for name in weights)
-        ways += [(weights, flag) for flag in (False, True) if varied or not flag]
-    standardized = standardized and len(in_use) > 1  # one term is ranked alike by any unit
+        can_standardize = all(deviations[name] > 0 for name in weights)
+        scores += [(weights, flag) for flag in (False, True) if can_standardize or not flag]
+    standardized = standardized and len(in_use) > 1  # the unit of a single term ranks nothing
     rows = []
-    for weights, flag in ways:
-        formula = ScoreFormula(weights).divided_by(spread) if flag else ScoreFormula(weights)
-        scores = {"mean": score(formula, terms), **_peaks(formula, terms)}
+    for weights, flag in scores:
+        formula = ScoreFormula(weights)
+        formula = formula.standardized(deviations) if flag else formula
+        reduced = {"mean": score(formula, terms), **_map_reductions(formula, terms)}
         for reduction in REDUCTIONS:
-            asked = weights, flag, reduction
+            definition = weights, flag, reduction
             rows.append(
-                {
-                    "score": _words(weights),
-                    "standardize": flag,
-                    "reduction": reduction,
-                    "auroc": auroc(np.asarray(scores[reduction]), label),
-                    "paper": asked == (_PAPER, False, "mean"),
-                    "used": asked == (in_use, standardized, used.reduction),
-                }
+                ScoreTableRow(
+                    score=_formula_text(weights),
+                    standardize=flag,
+                    reduction=reduction,
+                    auroc=auroc(np.asarray(reduced[reduction]), label),
+                    paper=definition == (_PAPER_WEIGHTS, False, "mean"),
+                    used=definition == (in_use, standardized, used.reduction),
+                )
             )
     return rows
 
 
-def _peaks(formula, terms):
-    """The reductions that look at the combined map, a slice of pictures at a time."""
+def _map_reductions(formula, terms):
+    """Returns all reductions of the combined map, computed for a block of images at a time."""
     parts = {name: [] for name in REDUCTIONS if name != "mean"}
-    for start in range(0, len(terms.map["mse"]), _SLICE):
-        maps = {name: m[start : start + _SLICE] for name, m in terms.map.items()}
-        combined = _weighted(formula.weights, maps)
+    n_images = len(next(iter(terms.map.values())))
+    for start in range(0, n_images, _BLOCK):
+        maps = {name: m[start : start + _BLOCK] for name, m in terms.map.items()}
+        combined = _weighted_sum(formula.weights, maps)
         for name, part in parts.items():
             part.append(reduce(combined, name))
     return {name: np.concatenate(part) for name, part in parts.items()}
 
 
-def _words(weights):
+def _formula_text(weights):
     if len(weights) == 1:
         return next(iter(weights))
     return " + ".join(f"{weight:g} {name}" for name, weight in weights.items())

@@ -1,37 +1,45 @@
-"""TODO docstring."""
+"""Assesses a trained detector: thresholds from calibration images, metrics from test images.
 
+Nothing that decides uses a test label, and no image affects the score, decision or colors of
+another one (apart from rounding).
+"""
+
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from bigan_jax.data.dataset import Dataset
+from bigan_jax.data.dataset import Dataset, Images
 from bigan_jax.evaluation import anomaly_score, baselines
-from bigan_jax.evaluation.anomaly_score import ScoreSettings
+from bigan_jax.evaluation.anomaly_score import TERMS, ScoreSettings
+from bigan_jax.evaluation.result import (
+    EvaluationResult,
+    NativeScore,
+    PixelMetrics,
+    PixelResult,
+    ScoreRecord,
+)
 from bigan_jax.evaluation.scorer import AnomalyScorer, Scores
 from bigan_jax.metrics.bootstrap import bootstrap_intervals
-from bigan_jax.metrics.image import (
-    auroc,
-    by_condition,
-    by_defect_type,
-    image_metrics,
-    oracle_threshold,
-    predict_all,
-)
-from bigan_jax.metrics.pixel import NOTHING, dice, pixel_metrics, region_shares
+from bigan_jax.metrics.image import auroc, by_condition, by_defect_type, image_metrics, predict_all
+from bigan_jax.metrics.pixel import PIXEL_METRICS, dice, pixel_metrics, region_weights
 from bigan_jax.metrics.pixel_bootstrap import pixel_bootstrap_intervals
 from bigan_jax.metrics.thresholds import (
     ThresholdSettings,
     choose_threshold,
+    oracle_threshold,
     pixel_threshold,
 )
 from bigan_jax.runtime.run_config import package_version
 
+_COLOR_QUANTILE = 0.999  # of the calibration pixels: errors above share the brightest color
+
 
 class Assessment(NamedTuple):
-    """What evaluation.json holds, and what it was made from."""
+    """The result of an evaluation, and the scores it comes from."""
 
-    evaluation: dict
+    result: EvaluationResult
     calibration: Scores
     test: Scores
 
@@ -43,106 +51,113 @@ def assess(
     threshold: ThresholdSettings,
     identity: Mapping,
 ) -> Assessment:
-    """Scores calibration and test images; thresholds come from the former, metrics from the latter.
+    """Scores calibration and test images, and measures the scores.
 
     Args:
-      scorer: the trained detector.
+      scorer: the trained detector. If `score.standardize` is set, it is standardized here.
       dataset: calibration and test images, and the training images for the baselines.
-      score: how a score is made; `scorer` has its formula.
-      threshold: how the threshold is chosen.
-      identity: what names the run in evaluation.json: model, dataset, category, ablations, ...
+      score: the settings that `scorer` was made with.
+      threshold: how the decision threshold is chosen.
+      identity: the fields of EvaluationResult that identify the run.
+
+    Returns:
+      The result and all scores. `epochs` is 0 and `n_train` is the current number of training
+      images, since only the run's folder has its history.
+
+    Raises:
+      UserError: a score is not finite, or a term to standardize is constant.
     """
-    test, normals = dataset.test, dataset.calibration
-    calibration = scorer.score(normals.image, normals.condition, progress="calibration")
-    spread = anomaly_score.spread(calibration.terms)
+    test, normal = dataset.test, dataset.calibration
+    calibration = scorer.score(normal.image, normal.condition, progress="calibration")
+    deviations = anomaly_score.standard_deviations(calibration.terms)
     if score.standardize:
-        scorer.standardize(spread)
+        scorer.standardize(deviations)
         calibration = scorer.rescore(calibration)
     scores = scorer.score(test.image, test.condition, progress="test")
 
-    groups = len(np.unique(normals.group))
+    groups = len(np.unique(normal.group))
     chosen = choose_threshold(threshold, calibration.score, groups)
     pixel_cutoff = pixel_threshold(calibration.error_map, threshold.false_alarm_rate)
     measured = scores.score, test.label
     intervals = bootstrap_intervals(*measured, test.group, chosen.value)
-    evaluation = {
+    pixel, raw_intensity = _pixel_results(test, scores, pixel_cutoff)
+    term_values = scores.terms.value
+    result = EvaluationResult(
         **identity,
-        "conditions": dataset.conditions,
-        "steps": scorer.steps_trained,
-        "n_calibration": len(normals.label),
-        "n_calibration_groups": groups,
-        "n_normal": int((~test.label).sum()),
-        "n_anomalous": int(test.label.sum()),
+        conditions=list(dataset.conditions),
+        epochs=0,
+        steps=scorer.steps_trained,
+        n_train=len(dataset.train.label),
+        n_calibration=len(normal.label),
+        n_calibration_groups=groups,
+        n_normal=int((~test.label).sum()),
+        n_anomalous=int(test.label.sum()),
         **image_metrics(*measured, chosen.value),
-        "auroc_ci": intervals and intervals["auroc"],
-        "intervals": intervals,
-        "threshold": chosen.value,
-        "threshold_rule": chosen.rule,
-        "threshold_note": chosen.note,
-        "oracle": oracle_threshold(*measured)._asdict(),
-        "predict_all": predict_all(test.label),
-        "native": None
+        auroc_ci=intervals and intervals["auroc"],
+        intervals=intervals,
+        threshold=chosen.value,
+        threshold_rule=chosen.rule,
+        threshold_note=chosen.note,
+        oracle=oracle_threshold(*measured),
+        predict_all=predict_all(test.label),
+        native=None
         if scores.native is None
-        else {"name": identity["model"], "auroc": auroc(scores.native, test.label)},
-        "pixel_threshold": pixel_cutoff,
-        **_pixel_results(test, scores, pixel_cutoff),
-        "by_defect_type": by_defect_type(*measured, test.defect_type, chosen.value),
-        "by_condition": by_condition(*measured, test.condition, dataset.conditions, chosen.value),
-        "controls": _baseline_results(scorer, dataset),
-        "mse_auroc": auroc(scores.mse, test.label),
-        "ssim_auroc": auroc(scores.ssim_error, test.label),
-        "score": {**score.as_dict(), "spread": spread},
-        "score_table": anomaly_score.score_table(
-            scores.terms, test.label, spread, score.formula, score.standardize
+        else NativeScore(identity["model"], auroc(scores.native, test.label)),
+        pixel_threshold=pixel_cutoff,
+        pixel=pixel,
+        pixel_baselines={"raw_intensity": raw_intensity},
+        by_defect_type=by_defect_type(*measured, test.defect_type, chosen.value),
+        by_condition=by_condition(*measured, test.condition, dataset.conditions, chosen.value),
+        baselines=_baseline_results(scorer, dataset),
+        term_aurocs={n: auroc(term_values[n], test.label) for n in TERMS if n in term_values},
+        score=ScoreRecord(**dataclasses.asdict(score), standard_deviations=deviations),
+        score_table=anomaly_score.score_table(
+            scores.terms, test.label, deviations, score.formula, score.standardize
         ),
-        "score_table_note": anomaly_score.TABLE_NOTE,
-        "calibration_scores": calibration.score.tolist(),
-        "color_limits": color_limits(calibration),
-        "notes": [*dataset.notes, *baselines.fitting_note(dataset.train.image)],
-        "warnings": list(scorer.notes),
-        "versions": {name: package_version(name) for name in ("bigan_jax", "jax", "flax")},
-    }
-    return Assessment(evaluation, calibration, scores)
+        score_table_note=anomaly_score.TABLE_NOTE,
+        calibration_scores=calibration.score.tolist(),
+        color_limits=color_limits(calibration),
+        notes=[*dataset.notes, *baselines.fitting_note(dataset.train.image)],
+        warnings=list(scorer.notes),
+        versions={name: package_version(name) for name in ("bigan_jax", "jax", "flax")},
+    )
+    return Assessment(result, calibration, scores)
 
 
-def _pixel_results(test, scores, threshold):
-    """Pixel metrics of the error map, and of the picture itself as a map: their control."""
-    known = test.has_mask
-    if not test.mask[known].any():
-        nothing = NOTHING
-        return {
-            "pixel": {**nothing, "dice": None, "intervals": None},
-            "pixel_controls": {"raw_intensity": nothing},
-        }
-    chosen = slice(None) if known.all() else known  # millions of pixels: no copy without need
+def _pixel_results(
+    test: Images, scores: Scores, threshold: float
+) -> tuple[PixelResult, PixelMetrics]:
+    """Returns the metrics of the error maps, and those of the images' intensity as a baseline."""
+    chosen = test.has_mask
+    if not test.mask[chosen].any():
+        undefined = dict.fromkeys(PIXEL_METRICS)
+        return PixelResult(**undefined, dice=None, intervals=None), PixelMetrics(**undefined)
+    chosen = slice(None) if chosen.all() else chosen  # avoids a copy of millions of pixels
     masks, maps = test.mask[chosen], scores.error_map[chosen]
-    shares = region_shares(masks)
+    weights = region_weights(masks)
     channels = np.moveaxis(test.image[chosen], -1, 0)
-    raw = sum(channel.astype(np.uint16) for channel in channels)  # as good as the mean
-    bright = pixel_metrics(raw, masks, shares=shares)
-    if bright["auroc"] < 0.5:  # defects are dark: the better sign, as of other controls
-        bright = pixel_metrics(raw.max() - raw, masks, shares=shares)
-    return {
-        "pixel": {
-            **pixel_metrics(maps, masks, shares=shares),
-            "dice": dice(maps, masks, threshold),
-            "intervals": pixel_bootstrap_intervals(maps, masks, test.group[chosen], shares),
-        },
-        "pixel_controls": {"raw_intensity": bright},
-    }
+    intensity = sum(channel.astype(np.uint16) for channel in channels)  # ranks as the mean does
+    baseline = pixel_metrics(intensity, masks, weights=weights)
+    if baseline["auroc"] < 0.5:  # defects are dark: take the better sign, as other baselines do
+        baseline = pixel_metrics(intensity.max() - intensity, masks, weights=weights)
+    pixel = PixelResult(
+        **pixel_metrics(maps, masks, weights=weights),
+        dice=dice(maps, masks, threshold),
+        intervals=pixel_bootstrap_intervals(maps, masks, test.group[chosen], weights),
+    )
+    return pixel, PixelMetrics(**baseline)
 
 
-def _baseline_results(scorer, dataset):
+def _baseline_results(scorer: AnomalyScorer, dataset: Dataset) -> dict[str, float | None]:
     train = baselines.fitting_images(dataset.train.image)
-    found = baselines.baseline_scores(train, dataset.test.image, scorer.rate)
-    return baselines.baseline_aurocs(found, dataset.test.label)
+    scores = baselines.baseline_scores(train, dataset.test.image, scorer.score_reconstructions)
+    return baselines.baseline_aurocs(scores, dataset.test.label)
 
 
-_COLOR_QUANTILE = 0.999  # of the calibration normals' pixels: what is above is as bright as it gets
+def color_limits(normal: Scores) -> dict[str, float]:
+    """Returns the error shown in the brightest color, by score term and for the combined map.
 
-
-def color_limits(normals: Scores) -> dict[str, float]:
-    """The error that is as bright as it gets, in every picture alike: of each term's map and of
-    their combination, from pictures that are known to be normal and not tested."""
-    maps = {**normals.terms.map, "combined": normals.error_map}
+    The limits come from normal images that are not tested, and hold for all images.
+    """
+    maps = {**normal.terms.map, "combined": normal.error_map}
     return {name: float(np.quantile(errors, _COLOR_QUANTILE)) for name, errors in maps.items()}

@@ -1,7 +1,7 @@
-"""Training-free controls: what a picture gives away before any network has learned a thing.
+"""Training-free baselines: how well simple statistics of an image detect anomalies.
 
-They share the split and the score of the models. A model that does not beat the strongest of
-them has not been worth its training, and the report says so.
+They share the split and the score of the models. A model that does not beat the strongest baseline
+gains nothing by its training, and the report says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,74 +20,76 @@ Score = Callable[
     [Float[np.ndarray, "m h w c"], Float[np.ndarray, "m h w c"]], Float[np.ndarray, "m"]
 ]
 
-BLOCK = 64  # test pictures at a time: they stay in the cache, and need no new memory
-MOST_EXACT = 2048  # training pictures whose principal axes are not approximated
-MOST_STREAMED = 2048  # pictures that do not fit into memory must not be held as floats
+BLOCK = 64  # test images per step, which fit into a CPU's cache
+MAX_EXACT = 2048  # training images up to which principal axes are exact
+MAX_STREAMED = 2048  # training images that are read if the complete set does not fit into memory
 
-# Brightness alone has no anomalous direction: it may tell a class by being darker.
+# Brightness has no anomalous direction: either sign may separate the classes.
 SIGN_FREE = ("mean_intensity", "corner_pixels")
 
 
 def fitting_images(train: Sequence) -> UInt8[np.ndarray, "n h w c"]:
-    """The training pictures to fit on: all, or of LazyImages a fixed draw of MOST_STREAMED."""
-    if isinstance(train, np.ndarray) or len(train) <= MOST_STREAMED:
+    """Returns the training images to fit on: all, or a fixed draw of MAX_STREAMED LazyImages."""
+    if isinstance(train, np.ndarray) or len(train) <= MAX_STREAMED:
         return train[:]
-    drawn = np.random.default_rng(0).choice(len(train), MOST_STREAMED, replace=False)
+    drawn = np.random.default_rng(0).choice(len(train), MAX_STREAMED, replace=False)
     return train[np.sort(drawn)]
 
 
 def fitting_note(train: Sequence) -> tuple[str, ...]:
-    """What the reader should know where `fitting_pictures` leaves some out."""
-    if isinstance(train, np.ndarray) or len(train) <= MOST_STREAMED:
+    """Returns a note for the report if `fitting_images` leaves images out."""
+    if isinstance(train, np.ndarray) or len(train) <= MAX_STREAMED:
         return ()
-    return (f"the controls were fitted on {MOST_STREAMED} of the {len(train)} training pictures",)
+    return (f"the baselines were fitted on {MAX_STREAMED} of the {len(train)} training images",)
 
 
 def baseline_scores(
     train: UInt8[np.ndarray, "n h w c"], test: UInt8[np.ndarray, "m h w c"], score: Score
 ) -> dict[str, Float[np.ndarray, "m"]]:
-    """Anomaly scores of the test pictures by seven controls, each fitted on `train` alone.
+    """Returns anomaly scores of the test images by seven baselines, fitted on `train` alone.
 
     Args:
-      train: normal pictures, at least two.
-      test: pictures of the same size.
-      score: the models' own score, from pictures and reconstructions in [0, 1]; it is given BLOCK
-        pictures a call, or nearly so many.
+      train: normal images, at least two.
+      test: images of the same shape.
+      score: the models' own score, from images and reconstructions in [0, 1]; it is called with
+        about BLOCK images.
 
     Returns:
-      By name. `mean_image`, `pca_8`, `pca_64`, `nearest_neighbor`: `score` against the mean
-      training picture, the projection on the first principal components (fewer where there are
-      fewer pictures) clipped to [0, 1], and the training picture nearest by L2.
-      `mahalanobis_16`: squared Mahalanobis distance (Ledoit-Wolf) of 16x16 thumbnails.
-      `mean_intensity`, `corner_pixels`: the mean of the picture and of its corners, in [0, 1].
+      Scores by name. `mean_image`, `pca_8`, `pca_64` and `nearest_neighbor` apply `score` to the
+      mean training image, the projection on the first principal components (fewer if there are
+      fewer images) clipped to [0, 1], and the nearest training image by L2. `mahalanobis_16` is the
+      squared Mahalanobis distance (Ledoit-Wolf) of 16x16 thumbnails. `mean_intensity` and
+      `corner_pixels` are the mean of the image and of its corners, in [0, 1].
 
     Raises:
-      UserError: fewer than two training pictures, or sizes that differ.
+      UserError: there are fewer than two training images or no test image, or shapes differ.
     """
     if len(train) < 2:
-        raise UserError(f"the controls need at least two training pictures, not {len(train)}.")
+        raise UserError(f"the baselines require at least two training images (got {len(train)}).")
     if train.shape[1:] != test.shape[1:]:
-        raise UserError(f"training pictures are {train.shape[1:]}, test ones {test.shape[1:]}.")
+        raise UserError(
+            f"training and test images must have one shape (got {train.shape[1:]} and "
+            f"{test.shape[1:]})."
+        )
     if len(test) == 0:
-        raise UserError("the controls need at least one test picture.")
+        raise UserError("the baselines require at least one test image (got none).")
     train = _unit(train)
-    known = train.reshape(len(train), -1)
-    mean = known.mean(0)
-    centered = known - mean  # so that float32 tells pictures apart that are all alike
-    # The first 8 axes of 64 are the 8 axes.
-    axes = principal_axes(centered, min(64, len(train) - 1, known.shape[1]))
+    flat_train = train.reshape(len(train), -1)
+    mean = flat_train.mean(0)
+    centered = flat_train - mean  # keeps float32 differences of nearly equal images
+    axes = principal_axes(centered, min(64, len(train) - 1, flat_train.shape[1]))
     half_norm = np.einsum("nf,nf->n", centered, centered) / 2
     normal = LedoitWolf().fit(thumbnails(train).astype(np.float64))
 
-    def scored(images: np.ndarray) -> dict[str, np.ndarray]:
+    def score_block(images: np.ndarray) -> dict[str, np.ndarray]:
         flat = images.reshape(len(images), -1)
-        apart = flat - mean
-        code = apart @ axes.T
+        offset = flat - mean
+        code = offset @ axes.T
         reconstructions = {
             "mean_image": np.broadcast_to(mean, flat.shape),
             "pca_8": np.clip(code[:, :8] @ axes[:8] + mean, 0, 1),
             "pca_64": np.clip(code @ axes + mean, 0, 1),
-            "nearest_neighbor": known[(half_norm - apart @ centered.T).argmin(1)],
+            "nearest_neighbor": flat_train[(half_norm - offset @ centered.T).argmin(1)],
         }
         scores = {
             name: np.asarray(score(images, reconstruction.reshape(images.shape)))
@@ -98,18 +100,19 @@ def baseline_scores(
         scores["corner_pixels"] = corners(images).mean(1)
         return scores
 
-    # Blocks of nearly one size: a last small one would have the score compiled again.
+    # Blocks of nearly one size: a small last block would make the score compile again.
     blocks = np.array_split(test, -(-len(test) // BLOCK))
-    parts = [scored(_unit(block)) for block in blocks]
+    parts = [score_block(_unit(block)) for block in blocks]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def baseline_aurocs(
     scores: dict[str, Float[np.ndarray, "m"]], label: Bool[np.ndarray, "m"]
 ) -> dict[str, float | None]:
-    """Each control's AUROC, None with one class; the better sign for those in SIGN_FREE.
+    """Returns the AUROC of each baseline; None with one class.
 
-    Choosing that sign uses the test labels: it favors the control, as a warning should.
+    Those in SIGN_FREE get the better sign. This choice uses the test labels and favors the
+    baseline, which is the safe side for a comparison with a model.
     """
     values = {name: auroc(score, label) for name, score in scores.items()}
     for name in SIGN_FREE:
@@ -119,19 +122,20 @@ def baseline_aurocs(
 
 
 def principal_axes(centered: Float[np.ndarray, "n f"], count: int) -> Float[np.ndarray, "count f"]:
-    """The first principal axes of centered rows, by falling variance; fewer where rows are alike.
+    """Returns the first principal axes of centered rows, by falling variance.
 
-    Exact up to MOST_EXACT rows, by the products of rows with each other, which are far fewer than
-    those of pixels. Beyond, scikit-learn's randomized PCA costs less.
+    There are fewer axes if rows are alike. The axes are exact up to MAX_EXACT rows and come from
+    the products of rows, which are far fewer than those of pixels. Beyond, scikit-learn's
+    randomized PCA costs less.
     """
-    if len(centered) > MOST_EXACT:
+    if len(centered) > MAX_EXACT:
         return PCA(count, svd_solver="randomized", random_state=0).fit(centered).components_
     last = len(centered) - 1
     products = (centered @ centered.T).astype(np.float64)
     variance, mixture = eigh(products, subset_by_index=(last - count + 1, last))
     variance, mixture = variance[::-1], mixture[:, ::-1]
-    real = variance > 1e-6 * max(variance[0], np.finfo(np.float32).tiny)
-    return (mixture[:, real] / np.sqrt(variance[real])).T.astype(np.float32) @ centered
+    nonzero = variance > 1e-6 * max(variance[0], np.finfo(np.float32).tiny)
+    return (mixture[:, nonzero] / np.sqrt(variance[nonzero])).T.astype(np.float32) @ centered
 
 
 def _unit(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w c"]:

@@ -1,33 +1,47 @@
-"""The runs on one set of pictures, side by side: rows over seeds, paired differences, notes."""
+"""Compares runs on the same data set: rows over seeds, paired differences, and notes."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
 from bigan_jax.evaluation import statistics
-from bigan_jax.evaluation.paper_results import METRICS, MODELS, contradiction
-from bigan_jax.evaluation.results import FinishedRun
+from bigan_jax.evaluation.finished_run import FinishedRun
+from bigan_jax.evaluation.paper_results import MODELS, contradiction
+from bigan_jax.evaluation.result import EvaluationResult
 from bigan_jax.evaluation.statistics import Difference, Spread, spread
-from bigan_jax.evaluation.verdict import LABELS
+from bigan_jax.evaluation.verdict import label, strongest
+from bigan_jax.metrics.image import IMAGE_METRICS
+from bigan_jax.metrics.pixel import PIXEL_METRICS
 
-# What may differ between the seeds of one row: none of it makes another detector.
+# Fields that may differ between the seeds of one row: they do not define the detector.
 _NOT_THE_DETECTOR = (
     *("seed", "data.dir", "data.tfds_dir", "data.stream", "data.split_seed"),
     *("checkpoint.", "vgg16.", "sweep."),
 )
 _SIZES = ("n_train", "n_calibration", "n_normal", "n_anomalous")
-_LONGEST_VARIANT = 60
+_MAX_VARIANT = 60  # characters
+_DATASET_ORDER = ("brain", "brain_mixed", "mvtec", "plant")
 
-FIGURES = (
-    *METRICS,
-    *("average_precision", "native", "control", "calibration_score"),
-    *("pixel_auroc", "pixel_average_precision", "aupro", "pixel_control"),
+# Pixel metrics by their names among the values of a row.
+PIXEL_VALUES = {f"pixel_{name}" if name in IMAGE_METRICS else name: name for name in PIXEL_METRICS}
+VALUES = (
+    *IMAGE_METRICS,
+    *("native", "baseline", "calibration_score"),
+    *(*PIXEL_VALUES, "pixel_baseline"),
 )
 
 
 class ComparisonRow(NamedTuple):
-    """One detector on one set of pictures, over its seeds; figures by the names in FIGURES."""
+    """One detector on one data set, over its seeds.
+
+    Attributes:
+      label: the row's title.
+      model, ablations, quick, variant: define the detector.
+      runs: one per seed.
+      values: by the names in VALUES; None where no run has one.
+      inconsistencies: for each run with values that cannot all be right, the reason.
+    """
 
     label: str
     model: str
@@ -35,16 +49,21 @@ class ComparisonRow(NamedTuple):
     quick: bool
     variant: str
     runs: list[FinishedRun]
-    figures: dict[str, Spread | None]
-    wrong: list[str]  # why its figures cannot be true
+    values: dict[str, Spread | None]
+    inconsistencies: list[str]
 
 
 class DatasetComparison(NamedTuple):
-    """All rows on one set of pictures, the highest AUROC first.
+    """All rows on one data set, by falling AUROC.
 
-    differences: by label, to the first row. ablations: by label, to each row of the same model with
-    fewer of the same ablations, whose label comes first. A difference that could not be had is a
-    sentence that says why.
+    Attributes:
+      dataset, category: the data set.
+      rows: the detectors.
+      differences: of each row to the first one, by label.
+      ablations: of each row to the rows of the same model with fewer of its ablations, by the
+        labels of the latter and the former. A difference that is not available is a sentence that
+        says why.
+      notes: what a reader has to know.
     """
 
     dataset: str
@@ -56,61 +75,59 @@ class DatasetComparison(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The pictures' name: dataset and category."""
+        """The name of data set and category."""
         return f"{self.dataset}, {self.category}" if self.category else self.dataset
 
     @property
-    def control(self) -> float | None:
-        """The AUROC of the strongest training-free control."""
-        known = [row.figures["control"].mean for row in self.rows if row.figures["control"]]
+    def baseline(self) -> float | None:
+        """The AUROC of the strongest training-free baseline."""
+        known = [row.values["baseline"].mean for row in self.rows if row.values["baseline"]]
         return max(known, default=None)
 
 
-def figures(evaluation: Mapping) -> dict[str, float | None]:
-    """The numbers of an evaluation that tables show, flat."""
-    controls = [v for v in evaluation["controls"].values() if v is not None]
-    pixel = evaluation["pixel"] or {}
-    raw = [(p or {}).get("auroc") for p in (evaluation["pixel_controls"] or {}).values()]
-    normals = evaluation["calibration_scores"]
+def values(result: EvaluationResult) -> dict[str, float | None]:
+    """Returns the values of a result that comparisons show, by the names in VALUES."""
+    baseline = strongest(result.baselines)
+    pixel_baselines = {name: pixel.auroc for name, pixel in result.pixel_baselines.items()}
+    pixel_baseline = strongest(pixel_baselines)
     return {
-        **{name: evaluation[name] for name in (*METRICS, "average_precision")},
-        "native": (evaluation["native"] or {}).get("auroc"),
-        "control": max(controls, default=None),
-        "calibration_score": normals and fmean(normals),
-        "pixel_auroc": pixel.get("auroc"),
-        "pixel_average_precision": pixel.get("average_precision"),
-        "aupro": pixel.get("aupro"),
-        # Its better sign, which older evaluations did not take.
-        "pixel_control": max((max(v, 1 - v) for v in raw if v is not None), default=None),
+        **result.metrics,
+        "native": result.native and result.native.auroc,
+        "baseline": baseline and baseline[1],
+        "calibration_score": fmean(result.calibration_scores),
+        **{name: getattr(result.pixel, metric) for name, metric in PIXEL_VALUES.items()},
+        "pixel_baseline": pixel_baseline and pixel_baseline[1],
     }
 
 
 def compare_runs(runs: Sequence[FinishedRun]) -> list[DatasetComparison]:
-    """The standings of each set of pictures (dataset and category) that the runs speak of."""
-    by_set = defaultdict(list)
+    """Returns one comparison per data set and category, in the paper's order."""
+    by_dataset = defaultdict(list)
     for run in runs:
-        by_set[run.evaluation["dataset"], run.evaluation["category"]].append(run)
-    order = {name: i for i, name in enumerate(("brain", "brain_mixed", "mvtec", "plant"))}
-    keys = sorted(by_set, key=lambda key: (order.get(key[0], len(order)), key))
-    return [_standings(*key, by_set[key]) for key in keys]
+        by_dataset[run.result.dataset, run.result.category].append(run)
+    order = {name: i for i, name in enumerate(_DATASET_ORDER)}
+    keys = sorted(by_dataset, key=lambda key: (order.get(key[0], len(order)), key))
+    return [_compare_on_dataset(*key, by_dataset[key]) for key in keys]
 
 
 def differing_fields(row: ComparisonRow, other: ComparisonRow) -> dict[str, tuple[str, str]]:
-    """The config fields in which two rows differ, seed and places aside, with both values, each as
-    JSON; of their first runs, and of fields that both have."""
-    ours, theirs = (each.runs[0].fields for each in (row, other))
-    differing = _fields_apart([ours, theirs])
-    return {field: (ours[field], theirs[field]) for field in differing if field != "ablations"}
+    """Returns the config fields in which two rows differ, with both values as JSON.
+
+    The first runs of the rows are compared, in fields that both have, without seeds and folders.
+    """
+    first, second = row.runs[0].fields, other.runs[0].fields
+    differing = _differing_fields([first, second])
+    return {field: (first[field], second[field]) for field in differing if field != "ablations"}
 
 
-def _standings(dataset, category, runs):
+def _compare_on_dataset(dataset, category, runs):
     rows, notes = _rows(runs)
     notes += _notes(dataset, rows)
-    ranked = [row for row in rows if row.figures["auroc"]]
+    ranked = [row for row in rows if row.values["auroc"]]
     samples = statistics.bootstrap_samples(
-        [run for row in ranked for run in row.runs] if ranked[1:] else []
+        [run for row in ranked for run in row.runs] if len(ranked) > 1 else []
     )
-    best = {
+    differences = {
         row.label: statistics.paired_difference(row.runs, ranked[0].runs, samples)
         for row in ranked[1:]
     }
@@ -121,37 +138,37 @@ def _standings(dataset, category, runs):
         if set(full.ablations) < set(row.ablations)
         and (row.model, row.quick, row.variant) == (full.model, full.quick, full.variant)
     }
-    return DatasetComparison(dataset, category, rows, best, ablations, notes)
+    return DatasetComparison(dataset, category, rows, differences, ablations, notes)
 
 
 def _rows(runs):
-    """Runs of one detector together; and notes on what was told apart or left out."""
+    """Returns the rows, and notes on variants and on runs that are left out."""
     by_detector, notes = defaultdict(list), []
     for run in runs:
-        said = run.evaluation
-        by_detector[said["model"], tuple(said["ablations"]), said["quick"]].append(run)
+        result = run.result
+        by_detector[result.model, tuple(result.ablations), result.quick].append(run)
     rows = []
-    for (model, ablations, quick), same in by_detector.items():
+    for (model, ablations, quick), detector_runs in by_detector.items():
         name = ", ".join([model, *ablations]) + " (quick)" * quick
-        for variant, members in _variants(same, name, notes).items():
-            members = _without_copies(members, notes)
-            values = [figures(run.evaluation) for run in members]
+        for variant, variant_runs in _variants(detector_runs, name, notes).items():
+            seeds = _without_duplicates(variant_runs, notes)
+            run_values = [values(run.result) for run in seeds]
             row = ComparisonRow(
                 label=f"{name} [{variant}]" if variant else name,
                 model=model,
                 ablations=ablations,
                 quick=quick,
                 variant=variant,
-                runs=members,
-                figures={key: spread(v[key] for v in values) for key in FIGURES},
-                wrong=[w for w in map(_wrong, members) if w],
+                runs=seeds,
+                values={name: spread(v[name] for v in run_values) for name in VALUES},
+                inconsistencies=list(filter(None, map(_inconsistency, seeds))),
             )
             rows.append(row)
-    place = {name: i for i, name in enumerate(MODELS)}
+    order = {name: i for i, name in enumerate(MODELS)}
     rows.sort(
         key=lambda row: (
-            -(row.figures["auroc"] or Spread(-1.0, None, 0)).mean,
-            place.get(row.model, len(place)),
+            -(row.values["auroc"] or Spread(-1.0, None, 0)).mean,
+            order.get(row.model, len(order)),
             row.label,
         )
     )
@@ -159,21 +176,21 @@ def _rows(runs):
 
 
 def _variants(runs, name, notes):
-    """The runs by the config fields in which they differ, seed and places aside."""
-    differing = _fields_apart([run.fields for run in runs if run.fields])
-    found = defaultdict(list)
+    """Groups runs by the config fields in which they differ, without seeds and folders."""
+    differing = _differing_fields([run.fields for run in runs if run.fields])
+    variants = defaultdict(list)
     for run in runs:
         fields = (f"{field}={run.fields.get(field, '?')}" for field in differing)
-        found[", ".join(fields)].append(run)
-    if max(map(len, found)) <= _LONGEST_VARIANT:
-        return dict(sorted(found.items()))
-    numbered = {f"variant {i}": key for i, key in enumerate(sorted(found), 1)}
-    notes += [f"{name}, {number}: {_shortened(key)}" for number, key in numbered.items()]
-    return {number: found[key] for number, key in numbered.items()}
+        variants[", ".join(fields)].append(run)
+    if max(map(len, variants)) <= _MAX_VARIANT:
+        return dict(sorted(variants.items()))
+    numbered = {f"variant {i}": key for i, key in enumerate(sorted(variants), 1)}
+    notes += [f"{name}, {number}: {_shorten(key)}" for number, key in numbered.items()]
+    return {number: variants[key] for number, key in numbered.items()}
 
 
-def _fields_apart(configs):
-    """The fields that all configs have and in which they differ, seed and places aside."""
+def _differing_fields(configs):
+    """Returns the fields that all configs have and that differ, without seeds and folders."""
     shared = set(configs[0]).intersection(*configs[1:]) if configs else ()
     return [
         field
@@ -182,104 +199,98 @@ def _fields_apart(configs):
     ]
 
 
-def _without_copies(runs, notes):
+def _without_duplicates(runs, notes):
     first = {}
-    for run in sorted(runs, key=lambda run: (run.evaluation["seed"], str(run.workdir))):
-        key = run.evaluation["seed"], run.fields.get("data.split_seed")
+    for run in sorted(runs, key=lambda run: (run.result.seed, str(run.workdir))):
+        key = run.result.seed, run.fields.get("data.split_seed")
         kept = first.setdefault(key, run)
         if kept is run:
             continue
-        said = f"is the same run as {kept.workdir} (seed {key[0]})"
-        if any(run.evaluation[name] != kept.evaluation[name] for name in _SIZES):
-            said = (
-                f"has other pictures than {kept.workdir} under one name (config.data.name gives "
-                "each set its own)"
+        reason = f"is the same run as {kept.workdir} (seed {key[0]})"
+        if any(getattr(run.result, name) != getattr(kept.result, name) for name in _SIZES):
+            reason = (
+                f"has other images than {kept.workdir} under the same name (config.data.name "
+                "gives each data set its own)"
             )
-        notes.append(f"{run.workdir} {said}: only the latter counts")
+        notes.append(f"{run.workdir} {reason}: only the latter counts")
     return list(first.values())
 
 
-def _wrong(run):
-    """Why a run's figures cannot be true on its test set, by the check that the paper's get."""
-    said = run.evaluation
-    tested = said["n_normal"] + said["n_anomalous"]
+def _inconsistency(run):
+    """Returns why a run's values cannot all be right, by the check that the paper's values get."""
+    tested = run.result.n_normal + run.result.n_anomalous
     if not tested:
         return None
-    prevalence = said["n_anomalous"] / tested
-    reason = contradiction(said, (prevalence, prevalence))
+    prevalence = run.result.n_anomalous / tested
+    reason = contradiction(run.result.metrics, (prevalence, prevalence))
     return f"{run.workdir}: {reason}" if reason else None
 
 
 def _notes(dataset, rows):
     notes = []
     if dataset == "phantom":
-        notes.append("phantom: drawn pictures, which say little of real ones")
+        notes.append("phantom: synthetic images, which say little about real ones")
     if quick := [row.label for row in rows if row.quick]:
-        notes.append(f"by the modifier quick, for a first look: {_several(quick)}")
-    if doubted := [row.label for row in rows if any(r.evaluation["doubted"] for r in row.runs)]:
+        notes.append(f"with the modifier quick, for a first look: {_join(quick)}")
+    if caveats := [row.label for row in rows if any(r.result.threshold_note for r in row.runs)]:
         notes.append(
-            "few pictures or groups (patients, camera blocks) calibrated, so that more of new "
-            f"normal pictures may lie above the threshold than it promises: {_several(doubted)}"
+            "calibrated on few images or groups (patients, camera blocks), so that more new "
+            f"normal images may lie above the threshold than it promises: {_join(caveats)}"
         )
     for row in rows:
         for run in row.runs:
-            if run.trained and run.trained[0] < run.trained[1]:
-                done, wanted = run.trained
-                notes.append(f"{run.workdir} is incomplete: trained {done} of {wanted} epochs")
-        notes += [f"{row.label} cannot be true: {reason}" for reason in row.wrong]
+            epochs, total = run.result.epochs, run.total_epochs
+            if total is not None and epochs < total:
+                notes.append(f"{run.workdir} is incomplete: trained {epochs} of {total} epochs")
+        notes += [f"{row.label} is inconsistent: {reason}" for reason in row.inconsistencies]
     for name in (*_SIZES, "threshold_rule"):
-        notes += _differing(name, rows, lambda run, name=name: str(run.evaluation[name]))
+        notes += _difference_note(name, rows, lambda run, name=name: str(getattr(run.result, name)))
     fields = {field for row in rows for run in row.runs for field in run.fields}
     for field in sorted(
         f for f in fields if f.startswith("data.") and not f.endswith(("dir", "stream"))
     ):
-        notes += _differing(field, rows, lambda run, field=field: run.fields.get(field))
-    notes += _differing("number of seeds", rows)
-    if missing := [row.label for row in rows if not row.figures["auroc"]]:
-        notes.append(f"no AUROC, since the test lacks a class: {_several(missing)}")
-    strongest = {
-        name: value
+        notes += _difference_note(field, rows, lambda run, field=field: run.fields.get(field))
+    notes += _difference_note("number of seeds", rows)
+    if undefined := [row.label for row in rows if not row.values["auroc"]]:
+        notes.append(f"no AUROC, since the test set lacks a class: {_join(undefined)}")
+    baselines = [
+        (name, value)
         for row in rows
         for run in row.runs
-        for name, value in run.evaluation["controls"].items()
-        if value is not None and value == max(_known(run.evaluation["controls"]))
-    }
-    if strongest:
-        named = _several([LABELS.get(name, name) for name in strongest])
-        notes.append(f"strongest training-free control: {named}")
+        for name, value in run.result.baselines.items()
+        if value is not None and value == strongest(run.result.baselines)[1]
+    ]
+    if baselines:
+        names = _join(label(name) for name, _ in baselines)
+        notes.append(f"strongest training-free baseline: {names}")
     return notes
 
 
-def _known(controls):
-    return [value for value in controls.values() if value is not None]
-
-
-def _differing(
+def _difference_note(
     name: str,
     rows: Iterable[ComparisonRow],
-    of_run: Callable[[FinishedRun], str | None] | None = None,
+    value_of: Callable[[FinishedRun], str | None] | None = None,
 ) -> list[str]:
-    """A note that a value is not the same in all runs, and where it is what; else none. By default
-    of the number of runs."""
-    found = defaultdict(list)
+    """Returns a note if a value of the runs (by default, their number) differs between rows."""
+    labels_by_values = defaultdict(list)
     for row in rows:
-        values = map(of_run, row.runs) if of_run else [str(len(row.runs))]
-        # All of a row together: its runs may have each their own split.
-        known = {value for value in values if value is not None}
+        row_values = map(value_of, row.runs) if value_of else [str(len(row.runs))]
+        # The values of a row are compared together: its runs may have different splits.
+        known = {value for value in row_values if value is not None}
         if known:
             numbers_in_order = sorted(known, key=lambda value: (len(value), value))
-            found[tuple(numbers_in_order)].append(row.label)
-    if len(set().union(*found)) < 2:
+            labels_by_values[tuple(numbers_in_order)].append(row.label)
+    if len(set().union(*labels_by_values)) < 2:
         return []
-    parts = [f"{_shortened(', '.join(v))} ({_several(labels)})" for v, labels in found.items()]
+    parts = [f"{_shorten(', '.join(v))} ({_join(names)})" for v, names in labels_by_values.items()]
     return [f"{name} differs: " + "; ".join(sorted(parts))]
 
 
-def _several(names, most=6):
+def _join(names, max_names=6):
     names = list(dict.fromkeys(names))
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - max_names
+    return ", ".join(names[:max_names]) + (f" and {more} more" if more > 0 else "")
 
 
-def _shortened(words, most=300):
-    return words if len(words) <= most else words[: most - 1] + "…"
+def _shorten(text, max_length=300):
+    return text if len(text) <= max_length else text[: max_length - 1] + "…"

@@ -1,4 +1,4 @@
-"""The paper's Tables I to III as data, and whether a row of such figures can be true at all.
+"""The results of the paper's Tables I to III, and a check whether a row of results is possible.
 
 Source: A. C. Das, A. Banik, N. Sayara, S. H. Reaz, A. Chakrabarty, Fahim-Ul-Islam, "Leveraging
 GANs, Autoencoders and their Combined Deep Learning Architectures for Anomaly Detection in
@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 
 METRICS = ("auroc", "accuracy", "precision", "recall", "f1", "specificity")
 
-# What configs/ calls a model, and what the paper does, in the order of its Table I.
+# Names in configs/ and in the paper, in the order of its Table I.
 MODELS = {
     "improved_bigan": "Improved BiGAN",
     "bigan": "BiGAN",
@@ -29,7 +29,7 @@ MODELS = {
 
 
 class PaperTable(NamedTuple):
-    """A table of the paper: figures in the order of METRICS, by the model's name in configs/."""
+    """A table of the paper: values in the order of METRICS, by the model's name in configs/."""
 
     number: str
     title: str
@@ -87,14 +87,14 @@ PLANT = PaperTable(
 
 
 def paper_table(dataset: str, category: str) -> PaperTable | None:
-    """The paper's table on the same kind of pictures; of MVTec AD it has the bottle alone."""
+    """Returns the paper's table for a data set; of MVTec AD, the paper has the bottle only."""
     if dataset == "mvtec":
         return BOTTLE if category == "bottle" else None
     return {"brain": BRAIN, "brain_mixed": BRAIN, "plant": PLANT}.get(dataset)
 
 
-# Shares of all pictures: p the anomalous (the prevalence), t the true positives, u the true
-# negatives. Each metric is a ratio of two sums a + b p + c t + d u, here as (a, b, c, d).
+# With p, t and u the fractions of anomalous images (the prevalence), true positives and true
+# negatives, each metric is a ratio of two sums a + b p + c t + d u, given here as (a, b, c, d).
 _RATIOS = {
     "recall": ((0, 0, 1, 0), (0, 1, 0, 0)),
     "specificity": ((0, 0, 0, 1), (1, -1, 0, 0)),
@@ -102,30 +102,39 @@ _RATIOS = {
     "precision": ((0, 0, 1, 0), (1, -1, 1, -1)),
     "f1": ((0, 0, 2, 0), (1, 0, 1, -1)),
 }
-_HALF = 0.0005 + 1e-9  # three decimals say this much less than they seem to
-_ANY = (1e-6, 1 - 1e-6)
+_ROUNDING = 0.0005 + 1e-9  # the rounding error of three decimals
+_ANY_PREVALENCE = (1e-6, 1 - 1e-6)
 
 
 def feasible_prevalence(
     row: Mapping[str, float | None],
     metrics: Sequence[str] = ("accuracy", "precision", "f1"),
-    within: tuple[float, float] = _ANY,
+    within: tuple[float, float] = _ANY_PREVALENCE,
 ) -> tuple[float, float] | None:
-    """The lowest and highest share of anomalous pictures for which a row can be true.
+    """Returns the lowest and highest fraction of anomalous images at which a row is possible.
 
-    Is there a confusion matrix whose recall, specificity and `metrics` round to the row's figures?
-    "lower <= numerator / denominator <= upper" is linear in the matrix's shares, so a linear
-    program answers exactly. None where no prevalence in `within` does; a figure that is None or
-    missing asks for nothing.
+    A row is possible if a confusion matrix exists whose recall, specificity and `metrics` round to
+    its values. "lower <= numerator / denominator <= upper" is linear in the fractions of the
+    matrix, so a linear program answers exactly.
+
+    Args:
+      row: values by metric; one that is None or missing is not a constraint.
+      metrics: the constraints in addition to recall and specificity.
+      within: the prevalences to consider.
+
+    Returns:
+      The range, or None if the row is possible at no prevalence in `within`.
     """
     bounds = []
     for name in ("recall", "specificity", *metrics):
         value = row.get(name)
-        low, high = (0.0, 1.0) if value is None else (max(value - _HALF, 0), min(value + _HALF, 1))
+        low, high = 0.0, 1.0
+        if value is not None:
+            low, high = max(value - _ROUNDING, 0), min(value + _ROUNDING, 1)
         numerator, denominator = np.array(_RATIOS[name], float)
         bounds += [low * denominator - numerator, numerator - high * denominator]
     constraints = np.array(bounds)
-    ends = [
+    solutions = [
         linprog(
             (sign, 0, 0),
             A_ub=constraints[:, 1:],
@@ -135,43 +144,48 @@ def feasible_prevalence(
         )
         for sign in (1, -1)
     ]
-    return (float(ends[0].x[0]), float(ends[1].x[0])) if all(e.success for e in ends) else None
+    if not all(solution.success for solution in solutions):
+        return None
+    return float(solutions[0].x[0]), float(solutions[1].x[0])
 
 
 def contradiction(
-    row: Mapping[str, float | None], within: tuple[float, float] = _ANY
+    row: Mapping[str, float | None], within: tuple[float, float] = _ANY_PREVALENCE
 ) -> str | None:
-    """Why no test set can give these figures, in words; None for a row that can be true.
+    """Returns why no test set can give a row of results; None for a possible row.
 
-    row: METRICS by name, as published (three decimals) or exact; None where not defined.
-    within: the prevalences to consider: those of a known test set, or any.
+    Args:
+      row: METRICS by name, as published (three decimals) or exact; None where undefined.
+      within: the prevalences to consider: that of a known test set, or any.
     """
     auroc, recall, specificity = (row.get(n) for n in ("auroc", "recall", "specificity"))
     if recall is None or specificity is None:
         return None  # a class was not tested
-    reasons = [] if feasible_prevalence(row, within=within) else [_why_none_fits(row, within)]
+    possible = feasible_prevalence(row, within=within)
+    reasons = [] if possible else [_why_impossible(row, within)]
     if auroc is not None:
         # A ROC curve rises from (0, 0) to (1, 1) through the threshold's point.
-        least = max(recall - _HALF, 0) * max(specificity - _HALF, 0)
-        most = 1 - (1 - min(recall + _HALF, 1)) * (1 - min(specificity + _HALF, 1))
-        if not least <= auroc + _HALF or not auroc - _HALF <= most:
+        lowest = max(recall - _ROUNDING, 0) * max(specificity - _ROUNDING, 0)
+        highest = 1 - (1 - min(recall + _ROUNDING, 1)) * (1 - min(specificity + _ROUNDING, 1))
+        if auroc + _ROUNDING < lowest or auroc - _ROUNDING > highest:
             reasons.append(
-                f"a ROC curve through this recall and specificity has an area of {least:.3f} to "
-                f"{most:.3f}, not {auroc:.3f}"
+                f"a ROC curve through this recall and specificity has an area of {lowest:.3f} to "
+                f"{highest:.3f}, not {auroc:.3f}"
             )
     return "; ".join(reasons) or None
 
 
-def _why_none_fits(row, within):
+def _why_impossible(row, within):
     accuracy, precision, recall, f1, specificity = (row.get(name) for name in METRICS[1:])
     by_accuracy = feasible_prevalence(row, ["accuracy"], within)
     by_precision = feasible_prevalence(row, ["precision"], within)
-    where = "at no prevalence" if within == _ANY else "not at this test set's prevalence"
-    for name, value, ends in (
+    anywhere = within == _ANY_PREVALENCE
+    where = "at no prevalence" if anywhere else "not at this test set's prevalence"
+    for name, value, feasible in (
         ("accuracy", accuracy, by_accuracy),
         ("precision", precision, by_precision),
     ):
-        if ends is None:
+        if feasible is None:
             return (
                 f"{name} {value:.3f} follows from recall {recall:.3f} and specificity "
                 f"{specificity:.3f} {where}"
@@ -181,14 +195,14 @@ def _why_none_fits(row, within):
         equal = accuracy == recall > specificity
         reasons.append(
             ("accuracy equals recall and lies above specificity: " if equal else "")
-            + f"accuracy asks for a prevalence of {_range(by_accuracy)}, precision for "
-            f"{_range(by_precision)}"
+            + f"accuracy requires a prevalence of {_range_text(by_accuracy)}, precision one of "
+            f"{_range_text(by_precision)}"
         )
     if feasible_prevalence({"precision": precision, "recall": recall, "f1": f1}) is None:
         harmonic = 2 * precision * recall / max(precision + recall, 1e-12)
-        reasons.append(f"F1 is {f1:.3f} where precision and recall give {harmonic:.3f}")
-    return "; ".join(reasons) or f"F1 {f1:.3f} fits at no prevalence at which the others do"
+        reasons.append(f"F1 is {f1:.3f}, but precision and recall give {harmonic:.3f}")
+    return "; ".join(reasons) or f"F1 {f1:.3f} is possible at no prevalence at which the others are"
 
 
-def _range(ends):
-    return " to ".join(dict.fromkeys(f"{end:.3f}" for end in ends))
+def _range_text(limits):
+    return " to ".join(dict.fromkeys(f"{limit:.3f}" for limit in limits))

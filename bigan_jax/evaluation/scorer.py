@@ -1,4 +1,4 @@
-"""A trained detector as a user has it: pictures in, scores and error maps out."""
+"""A trained detector for inference: images in, scores and error maps out."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ from bigan_jax.data.inputs import ImageInput, load_images
 from bigan_jax.detector import Batch, Detector, TrainState, inference_net
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.evaluation import anomaly_score
-from bigan_jax.evaluation.anomaly_score import ScoreFormula, ScoreTerms
+from bigan_jax.evaluation.anomaly_score import TERMS, ScoreFormula, ScoreTerms
 from bigan_jax.evaluation.latent_search import LatentSearcher
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.nn.vgg16 import weights as pretrained
@@ -23,13 +23,21 @@ from bigan_jax.nn.vgg16.network import VGG16
 
 
 class Scores(NamedTuple):
-    """What a detector says of n pictures, as NumPy arrays."""
+    """The scores of n images, as NumPy arrays.
 
-    score: Float[np.ndarray, "n"]  # by the config's formula
-    terms: ScoreTerms  # what it is made of: a value and a map of each of "mse", "ssim", ...
-    error_map: Float[np.ndarray, "n h w"]  # the terms' maps, combined as the score is
+    Attributes:
+      score: the anomaly score by the config's formula.
+      terms: values and error maps of the score's terms.
+      error_map: the terms' maps, combined as the score is.
+      reconstruction: the reconstructed images.
+      native: the score that the model's own paper defines; None if it has none.
+    """
+
+    score: Float[np.ndarray, "n"]
+    terms: ScoreTerms
+    error_map: Float[np.ndarray, "n h w"]
     reconstruction: UInt8[np.ndarray, "n h w c"]
-    native: Float[np.ndarray, "n"] | None = None  # by the model's own paper, where that differs
+    native: Float[np.ndarray, "n"] | None = None
 
     @property
     def mse(self) -> Float[np.ndarray, "n"]:
@@ -43,26 +51,34 @@ class Scores(NamedTuple):
 
     @property
     def columns(self) -> dict[str, Float[np.ndarray, "n"]]:
-        """The terms and the score that they make, by the names that scores.csv has."""
-        names, value = {"ssim": "ssim_error"}, self.terms.value
-        terms = {
-            names.get(name, name): value[name] for name in anomaly_score.TERMS if name in value
-        }
-        return {**terms, "score": self.score}
+        """The terms' values and the score, by column of scores.csv."""
+        values = self.terms.value
+        columns = {term.column: values[name] for name, term in TERMS.items() if name in values}
+        return {**columns, "score": self.score}
 
 
 class Prediction(NamedTuple):
-    """What a detector says of n new pictures, as NumPy arrays."""
+    """The scores and decisions of n new images, as NumPy arrays.
+
+    Attributes:
+      score: the anomaly score.
+      percentile: the percentage of calibration images with a lower score, 0 to 100.
+      decision: True for an anomalous image.
+      error_map: at the model's image size.
+    """
 
     score: Float[np.ndarray, "n"]
-    percentile: Float[np.ndarray, "n"]  # of the calibration normals that score lower, 0 to 100
-    decision: Bool[np.ndarray, "n"]  # True: anomalous
-    error_map: Float[np.ndarray, "n h w"]  # at the model's size
+    percentile: Float[np.ndarray, "n"]
+    decision: Bool[np.ndarray, "n"]
+    error_map: Float[np.ndarray, "n h w"]
 
 
 class AnomalyScorer:
-    """Scores pictures with trained networks in inference mode. No picture affects another's score;
-    how many are scored at once moves its last digits, by 1e-6 of it at most on a CPU."""
+    """Scores images with trained networks in inference mode.
+
+    No image affects another one's score. The number of images scored together changes its last
+    digits, by 1e-6 of the score at most on a CPU.
+    """
 
     def __init__(
         self,
@@ -78,28 +94,35 @@ class AnomalyScorer:
         conditions: Sequence[str] = (),
         window: bool = False,
     ):
-        """formula: how a score is made. shape: of the pictures. threshold: decides.
+        """Prepares the networks; they are compiled by the first call.
 
-        calibration: the scores of the calibration normals, for percentiles.
-        conditions: names of what the detector has to be told of a picture; none for most.
-        window: whether new pictures are stretched, as in `data.load`.
-
-        vgg16_weights: as in vgg16.load, which is only called where the formula has a perceptual
-        term. unit_features: whether that term's features are scaled (losses.unit_features) first.
+        Args:
+          detector: the model.
+          state: its trained state.
+          formula: the definition of the score.
+          shape: height, width and channels of the images.
+          batch_size: the number of images per call of the networks.
+          threshold: the decision threshold, required by `decide`.
+          vgg16_weights: as `vgg16.weights.load_weights` takes it. The weights are only loaded if a
+            term of the formula needs features.
+          unit_features: whether these features are scaled first (`losses.unit_features`).
+          calibration: the scores of the calibration images, required by `percentile`.
+          conditions: the names of the conditions that the model takes; empty for most models.
+          window: whether the contrast of new images is stretched, as in training.
         """
         self.formula, self.shape, self.threshold = formula, shape, threshold
-        self.form = ImageFormat(*shape[1:], window)
+        self.image_format = ImageFormat(*shape[1:], window)
         self.calibration, self.conditions = calibration, tuple(conditions)
         self._batch_size, self.notes = batch_size, detector.notes
         self._variables = (state, dict(detector.frozen))
         self._searcher = LatentSearcher(detector)
-        self._vgg16, features = None, None
-        if "perceptual" in formula.weights:
+        self._vgg16, vgg16 = None, None
+        if any(TERMS[name].needs_features for name in formula.weights):
             loaded = pretrained.load_weights(vgg16_weights)
             self._vgg16 = {"params": loaded.params}
-            features = VGG16(convention=loaded.convention, unit_features=unit_features)
+            vgg16 = VGG16(convention=loaded.convention, unit_features=unit_features)
         self._reconstruct = jax.jit(partial(_reconstruct, detector))
-        self._judge = jax.jit(partial(_judge, features, formula.reduction))
+        self._compute_scores = jax.jit(partial(_compute_scores, vgg16, formula.reduction))
 
     @property
     def steps_trained(self) -> int:
@@ -108,7 +131,7 @@ class AnomalyScorer:
 
     @property
     def search_steps(self) -> int:
-        """How many steps of search come before a picture is reconstructed; 0 for most models."""
+        """The number of latent search steps per reconstruction; 0 for most models."""
         return self._searcher.steps
 
     def score(
@@ -117,25 +140,28 @@ class AnomalyScorer:
         condition: Int[np.ndarray, "n"] | None = None,
         progress: str = "",
     ) -> Scores:
-        """Reconstructs and scores pictures.
+        """Reconstructs and scores images.
 
-        images: uint8 of the trained size and channels.
-        condition: index of each picture's known kind; the first kind by default.
-        progress: the name of a progress bar; none by default.
-        Raises UserError when the pictures are of another size or type, and where one's score is not
-        finite: there the detector is broken, not the picture.
+        Args:
+          images: uint8 images of the detector's shape.
+          condition: the index of each image's condition; 0 by default.
+          progress: the label of a progress bar; none by default.
+
+        Raises:
+          UserError: there are no images, their shape or type is wrong, or a score is not finite,
+            which means that the trained networks are unusable.
         """
         if not len(images):
-            raise UserError("there is no picture to score")
+            raise UserError("there are no images to score.")
         if images.shape[1:] != self.shape or images.dtype != np.uint8:
             raise UserError(
-                f"pictures are {images.dtype} {images.shape}; this detector takes uint8 "
-                f"(n, {', '.join(map(str, self.shape))})"
+                f"images must be uint8 (n, {', '.join(map(str, self.shape))}) for this "
+                f"detector (got {images.dtype} {images.shape})."
             )
         if condition is None:
             condition = np.zeros(len(images), np.int32)
         size = min(self._batch_size, len(images))
-        # The same key for every picture: its place among others has no part in its result.
+        # All images share a key: an image's position must not affect its result.
         keys = jnp.broadcast_to(jax.random.key(self._variables[0].seed), size)
         scores = None
         starts = range(0, len(images), size)
@@ -147,113 +173,126 @@ class AnomalyScorer:
             leave=False,
         )
         for start in starts:
-            chosen = np.arange(start, start + size).clip(max=len(images) - 1)
-            batch = Batch(jnp.asarray(images[chosen]) / 255, condition[chosen])
+            indices = self._batch_indices(start, size, len(images))
+            batch = Batch(jnp.asarray(images[indices]) / 255, condition[indices])
             batch = self._searcher(*self._variables, batch, keys, bar.update)
             reconstruction, native = self._reconstruct(*self._variables, batch, keys)
-            part = self._judged(batch.image, reconstruction)._replace(native=native)
+            batch_scores = self._score_batch(batch.image, reconstruction)._replace(native=native)
             if scores is None:
                 scores = jax.tree.map(
-                    lambda x: np.empty((len(images), *x.shape[1:]), x.dtype), part
+                    lambda x: np.empty((len(images), *x.shape[1:]), x.dtype), batch_scores
                 )
-            for whole, some in zip(*map(jax.tree.leaves, (scores, part)), strict=True):
-                whole[start : start + size] = np.asarray(some)[: len(images) - start]
+            for target, values in zip(*map(jax.tree.leaves, (scores, batch_scores)), strict=True):
+                target[start : start + size] = np.asarray(values)[: len(images) - start]
             bar.update()
         bar.close()
-        self._check_finite(scores.score)
+        # NaN reaches no threshold, so it would be called normal.
+        if n_invalid := int((~np.isfinite(scores.score)).sum()):
+            raise UserError(
+                f"{n_invalid} of {len(images)} images have no finite score: their reconstructions "
+                "are NaN or infinite. Train again, in float32 or at a lower learning rate."
+            )
         return scores
 
-    def _check_finite(self, score):
-        """NaN would be called normal: it reaches no threshold."""
-        if broken := int((~np.isfinite(score)).sum()):
-            raise UserError(
-                f"{broken} of {len(score)} pictures have no finite score: their reconstructions "
-                "are NaN or infinite. Train it anew, in float32 or at a lower learning rate"
-            )
-
     def decide(self, scores: Scores) -> Bool[np.ndarray, "n"]:
-        """True where a picture is anomalous: its score reaches the threshold of the evaluation."""
+        """Returns True for each anomalous image: its score reaches the evaluation's threshold."""
         return decide(scores.score, self.threshold)
 
     def percentile(self, scores: Scores) -> Float[np.ndarray, "n"]:
-        """How many in a hundred calibration normals score lower: 100 is above all of them.
+        """Returns the percentage of calibration images with a lower score: 100 is above all.
 
-        Raises UserError where the evaluation did not keep their scores.
+        Raises:
+          UserError: the scorer was made without calibration scores.
         """
         if self.calibration is None:
-            raise UserError(
-                "the run's evaluation.json holds no calibration_scores, as it was written by an "
-                "older version: python launch.py --mode=evaluate --workdir=DIR makes them"
-            )
+            raise UserError("percentiles require the scores of calibration images (got None).")
         lower = np.searchsorted(np.sort(self.calibration), scores.score.astype(np.float64))
         return 100 * lower / len(self.calibration)
 
     def predict(
         self,
-        pictures: Sequence[ImageInput],
+        images: Sequence[ImageInput],
         condition: str | Sequence[str] = "",
     ) -> Prediction:
-        """Scores and judges new pictures of any size, prepared as the training pictures were.
+        """Scores new images of any size and decides, with the preprocessing of training.
 
-        pictures: files, PIL images or uint8 arrays: [h w] or [h w 1], gray, [h w 3], RGB, or
-          [h w 4], RGBA. Give a large JPEG as a file: training reads such at a fraction of its size,
-          which an image in memory cannot repeat to the last bit.
-        condition: the name of what all pictures show, or one name each, where `conditions` is not
-          empty.
-        Raises UserError for what is no picture, by its place, and for a missing condition.
+        Args:
+          images: files, PIL images or uint8 arrays: [h w] or [h w 1], gray, [h w 3], RGB, or
+            [h w 4], RGBA. Pass a large JPEG as a file: training decodes it at a fraction of its
+            size, which an image in memory cannot reproduce to the last bit.
+          condition: the condition of all images, or one name per image; required if the model
+            takes conditions.
+
+        Raises:
+          UserError: an input is not an image (the message has its index), or a condition is missing
+            or unknown.
         """
-        images = load_images(pictures, self.form)
-        names = [condition] * len(pictures) if isinstance(condition, str) else condition
-        if len(names) != len(pictures):
-            raise UserError(f"{len(names)} conditions for {len(pictures)} pictures")
-        known = [self.condition_index(name) for name in names]
-        scores = self.score(images, np.array(known, np.int32))
-        judged = self.percentile(scores), self.decide(scores)
-        return Prediction(scores.score, *judged, scores.error_map)
+        arrays = load_images(images, self.image_format)
+        names = [condition] * len(images) if isinstance(condition, str) else condition
+        if len(names) != len(images):
+            raise UserError(
+                f"condition must be one name, or one per image (got {len(names)} for "
+                f"{len(images)} images)."
+            )
+        indices = [self.condition_index(name) for name in names]
+        scores = self.score(arrays, np.array(indices, np.int32))
+        return Prediction(
+            scores.score, self.percentile(scores), self.decide(scores), scores.error_map
+        )
 
     def condition_index(self, name: str) -> int:
-        """The place of a condition among `conditions`; 0 where the detector is told none.
+        """Returns the index of a condition in `conditions`; 0 if the model takes none.
 
-        Raises UserError that names them.
+        Raises:
+          UserError: the name is missing, unknown, or not accepted by this model.
         """
         if not self.conditions:
             if name:
-                raise UserError(f"condition={name}: this model is told no condition. Leave it out")
+                raise UserError(f"condition={name}: this model takes no condition. Leave it out.")
             return 0
         if not name:
             raise UserError(
-                "this model has to be told what a picture shows: "
-                f"condition is one of {', '.join(self.conditions)}"
+                "this model requires the condition of each image: one of "
+                f"{', '.join(self.conditions)}."
             )
         if name not in self.conditions:
             raise unknown_name("condition", name, self.conditions)
         return self.conditions.index(name)
 
-    def standardize(self, spread: Mapping[str, float]) -> None:
-        """From now on divides each term by its spread over the calibration normals."""
-        self.formula = self.formula.divided_by(spread)
+    def standardize(self, deviations: Mapping[str, float]) -> None:
+        """Divides each term of the formula by its standard deviation over calibration images.
+
+        Raises:
+          UserError: a standard deviation is 0.
+        """
+        self.formula = self.formula.standardized(deviations)
 
     def rescore(self, scores: Scores) -> Scores:
-        """The same reconstructions, scored by the formula of now."""
+        """Returns the same reconstructions, scored by the current formula."""
         return scores._replace(
             score=np.asarray(anomaly_score.score(self.formula, scores.terms)),
             error_map=np.asarray(anomaly_score.combined_map(self.formula, scores.terms)),
         )
 
-    def rate(
+    def score_reconstructions(
         self, images: Float[np.ndarray, "n h w c"], reconstructions: Float[np.ndarray, "n h w c"]
     ) -> Float[np.ndarray, "n"]:
-        """The scores of somebody else's reconstructions: pictures of both kinds in [0, 1]."""
+        """Returns the scores of reconstructions by another method; both arrays are in [0, 1]."""
         size = min(self._batch_size, len(images))
         parts = []
         for start in range(0, len(images), size):
-            chosen = np.arange(start, start + size).clip(max=len(images) - 1)
-            judged = self._judged(images[chosen], reconstructions[chosen])
-            parts.append(np.asarray(judged.score)[: len(images) - start])
+            indices = self._batch_indices(start, size, len(images))
+            scores = self._score_batch(images[indices], reconstructions[indices])
+            parts.append(np.asarray(scores.score)[: len(images) - start])
         return np.concatenate(parts)
 
-    def _judged(self, images, reconstructions):
-        return self._judge(self._vgg16, self.formula.weights, images, reconstructions)
+    @staticmethod
+    def _batch_indices(start, size, n_images):
+        """Returns indices of equally large batches: the last one repeats the last image."""
+        return np.arange(start, start + size).clip(max=n_images - 1)
+
+    def _score_batch(self, images, reconstructions):
+        return self._compute_scores(self._vgg16, self.formula.weights, images, reconstructions)
 
 
 def _reconstruct(detector, state, frozen, batch, keys):
@@ -262,8 +301,9 @@ def _reconstruct(detector, state, frozen, batch, keys):
     return detector.reconstruct(net, batch, keys), native
 
 
-def _judge(features, reduction, vgg16_variables, weights, image, reconstruction):
-    terms = _terms(features, vgg16_variables, image, reconstruction)
+def _compute_scores(vgg16, reduction, vgg16_variables, weights, image, reconstruction):
+    features = vgg16 and [vgg16.apply(vgg16_variables, x) for x in (image, reconstruction)]
+    terms = anomaly_score.terms(image, reconstruction, features)
     formula = ScoreFormula(weights, reduction)
     return Scores(
         score=anomaly_score.score(formula, terms),
@@ -271,10 +311,3 @@ def _judge(features, reduction, vgg16_variables, weights, image, reconstruction)
         error_map=anomaly_score.combined_map(formula, terms),
         reconstruction=jnp.round(reconstruction * 255).astype(jnp.uint8),
     )
-
-
-def _terms(features, variables, image, reconstruction):
-    if features is None:
-        return anomaly_score.terms(image, reconstruction)
-    seen = [features.apply(variables, picture) for picture in (image, reconstruction)]
-    return anomaly_score.terms(image, reconstruction, seen)

@@ -1,4 +1,7 @@
-"""Paired differences between runs: the same test pictures, resampled alike for both."""
+"""Statistics over runs: mean and spread over seeds, and paired bootstrap differences.
+
+Runs are paired because they are tested on the same images, which are resampled alike for both.
+"""
 
 import hashlib
 from collections import defaultdict
@@ -11,12 +14,13 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation.results import FinishedRun, read_scores
-from bigan_jax.metrics import bootstrap
+from bigan_jax.evaluation.finished_run import FinishedRun, read_scores
+from bigan_jax.metrics.bootstrap import group_resampling, resampled_metrics
+from bigan_jax.metrics.image import IMAGE_METRICS
 
 
 class Spread(NamedTuple):
-    """A figure over n runs: mean and, from two runs on, standard deviation (n - 1)."""
+    """A value over n runs: its mean and, for two runs or more, its standard deviation (n - 1)."""
 
     mean: float
     std: float | None
@@ -24,8 +28,14 @@ class Spread(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A figure less another's, with its 95 % interval where that could be had; or the mean over
-    so many splits, with the standard deviation over them."""
+    """A difference of two values.
+
+    Attributes:
+      value: the difference; over several splits, the mean difference.
+      interval: its 95 % interval, if there is one.
+      std: the standard deviation over several splits.
+      splits: the number of splits.
+    """
 
     value: float
     interval: tuple[float, float] | None = None
@@ -33,86 +43,101 @@ class Difference(NamedTuple):
     splits: int = 1
 
 
-class Sample(NamedTuple):
-    """A run's AUROC under resampled test pictures, and a mark that equal tests share. None where a
-    class comes from fewer than two groups: there is nothing to resample."""
+class BootstrapSamples(NamedTuple):
+    """A run's AUROC in each bootstrap sample of its test images.
+
+    Attributes:
+      test: a hash that is equal for equal test sets.
+      auroc: None if a class comes from fewer than two groups, so that nothing can be resampled.
+    """
 
     test: str
-    auroc: Float[np.ndarray, "draws"] | None
+    auroc: Float[np.ndarray, "samples"] | None
 
 
-def bootstrap_samples(runs: Sequence[FinishedRun]) -> dict[Path, Sample | str]:
-    """By workdir, the bootstrapped AUROCs of each run, or in words why it cannot be paired.
+def bootstrap_samples(runs: Sequence[FinishedRun]) -> dict[Path, BootstrapSamples | str]:
+    """Returns the bootstrapped AUROCs of each run by workdir, or the reason why there are none.
 
-    The draws depend on the pictures' labels and groups alone, so that runs on the same test are
-    resampled alike: their differences are paired.
+    The samples depend on the labels and groups of the test images alone. Runs on the same test set
+    are therefore resampled alike, which makes their differences paired.
     """
-    found = {}
+    samples = {}
     for run in tqdm(runs, desc="bootstrap", unit="run", leave=False, disable=not runs):
         try:
             scores = read_scores(run)
         except UserError as error:
-            found[run.workdir] = str(error)
+            samples[run.workdir] = str(error)
             continue
         test = repr([column.tolist() for column in (scores.path, scores.label, scores.group)])
-        mark = hashlib.sha256(test.encode("utf-8", "surrogatepass")).hexdigest()
-        drawn = bootstrap.group_resampling(scores.label, scores.group)
-        auroc = drawn and bootstrap.ranking(scores.score, scores.label, *drawn)["auroc"]
-        found[run.workdir] = Sample(mark, auroc)
-    return found
+        test_hash = hashlib.sha256(test.encode("utf-8", "surrogatepass")).hexdigest()
+        resampling = group_resampling(scores.label, scores.group)
+        metrics = {"auroc": IMAGE_METRICS["auroc"]}
+        values = resampling and resampled_metrics(
+            metrics, scores.score, scores.label, run.result.threshold, resampling
+        )
+        samples[run.workdir] = BootstrapSamples(test_hash, values and values["auroc"])
+    return samples
 
 
 def paired_difference(
-    runs: Sequence[FinishedRun], others: Sequence[FinishedRun], samples: Mapping[Path, Sample | str]
+    runs: Sequence[FinishedRun],
+    others: Sequence[FinishedRun],
+    samples: Mapping[Path, BootstrapSamples | str],
 ) -> Difference | str:
-    """Mean AUROC of some runs less that of others, with the paired bootstrap's 95 % interval.
+    """Returns the mean AUROC of `runs` minus that of `others`, with its 95 % bootstrap interval.
 
-    Seeds are averaged within each draw, so the interval is that of the test pictures alone. Where
-    runs have each their own split, the differences on each test are averaged, and their standard
-    deviation takes the interval's place: tests of several splits share pictures.
-    Where it cannot be had, or the others were tested on other pictures, a sentence that says so.
+    Seeds are averaged within each bootstrap sample, so the interval covers the choice of test
+    images alone. If runs have different splits, the differences on each test set are averaged, and
+    their standard deviation takes the place of the interval, since the test sets of several splits
+    share images.
+
+    Args:
+      runs, others: the runs of two detectors.
+      samples: of all these runs, by `bootstrap_samples`.
+
+    Returns:
+      The difference, or a sentence that says why there is none.
     """
     for run in (*runs, *others):
         if isinstance(reason := samples[run.workdir], str):
             return f"{run.workdir}: {reason}"
-    ours, theirs = _by_test(runs, samples), _by_test(others, samples)
-    if ours.keys() != theirs.keys():
-        return "not tested on the same pictures"
-    if any(run.evaluation["auroc"] is None for run in (*runs, *others)):
-        return "a test lacks a class"
-    over = spread(_auroc(ours[test]) - _auroc(theirs[test]) for test in ours)
-    if over.n > 1:
-        return Difference(over.mean, None, over.std, over.n)
+    by_test, others_by_test = _by_test(runs, samples), _by_test(others, samples)
+    if by_test.keys() != others_by_test.keys():
+        return "not tested on the same images"
+    if any(run.result.auroc is None for run in (*runs, *others)):
+        return "a test set lacks a class"
+    over_tests = spread(
+        _mean_auroc(by_test[test]) - _mean_auroc(others_by_test[test]) for test in by_test
+    )
+    if over_tests.n > 1:
+        return Difference(over_tests.mean, None, over_tests.std, over_tests.n)
     if samples[runs[0].workdir].auroc is None:
         return "a class comes from fewer than two groups: nothing to resample"
-    drawn = _drawn(runs, samples) - _drawn(others, samples)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Difference(over.mean, (float(low), float(high)))
+    differences = _mean_samples(runs, samples) - _mean_samples(others, samples)
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return Difference(over_tests.mean, (float(low), float(high)))
 
 
 def _by_test(runs, samples):
-    found = defaultdict(list)
+    by_test = defaultdict(list)
     for run in runs:
-        found[samples[run.workdir].test].append(run)
-    return found
+        by_test[samples[run.workdir].test].append(run)
+    return by_test
 
 
-def _auroc(runs):
-    return np.mean([run.evaluation["auroc"] for run in runs])
+def _mean_auroc(runs):
+    return np.mean([run.result.auroc for run in runs])
 
 
-def _drawn(runs, samples):
-    """Each draw's AUROC, over seeds."""
+def _mean_samples(runs, samples):
+    """Returns the AUROC of each bootstrap sample, averaged over seeds."""
     return np.mean([samples[run.workdir].auroc for run in runs], axis=0)
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Mean and standard deviation of what there is; None where there is nothing."""
+    """Returns mean and standard deviation of the values that are not None; None if all are."""
     known = [value for value in values if value is not None]
     if not known:
         return None
-    return Spread(float(np.mean(known)), _std(known), len(known))
-
-
-def _std(values):
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+    std = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return Spread(float(np.mean(known)), std, len(known))

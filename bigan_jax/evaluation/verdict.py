@@ -1,7 +1,9 @@
-"""What an evaluation's figures say of a model, in words."""
+"""The conclusions of an evaluation as sentences, and labels of metrics, fields and baselines."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
+
+from bigan_jax.evaluation.result import EvaluationResult
 
 LABELS = {
     "f1": "F1",
@@ -9,12 +11,12 @@ LABELS = {
     "aupro": "AUPRO",
     "top1": "highest 1 %",
     "max": "highest",
-    "n": "pictures",
+    "n": "images",
     "n_normal": "normal",
     "n_anomalous": "anomalous",
     "pca_8": "PCA, 8 components",
     "pca_64": "PCA, 64 components",
-    "nearest_neighbor": "nearest training picture",
+    "nearest_neighbor": "nearest training image",
     "mahalanobis_16": "Mahalanobis distance of 16x16 thumbnails",
     "mean_intensity": "mean intensity alone",
     "corner_pixels": "corner pixels alone",
@@ -22,47 +24,53 @@ LABELS = {
 
 
 def label(name: str) -> str:
-    """The name of a figure or a field, for people."""
+    """Returns the text for a metric, field or baseline in reports."""
     return LABELS.get(name, str(name).replace("_", " "))
 
 
 class Verdict(NamedTuple):
-    """Whether the model beats the strongest control (None where that cannot be said), in words."""
+    """Whether the model beats the strongest baseline (None if that is unknown), and a sentence."""
 
     beats: bool | None
     sentence: str
 
 
-def verdict(evaluation: Mapping) -> Verdict:
-    """Compares the model's AUROC with the strongest training-free control's."""
-    auroc, interval = evaluation.get("auroc"), evaluation.get("auroc_ci")
-    controls = {k: v for k, v in (evaluation.get("controls") or {}).items() if v is not None}
+def strongest(values: Mapping[str, float | None]) -> tuple[str, float] | None:
+    """Returns the name and value of the highest of the defined values; None if there is none."""
+    defined = [(name, value) for name, value in values.items() if value is not None]
+    return max(defined, key=lambda item: item[1], default=None)
+
+
+def verdict(result: EvaluationResult) -> Verdict:
+    """Compares the AUROC of the model with that of the strongest training-free baseline."""
+    auroc, baseline = result.auroc, strongest(result.baselines)
     if auroc is None:
-        return Verdict(None, "No AUROC: the test set lacks normal or anomalous pictures.")
-    if not controls:
-        return Verdict(None, "No training-free control was run, so the AUROC stands alone.")
-    name, best = max(controls.items(), key=lambda item: item[1])
-    against = f"the strongest training-free control, {label(name)} ({best:.3f})"
+        return Verdict(None, "No AUROC: the test set lacks normal or anomalous images.")
+    if baseline is None:
+        return Verdict(None, "No training-free baseline was run, so the AUROC stands alone.")
+    name, best = baseline
+    opponent = f"the strongest training-free baseline, {label(name)} ({best:.3f})"
     if auroc <= best:
         return Verdict(
             False,
-            f"The model ({auroc:.3f}) does not beat {against}: on this test set the training "
-            "has not paid.",
+            f"The model ({auroc:.3f}) does not beat {opponent}: on this test set, training gains "
+            "nothing.",
         )
-    sentence = f"The model ({auroc:.3f}) beats {against} by {auroc - best:.3f}."
-    if interval and interval[0] <= best:
-        sentence += " That control lies inside the model's 95 % interval, so it may be chance."
+    sentence = f"The model ({auroc:.3f}) beats {opponent} by {auroc - best:.3f}."
+    if result.auroc_ci and result.auroc_ci[0] <= best:
+        sentence += " The baseline lies inside the model's 95 % interval, so it may be chance."
     return Verdict(True, sentence)
 
 
-def pixel_verdict(evaluation: Mapping) -> str:
-    """Whether the error maps locate defects better than a map that no training went into."""
-    model = (evaluation.get("pixel") or {}).get("auroc")
-    controls = evaluation.get("pixel_controls") or {}
-    rows = {name: (pixel or {}).get("auroc") for name, pixel in controls.items()}
-    rows = {name: value for name, value in rows.items() if value is not None}
-    if model is None or not rows:
+def pixel_verdict(result: EvaluationResult) -> str:
+    """Compares the pixel AUROC of the error maps with that of the strongest baseline map.
+
+    Returns an empty string if there is nothing to compare.
+    """
+    model = result.pixel.auroc
+    baseline = strongest({name: pixel.auroc for name, pixel in result.pixel_baselines.items()})
+    if model is None or baseline is None:
         return ""
-    name, best = max(rows.items(), key=lambda row: row[1])
+    name, best = baseline
     beats = "locate defects better than" if model > best else "do not locate defects better than"
     return f"The error maps ({model:.3f}) {beats} {label(name)} as a map ({best:.3f})."

@@ -1,17 +1,21 @@
-"""Bootstrap intervals: how far a figure would wander with other pictures of the same kind."""
+"""Bootstrap confidence intervals of image metrics and curves, resampled by group.
+
+Images of one group (a patient) are alike, so the group is the unit of resampling.
+"""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from bigan_jax.metrics.image import IMAGE_METRICS, ImageMetric, ResampledSets
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.validation import require_finite
 
 Interval = tuple[float, float]
 Band = tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"], Float[np.ndarray, "k"]]  # x, low, high
-_IN_CACHE = 1 << 14  # weights of draws that are worked on together
-Resampling = tuple[Int[np.ndarray, "n"], Int[np.ndarray, "draws groups"]]
+Resampling = tuple[Int[np.ndarray, "n"], Int[np.ndarray, "samples groups"]]
+_BLOCK = 1 << 14  # counts that are processed together and fit into a CPU's cache
 
 
 def bootstrap_intervals(
@@ -19,135 +23,150 @@ def bootstrap_intervals(
     label: Bool[np.ndarray, "n"],
     group: Shaped[np.ndarray, "n"],
     threshold: float,
-    draws: int = 1000,
+    n_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Interval] | None:
-    """95 % intervals of all image metrics by `resampled` groups; the threshold stays.
+    """Returns 95 % intervals of all IMAGE_METRICS by name, at a fixed threshold.
 
-    None where there is nothing to resample. Perfect separation gives (1, 1): a bootstrap cannot
-    see an overlap that the sample does not have.
+    Perfect separation gives (1, 1): a bootstrap cannot show an overlap that the sample lacks.
+
+    Args:
+      score: anomaly scores.
+      label: True for anomalous images.
+      group: the group of each image.
+      threshold: the decision threshold.
+      n_samples: the number of bootstrap samples.
+      seed: of the random generator.
+
+    Returns:
+      The intervals, or None if there is nothing to resample (see `group_resampling`).
+
+    Raises:
+      ValueError: a score is not finite.
     """
     score, label = require_finite(score, "score"), np.asarray(label, bool)
-    resampling = group_resampling(label, group, draws, seed)
+    resampling = group_resampling(label, group, n_samples, seed)
     if resampling is None:
         return None
-    member, times = resampling
-    called = decide(score, threshold)
-
-    def drawn(which):
-        return times @ np.bincount(member, which, times.shape[1])
-
-    hit, missed, alarm, passed = map(
-        drawn, (label & called, label & ~called, ~label & called, ~label & ~called)
+    return percentile_intervals(
+        resampled_metrics(IMAGE_METRICS, score, label, threshold, resampling)
     )
-    recall, specificity = hit / (hit + missed), passed / (passed + alarm)
-    samples = {
-        **ranking(score, label, member, times),
-        "accuracy": (hit + passed) / (hit + missed + alarm + passed),
-        "precision": hit / np.maximum(hit + alarm, 1),
-        "recall": recall,
-        "f1": 2 * hit / (2 * hit + missed + alarm),
-        "specificity": specificity,
-        "balanced_accuracy": (recall + specificity) / 2,
-    }
-    return percentile_intervals(samples)
 
 
 def percentile_intervals(samples: Mapping[str, Sequence[float]]) -> dict[str, Interval]:
-    """The 95 % interval of each figure, from its values in all draws."""
-    found = {name: np.quantile(values, [0.025, 0.975]) for name, values in samples.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+    """Returns the 95 % interval of each metric from its values in all bootstrap samples."""
+    limits = {name: np.quantile(values, [0.025, 0.975]) for name, values in samples.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in limits.items()}
 
 
 def group_resampling(
     label: Bool[np.ndarray, "n"],
     group: Shaped[np.ndarray, "n"],
-    draws: int = 1000,
+    n_samples: int = 1000,
     seed: int = 0,
 ) -> Resampling | None:
-    """Each picture's group by number, and how many times each draw takes each group.
+    """Returns each image's group index, and how often each bootstrap sample draws each group.
 
-    Pictures of one group (a patient) are alike, so the group is the unit; a picture without one
-    is its own. Groups are drawn with replacement within three strata (groups with normals only,
-    with anomalous ones only, with both), so that every draw holds both classes. Scores have no
-    part in it: detectors tested on the same pictures are resampled alike.
+    Groups are drawn with replacement within three strata (normal images only, anomalous images
+    only, both), so that every sample has both classes. An image without a group is its own group.
+    Scores have no part in it: detectors tested on the same images are resampled alike.
 
-    None with one class, and where no stratum of a class has two groups: there is then nothing to
-    vary, and an interval would only look certain.
+    Returns:
+      Group indices [n] and counts [samples, groups]. None with one class, and if no stratum of a
+      class has two groups: nothing would vary, and an interval would only look certain.
     """
-    names, member = np.unique(np.asarray(group), return_inverse=True)
-    positive = np.bincount(member, label, len(names)) > 0
-    negative = np.bincount(member, ~label, len(names)) > 0
-    alone, both = (positive & ~negative, negative & ~positive), positive & negative
-    if any(max(stratum.sum(), both.sum()) < 2 for stratum in alone):
+    names, group_index = np.unique(np.asarray(group), return_inverse=True)
+    has_anomalous = np.bincount(group_index, label, len(names)) > 0
+    has_normal = np.bincount(group_index, ~label, len(names)) > 0
+    one_class = has_anomalous & ~has_normal, has_normal & ~has_anomalous
+    both = has_anomalous & has_normal
+    if any(max(stratum.sum(), both.sum()) < 2 for stratum in one_class):
         return None
     rng = np.random.default_rng(seed)
-    times = np.zeros((draws, len(names)), np.int64)
-    for stratum in (*alone, both):
+    counts = np.zeros((n_samples, len(names)), np.int64)
+    for stratum in (*one_class, both):
         if size := int(stratum.sum()):
-            for row in times:
+            for row in counts:
                 row[stratum] = np.bincount(rng.integers(size, size=size), minlength=size)
-    return member, times
+    return group_index, counts
 
 
-def ranking(
+def resampled_metrics(
+    metrics: Mapping[str, ImageMetric],
     score: Float[np.ndarray, "n"],
     label: Bool[np.ndarray, "n"],
-    member: Int[np.ndarray, "n"],
-    times: Int[np.ndarray, "draws groups"],
-) -> dict[str, Float[np.ndarray, "draws"]]:
-    """AUROC and average precision of each draw, by weights instead of repeated pictures."""
+    threshold: float,
+    resampling: Resampling,
+) -> dict[str, Float[np.ndarray, "samples"]]:
+    """Returns each metric's value in every bootstrap sample of `group_resampling`.
+
+    Args:
+      metrics: entries of IMAGE_METRICS.
+      score: finite anomaly scores.
+      label: True for anomalous images.
+      threshold: the decision threshold.
+      resampling: group indices and counts.
+    """
+    group_index, group_counts = resampling
     order = np.argsort(score, kind="stable")
-    member, label = member[order], label[order]
-    ties = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
-    auroc, average_precision = np.empty((2, len(times)))
-    many = max(1, _IN_CACHE // len(score))
-    for start in range(0, len(times), many):
-        part = slice(start, start + many)
-        weight = times[part, member]
-        above = np.add.reduceat(weight * label, ties, axis=1)
-        below = np.add.reduceat(weight * ~label, ties, axis=1)
-        positive, negative = above.sum(1), below.sum(1)
-        won = np.sum(above * (np.cumsum(below, axis=1) - below / 2), axis=1)
-        auroc[part] = won / (positive * negative)
-        above, below = above[:, ::-1], below[:, ::-1]
-        found = np.cumsum(above, axis=1)
-        called = found + np.cumsum(below, axis=1)
-        average_precision[part] = np.sum(above * found / np.maximum(called, 1), axis=1) / positive
-    return {"auroc": auroc, "average_precision": average_precision}
+    score, label, group_index = score[order], label[order], group_index[order]
+    first_of_equals = np.flatnonzero(np.diff(score, prepend=-np.inf))
+    first_called = int(np.count_nonzero(~decide(score[first_of_equals], threshold)))
+    values = {name: [] for name in metrics}
+    block = max(1, _BLOCK // len(score))
+    for start in range(0, len(group_counts), block):
+        counts = group_counts[start : start + block, group_index]
+        samples = ResampledSets(
+            np.add.reduceat(counts * label, first_of_equals, axis=1),
+            np.add.reduceat(counts * ~label, first_of_equals, axis=1),
+            first_called,
+        )
+        for name, metric in metrics.items():
+            values[name].append(metric.resampled(samples))
+    return {name: np.concatenate(parts) for name, parts in values.items()}
 
 
 def curve_bands(
     score: Float[np.ndarray, "n"],
     label: Bool[np.ndarray, "n"],
     group: Shaped[np.ndarray, "n"],
-    draws: int = 500,
+    n_samples: int = 500,
     seed: int = 0,
 ) -> dict[str, Band] | None:
-    """Pointwise 95 % bands of two curves, by `resampled` groups; None where there are none.
+    """Returns pointwise 95 % confidence bands of two curves, resampled by group.
 
     "roc": recall at each false-alarm rate. "precision_recall": precision at the highest threshold
     that reaches each recall.
+
+    Returns:
+      Bands by name, or None if there is nothing to resample (see `group_resampling`).
+
+    Raises:
+      ValueError: a score is not finite.
     """
     score, label = require_finite(score, "score"), np.asarray(label, bool)
-    resampling = group_resampling(label, group, draws, seed)
+    resampling = group_resampling(label, group, n_samples, seed)
     if resampling is None:
         return None
-    member, times = resampling
+    group_index, group_counts = resampling
     order = np.argsort(-score, kind="stable")
-    member, label = member[order], label[order]
+    group_index, label = group_index[order], label[order]
     last_of_equals = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
     x = np.linspace(0, 1, 101)
-    recalls, precisions = np.empty((2, draws, len(x)))
-    for i, count in enumerate(times):
-        weight = count[member]
-        hits, alarms = np.zeros((2, len(last_of_equals) + 1))
-        hits[1:] = np.cumsum(weight * label)[last_of_equals]
-        alarms[1:] = np.cumsum(weight)[last_of_equals] - hits[1:]
-        recalls[i] = np.interp(x, alarms / alarms[-1], hits / hits[-1])
-        # A product such as 0.29 * 100 may lie just above a whole number of hits.
-        reached = np.searchsorted(hits, np.maximum(x * hits[-1], 1) - 1e-6)
-        precisions[i] = hits[reached] / (hits[reached] + alarms[reached])
+    recalls, precisions = np.empty((2, n_samples, len(x)))
+    for i, counts in enumerate(group_counts):
+        images = counts[group_index]
+        true_positives, false_positives = np.zeros((2, len(last_of_equals) + 1))
+        true_positives[1:] = np.cumsum(images * label)[last_of_equals]
+        false_positives[1:] = np.cumsum(images)[last_of_equals] - true_positives[1:]
+        recalls[i] = np.interp(
+            x, false_positives / false_positives[-1], true_positives / true_positives[-1]
+        )
+        # A product such as 0.29 * 100 may lie just above an integer.
+        required = np.maximum(x * true_positives[-1], 1) - 1e-6
+        reached = np.searchsorted(true_positives, required)
+        called = true_positives[reached] + false_positives[reached]
+        precisions[i] = true_positives[reached] / called
     return {
         name: (x, *np.quantile(values, [0.025, 0.975], axis=0))
         for name, values in (("roc", recalls), ("precision_recall", precisions))

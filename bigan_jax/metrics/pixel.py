@@ -1,152 +1,203 @@
-"""How well error maps tell where a defect is.
+"""Pixel-level metrics of error maps: how well they locate defects. The table is PIXEL_METRICS.
 
-scikit-learn's curves sort every pixel together with its label; a thousand pictures have 16 million.
-Here pixels are counted by the first 16 bits of their error, in a twentieth of the time, and only
-the few defect pixels are sorted. Errors that agree in these bits are ties, as equal ones are: that
-moves a figure by some 0.000001.
+scikit-learn's curves sort every pixel together with its label, and a thousand images have 16
+million pixels. Here pixels are counted by the first 16 bits of their error, which takes a twentieth
+of the time, and only the few defect pixels are sorted. Errors that agree in these bits are ties;
+this changes a metric by about 0.000001.
+
+A new metric is an entry of PIXEL_METRICS: evaluation.json, bootstrap intervals, the report and
+comparisons go over the entries.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num, Shaped
 from scipy import ndimage
 
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.validation import require_finite
 
-LEVELS = 1 << 20  # of error that are told apart
-_TOGETHER = 128  # pictures at a time: new memory takes longer than what is done in it
-NOTHING = {"auroc": None, "average_precision": None, "aupro": None}
+LEVELS = 1 << 20  # distinct levels of error
+_BLOCK = 128  # images per step: allocating memory for more takes longer than the work itself
 
 
-def region_shares(masks: Bool[np.ndarray, "n h w"]) -> Float[np.ndarray, "d"]:
-    """Of each defect pixel, in the masks' order, its share in the mean overlap of the defect
-    regions: 8-connected, each counting the same whatever its size."""
+@dataclass(frozen=True)
+class PixelCurve:
+    """Cumulative pixel counts at falling levels of error.
+
+    Attributes:
+      normal_above: the number of normal pixels above each level.
+      normal: the number of normal pixels at or above each level.
+      defect: the number of defect pixels at or above each level.
+      overlap: the sum of the `region_weights` of these defect pixels.
+      n_normal: the number of all normal pixels.
+      limit: the false-positive rate up to which AUPRO is taken.
+    """
+
+    normal_above: Num[np.ndarray, "k"]
+    normal: Num[np.ndarray, "k"]
+    defect: Num[np.ndarray, "k"]
+    overlap: Float[np.ndarray, "k"]
+    n_normal: float
+    limit: float = 0.3
+
+    @cached_property
+    def false_positive_rate(self) -> Float[np.ndarray, "2k+2"]:
+        """The x coordinates of the curve, from 0 to 1: two for each level."""
+        rate = _curve(self.normal_above, self.normal) / self.n_normal
+        rate[-1] = 1.0
+        return rate
+
+
+class PixelMetric(NamedTuple):
+    """A metric of error maps, in [0, 1]: its title in tables, and its value."""
+
+    title: str
+    value: Callable[[PixelCurve], float]
+
+
+def _auroc(curve: PixelCurve) -> float:
+    recall = _curve(_shifted(curve.defect), curve.defect) / curve.defect[-1]
+    return float(np.trapezoid(recall, curve.false_positive_rate))
+
+
+def _average_precision(curve: PixelCurve) -> float:
+    precision = curve.defect / np.maximum(curve.defect + curve.normal, 1)
+    return float(np.sum(np.diff(curve.defect, prepend=0) * precision) / curve.defect[-1])
+
+
+def _aupro(curve: PixelCurve) -> float:
+    """The area under the mean overlap up to the limit, where a jump at the limit is excluded."""
+    x, limit = curve.false_positive_rate, curve.limit
+    y = _curve(_shifted(curve.overlap), curve.overlap) / curve.overlap[-1]
+    beyond = np.searchsorted(x, limit)
+    y_limit = np.interp(limit, x[beyond - 1 : beyond + 1], y[beyond - 1 : beyond + 1])
+    area = np.trapezoid(np.append(y[:beyond], y_limit), np.append(x[:beyond], limit))
+    return float(area / limit)
+
+
+PIXEL_METRICS = {
+    "auroc": PixelMetric("AUROC", _auroc),
+    "average_precision": PixelMetric("average precision", _average_precision),
+    "aupro": PixelMetric("AUPRO", _aupro),
+}
+
+
+def region_weights(masks: Bool[np.ndarray, "n h w"]) -> Float[np.ndarray, "d"]:
+    """Returns the weight of each defect pixel in the mean overlap of the defect regions.
+
+    Regions are 8-connected within an image, and all have the same weight, whatever their size. The
+    weights are in the order of `masks` and sum to 1.
+    """
     masks = masks[masks.any((1, 2))]
-    within_a_picture = np.zeros((3, 3, 3), bool)
-    within_a_picture[1] = True
-    region, regions = ndimage.label(masks, within_a_picture)
+    neighbors = np.zeros((3, 3, 3), bool)
+    neighbors[1] = True
+    region, n_regions = ndimage.label(masks, neighbors)
     region = region[masks]
-    return 1 / (regions * np.bincount(region)[region])
+    return 1 / (n_regions * np.bincount(region)[region])
 
 
 def pixel_metrics(
     maps: Num[np.ndarray, "n h w"],
     masks: Bool[np.ndarray, "n h w"],
     limit: float = 0.3,
-    shares: Float[np.ndarray, "d"] | None = None,
+    weights: Float[np.ndarray, "d"] | None = None,
 ) -> dict[str, float | None]:
-    """Pixel AUROC, pixel average precision and AUPRO of error maps, each in [0, 1].
+    """Returns pixel AUROC, pixel average precision and AUPRO of error maps, each in [0, 1].
 
     AUPRO is the area under the mean overlap of the defect regions over the false-positive rate
-    from 0 to `limit`, divided by `limit` (Bergmann et al., MVTec AD). Normal pictures take part
-    with an empty mask; the caller leaves out anomalous ones without a mask. All None unless there
-    are defect and other pixels.
+    from 0 to `limit`, divided by `limit` (Bergmann et al., MVTec AD).
 
-    shares: what `region_shares` made of the masks, where several maps share them.
+    Args:
+      maps: finite errors. Include normal images; leave out anomalous images without a mask.
+      masks: True for defect pixels.
+      limit: of AUPRO.
+      weights: `region_weights` of the masks, if known.
+
+    Returns:
+      PIXEL_METRICS by name; all None unless there are both defect and normal pixels.
 
     Raises:
-      ValueError: an error that is not finite.
+      ValueError: an error is not finite.
     """
     maps, masks = np.asarray(maps), np.asarray(masks, bool)
     if np.issubdtype(maps.dtype, np.floating):
         require_finite(maps, "error map")
     if masks.all() or not masks.any():
-        return dict(NOTHING)
-    normal, defect = _histograms(maps, masks)
-    shares = region_shares(masks) if shares is None else shares
-    value = np.flatnonzero(np.bincount(defect))
-    found, overlap = (np.bincount(defect, weights)[value] for weights in (None, shares))
-    passed = np.cumsum(normal)
-
-    # At each error of a defect pixel, from high to low: what is called from it on, and before it.
-    value, found, overlap = value[::-1], np.cumsum(found[::-1]), np.cumsum(overlap[::-1])
-    before = passed[-1] - passed[value]
-    return curve_areas(before, before + normal[value], found, overlap, passed[-1], limit)
-
-
-def curve_areas(
-    before: Num[np.ndarray, "k"],
-    alarms: Num[np.ndarray, "k"],
-    found: Num[np.ndarray, "k"],
-    overlap: Float[np.ndarray, "k"],
-    normal: float,
-    limit: float = 0.3,
-) -> dict[str, float]:
-    """Pixel AUROC, pixel average precision and AUPRO from counts at falling levels of error.
-
-    before, alarms: the normal pixels above each level, and from it on. found: the defect pixels
-    from it on. overlap: their shares (`region_shares`). normal: how many normal pixels there are.
-    """
-    precision = found / np.maximum(found + alarms, 1)
-    average_precision = np.sum(np.diff(found, prepend=0) * precision) / found[-1]
-
-    rate = _curve(before, alarms) / normal
-    rate[-1] = 1.0
-    recall, overlap = (_curve(_before(part), part) / part[-1] for part in (found, overlap))
-    return {
-        "auroc": float(np.trapezoid(recall, rate)),
-        "average_precision": float(average_precision),
-        "aupro": float(_area_to(limit, rate, overlap) / limit),
-    }
+        return dict.fromkeys(PIXEL_METRICS)
+    normal, defect_levels = _histograms(maps, masks)
+    weights = region_weights(masks) if weights is None else weights
+    level = np.flatnonzero(np.bincount(defect_levels))[::-1]
+    defect, overlap = (np.bincount(defect_levels, w)[level] for w in (None, weights))
+    cumulative = np.cumsum(normal)
+    normal_above = cumulative[-1] - cumulative[level]
+    curve = PixelCurve(
+        normal_above,
+        normal_above + normal[level],
+        np.cumsum(defect),
+        np.cumsum(overlap),
+        cumulative[-1],
+        limit,
+    )
+    return {name: metric.value(curve) for name, metric in PIXEL_METRICS.items()}
 
 
 def dice(
     maps: Float[np.ndarray, "n h w"], masks: Bool[np.ndarray, "n h w"], threshold: float
 ) -> float | None:
-    """Dice's coefficient (pixel F1) of the pixels that reach the threshold, over all pictures
-    together; None without a defect pixel."""
-    size = np.count_nonzero(masks)
-    if not size:
+    """Returns the Dice coefficient (pixel F1) at a threshold, over the pixels of all images.
+
+    The result is None without a defect pixel.
+    """
+    n_defect = np.count_nonzero(masks)
+    if not n_defect:
         return None
     called = decide(maps, threshold)
-    return 2 * np.count_nonzero(called & masks) / (np.count_nonzero(called) + size)
+    n_called = np.count_nonzero(called)
+    return float(2 * np.count_nonzero(called & masks) / (n_called + n_defect))
 
 
 def _histograms(maps, masks):
-    """How many normal pixels there are at each level of error, and each defect pixel's level."""
+    """Returns the number of normal pixels at each level, and the level of each defect pixel."""
     level_of = levels(maps)
-    normal, defect = np.zeros(LEVELS, np.int64), []
-    for start in range(0, len(maps), _TOGETHER):
-        part = slice(start, start + _TOGETHER)
-        level = level_of(maps[part])
-        normal += np.bincount(level.ravel(), minlength=LEVELS)
-        defect.append(level[masks[part]])
+    pixels, defect = np.zeros(LEVELS, np.int64), []
+    for start in range(0, len(maps), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        level = level_of(maps[block])
+        pixels += np.bincount(level.ravel(), minlength=LEVELS)
+        defect.append(level[masks[block]])
     defect = np.concatenate(defect)
-    return normal - np.bincount(defect, minlength=LEVELS), defect
+    return pixels - np.bincount(defect, minlength=LEVELS), defect
 
 
 def levels(
     maps: Num[np.ndarray, "n h w"],
 ) -> Callable[[Num[np.ndarray, "..."]], Int[np.ndarray, "..."]]:
-    """What gives some of the maps' errors their levels, numbers below LEVELS.
+    """Returns a function from errors of these maps to levels, integers from 0 to LEVELS - 1.
 
-    A level is what the first 16 bits of errors above the least have in common. Those below the
-    highest error by a factor of 2^32 share the lowest. Whole numbers are levels as they are.
+    A level is the first 16 bits of an error above the lowest one. Errors below the highest one by
+    more than a factor of 2^32 share the lowest level. Integers in a narrow range are levels as they
+    are.
     """
     least, highest = maps.min(), maps.max()
     if np.issubdtype(maps.dtype, np.integer) and int(highest) - int(least) < LEVELS:
         return lambda errors: np.subtract(errors, least, dtype=np.int32)
 
-    def bits(errors):  # of a float: they rise with it, from 0 on
+    def bits(errors):  # the bits of a non-negative float rise with its value
         return np.subtract(errors, least, dtype=np.float32).view(np.int32) >> 8
 
     lowest = max(int(bits(highest)) - LEVELS + 1, 0)
     return lambda errors: np.maximum(bits(errors) - lowest, 0)
 
 
-def _before(counts):
+def _shifted(counts: Shaped[np.ndarray, "k"]) -> Shaped[np.ndarray, "k"]:
     return np.append(0, counts[:-1])
 
 
 def _curve(before, at):
-    """Points of a curve from its start to its end, two at each value: before it and at it."""
+    """Returns the points of a curve from its start to its end, two for each level."""
     return np.concatenate([[0], np.stack([before, at], 1).ravel(), [at[-1]]])
-
-
-def _area_to(limit, x, y):
-    """The area under a curve up to x = limit, where a jump at the limit itself does not count."""
-    beyond = np.searchsorted(x, limit)
-    y_limit = np.interp(limit, x[beyond - 1 : beyond + 1], y[beyond - 1 : beyond + 1])
-    return np.trapezoid(np.append(y[:beyond], y_limit), np.append(x[:beyond], limit))

@@ -1,4 +1,8 @@
-"""TODO docstring."""
+"""Decision thresholds, and the rule that applies them.
+
+The thresholds of a run come from calibration images, which are normal and not trained on, or from
+the user. The oracle threshold is chosen by the test labels and only serves as a reference.
+"""
 
 import math
 from dataclasses import dataclass
@@ -10,103 +14,6 @@ from jaxtyping import Bool, Float
 
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.validation import require_finite
-
-
-class Threshold(NamedTuple):
-    """A decision threshold, the rule it comes from, and what the reader must know about it."""
-
-    value: float
-    rule: str
-    note: str | None = None
-
-
-def conformal_threshold(
-    calibration: Float[np.ndarray, "n"], rate: float, groups: int | None = None
-) -> Threshold:
-    """The smallest threshold whose false-alarm probability is at most `rate`, without labels.
-
-    Holds for a new normal picture exchangeable with the calibration ones, on average over
-    calibration sets: with k = ceil((n + 1)(1 - rate)), a new score exceeds the k-th smallest
-    of n with probability at most 1 - k / (n + 1) (split conformal prediction).
-
-    Args:
-      calibration: scores of normal pictures that trained nothing, any finite values.
-      rate: the allowed false-alarm rate, in (0, 1).
-      groups: how many patients, camera blocks and the like the pictures come from, where that is
-        known: pictures of one are alike, so the promise holds for a picture of a new group only as
-        far as the groups are many.
-
-    Raises:
-      UserError: `rate` outside (0, 1), or no calibration picture.
-      ValueError: a score that is not finite.
-    """
-    if not 0 < rate < 1:
-        raise UserError(
-            f"threshold.false_alarm_rate must lie strictly between 0 and 1, not {rate}."
-        )
-    calibration = np.sort(require_finite(calibration, "calibration score"))
-    n = len(calibration)
-    if n == 0:
-        raise UserError(
-            "no calibration pictures: set some normals aside, or use a manual threshold."
-        )
-    # The decimal that was typed: in floats 1 - 0.1 can lift an exact product over the next integer.
-    exact = Fraction(str(rate))
-    k = math.ceil((n + 1) * (1 - exact))
-    need = math.ceil(1 / exact) - 1
-    note = None
-    if k > n:
-        note = (
-            f"A false-alarm rate of at most {rate:.4g} can only be promised with at least "
-            f"{need} calibration pictures; there are {n}. The threshold lies "
-            f"just above their highest score, which promises at most {1 / (n + 1):.3g}."
-        )
-    elif groups is not None and groups < min(n, need):
-        note = (
-            f"The {n} calibration pictures come from {groups} groups only (patients, camera "
-            f"blocks), and pictures of one group are alike: for a new group the false-alarm rate "
-            f"may well exceed {rate:.4g}. Fewer than {need} groups cannot promise it."
-        )
-    # The next value of the scores' own type: a float64 step would vanish beside float32 scores.
-    value = float(np.nextafter(calibration[min(k, n) - 1], np.inf, dtype=calibration.dtype))
-    return Threshold(value, f"conformal, at most {100 * rate:.4g} % false alarms", note)
-
-
-def manual_threshold(value: float) -> Threshold:
-    """A number that the user chose. Raises UserError if it is not finite."""
-    if not math.isfinite(value):
-        raise UserError(f"threshold.value must be a finite number, not {value}.")
-    return Threshold(float(value), "manual")
-
-
-def decide(score: Float[np.ndarray, "*n"], threshold: float) -> Bool[np.ndarray, "*n"]:
-    """Which pictures, or pixels, are called anomalous. No rounding of the threshold moves one."""
-    score = np.asarray(score)
-    if not np.issubdtype(score.dtype, np.floating):
-        return score >= threshold
-    least = score.dtype.type(threshold)  # of the scores' own type: millions need no copy in float64
-    if float(least) < threshold:
-        least = np.nextafter(least, np.inf, dtype=score.dtype)
-    return score >= least
-
-
-def pixel_threshold(normal_maps: Float[np.ndarray, "n h w"], rate: float) -> float:
-    """The error from which a pixel is called defective, without labels or defects.
-
-    Of a new normal picture's pixels it calls a share of at most `rate`, on average over pictures
-    exchangeable with these n calibration normals: conformal risk control (Angelopoulos et al. 2022,
-    Sec. 2) allows the share r among theirs where (n r + 1) / (n + 1) <= rate. Where n is too small
-    for any, it lies just above their highest error.
-
-    Raises:
-      ValueError: an error that is not finite.
-    """
-    maps = require_finite(normal_maps, "error map")
-    share = ((len(maps) + 1) * Fraction(str(rate)) - 1) / len(maps)
-    allowed = min(max(math.floor(share * maps.size), 0), maps.size - 1)
-    place = maps.size - 1 - allowed
-    highest_passed = np.partition(maps.ravel(), place)[place]
-    return float(np.nextafter(highest_passed, np.inf, dtype=maps.dtype))
 
 
 @dataclass(frozen=True)
@@ -133,14 +40,22 @@ class ThresholdSettings:
         if self.rule == "conformal" and self.value:
             raise UserError(
                 f"config.threshold.value={self.value} is for --config.threshold.rule=manual: set "
-                "that rule, or leave the value out"
+                "that rule, or leave the value out."
             )
         if self.rule == "manual" and not self.value > 0:
             raise UserError(
                 f"config.threshold.value={self.value}: the manual rule requires a score above 0, "
-                "from which on an image is anomalous"
+                "from which on an image is anomalous."
             )
         choose_threshold(self, np.zeros(1), 1)
+
+
+class Threshold(NamedTuple):
+    """A decision threshold, the rule it comes from, and a caveat for the reader, if any."""
+
+    value: float
+    rule: str
+    note: str | None = None
 
 
 def choose_threshold(
@@ -156,3 +71,135 @@ def choose_threshold(
     if settings.rule == "manual":
         return manual_threshold(settings.value)
     return conformal_threshold(calibration, settings.false_alarm_rate, groups)
+
+
+def conformal_threshold(
+    calibration: Float[np.ndarray, "n"], rate: float, groups: int | None = None
+) -> Threshold:
+    """Returns the smallest threshold with a false-alarm probability of at most `rate`.
+
+    No label is used. The bound holds for a new normal image that is exchangeable with the
+    calibration images, on average over calibration sets: with k = ceil((n + 1)(1 - rate)), a new
+    score exceeds the k-th smallest of n with probability at most 1 - k / (n + 1) (split conformal
+    prediction).
+
+    Args:
+      calibration: finite scores of normal images that had no part in training.
+      rate: the allowed false-alarm rate, in (0, 1).
+      groups: the number of groups (patients, camera blocks) that these images come from, if known.
+        Images of one group are alike, so few groups weaken the bound for images of a new group.
+
+    Raises:
+      UserError: `rate` is outside (0, 1), or there is no calibration image.
+      ValueError: a score is not finite.
+    """
+    if not 0 < rate < 1:
+        raise UserError(
+            f"config.threshold.false_alarm_rate must lie strictly between 0 and 1 (got {rate})."
+        )
+    calibration = np.sort(require_finite(calibration, "calibration score"))
+    n = len(calibration)
+    if n == 0:
+        raise UserError(
+            "the conformal threshold requires calibration images, and there are none: raise "
+            "config.data.calibration_fraction, or use config.threshold.rule=manual."
+        )
+    # The decimal as typed: in floats, 1 - 0.1 can lift an exact product over the next integer.
+    exact_rate = Fraction(str(rate))
+    k = math.ceil((n + 1) * (1 - exact_rate))
+    required = math.ceil(1 / exact_rate) - 1
+    note = None
+    if k > n:
+        note = (
+            f"A false-alarm rate of at most {rate:.4g} can only be promised with at least "
+            f"{required} calibration images; there are {n}. The threshold lies just above their "
+            f"highest score, which promises at most {1 / (n + 1):.3g}."
+        )
+    elif groups is not None and groups < min(n, required):
+        note = (
+            f"The {n} calibration images come from {groups} groups only (patients, camera "
+            "blocks), and images of one group are alike: for a new group the false-alarm rate may "
+            f"well exceed {rate:.4g}. Fewer than {required} groups cannot promise it."
+        )
+    # The next value of the scores' own type: a float64 step would vanish next to float32 scores.
+    value = float(np.nextafter(calibration[min(k, n) - 1], np.inf, dtype=calibration.dtype))
+    return Threshold(value, f"conformal, at most {100 * rate:.4g} % false alarms", note)
+
+
+def manual_threshold(value: float) -> Threshold:
+    """Returns a threshold chosen by the user.
+
+    Raises:
+      UserError: the value is not finite.
+    """
+    if not math.isfinite(value):
+        raise UserError(f"config.threshold.value must be a finite number (got {value}).")
+    return Threshold(float(value), "manual")
+
+
+def pixel_threshold(normal_maps: Float[np.ndarray, "n h w"], rate: float) -> float:
+    """Returns the error from which on a pixel is called defective, without labels or defects.
+
+    At most a fraction `rate` of a new normal image's pixels is called defective, on average over
+    images exchangeable with the n calibration images. Conformal risk control (Angelopoulos et al.
+    2022, Sec. 2) allows the fraction r among the calibration pixels where
+    (n r + 1) / (n + 1) <= rate. If n is too small for any r, the threshold lies just above the
+    highest calibration error.
+
+    Raises:
+      ValueError: an error is not finite.
+    """
+    maps = require_finite(normal_maps, "error map")
+    fraction = ((len(maps) + 1) * Fraction(str(rate)) - 1) / len(maps)
+    allowed = min(max(math.floor(fraction * maps.size), 0), maps.size - 1)
+    index = maps.size - 1 - allowed
+    highest_normal = np.partition(maps.ravel(), index)[index]
+    return float(np.nextafter(highest_normal, np.inf, dtype=maps.dtype))
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The threshold with the best F1 on the test labels: an upper bound, not a result.
+
+    All values are None if the test has one class only.
+    """
+
+    threshold: float | None
+    f1: float | None
+    accuracy: float | None
+
+
+def oracle_threshold(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> Oracle:
+    """Returns the highest of the thresholds with the best F1 on the test labels.
+
+    Raises:
+      ValueError: a score is not finite.
+    """
+    score, label = require_finite(score, "score"), np.asarray(label, bool)
+    if label.all() or not label.any():
+        return Oracle(None, None, None)
+    order = np.argsort(-score, kind="stable")
+    score = score[order]
+    last_of_equals = np.flatnonzero(np.append(score[1:] != score[:-1], True))
+    true_positives = np.cumsum(label[order])[last_of_equals]
+    called = last_of_equals + 1
+    f1 = 2 * true_positives / (called + label.sum())
+    best = int(np.argmax(f1))
+    true_negatives = (~label).sum() - (called - true_positives)[best]
+    accuracy = (true_positives[best] + true_negatives) / len(label)
+    return Oracle(float(score[last_of_equals[best]]), float(f1[best]), float(accuracy))
+
+
+def decide(score: Float[np.ndarray, "*n"], threshold: float) -> Bool[np.ndarray, "*n"]:
+    """Returns which images, or pixels, are anomalous: score >= threshold, exactly.
+
+    The comparison runs in the scores' own type, so that millions of pixels need no float64 copy.
+    The threshold is rounded up to that type, which changes no decision.
+    """
+    score = np.asarray(score)
+    if not np.issubdtype(score.dtype, np.floating):
+        return score >= threshold
+    rounded = score.dtype.type(threshold)
+    if float(rounded) < threshold:
+        rounded = np.nextafter(rounded, np.inf, dtype=score.dtype)
+    return score >= rounded

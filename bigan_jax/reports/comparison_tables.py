@@ -3,9 +3,16 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from bigan_jax.evaluation import paper_results
-from bigan_jax.evaluation.comparison import ComparisonRow, DatasetComparison, differing_fields
+from bigan_jax.evaluation.comparison import (
+    PIXEL_VALUES,
+    ComparisonRow,
+    DatasetComparison,
+    differing_fields,
+)
 from bigan_jax.evaluation.paper_results import METRICS, MODELS
 from bigan_jax.evaluation.statistics import Difference
+from bigan_jax.metrics.image import IMAGE_METRICS
+from bigan_jax.metrics.pixel import PIXEL_METRICS
 from bigan_jax.reports.tables import Cell, Table
 
 _HEADINGS = {"auroc": "AUROC", "f1": "F1", "pixel_auroc": "pixel AUROC"}
@@ -46,7 +53,7 @@ def overview(comparisons: Sequence[DatasetComparison]) -> list[Table]:
     """Returns a table of AUROC by model and dataset; none for a single dataset."""
     if len(comparisons) < 2:
         return []
-    aurocs = [{row.label: row.figures["auroc"] for row in c.rows} for c in comparisons]
+    aurocs = [{row.label: row.values["auroc"] for row in c.rows} for c in comparisons]
     rank = {name: i for i, name in enumerate(MODELS)}
     order = {
         row.label: (rank.get(row.model, len(rank)), row.label)
@@ -55,7 +62,7 @@ def overview(comparisons: Sequence[DatasetComparison]) -> list[Table]:
     }
     labels = sorted(order, key=order.get)
     rows = [[label, *(by_label.get(label) for by_label in aurocs)] for label in labels]
-    rows.append(["strongest training-free baseline", *(c.control for c in comparisons)])
+    rows.append(["strongest training-free baseline", *(c.baseline for c in comparisons)])
     columns = [("", "model"), *(("AUROC", comparison.title) for comparison in comparisons)]
     return [Table("Overview", columns, rows, [_SEED_NOTE])]
 
@@ -74,16 +81,15 @@ def csv_rows(comparisons: Iterable[DatasetComparison]) -> Iterator[list]:
             for label, row in rows.items()
         }
         for label, row in rows.items():
-            note = "inconsistent: " + "; ".join(row.wrong) if row.wrong else ""
-            for metric, spread in row.figures.items():
+            note = "inconsistent: " + "; ".join(row.inconsistencies) if row.inconsistencies else ""
+            for metric, spread in row.values.items():
                 if spread:
                     yield ["mean", *dataset, *names[label], "", metric, *spread, "", "", note]
             for run in row.runs:
-                evaluation = run.evaluation
-                for metric in METRICS:
-                    if (value := evaluation[metric]) is not None:
-                        interval = (metric == "auroc" and evaluation["auroc_ci"]) or ("", "")
-                        values = [evaluation["seed"], metric, value, "", 1, *interval]
+                for metric, value in run.result.metrics.items():
+                    if value is not None:
+                        interval = (metric == "auroc" and run.result.auroc_ci) or ("", "")
+                        values = [run.result.seed, metric, value, "", 1, *interval]
                         yield ["run", *dataset, *names[label], *values, str(run.workdir)]
         pairs = [("difference", label, value) for label, value in comparison.differences.items()]
         pairs += [("ablation", label, value) for (_, label), value in comparison.ablations.items()]
@@ -110,24 +116,26 @@ def _results(comparison):
     columns = {
         "auroc": ("AUROC", "score"),
         "native": ("AUROC", "native score"),
-        "control": ("AUROC", "strongest baseline"),
+        "baseline": ("AUROC", "strongest baseline"),
         "calibration_score": ("calibration", "mean score"),
-        **{name: ("at the threshold", _heading(name)) for name in METRICS[1:]},
+        **{
+            name: ("at the threshold", metric.title)
+            for name, metric in IMAGE_METRICS.items()
+            if metric.uses_threshold
+        },
     }
     notes = [_SEED_NOTE, _SCORE_NOTE]
-    notes += [_CALIBRATION_NOTE] * any(row.figures["calibration_score"] for row in comparison.rows)
+    notes += [_CALIBRATION_NOTE] * any(row.values["calibration_score"] for row in comparison.rows)
     title = f"Results on {comparison.title}"
     return _metric_table(title, columns, comparison.rows, [*notes, *comparison.notes])
 
 
 def _localization(comparison):
     columns = {
-        "pixel_auroc": ("pixels", "AUROC"),
-        "pixel_average_precision": ("pixels", "average precision"),
-        "aupro": ("pixels", "AUPRO"),
-        "pixel_control": ("pixels", "raw intensity AUROC"),
+        **{name: ("pixels", PIXEL_METRICS[of].title) for name, of in PIXEL_VALUES.items()},
+        "pixel_baseline": ("pixels", "raw intensity AUROC"),
     }
-    rows = [row for row in comparison.rows if row.figures["pixel_auroc"]]
+    rows = [row for row in comparison.rows if row.values["pixel_auroc"]]
     if rows:
         yield _metric_table(f"Localization on {comparison.title}", columns, rows, [_SEED_NOTE])
 
@@ -140,7 +148,11 @@ def _metric_table(
 ) -> Table:
     """A table with a row per detector and a column per metric."""
     cells = [
-        [row.label + " †" * bool(row.wrong), len(row.runs), *(_cell(row, name) for name in columns)]
+        [
+            row.label + " †" * bool(row.inconsistencies),
+            len(row.runs),
+            *(_cell(row, name) for name in columns),
+        ]
         for row in rows
     ]
     return Table(title, [("", "model"), ("", "seeds"), *columns.values()], cells, notes)
@@ -148,14 +160,14 @@ def _metric_table(
 
 def _cell(row: ComparisonRow, metric: str) -> Cell:
     """The value of a metric; of a baseline, which has no seed of its own, only the mean."""
-    spread = row.figures[metric]
-    return spread.mean if spread and metric in ("control", "pixel_control") else spread
+    spread = row.values[metric]
+    return spread.mean if spread and metric in ("baseline", "pixel_baseline") else spread
 
 
 def _differences(comparison):
     if not comparison.differences:
         return
-    best = next(row.label for row in comparison.rows if row.figures["auroc"])
+    best = next(row.label for row in comparison.rows if row.values["auroc"])
     columns = [("", "model"), ("", "AUROC"), ("", "interval")]
     rows = [[label, *_explained(value)] for label, value in comparison.differences.items()]
     notes = _difference_notes(comparison.differences.values())
@@ -184,7 +196,7 @@ def _ablations(comparison):
     for full in dict.fromkeys(full for full, _ in comparison.ablations):
         ablated = {label: v for (of, label), v in comparison.ablations.items() if of == full}
         full_row = rows_by_label[full]
-        rows = [[full, len(full_row.runs), *(full_row.figures[m] for m in ("auroc", *metrics))]]
+        rows = [[full, len(full_row.runs), *(full_row.values[m] for m in ("auroc", *metrics))]]
         first_note = f"The first row is {full}. The other rows are differences from it."
         notes = [" ".join([first_note, *_difference_notes(ablated.values())])]
         for label, value in ablated.items():
@@ -201,7 +213,7 @@ def _ablations(comparison):
 
 
 def _difference(row: ComparisonRow, other: ComparisonRow, metric: str) -> Difference | None:
-    value, other_value = row.figures[metric], other.figures[metric]
+    value, other_value = row.values[metric], other.values[metric]
     return Difference(value.mean - other_value.mean) if value and other_value else None
 
 
@@ -231,7 +243,7 @@ def _published(comparison):
         for row in measured or [None]:
             variant = row.label.removeprefix(model) if row else ""
             name = MODELS[model] + variant + " †" * bool(reason)
-            pairs = [(row and row.figures[metric], published[metric]) for metric in METRICS]
+            pairs = [(row and row.values[metric], published[metric]) for metric in METRICS]
             rows.append([name, *(cell for pair in pairs for cell in pair), prevalence])
     published_table = f"the paper's Table {paper.number} ({paper.title})"
     title = f"Results on {comparison.title}, compared with {published_table}"

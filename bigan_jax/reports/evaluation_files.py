@@ -1,109 +1,151 @@
-"""What an evaluation leaves: evaluation.json, scores.csv, figures, the report, and a few lines."""
+"""Writes the files of an evaluation: scores.csv, figures/, report.html and evaluation.json."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from bigan_jax.data.audit import Audit
 from bigan_jax.data.dataset import Images
 from bigan_jax.errors import printable
 from bigan_jax.evaluation.assess import Assessment
+from bigan_jax.evaluation.result import EvaluationResult
+from bigan_jax.evaluation.scorer import Scores
 from bigan_jax.evaluation.verdict import verdict
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.reports import figures, html_report
+from bigan_jax.reports.tables import format_cell
 from bigan_jax.runtime.files import write_atomic, write_csv, write_json
 from bigan_jax.training.saving.train_log import read_train_log, rollbacks
 
 
 def write_evaluation(
-    workdir: Path, config: ConfigDict, test: Images, found: Audit, assessment: Assessment
-) -> None:
-    """Writes scores.csv, figures, the report and evaluation.json to a run's workdir, and tells the
-    result.
+    workdir: Path, config: ConfigDict, test: Images, audit: Audit, assessment: Assessment
+) -> EvaluationResult:
+    """Writes all files of an evaluation to the run's folder and prints a summary.
 
-    The last is the mark of a whole evaluation: while the others are written, it is not there. What
-    the audit and training warned of joins its warnings. Raises UserError where files cannot be
-    written.
+    evaluation.json is deleted first and written last, so that its presence marks a complete
+    evaluation. Warnings of the leak audit and of the training health checks are added to the
+    result's warnings.
+
+    Args:
+      workdir: the run's folder.
+      config: the run's config, shown in the report.
+      test: the test images.
+      audit: the leak audit of the data set.
+      assessment: the result, and the scores of the calibration and test images.
+
+    Returns:
+      The result with all warnings.
+
+    Raises:
+      UserError: a file could not be written.
     """
-    evaluation, calibration, scores = assessment
-    evaluation["warnings"] += [*found.warnings, *_health(workdir)]
-    (workdir / "evaluation.json").unlink(missing_ok=True)
-    _write_scores(workdir / "scores.csv", test, scores, evaluation["threshold"])
-    _write_pictures(workdir, config, evaluation, test, found, calibration, scores)
-    write_json(workdir / "evaluation.json", evaluation)
-    _print_summary(evaluation, workdir)
-
-
-def _health(workdir):
-    """What the last epoch's health check warned of, how often any did before, and when training
-    diverged and went back."""
-    rows = read_train_log(workdir)
-    checks = [row.get("health", []) for row in rows]
-    earlier = sum(map(bool, checks[:-1]))
-    found = list(checks[-1]) if checks else []
-    if earlier:
-        found.append(f"the health check warned in {earlier} epochs before the last (train.jsonl)")
-    for number, back in enumerate(rollbacks(rows), 1):
-        found.append(
-            f"Training diverged in epoch {back['epoch']} ({back['objective']}) and went back to "
-            f"the state after epoch {back['rolled_back_to']}, with {0.5**number:g} of the "
-            "learning rates."
-        )
-    return found
-
-
-def _write_scores(path, test, scores, threshold):
-    decision = decide(scores.score, threshold)
-    native = ["native"] if scores.native is not None else []
-    columns = scores.columns
-    rows = [["path", "label", "group", *columns, "decision", *native]]
-    for i, name in enumerate(test.path):
-        rows.append(
-            [
-                printable(name),
-                "anomalous" if test.label[i] else "normal",
-                printable(test.group[i]),
-                *(f"{column[i]:.8g}" for column in columns.values()),
-                "anomalous" if decision[i] else "normal",
-                *([f"{scores.native[i]:.8g}"] if native else []),
-            ]
-        )
-    write_csv(path, rows)
-
-
-def _write_pictures(workdir, config, evaluation, test, found, calibration, scores):
-    threshold, limits = evaluation["threshold"], evaluation["color_limits"]
     history = read_train_log(workdir)
-    pictures = figures.evaluation_figures(
-        test, scores, calibration.score, threshold, limits, history
+    result = assessment.result
+    result = result.replace(
+        warnings=[*result.warnings, *audit.warnings, *_training_warnings(history)]
     )
-    for name, png in pictures.items():
+    assessment = assessment._replace(result=result)
+    (workdir / "evaluation.json").unlink(missing_ok=True)
+    decision = decide(assessment.test.score, result.threshold)
+    classes = {"label": class_names(test.label), "group": test.group}
+    rows = score_rows(test.path, assessment.test, decision, classes)
+    write_csv(workdir / "scores.csv", [list(rows[0]), *(row.values() for row in rows)])
+    _write_figures_and_report(workdir, config, test, audit, assessment, history)
+    write_json(workdir / "evaluation.json", result.as_dict())
+    _print_summary(result, workdir)
+    return result
+
+
+def class_names(anomalous: Bool[np.ndarray, "n"]) -> list[str]:
+    """Returns "anomalous" or "normal" for each image."""
+    return ["anomalous" if value else "normal" for value in anomalous]
+
+
+def score_rows(
+    paths: Sequence[str],
+    scores: Scores,
+    decision: Bool[np.ndarray, "n"],
+    before: Mapping[str, Sequence[str]],
+    after: Mapping[str, Sequence[str]] | None = None,
+) -> list[dict[str, str]]:
+    """Returns the rows of a scores.csv, with a text per column.
+
+    Args:
+      paths: the names of the images.
+      scores: their scores.
+      decision: True for images that are called anomalous.
+      before: more columns, before those of the scores.
+      after: more columns, after those of the scores.
+    """
+    columns = {name: [f"{v:.8g}" for v in values] for name, values in scores.columns.items()}
+    columns = {"path": paths, **before, **columns, **(after or {})}
+    columns["decision"] = class_names(decision)
+    if scores.native is not None:
+        columns["native"] = [f"{value:.8g}" for value in scores.native]
+    texts = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, map(printable, row), strict=True)) for row in texts]
+
+
+def _training_warnings(history: Sequence[Mapping]) -> list[str]:
+    """Returns the last epoch's health warnings, their earlier number, and all rollbacks."""
+    checks = [row.get("health", []) for row in history]
+    earlier = sum(map(bool, checks[:-1]))
+    warnings = list(checks[-1]) if checks else []
+    if earlier:
+        warnings.append(
+            f"the health check warned in {earlier} epochs before the last (see train.jsonl)"
+        )
+    for number, rollback in enumerate(rollbacks(history), 1):
+        warnings.append(
+            f"Training diverged in epoch {rollback['epoch']} ({rollback['objective']}) and was "
+            f"rolled back to the state after epoch {rollback['rolled_back_to']}, with "
+            f"{0.5**number:g} of the learning rates."
+        )
+    return warnings
+
+
+def _write_figures_and_report(workdir, config, test, audit, assessment, history):
+    result, calibration, scores = assessment
+    pngs = figures.evaluation_figures(
+        test, scores, calibration.score, result.threshold, result.color_limits, history
+    )
+    for name, png in pngs.items():
         write_atomic(workdir / "figures" / f"{name}.png", png)
     for name in ("error_maps", "healthy_and_anomalous"):
-        del pictures[name]  # the report's gallery shows the same, and more
-    items = figures.report_gallery(test, scores, threshold)
-    seen = found.as_dict(images=True)
-    fields = config.to_dict()
+        del pngs[name]  # the report's gallery shows the same images, and more
     html_report.write_report(
-        workdir / "report.html", evaluation, history, pictures, items, seen, fields
+        workdir / "report.html",
+        result,
+        history,
+        pngs,
+        figures.report_gallery(test, scores, result.threshold),
+        audit.as_dict(images=True),
+        config.to_dict(),
     )
 
 
-def _print_summary(evaluation, workdir):
-    def show(name):
-        return "-" if evaluation[name] is None else f"{evaluation[name]:.3f}"
-
-    low, high = evaluation["auroc_ci"] or (None, None)
-    interval = "" if low is None else f" (95 % interval {low:.3f} to {high:.3f})"
+def _print_summary(result: EvaluationResult, workdir: Path) -> None:
+    auroc, recall, specificity, f1 = map(
+        format_cell, (result.auroc, result.recall, result.specificity, result.f1)
+    )
+    interval = ""
+    if result.auroc_ci:
+        interval = " (95 % interval {:.3f} to {:.3f})".format(*result.auroc_ci)
     print(
-        f"{evaluation['model']} on {evaluation['dataset']}: AUROC {show('auroc')}{interval}\n"
-        f"{verdict(evaluation).sentence}\n"
-        f"At the threshold {evaluation['threshold']:.4g} ({evaluation['threshold_rule']}): "
-        f"recall {show('recall')}, specificity {show('specificity')}, F1 {show('f1')}"
+        f"{result.model} on {result.dataset}: AUROC {auroc}{interval}\n"
+        f"{verdict(result).sentence}\n"
+        f"At the threshold {result.threshold:.4g} ({result.threshold_rule}): "
+        f"recall {recall}, specificity {specificity}, F1 {f1}"
     )
-    if evaluation["oracle"]["f1"] is not None:
-        value, f1, _ = evaluation["oracle"].values()
-        print(f"Oracle, chosen by the test labels, no result: F1 {f1:.3f} at {value:.4g}")
-    for warning in filter(None, [evaluation["threshold_note"], *evaluation["warnings"]]):
+    if result.oracle.f1 is not None:
+        print(
+            "Oracle, chosen by the test labels, not a result: "
+            f"F1 {result.oracle.f1:.3f} at {result.oracle.threshold:.4g}"
+        )
+    for warning in filter(None, [result.threshold_note, *result.warnings]):
         print(f"Warning: {warning}")
     print(f"Report: {workdir / 'report.html'}")

@@ -1,5 +1,6 @@
 """Comparison of runs: reading of files, skipped runs, rows, notes and paired differences."""
 
+import html
 import json
 import os
 import re
@@ -13,8 +14,8 @@ from bigan_jax.commands.compare import _plot, compare
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import statistics
 from bigan_jax.evaluation.comparison import compare_runs
+from bigan_jax.evaluation.finished_run import read_run
 from bigan_jax.evaluation.paper_results import METRICS
-from bigan_jax.evaluation.results import read_run
 from bigan_jax.evaluation.statistics import Difference
 from bigan_jax.reports.comparison_tables import comparison_tables, csv_rows
 from tests.helpers.datasets import pictures, write_run
@@ -33,25 +34,29 @@ def corrupt_evaluations():
     def replaced(**values):
         return lambda content: dump(content | values)
 
-    yield "not JSON", lambda content: "{"
-    yield "not JSON", lambda content: "[" * 100_000
-    yield "not an object", lambda content: "[]"
-    yield "lacks ablations", lambda c: dump({k: v for k, v in c.items() if k != "ablations"})
-    yield "auroc is not a number", replaced(auroc=1.5)
-    yield "auroc is not a number", replaced(auroc="0.9")
-    yield "f1 is not a number", replaced(f1=float("nan"))
-    yield "recall is not a number", replaced(recall=True)
-    yield "seed is not a whole number", replaced(seed=0.5)
-    yield "n_normal is not", replaced(n_normal=-1)
-    yield "model is not a printable name", replaced(model="a\nb")
-    yield "model is not a printable name", replaced(model="\u202egnp.exe")
-    yield "dataset is not a printable name", replaced(dataset="d" * 101)
-    yield "ablations is not a list", replaced(ablations="no_se")
-    yield "auroc_ci is not", replaced(auroc_ci=[0.9, 0.1])
-    yield "controls is not", replaced(controls={"pca": [1]})
-    yield "pixel is not", replaced(pixel={"auroc": 7})
-    yield "pixel_controls is not", replaced(pixel_controls=[3])
-    yield "calibration_scores is not", replaced(calibration_scores=[0.1, "x"])
+    yield "not valid JSON", lambda content: "{"
+    yield "Expected `object`, got `array`", lambda content: "[" * 100_000
+    yield "Expected `object`, got `array`", lambda content: "[]"
+    yield "unknown field `controls`", replaced(controls={})
+    yield (
+        "missing required field `ablations`",
+        lambda content: dump({k: v for k, v in content.items() if k != "ablations"}),
+    )
+    yield "auroc: Expected `float` <= 1.0", replaced(auroc=1.5)
+    yield "auroc: Expected `float | null`, got `str`", replaced(auroc="0.9")
+    yield "not valid JSON", replaced(f1=float("nan"))
+    yield "recall: Expected `float | null`, got `bool`", replaced(recall=True)
+    yield "seed: Expected `int`", replaced(seed=0.5)
+    yield "n_normal: Expected `int` >= 0", replaced(n_normal=-1)
+    yield "model must be printable", replaced(model="a\nb")
+    yield "model must be printable", replaced(model="\u202egnp.exe")
+    yield "dataset: Expected `str` of length <= 100", replaced(dataset="d" * 101)
+    yield "ablations: Expected `array`", replaced(ablations="no_se")
+    yield "auroc_ci must have the lower limit first", replaced(auroc_ci=[0.9, 0.1])
+    yield "baselines[...]: Expected `float | null`", replaced(baselines={"pca": [1]})
+    yield "pixel.auroc: Expected `float` <= 1.0", replaced(pixel={"auroc": 7})
+    yield "pixel_baselines: Expected `object`", replaced(pixel_baselines=[3])
+    yield "calibration_scores[1]: Expected `float`", replaced(calibration_scores=[0.1, "x"])
     yield "larger than 16 MiB", lambda content: dump(content) + " " * 2**24
 
 
@@ -64,7 +69,7 @@ def test_corrupt_evaluation_is_reported_and_skipped(tmp_path, reason, corrupt):
     ((folder, message),) = comparison.skipped
     assert folder.endswith("bad") and reason in message
     assert len(comparison.datasets[0].rows) == 1
-    assert reason in (tmp_path / "out" / "comparison.html").read_text()
+    assert html.escape(reason) in (tmp_path / "out" / "comparison.html").read_text()
     with pytest.raises(UserError, match="no finished run"):
         compare(tmp_path / "runs" / "bad", tmp_path / "none")
 
@@ -86,8 +91,8 @@ def test_pipes_and_invalid_text_are_skipped(tmp_path):
 @pytest.mark.parametrize(
     ("corrupt", "reason"),
     [
-        (lambda text: text.replace(",normal,", ",odd,", 1), "not what a run writes"),
-        (lambda text: text.replace("score", "points", 1), "not what a run writes"),
+        (lambda text: text.replace(",normal,", ",odd,", 1), "format"),
+        (lambda text: text.replace("score", "points", 1), "format"),
         (lambda text: text + text.splitlines()[-1] + "\n", "twice"),
         (lambda text: "\n".join(text.splitlines()[:-1]) + "\n", "different numbers"),
         (lambda text: re.sub(r",[-\d.e]+,(\w+)$", r",nan,\1", text, count=1, flags=re.M), "finite"),
@@ -116,11 +121,11 @@ def test_row_has_mean_and_std_over_seeds(tmp_path):
     (row,) = dataset.rows
     for name in METRICS:
         values = [content[name] for content in contents]
-        assert row.figures[name] == pytest.approx((np.mean(values), np.std(values, ddof=1), 4))
-    assert row.figures["control"].mean == dataset.control == 0.95
-    assert row.figures["calibration_score"].mean == 0.625
-    assert row.figures["native"].mean == 0.5 and row.figures["pixel_control"].mean == 0.7
-    assert row.wrong == [] and dataset.differences == {}
+        assert row.values[name] == pytest.approx((np.mean(values), np.std(values, ddof=1), 4))
+    assert row.values["baseline"].mean == dataset.baseline == 0.95
+    assert row.values["calibration_score"].mean == 0.625
+    assert row.values["native"].mean == 0.5 and row.values["pixel_baseline"].mean == 0.7
+    assert row.inconsistencies == [] and dataset.differences == {}
 
 
 def test_each_config_variant_has_its_own_row(tmp_path):
@@ -141,8 +146,8 @@ def test_each_config_variant_has_its_own_row(tmp_path):
         "cae, no_se": 1,
     }
     notes = " ".join(datasets["phantom, bottle"].notes)
-    assert "same run as" in notes and "drawn pictures" in notes
-    assert "by the modifier quick, for a first look: cae (quick)" in notes
+    assert "same run as" in notes and "synthetic images" in notes
+    assert "with the modifier quick, for a first look: cae (quick)" in notes
 
 
 def test_runs_on_different_images_under_one_name_are_not_seeds_of_one_row(tmp_path):
@@ -153,16 +158,7 @@ def test_runs_on_different_images_under_one_name_are_not_seeds_of_one_row(tmp_pa
     (dataset,) = compare_runs(read_runs(tmp_path))
     assert len(dataset.rows[0].runs) == 1
     (note,) = (note for note in dataset.notes if "screws" in note)
-    assert "other pictures than" in note and "data.name" in note
-
-
-def test_missing_config_field_means_its_default(tmp_path):
-    """A field that one config lacks may differ from that of another."""
-    write_run(tmp_path / "old", config={"model.latent": 16})
-    write_run(tmp_path / "new", config={"model.latent": 16, "data.window": True}, seed=1)
-    (dataset,) = compare_runs(read_runs(tmp_path))
-    labels = {row.label for row in dataset.rows}
-    assert labels == {"cae [data.window=false]", "cae [data.window=true]"}
+    assert "other images than" in note and "data.name" in note
 
 
 def test_threshold_note_of_a_run_is_repeated(tmp_path):
@@ -185,8 +181,8 @@ def test_notes_list_differences_between_runs(tmp_path):
     assert "data.split_seed differs: 1 (cae); 2 (vae)" in notes
     assert "number of seeds differs: 1 (" in notes and "2 (vae)" in notes
     assert "incomplete: trained 2 of 9 epochs" in notes
-    assert "bigan cannot be true" in notes and "at this test set's prevalence" in notes
-    assert notes.count("cannot be true") == 1
+    assert "bigan is inconsistent" in notes and "at this test set's prevalence" in notes
+    assert notes.count("is inconsistent") == 1
 
 
 def test_fields_that_vary_with_the_seed_are_noted_once(tmp_path):
@@ -263,9 +259,9 @@ def test_pairing_requires_same_images_in_any_order(tmp_path):
     (dataset,) = compare_runs(read_runs(tmp_path))
     assert dataset.differences["vae"] == in_order["vae"]
     assert dataset.differences["vae"].value < 0
-    assert dataset.differences["fcae"] == "not tested on the same pictures"
-    assert dataset.differences["bigan"] == "not tested on the same pictures"
-    assert dataset.differences["cvae"] == "not tested on the same pictures"
+    assert dataset.differences["fcae"] == "not tested on the same images"
+    assert dataset.differences["bigan"] == "not tested on the same images"
+    assert dataset.differences["cvae"] == "not tested on the same images"
     few = [row.runs for row in dataset.rows if row.model == "cvae"] * 2
     assert "fewer than two groups" in statistics.paired_difference(
         *few, statistics.bootstrap_samples(few[0])
@@ -285,7 +281,7 @@ def test_runs_over_splits_are_paired_by_split(tmp_path):
                 model=model, seed=seed, test=test, strength=strength, config=fields,
             )  # fmt: skip
     (dataset,) = compare_runs(read_runs(tmp_path))
-    aurocs = {row.label: [run.evaluation["auroc"] for run in row.runs] for row in dataset.rows}
+    aurocs = {row.label: [run.result.auroc for run in row.runs] for row in dataset.rows}
     best = next(iter(aurocs))
     assert best == "cae"
     differences = np.subtract(aurocs["vae"], aurocs["cae"])
@@ -296,7 +292,7 @@ def test_runs_over_splits_are_paired_by_split(tmp_path):
     assert (
         dataset.differences["fcae"]
         == dataset.differences["cvae"]
-        == "not tested on the same pictures"
+        == "not tested on the same images"
     )
     (table,) = [t for t in comparison_tables(dataset) if t.title.startswith("Differences")]
     assert ["vae", value, "over 2 splits"] in table.rows
@@ -324,7 +320,7 @@ def test_split_without_anomalous_images_is_noted(tmp_path):
             fields, test = {"data.split_seed": seed}, only_normal if seed else None
             write_run(tmp_path / f"{model}{seed}", model=model, seed=seed, test=test, config=fields)
     (dataset,) = compare_runs(read_runs(tmp_path))
-    assert list(dataset.differences.values()) == ["a test lacks a class"]
+    assert list(dataset.differences.values()) == ["a test set lacks a class"]
 
 
 def test_ablation_is_compared_with_full_model(tmp_path):

@@ -28,6 +28,7 @@ from bigan_jax.nn.vgg16.weights import load_weights
 from bigan_jax.runtime.files import write_csv, write_json
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
+from tests.helpers.datasets import evaluation_content
 
 PAPER = ScoreFormula({"mse": 0.7, "ssim": 0.3})
 SMALL = {
@@ -94,7 +95,7 @@ def test_threshold_and_scores_do_not_depend_on_test_set(small, assessed):
     subset = subset._replace(label=label, defect_type=types, group=subset.path)
     again = assess(config, dataset._replace(test=subset), detector, state)
 
-    before, after = assessed.evaluation, again.evaluation
+    before, after = assessed.result.as_dict(), again.result.as_dict()
     for name in ("threshold", "threshold_note", "pixel_threshold", "color_limits", "score"):
         assert after[name] == before[name], name
     np.testing.assert_allclose(again.test.score, assessed.test.score[chosen], rtol=1e-5)
@@ -106,11 +107,11 @@ def test_threshold_and_scores_do_not_depend_on_test_set(small, assessed):
 
 
 def test_threshold_and_color_limits_come_from_calibration_images(small, assessed):
-    dataset, scores, evaluation = small[1], assessed.calibration, assessed.evaluation
+    dataset, scores, evaluation = small[1], assessed.calibration, assessed.result.as_dict()
     n = len(dataset.calibration.label)
     assert evaluation["n_calibration"] == len(scores.score) == n < 19
     assert evaluation["threshold"] == np.nextafter(scores.score.max(), np.float32(np.inf))
-    assert f"at least 19 calibration pictures; there are {n}" in evaluation["threshold_note"]
+    assert f"at least 19 calibration images; there are {n}" in evaluation["threshold_note"]
     limits = {name: np.quantile(errors, 0.999) for name, errors in scores.terms.map.items()}
     limits["combined"] = np.quantile(scores.error_map, 0.999)
     assert evaluation["color_limits"] == limits
@@ -120,9 +121,11 @@ def test_groups_of_calibration_images_are_counted(small):
     config, dataset, detector, state = small
     repeated = dataset.calibration.select(np.arange(24) % len(dataset.calibration.label))
     repeated = repeated._replace(group=np.repeat(["patient a", "patient b"], 12))
-    evaluation = assess(config, dataset._replace(calibration=repeated), detector, state).evaluation
+    evaluation = assess(
+        config, dataset._replace(calibration=repeated), detector, state
+    ).result.as_dict()
     assert (evaluation["n_calibration"], evaluation["n_calibration_groups"]) == (24, 2)
-    assert "24 calibration pictures come from 2 groups only" in evaluation["threshold_note"]
+    assert "24 calibration images come from 2 groups only" in evaluation["threshold_note"]
 
 
 # --- metrics ---
@@ -133,19 +136,22 @@ def test_metrics_that_do_not_apply_are_null(small):
     config, dataset, detector, state = small
     normal = dataset.test.select(~dataset.test.label & (dataset.test.condition == 0))
     only_normal = dataset._replace(test=normal, conditions=("bottle",))
-    evaluation = json.loads(json.dumps(assess(config, only_normal, detector, state).evaluation))
+    evaluation = json.loads(
+        json.dumps(assess(config, only_normal, detector, state).result.as_dict())
+    )
     null = "auroc auroc_ci intervals average_precision precision recall f1 balanced_accuracy"
-    null += " native by_defect_type by_condition mse_auroc ssim_auroc"
+    null += " native by_defect_type by_condition"
     assert {evaluation[name] for name in null.split()} == {None}
     assert evaluation["oracle"] == {"threshold": None, "f1": None, "accuracy": None}
     assert set(evaluation["pixel"].values()) == {None}
-    assert set(evaluation["controls"].values()) == {None}
+    assert set(evaluation["baselines"].values()) == {None}
+    assert set(evaluation["term_aurocs"].values()) == {None}
     assert {row["auroc"] for row in evaluation["score_table"]} == {None}
     assert evaluation["specificity"] is not None and evaluation["n_anomalous"] == 0
 
 
 def test_evaluation_has_defect_types_conditions_and_intervals(assessed, small):
-    evaluation, test = assessed.evaluation, small[1].test
+    evaluation, test = assessed.result.as_dict(), small[1].test
     assert {row["defect_type"] for row in evaluation["by_defect_type"]} == set(
         test.defect_type[test.label]
     )
@@ -172,7 +178,7 @@ def test_baselines_use_the_score_of_the_model(small):
     formula = ScoreFormula({"mse": 2.0, "ssim": 0.5}, "top1")
     scorer = AnomalyScorer(detector, state, formula, shape, batch_size=8)
     scores = scorer.score(dataset.test.image[:11])
-    rated = scorer.rate(
+    rated = scorer.score_reconstructions(
         dataset.test.image[:11].astype(np.float32) / 255,
         scores.reconstruction.astype(np.float32) / 255,
     )
@@ -180,7 +186,7 @@ def test_baselines_use_the_score_of_the_model(small):
 
 
 def test_raw_intensity_is_the_baseline_of_error_maps(assessed, small):
-    test, baseline = small[1].test, assessed.evaluation["pixel_controls"]["raw_intensity"]
+    test, baseline = small[1].test, assessed.result.as_dict()["pixel_baselines"]["raw_intensity"]
     dark = roc_auc_score(test.mask.ravel(), test.image.ravel()) < 0.5  # the better sign
     flat = test.mask.ravel(), (255 - test.image if dark else test.image).ravel()
     assert baseline["auroc"] == pytest.approx(roc_auc_score(*flat))
@@ -192,9 +198,9 @@ def test_manual_threshold_is_used_unchanged(small):
     manual = config.copy_and_resolve_references()
     with manual.unlocked():
         manual.threshold.rule, manual.threshold.value = "manual", 0.31
-    evaluation, _, scores = assess(manual, dataset, detector, state)
-    assert (evaluation["threshold"], evaluation["threshold_rule"]) == (0.31, "manual")
-    assert evaluation["recall"] == (scores.score[dataset.test.label] >= 0.31).mean()
+    result, _, scores = assess(manual, dataset, detector, state)
+    assert (result.threshold, result.threshold_rule) == (0.31, "manual")
+    assert result.recall == (scores.score[dataset.test.label] >= 0.31).mean()
 
 
 def test_default_score_is_that_of_the_paper():
@@ -232,7 +238,7 @@ def test_latest_checkpoint_is_evaluated(small, finished, assessed):
     np.testing.assert_allclose(
         [float(r["mse"]) for r in rows], (gray**2).mean((1, 2, 3)), rtol=1e-4
     )
-    assert evaluation["auroc"] != assessed.evaluation["auroc"]
+    assert evaluation["auroc"] != assessed.result.as_dict()["auroc"]
 
 
 def test_another_score_needs_no_training(small, finished, assessed, capsys):
@@ -242,7 +248,7 @@ def test_another_score_needs_no_training(small, finished, assessed, capsys):
     evaluation = bigan_jax.evaluate(finished, config)
     printed = capsys.readouterr().out.splitlines()
     (oracle,) = (line for line in printed if f"{evaluation['oracle']['threshold']:.4g}" in line)
-    assert oracle.startswith("Oracle, chosen by the test labels, no result")
+    assert oracle.startswith("Oracle, chosen by the test labels, not a result")
     np.testing.assert_equal([p.name for p in (finished / "checkpoints").iterdir()], ["1"])
 
     calibration, test = assessed.calibration, assessed.test
@@ -325,7 +331,7 @@ def test_unfinished_training_and_added_images_are_warned_of(finished):
 def test_scores_that_are_not_finite_are_an_error(small):
     config, dataset, detector, state = small
     invalid = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
-    with pytest.raises(UserError, match=r"pictures have no finite score"):
+    with pytest.raises(UserError, match=r"images have no finite score"):
         assess(config, dataset, detector, invalid)
 
 
@@ -337,7 +343,7 @@ def test_scoring_does_not_load_vgg16_of_the_loss(monkeypatch, tmp_path):
     assert "vgg16" in detector.frozen
     save(tmp_path, state)
     write_json(tmp_path / "config.json", config.to_dict())
-    evaluation = {"conditions": ["bottle"], "threshold": 0.1}
+    evaluation = evaluation_content(threshold=0.1, steps=0)
     write_json(tmp_path / "evaluation.json", evaluation)
 
     def raise_missing(*_):
@@ -369,7 +375,7 @@ def test_perceptual_score_equals_vgg16_feature_error(unit, small):
     if unit:
         features, others = losses.unit_features(features), losses.unit_features(others)
     expected = losses.perceptual(features, others)
-    np.testing.assert_allclose(scorer.rate(image, 1 - image), expected, rtol=1e-4)
+    np.testing.assert_allclose(scorer.score_reconstructions(image, 1 - image), expected, rtol=1e-4)
     scores = scorer.score(dataset.test.image[:2])
     assert scores.terms.value.keys() == {"mse", "ssim", "perceptual"}
     np.testing.assert_allclose(scores.error_map.mean((1, 2)), scores.score, rtol=1e-4)

@@ -30,6 +30,7 @@ from bigan_jax.runtime.files import write_json
 from bigan_jax.runtime.run_config import write_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
+from tests.helpers.datasets import evaluation_content
 from tests.helpers.runs import configured, launch
 
 SMALL = {"data.image_size": 32, "batch_size": 16, "phases.phase1.epochs": 1}
@@ -276,13 +277,13 @@ def test_errors_leave_output_unchanged(trained, tmp_path):
         ((workdir, tmp_path / "no.png", tmp_path / "out"), "no such image"),
         ((workdir, tmp_path / "*.png", tmp_path / "out"), r"\*.png: no image was found"),
         ((workdir, tmp_path / "mine", tmp_path / "out"), "no image was found"),
-        ((old, images, tmp_path / "out"), f"--mode=evaluate --workdir={old}"),
+        ((old, images, tmp_path / "out"), "another version of bigan_jax"),
         ((tmp_path, images, tmp_path / "out"), "holds no run: .* subfolders"),
     ):
         with pytest.raises(UserError, match=words):
             predict(*arguments)
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
-    with pytest.raises(UserError, match=r"no calibration_scores.*--mode=evaluate"):
+    with pytest.raises(UserError, match=r"another version .*--mode=evaluate again"):
         bigan_jax.load(old).predict([images / "anomalous" / "00.png"])
 
 
@@ -331,12 +332,13 @@ def test_condition_comes_from_flag_or_nearest_folder(tmp_path):
     checkpoints = CheckpointManager(tmp_path / "run")
     checkpoints.save(Progress(1), state)
     checkpoints.close()
-    evaluation = {
-        "conditions": ["bottle", "leaf"],
-        "threshold": 0.2,
-        "calibration_scores": [0.1],
-        "color_limits": {"combined": 0.3},
-    }
+    evaluation = evaluation_content(
+        conditions=["bottle", "leaf"],
+        threshold=0.2,
+        calibration_scores=[0.1],
+        color_limits={"combined": 0.3},
+        steps=0,
+    )
     write_json(tmp_path / "run" / "evaluation.json", evaluation)
     image, _ = phantom.draw("leaf", 0, 32, 1)
     for name in ("bottle/leaf___mildew/a.png", "bottle/a.png", "other/a.png"):

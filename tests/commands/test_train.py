@@ -64,7 +64,7 @@ def test_train_command_writes_all_files(finished):
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     keys = "model dataset seed n_train n_calibration n_normal n_anomalous auroc auroc_ci"
     keys += " average_precision accuracy precision recall f1 specificity threshold"
-    keys += " threshold_rule oracle native pixel controls"
+    keys += " threshold_rule oracle native pixel baselines"
     assert evaluation.keys() >= set(keys.split())
     assert evaluation["model"] == "cae" and evaluation["dataset"] == "phantom"
 
@@ -146,7 +146,7 @@ def test_color_affects_score_and_error_map(tmp_path):
     }
     config = configured(improved_bigan, "phantom,no_perceptual", fields)
     evaluation = bigan_jax.train(config, tmp_path)
-    assert np.isfinite(evaluation["auroc"]) and evaluation["controls"]["pca_8"] is not None
+    assert np.isfinite(evaluation["auroc"]) and evaluation["baselines"]["pca_8"] is not None
     images = loading.load_dataset(parse_settings(config).data).test.image
     assert images.shape[1:] == (32, 32, 3)
     scores = bigan_jax.load(tmp_path).score(images)
@@ -232,7 +232,10 @@ def check_error(arguments, words, tmp_path):
         ([f"--config={CAE}", "--config.data.dir=x"], ["are drawn", "cae.py:folder"]),
         ([f"--config={CAE}", "--config.sweep.seeds=2"], ["--mode=sweep"]),
         (["--mode=predict", "--workdir=x", "--input=a", "--output=b", "c"], ["quoted"]),
-        (["--mode=predict", "--workdir=no", "--input=.", "--output=b"], ["no does not exist. Train a run"]),
+        (
+            ["--mode=predict", "--workdir=no", "--input=.", "--output=b"],
+            ["no does not exist. Train a run"],
+        ),
         ([], ["--config=configs/improved_bigan.py:phantom"]),
         (["--mode=evaluate", "--config.seed=1"], ["--config.seed", "--config=configs/"]),
         (["--mode=evaluate", "--workdir=/nonexistent"], ["/nonexistent", "Train a run"]),

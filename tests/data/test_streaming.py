@@ -159,7 +159,7 @@ def test_lazy_images_are_indexed_like_an_array():
 
 
 def test_baselines_fit_a_bounded_sample(monkeypatch):
-    monkeypatch.setattr(baselines, "MOST_STREAMED", 20)
+    monkeypatch.setattr(baselines, "MAX_STREAMED", 20)
     read = []
     sample = baselines.fitting_images(lazy_images(read))
     np.testing.assert_array_equal(sample, IMAGES[sorted(read)])

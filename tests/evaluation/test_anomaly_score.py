@@ -1,4 +1,4 @@
-"""Scores against loops in NumPy, and what may and may not move them."""
+"""Scores against loops in NumPy, and a new term from the table to the report's values."""
 
 import dm_pix
 import jax.numpy as jnp
@@ -14,15 +14,15 @@ from bigan_jax.nn import losses
 PAPER = ScoreFormula({"mse": 0.7, "ssim": 0.3})
 
 
-def pair(n=6, size=24, channels=1, seed=0):
+def image_pair(n=6, size=24, channels=1, seed=0):
     rng = np.random.default_rng(seed)
     image = rng.random((n, size, size, channels)).astype(np.float32)
     other = np.clip(image + rng.normal(0, 0.1, image.shape) * rng.random((n, 1, 1, 1)), 0, 1)
     return image, other.astype(np.float32)
 
 
-def some_terms(n=40, seed=0):
-    """Terms of n pictures; as in SSIM's margin, a value is not quite its map's mean."""
+def random_terms(n=40, seed=0):
+    """Terms of n images. As with the margin of SSIM, a value differs from the mean of its map."""
     rng = np.random.default_rng(seed)
     maps = {
         "mse": rng.gamma(1.0, 0.01, (n, 20, 15)).astype(np.float32),
@@ -32,8 +32,8 @@ def some_terms(n=40, seed=0):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_paper_s_score_is_dm_pix_and_squares(channels):
-    image, other = pair(channels=channels)
+def test_paper_score_equals_dm_pix_and_squared_error(channels):
+    image, other = image_pair(channels=channels)
     terms = anomaly_score.terms(image, other)
     mse = np.square(image.astype(np.float64) - other).mean((1, 2, 3))
     ssim_error = 1 - np.asarray(dm_pix.ssim(image, other))
@@ -51,36 +51,36 @@ def test_the_paper_s_score_is_dm_pix_and_squares(channels):
 
 
 @pytest.mark.parametrize("reduction", anomaly_score.REDUCTIONS)
-def test_reductions_by_a_loop(reduction):
-    terms = some_terms()
-    found = anomaly_score.score(PAPER._replace(reduction=reduction), terms)
-    for i, score in enumerate(found):
+def test_reductions_equal_a_loop(reduction):
+    terms = random_terms()
+    scores = anomaly_score.score(PAPER._replace(reduction=reduction), terms)
+    for i, score in enumerate(scores):
         combined = 0.7 * terms.map["mse"][i] + 0.3 * terms.map["ssim"][i]
-        falling = np.sort(combined.ravel())[::-1]
+        descending = np.sort(combined.ravel())[::-1]
         expected = {
             "mean": 0.7 * terms.value["mse"][i] + 0.3 * terms.value["ssim"][i],
-            "max": falling[0],
-            "top1": falling[:3].mean(),  # 3 of 300 pixels
+            "max": descending[0],
+            "top1": descending[:3].mean(),  # 3 of 300 pixels
         }[reduction]
         assert float(score) == pytest.approx(expected, rel=1e-5)
     on_device = ScoreTerms(*({k: jnp.asarray(v) for k, v in part.items()} for part in terms))
     formula = PAPER._replace(reduction=reduction)
-    np.testing.assert_allclose(anomaly_score.score(formula, on_device), found, rtol=1e-5)
+    np.testing.assert_allclose(anomaly_score.score(formula, on_device), scores, rtol=1e-5)
 
 
-def test_a_hundredth_of_few_pixels_is_one():
+def test_top1_of_few_pixels_is_the_maximum():
     maps = np.random.default_rng(0).random((2, 5, 7)).astype(np.float32)
     np.testing.assert_array_equal(anomaly_score.reduce(maps, "top1"), maps.max((1, 2)))
 
 
-def test_standardized_terms_spread_by_one_on_the_calibration_pictures():
-    terms = some_terms()
-    spread = anomaly_score.spread(terms)
-    assert spread["ssim"] == pytest.approx(np.std(terms.value["ssim"]), rel=1e-5)
-    for name in spread:
-        alone = ScoreFormula({name: 1.0}).divided_by(spread)
+def test_standardized_terms_have_unit_deviation():
+    terms = random_terms()
+    deviations = anomaly_score.standard_deviations(terms)
+    assert deviations["ssim"] == pytest.approx(np.std(terms.value["ssim"]), rel=1e-5)
+    for name in deviations:
+        alone = ScoreFormula({name: 1.0}).standardized(deviations)
         assert np.std(anomaly_score.score(alone, terms)) == pytest.approx(1, rel=1e-4)
-    # A term in another unit changes nothing once it is standardized.
+    # The unit of a term does not matter once it is standardized.
     scaled = ScoreTerms(
         terms.value | {"mse": terms.value["mse"] * 1000},
         terms.map | {"mse": terms.map["mse"] * 1000},
@@ -88,68 +88,72 @@ def test_standardized_terms_spread_by_one_on_the_calibration_pictures():
     for reduction in anomaly_score.REDUCTIONS:
         formula = PAPER._replace(reduction=reduction)
         np.testing.assert_allclose(
-            anomaly_score.score(formula.divided_by(spread), terms),
-            anomaly_score.score(formula.divided_by(anomaly_score.spread(scaled)), scaled),
+            anomaly_score.score(formula.standardized(deviations), terms),
+            anomaly_score.score(
+                formula.standardized(anomaly_score.standard_deviations(scaled)), scaled
+            ),
             rtol=1e-4,
         )
 
 
-def test_what_cannot_be_a_formula_is_named():
+def test_invalid_formulas():
     with pytest.raises(UserError, match=r"'top2'.*'top1'"):
         anomaly_score.formula({"mse": 1.0, "ssim": 0.0}, "top2")
-    with pytest.raises(UserError, match=r"config\.score\.ssim=-1"):
+    with pytest.raises(UserError, match=r"config\.score\.ssim must be .* \(got -1\)"):
         anomaly_score.formula({"mse": 1.0, "ssim": -1}, "mean")
     with pytest.raises(UserError, match=r"weight 0: raise one of config\.score\.mse"):
         anomaly_score.formula({"mse": 0.0, "ssim": 0.0}, "mean")
-    with pytest.raises(UserError, match=r"standardize: ssim does not vary"):
-        PAPER.divided_by({"mse": 1.0, "ssim": 0.0})
+    with pytest.raises(UserError, match=r"standardize .* that of ssim is 0"):
+        PAPER.standardized({"mse": 1.0, "ssim": 0.0})
     assert anomaly_score.formula({"mse": 1, "perceptual": 0}, "max") == ScoreFormula(
         {"mse": 1.0}, "max"
     )
 
 
-def test_the_table_holds_every_way_once():
-    terms, calibration = some_terms(600), some_terms(20, seed=1)
+def test_score_table_has_each_score_once():
+    terms, calibration = random_terms(600), random_terms(20, seed=1)
     label = np.arange(600) % 3 == 0
-    spread = anomaly_score.spread(calibration)
+    deviations = anomaly_score.standard_deviations(calibration)
     used = ScoreFormula({"mse": 0.5, "ssim": 0.1}, "top1")
-    rows = anomaly_score.score_table(terms, label, spread, used, standardized=True)
-    ways = [(row["score"], row["standardize"], row["reduction"]) for row in rows]
-    paper, mine = "0.7 mse + 0.3 ssim", "0.5 mse + 0.1 ssim"
+    rows = anomaly_score.score_table(terms, label, deviations, used, standardized=True)
+    scores = [(row.score, row.standardize, row.reduction) for row in rows]
+    paper, custom = "0.7 mse + 0.3 ssim", "0.5 mse + 0.1 ssim"
     names = [
         ("mse", False),
         ("ssim", False),
-        *((s, f) for s in (paper, mine) for f in (False, True)),
+        *((s, f) for s in (paper, custom) for f in (False, True)),
     ]
-    assert ways == [(*name, reduction) for name in names for reduction in ("mean", "max", "top1")]
-    assert [w for w, row in zip(ways, rows, strict=True) if row["paper"]] == [
-        (paper, False, "mean")
-    ]
-    assert [w for w, row in zip(ways, rows, strict=True) if row["used"]] == [(mine, True, "top1")]
+    assert scores == [(*name, reduction) for name in names for reduction in ("mean", "max", "top1")]
+    assert [s for s, row in zip(scores, rows, strict=True) if row.paper] == [(paper, False, "mean")]
+    assert [s for s, row in zip(scores, rows, strict=True) if row.used] == [(custom, True, "top1")]
 
-    weights = {"mse": {"mse": 1}, "ssim": {"ssim": 1}, paper: PAPER.weights, mine: used.weights}
+    weights = {"mse": {"mse": 1}, "ssim": {"ssim": 1}, paper: PAPER.weights, custom: used.weights}
     for row in rows:
-        formula = ScoreFormula(weights[row["score"]], row["reduction"])
-        if row["standardize"]:
-            formula = formula.divided_by(spread)
+        formula = ScoreFormula(weights[row.score], row.reduction)
+        if row.standardize:
+            formula = formula.standardized(deviations)
         expected = roc_auc_score(label, np.asarray(anomaly_score.score(formula, terms)))
-        assert row["auroc"] == pytest.approx(expected), row
+        assert row.auroc == pytest.approx(expected), row
 
 
-def test_the_table_of_one_term_in_use():
-    terms = some_terms(10)
+def test_score_table_with_one_term_in_use():
+    terms = random_terms(10)
     label = np.arange(10) < 5
     rows = anomaly_score.score_table(
-        terms, label, anomaly_score.spread(terms), ScoreFormula({"mse": 3.0}, "max"), True
+        terms,
+        label,
+        anomaly_score.standard_deviations(terms),
+        ScoreFormula({"mse": 3.0}, "max"),
+        True,
     )
-    assert [(r["score"], r["reduction"]) for r in rows if r["used"]] == [("mse", "max")]
-    flat = {"mse": 0.0, "ssim": 1.0}  # without spread there is no standardized score
-    rows = anomaly_score.score_table(terms, label & False, flat, PAPER, False)
-    assert {(r["standardize"], r["auroc"]) for r in rows} == {(False, None)}
+    assert [(row.score, row.reduction) for row in rows if row.used] == [("mse", "max")]
+    constant = {"mse": 0.0, "ssim": 1.0}  # mse cannot be standardized
+    rows = anomaly_score.score_table(terms, label & False, constant, PAPER, False)
+    assert {(row.standardize, row.auroc) for row in rows} == {(False, None)}
 
 
-def test_the_perceptual_map_is_the_features_difference_at_the_picture_s_size():
-    image, other = pair(n=2, size=32)
+def test_perceptual_map_is_the_feature_difference_at_image_size():
+    image, other = image_pair(n=2, size=32)
     rng = np.random.default_rng(1)
     features, others = (
         [rng.random((2, 8, 8, 5), np.float32), rng.random((2, 16, 16, 3), np.float32)]
@@ -157,10 +161,10 @@ def test_the_perceptual_map_is_the_features_difference_at_the_picture_s_size():
     )
     terms = anomaly_score.terms(image, other, (features, others))
     np.testing.assert_allclose(terms.value["perceptual"], losses.perceptual(features, others))
-    found = np.asarray(terms.map["perceptual"])
-    assert found.shape == (2, 32, 32)
-    np.testing.assert_allclose(found.mean((1, 2)), terms.value["perceptual"], rtol=1e-5)
-    # A difference in one place of the features shows in that place of the picture.
+    maps = np.asarray(terms.map["perceptual"])
+    assert maps.shape == (2, 32, 32)
+    np.testing.assert_allclose(maps.mean((1, 2)), terms.value["perceptual"], rtol=1e-5)
+    # A difference at one position of the features appears at that position of the image.
     changed = [x.copy() for x in features]
     changed[0][:, 1, 6] += 1
     spot = np.asarray(anomaly_score.terms(image, other, (features, changed)).map["perceptual"][0])

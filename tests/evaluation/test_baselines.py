@@ -1,4 +1,4 @@
-"""Controls against closed forms, and against the figures measured on the bottle set."""
+"""Baselines against closed forms, and against values measured on the bottle images."""
 
 import dataclasses
 from pathlib import Path
@@ -24,14 +24,14 @@ def squared_error(images, reconstructions):
     return ((images - reconstructions) ** 2).mean((1, 2, 3))
 
 
-def random_pictures(count, size=32, channels=1, seed=0):
+def random_images(count, size=32, channels=1, seed=0):
     shape = (count, size, size, channels)
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
 @pytest.mark.parametrize("size, channels", [(32, 1), (20, 3), (12, 1)])
-def test_every_control_scores_every_picture(size, channels):
-    train, test = random_pictures(30, size, channels), random_pictures(7, size, channels, seed=1)
+def test_all_baselines_score_all_images(size, channels):
+    train, test = random_images(30, size, channels), random_images(7, size, channels, seed=1)
     scores = baselines.baseline_scores(train, test, squared_error)
     assert list(scores) == [
         *("mean_image", "pca_8", "pca_64", "nearest_neighbor"),
@@ -42,7 +42,7 @@ def test_every_control_scores_every_picture(size, channels):
 
 
 def test_closed_forms():
-    train, test = random_pictures(9), random_pictures(4, seed=1)
+    train, test = random_images(9), random_images(4, seed=1)
     test[0] = train[5]
     scores = baselines.baseline_scores(train, test, squared_error)
     unit = train / 255, test / 255
@@ -50,41 +50,41 @@ def test_closed_forms():
     assert scores["mean_intensity"] == pytest.approx(unit[1].mean((1, 2, 3)), rel=1e-5)
     corners = [unit[1][:, y, x] for y in (slice(2), slice(-2, None)) for x in ([0, 1], [-2, -1])]
     assert scores["corner_pixels"] == pytest.approx(np.mean(corners, (0, 2, 3, 4)), rel=1e-5)
-    nearest = [min(squared_error(picture, unit[0])) for picture in unit[1]]
+    nearest = [min(squared_error(image, unit[0])) for image in unit[1]]
     assert scores["nearest_neighbor"] == pytest.approx(nearest, rel=1e-4)
     assert scores["nearest_neighbor"][0] == 0
-    # Eight components span nine centered pictures: a training picture is rebuilt exactly.
+    # Eight components span nine centered images: a training image is reconstructed exactly.
     assert scores["pca_64"][0] == pytest.approx(0, abs=1e-8)
     assert scores["pca_64"] == pytest.approx(scores["pca_8"])
 
 
-@pytest.mark.parametrize("most, tolerance", [(baselines.MOST_EXACT, 1e-3), (0, 1e-2)])
-def test_pca_equals_the_singular_value_decomposition(monkeypatch, most, tolerance):
-    monkeypatch.setattr(baselines, "MOST_EXACT", most)
-    train, test = random_pictures(60, 16), random_pictures(5, 16, seed=1)
-    # A low-rank trend, as pictures have: noise alone has no leading components.
+@pytest.mark.parametrize("max_exact, tolerance", [(baselines.MAX_EXACT, 1e-3), (0, 1e-2)])
+def test_pca_equals_the_singular_value_decomposition(monkeypatch, max_exact, tolerance):
+    monkeypatch.setattr(baselines, "MAX_EXACT", max_exact)
+    train, test = random_images(60, 16), random_images(5, 16, seed=1)
+    # A low-rank trend, as in real images: noise alone has no leading components.
     trend = np.linspace(0, 1, 60)[:, None, None, None] * np.arange(16)[:, None] * 12
     train = (train // 8 + trend).astype(np.uint8)
-    found = baselines.baseline_scores(train, test, squared_error)
+    scores = baselines.baseline_scores(train, test, squared_error)
     flat, new = train.reshape(60, -1) / 255, test.reshape(5, -1) / 255
     mean = flat.mean(0)
-    every = np.linalg.svd(flat - mean, full_matrices=False)[2]
-    for name, axes in (("pca_8", every[:8]), ("pca_64", every[:59])):
-        rebuilt = np.clip(mean + (new - mean) @ axes.T @ axes, 0, 1)
-        assert found[name] == pytest.approx(((new - rebuilt) ** 2).mean(1), rel=tolerance)
+    all_axes = np.linalg.svd(flat - mean, full_matrices=False)[2]
+    for name, axes in (("pca_8", all_axes[:8]), ("pca_64", all_axes[:59])):
+        reconstruction = np.clip(mean + (new - mean) @ axes.T @ axes, 0, 1)
+        assert scores[name] == pytest.approx(((new - reconstruction) ** 2).mean(1), rel=tolerance)
 
 
-def test_pictures_that_are_all_alike_have_no_axes():
+def test_identical_images_have_no_axes():
     train = np.full((5, 12, 12, 1), 100, np.uint8)
     test = np.stack([train[0], train[0] + 50])
-    found = baselines.baseline_scores(train, test, squared_error)
+    scores = baselines.baseline_scores(train, test, squared_error)
     expected = [0, (50 / 255) ** 2]
     for name in ("mean_image", "pca_8", "pca_64", "nearest_neighbor"):
-        assert found[name] == pytest.approx(expected, abs=1e-6), name
+        assert scores[name] == pytest.approx(expected, abs=1e-6), name
 
 
-def test_a_test_picture_does_not_move_its_neighbors():
-    train, test = random_pictures(30), random_pictures(6, seed=1)
+def test_test_images_do_not_affect_each_other():
+    train, test = random_images(30), random_images(6, seed=1)
     together = baselines.baseline_scores(train, test, squared_error)
     alone = baselines.baseline_scores(train, test[2:3], squared_error)
     for name in together:
@@ -106,33 +106,35 @@ def test_corners_are_eight_pixels_at_128():
     assert thumbnails.corners(image).tolist() == [[1, 2, 3, 4]]
 
 
-def test_only_brightness_takes_its_better_sign():
+def test_only_brightness_gets_its_better_sign():
     label = np.array([False, False, True, True])
-    falling = np.array([4.0, 3.0, 2.0, 1.0])
-    found = baselines.baseline_aurocs({"mean_image": falling, "mean_intensity": falling}, label)
-    assert found == {"mean_image": 0.0, "mean_intensity": 1.0}
-    assert baselines.baseline_aurocs({"mean_intensity": falling}, label & False) == {
+    descending = np.array([4.0, 3.0, 2.0, 1.0])
+    aurocs = baselines.baseline_aurocs(
+        {"mean_image": descending, "mean_intensity": descending}, label
+    )
+    assert aurocs == {"mean_image": 0.0, "mean_intensity": 1.0}
+    assert baselines.baseline_aurocs({"mean_intensity": descending}, label & False) == {
         "mean_intensity": None
     }
 
 
-def test_bad_input_is_named():
+def test_invalid_input():
     with pytest.raises(UserError, match="at least two training"):
-        baselines.baseline_scores(random_pictures(1), random_pictures(2), squared_error)
+        baselines.baseline_scores(random_images(1), random_images(2), squared_error)
     with pytest.raises(UserError, match="at least one test"):
-        baselines.baseline_scores(random_pictures(3), random_pictures(0), squared_error)
-    with pytest.raises(UserError, match=r"\(32, 32, 1\), test ones \(16, 16, 1\)"):
-        baselines.baseline_scores(random_pictures(2), random_pictures(2, 16), squared_error)
+        baselines.baseline_scores(random_images(3), random_images(0), squared_error)
+    with pytest.raises(UserError, match=r"got \(32, 32, 1\) and \(16, 16, 1\)"):
+        baselines.baseline_scores(random_images(2), random_images(2, 16), squared_error)
 
 
 def read(paths):
-    pictures = (Image.open(path).convert("L") for path in paths)
-    resized = [picture.resize((128, 128), Image.Resampling.BILINEAR) for picture in pictures]
-    return np.stack([np.asarray(picture) for picture in resized])[..., None]
+    images = (Image.open(path).convert("L") for path in paths)
+    resized = [image.resize((128, 128), Image.Resampling.BILINEAR) for image in images]
+    return np.stack([np.asarray(image) for image in resized])[..., None]
 
 
-@pytest.mark.skipif(not BOTTLE.is_dir(), reason=f"the bottle set is not at {BOTTLE}")
-def test_bottle_gives_the_known_figures():
+@pytest.mark.skipif(not BOTTLE.is_dir(), reason=f"no bottle images at {BOTTLE}")
+def test_bottle_gives_the_known_values():
     import dm_pix
     import jax
 
@@ -147,9 +149,9 @@ def test_bottle_gives_the_known_figures():
     paths = sorted(BOTTLE.glob("test/*/*.png"))
     label = np.array([path.parent.name != "good" for path in paths])
     train = read(sorted(BOTTLE.glob("train/good/*.png")))
-    found = baselines.baseline_aurocs(baselines.baseline_scores(train, read(paths), score), label)
-    del found["pca_8"]
-    assert found == pytest.approx(
+    aurocs = baselines.baseline_aurocs(baselines.baseline_scores(train, read(paths), score), label)
+    del aurocs["pca_8"]
+    assert aurocs == pytest.approx(
         {
             "mean_image": 0.789,
             "pca_64": 0.966,

@@ -1,4 +1,4 @@
-"""What was measured on real pictures, where they are: what a model is held against, and by what."""
+"""Values measured on real images, where these are available: baselines, and terms of the score."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ long = pytest.mark.long
 def load(preset, folder=None, **fields):
     folder = folder or REAL / FOLDERS[preset]
     if not folder.is_dir():
-        pytest.skip(f"the real pictures are not at {folder}")
+        pytest.skip(f"no real images at {folder}")
     config = cae.get_config(preset)
     with config.unlocked():
         config.data.update(dir=str(folder), **fields)
@@ -34,18 +34,19 @@ def load(preset, folder=None, **fields):
 
 
 @jax.jit
-def rate(images, reconstructions):
+def score(images, reconstructions):
     return anomaly_score.score(PAPER, anomaly_score.terms(images, reconstructions))
 
 
-def control_figures(dataset):
-    scores = baseline_scores(dataset.train.image, dataset.test.image, rate)
+def aurocs_of_baselines(dataset):
+    scores = baseline_scores(dataset.train.image, dataset.test.image, score)
     return baseline_aurocs(scores, dataset.test.label)
 
 
-# Means over as many splits as sets whose splits differ widely need; the official bottle has one.
-# The tolerance is what splits differ by: 0.07 to 0.1 between patients, 0.15 between the few blocks
-# of plant, of which a mean over five is left. Bottle lacks the calibration pictures only.
+# Splits, tolerance and AUROCs. Data sets whose splits differ widely need means over several splits;
+# the official split of bottle is the only one. The tolerance is the difference between splits: 0.07
+# to 0.1 between patients, and 0.15 between the few blocks of plant, reduced by a mean over five.
+# Bottle differs by the calibration images only.
 MEASURED = {
     "mvtec": (1, 0.01, (0.789, 0.966, 0.845, 0.994, 0.559, 0.500)),
     "plant": (5, 0.07, (0.780, 0.811, 0.802, 0.782, 0.677, 0.75)),
@@ -59,66 +60,66 @@ COLUMNS = (
 )
 
 
-def assert_as_measured(found, figures, tolerance):
-    means = {name: np.mean([aurocs[name] for aurocs in found]) for name in COLUMNS}
-    for name, figure in zip(COLUMNS, figures, strict=True):
-        if figure is not None:
-            assert means[name] == pytest.approx(figure, abs=tolerance), (name, found)
+def assert_as_measured(splits, values, tolerance):
+    means = {name: np.mean([aurocs[name] for aurocs in splits]) for name in COLUMNS}
+    for name, value in zip(COLUMNS, values, strict=True):
+        if value is not None:
+            assert means[name] == pytest.approx(value, abs=tolerance), (name, splits)
 
 
 @pytest.mark.parametrize(
     "preset", [pytest.param(p, marks=[] if p == "mvtec" else long) for p in MEASURED]
 )
-def test_controls_are_as_strong_as_measured(preset):
-    splits, tolerance, figures = MEASURED[preset]
-    found = [control_figures(load(preset, split_seed=seed)) for seed in range(splits)]
-    assert_as_measured(found, figures, tolerance)
+def test_baselines_are_as_strong_as_measured(preset):
+    n_splits, tolerance, values = MEASURED[preset]
+    splits = [aurocs_of_baselines(load(preset, split_seed=seed)) for seed in range(n_splits)]
+    assert_as_measured(splits, values, tolerance)
 
 
 @long
-def test_a_split_by_picture_leaks(tmp_path):
-    """The slices of `brain` without their patients: the nearest training picture is a sibling."""
+def test_split_by_image_leaks(tmp_path):
+    """The slices of `brain` without patients: the nearest training image shows the same patient."""
     if not (REAL / "brain").is_dir():
-        pytest.skip("the real pictures are not there")
+        pytest.skip("no real images")
     for name in ("healthy", "tumor"):
         shutil.copytree(REAL / "brain" / name, tmp_path / "slices" / name)
     fields = {"folder": tmp_path / "slices", "tfds_dir": str(tmp_path / "prepared")}
-    found = [control_figures(load("brain_mixed", split_seed=s, **fields)) for s in range(2)]
-    assert_as_measured(found, LEAKING, 0.07)
+    splits = [aurocs_of_baselines(load("brain_mixed", split_seed=s, **fields)) for s in range(2)]
+    assert_as_measured(splits, LEAKING, 0.07)
 
 
 @long
-def test_color_tells_more_of_leaves_than_gray():
-    found = [control_figures(load("plant", split_seed=s, channels=3)) for s in range(3)]
-    mahalanobis = np.mean([aurocs["mahalanobis_16"] for aurocs in found])
+def test_color_separates_leaves_better_than_gray():
+    splits = [aurocs_of_baselines(load("plant", split_seed=s, channels=3)) for s in range(3)]
+    mahalanobis = np.mean([aurocs["mahalanobis_16"] for aurocs in splits])
     assert mahalanobis == pytest.approx(0.917, abs=0.07)
 
 
 @long
-def test_darker_means_tumour_where_sources_are_mixed():
+def test_dark_images_are_tumors_in_mixed_sources():
     test = load("brain_mixed").test
     brightness = test.image.mean((1, 2, 3))
     assert auroc(-brightness, test.label) == pytest.approx(0.925, abs=0.05)
 
 
 @long
-def test_raw_intensity_is_a_strong_map_of_tumours():
+def test_raw_intensity_locates_tumors():
     test = load("brain").test
     known = test.has_mask
-    found = pixel_metrics(test.image[known].mean(-1), test.mask[known])
-    assert found["auroc"] == pytest.approx(0.925, abs=0.03)
+    metrics = pixel_metrics(test.image[known].mean(-1), test.mask[known])
+    assert metrics["auroc"] == pytest.approx(0.925, abs=0.03)
 
 
-def test_the_paper_s_score_ranks_bottles_almost_as_ssim_alone():
-    """1 - SSIM is some hundred times as large as the squared error, whatever their weights say."""
+def test_paper_score_ranks_bottles_almost_as_ssim_alone():
+    """1 - SSIM is about a hundred times as large as the squared error, whatever the weights."""
     dataset = load("mvtec")
 
-    def by(weights):
+    def pca_scores(weights):
         score = jax.jit(
             lambda x, y: anomaly_score.score(ScoreFormula(weights), anomaly_score.terms(x, y))
         )
         return baseline_scores(dataset.train.image, dataset.test.image, score)["pca_64"]
 
-    squared, ssim, both = by({"mse": 1.0}), by({"ssim": 1.0}), by(PAPER.weights)
+    squared, ssim, both = map(pca_scores, ({"mse": 1.0}, {"ssim": 1.0}, PAPER.weights))
     assert 30 < np.median(ssim / squared) < 300
     assert spearmanr(both, ssim).statistic > 0.99 > spearmanr(both, squared).statistic

@@ -5,12 +5,14 @@ import json
 import struct
 import zlib
 
+import msgspec
 import numpy as np
 
 from bigan_jax.data.dataset import Images
 from bigan_jax.data.files.images import read_files, read_image
 from bigan_jax.data.files.unreadable import split_unreadable, unreadable_error
-from bigan_jax.metrics.image import image_metrics
+from bigan_jax.evaluation.result import EvaluationResult
+from bigan_jax.metrics.image import IMAGE_METRICS, image_metrics
 
 
 def decoded(root, paths, size):
@@ -36,6 +38,64 @@ def pictures(normal=40, anomalous=30, per_group=2, prefix="p"):
     return path, label, group
 
 
+def evaluation_content(**fields):
+    """A valid evaluation.json as a dict, with some fields replaced."""
+    pixel = {"auroc": 0.9, "average_precision": 0.4, "aupro": 0.8}
+    content = {
+        "model": "cae",
+        "dataset": "phantom",
+        "category": "bottle",
+        "ablations": [],
+        "quick": False,
+        "seed": 0,
+        "conditions": ["bottle"],
+        "epochs": 2,
+        "steps": 3,
+        "n_train": 80,
+        "n_calibration": 10,
+        "n_calibration_groups": 10,
+        "n_normal": 25,
+        "n_anomalous": 30,
+        **dict.fromkeys(IMAGE_METRICS, 0.9),
+        "auroc_ci": [0.8, 0.95],
+        "intervals": {name: [0.8, 0.95] for name in IMAGE_METRICS},
+        "threshold": 0.5,
+        "threshold_rule": "conformal, at most 5 % false alarms",
+        "threshold_note": None,
+        "oracle": {"threshold": 0.4, "f1": 0.9, "accuracy": 0.9},
+        "predict_all": {"f1": 0.7, "accuracy": 0.55},
+        "native": None,
+        "pixel_threshold": 0.3,
+        "pixel": {**pixel, "dice": 0.3, "intervals": None},
+        "pixel_baselines": {"raw_intensity": pixel | {"auroc": 0.7, "aupro": None}},
+        "by_defect_type": None,
+        "by_condition": None,
+        "baselines": {"pca_64": 0.88, "mahalanobis_16": 0.95, "corner_pixels": None},
+        "term_aurocs": {"mse": 0.8, "ssim": 0.9},
+        "score": {
+            "weights": {"mse": 0.7, "ssim": 0.3},
+            "reduction": "mean",
+            "standardize": False,
+            "unit_features": True,
+            "standard_deviations": {"mse": 0.1, "ssim": 0.2},
+        },
+        "score_table": [],
+        "score_table_note": "",
+        "calibration_scores": [0.5, 0.75],
+        "color_limits": {"mse": 0.2, "ssim": 0.9, "combined": 0.5},
+        "notes": [],
+        "warnings": [],
+        "versions": {"jax": "0.10.2"},
+    }
+    assert fields.keys() <= content.keys()
+    return content | fields
+
+
+def make_result(**fields):
+    """An EvaluationResult with some fields replaced."""
+    return msgspec.convert(evaluation_content(**fields), EvaluationResult)
+
+
 def write_run(
     workdir, *, model="cae", dataset="phantom", category="bottle", seed=0, strength=1.0,
     ablations=(), quick=False, test=None, config=(), evaluation=(), native=None, score=None,
@@ -52,28 +112,23 @@ def write_run(
     score = rng.normal(size=len(label)) + strength * label if score is None else score
     score = np.array([float(f"{s:.8g}") for s in score])
     threshold = float(np.quantile(score[~label], 0.9))
-    content = {
-        "model": model,
-        "dataset": dataset,
-        "category": category,
-        "ablations": list(ablations),
-        "quick": quick,
-        "seed": seed,
-        "n_train": 80,
-        "n_calibration": 10,
-        "n_normal": int((~label).sum()),
-        "n_anomalous": int(label.sum()),
-        **image_metrics(score, label, threshold),
-        "threshold": threshold,
-        "threshold_rule": "conformal, at most 5 % false alarms",
-        "calibration_scores": [0.5, 0.75],
-        "native": native and {"name": model, "auroc": native},
-        "pixel": {"auroc": 0.9, "average_precision": 0.4, "aupro": 0.8},
-        "pixel_controls": {"raw_intensity": {"auroc": 0.7, "average_precision": 0.2}},
-        "controls": {"pca_64": 0.88, "mahalanobis_16": 0.95, "corner_pixels": None},
-    }
-    ends = (content["auroc"] or 0) + np.array([-0.1, 0.05])
-    content |= {"auroc_ci": ends.clip(0, 1).tolist(), **dict(evaluation)}
+    metrics = image_metrics(score, label, threshold)
+    limits = (metrics["auroc"] or 0) + np.array([-0.1, 0.05])
+    content = evaluation_content(
+        model=model,
+        dataset=dataset,
+        category=category,
+        ablations=list(ablations),
+        quick=quick,
+        seed=seed,
+        n_normal=int((~label).sum()),
+        n_anomalous=int(label.sum()),
+        **metrics,
+        auroc_ci=limits.clip(0, 1).tolist(),
+        threshold=threshold,
+        native=native and {"name": model, "auroc": native},
+    )
+    content |= dict(evaluation)
     workdir.mkdir(parents=True)
     (workdir / "evaluation.json").write_text(json.dumps(content), encoding="utf-8")
     fields = {"seed": seed, "data.image_size": 64, "phases.phase1.epochs": 2} | dict(config)

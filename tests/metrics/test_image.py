@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, brute force and simulation."""
+"""Image metrics, thresholds and intervals against scikit-learn, brute force and simulation."""
 
 import time
 
@@ -12,16 +12,22 @@ from sklearn import metrics as sk
 from bigan_jax.errors import UserError
 from bigan_jax.metrics import bootstrap
 from bigan_jax.metrics.image import (
+    PredictAll,
     auroc,
     by_condition,
     by_defect_type,
     image_metrics,
-    oracle_threshold,
     predict_all,
 )
-from bigan_jax.metrics.thresholds import conformal_threshold, decide, manual_threshold
+from bigan_jax.metrics.thresholds import (
+    Oracle,
+    conformal_threshold,
+    decide,
+    manual_threshold,
+    oracle_threshold,
+)
 
-# No deadline: a busy machine is not a wrong result.
+# No deadline: a busy machine must not fail a test.
 few = settings(max_examples=40, deadline=None)
 scores = st.lists(st.integers(0, 12), min_size=1, max_size=60).map(lambda s: np.array(s) / 8)
 
@@ -43,7 +49,7 @@ def labeled(draw, both=False):
 def test_conformal_threshold_is_the_smallest_that_keeps_the_rate(calibration, rate):
     threshold = conformal_threshold(calibration, rate)
     n = len(calibration)
-    # The worst exchangeable newcomer ranks anywhere among the n + 1.
+    # A new exchangeable score takes any of the n + 1 ranks.
     allowed = int((n + 1) * rate + 1e-9)
     alarms = decide(calibration, threshold.value).sum()
     assert alarms <= max(allowed - 1, 0)
@@ -56,7 +62,7 @@ def test_conformal_threshold_is_the_smallest_that_keeps_the_rate(calibration, ra
 
 
 @pytest.mark.parametrize("n, rate", [(19, 0.05), (50, 0.1), (200, 0.05)])
-def test_conformal_promise_holds_in_simulation(n, rate):
+def test_conformal_rate_holds_in_simulation(n, rate):
     rng = np.random.default_rng(n)
     trials = 4000
     alarms = 0
@@ -68,8 +74,8 @@ def test_conformal_promise_holds_in_simulation(n, rate):
     assert exact <= rate
 
 
-def test_false_alarms_on_fresh_normals_keep_the_promise():
-    """A thousand detectors, each with its own calibration pictures and 200 fresh normal ones."""
+def test_false_alarms_on_new_normal_images_keep_the_rate():
+    """A thousand detectors, each with its own calibration images and 200 new normal ones."""
     rng = np.random.default_rng(5)
     rates = []
     for _ in range(1000):
@@ -80,8 +86,8 @@ def test_false_alarms_on_fresh_normals_keep_the_promise():
     assert np.mean(rates) <= 0.05 + 4 * np.std(rates) / np.sqrt(1000)
 
 
-def test_few_groups_are_no_promise_for_a_new_group():
-    """Pictures of 4 patients are not 80 patients: the note says so where simulation shows it."""
+def test_note_if_few_groups_cannot_keep_the_rate():
+    """The images of 4 patients do not replace 80 patients, as the simulation shows."""
     rng = np.random.default_rng(6)
     rates = []
     for _ in range(300):
@@ -90,25 +96,25 @@ def test_few_groups_are_no_promise_for_a_new_group():
         threshold = conformal_threshold(scores[:80], 0.05, groups=4)
         rates.append(decide(scores[80:], threshold.value).mean())
     assert np.mean(rates) > 0.1
-    assert "80 calibration pictures come from 4 groups only" in threshold.note
+    assert "80 calibration images come from 4 groups only" in threshold.note
     assert "Fewer than 19 groups" in threshold.note
     assert conformal_threshold(scores[:80], 0.05, groups=19).note is None
     assert conformal_threshold(scores[:80], 0.05, groups=80).note is None
-    # Where each picture is its own group, only their number counts.
+    # If each image is its own group, only their number counts.
     assert "there are 5" in conformal_threshold(scores[:5], 0.05, groups=5).note
 
 
-def test_conformal_note_says_how_many_pictures_the_promise_needs():
-    assert "at least 19 calibration pictures; there are 18" in (
+def test_conformal_note_has_the_required_number_of_images():
+    assert "at least 19 calibration images; there are 18" in (
         conformal_threshold(np.arange(18.0), 0.05).note
     )
     assert conformal_threshold(np.arange(19.0), 0.05).note is None
-    # In floats, 10 * (1 - 0.3) and its like may land beside the integer.
+    # In floats, 10 * (1 - 0.3) and the like may miss the integer.
     for rate in (0.1, 0.3, 0.7, 0.01, 0.07):
-        need = int(np.ceil(1 / rate - 1e-9)) - 1
-        assert conformal_threshold(np.arange(float(need)), rate).note is None
-        if need > 1:
-            assert conformal_threshold(np.arange(need - 1.0), rate).note
+        required = int(np.ceil(1 / rate - 1e-9)) - 1
+        assert conformal_threshold(np.arange(float(required)), rate).note is None
+        if required > 1:
+            assert conformal_threshold(np.arange(required - 1.0), rate).note
 
 
 def test_float32_scores_at_the_quantile_are_not_alarms():
@@ -120,13 +126,13 @@ def test_float32_scores_at_the_quantile_are_not_alarms():
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 5.0, float("nan")])
-def test_impossible_rate_is_named(rate):
+def test_rate_out_of_range(rate):
     with pytest.raises(UserError, match="false_alarm_rate"):
         conformal_threshold(np.arange(9.0), rate)
 
 
-def test_bad_input_is_refused():
-    with pytest.raises(UserError, match="no calibration pictures"):
+def test_invalid_input():
+    with pytest.raises(UserError, match="requires calibration images"):
         conformal_threshold(np.array([]), 0.05)
     with pytest.raises(ValueError, match="1 of 2 values of the calibration score"):
         conformal_threshold(np.array([1.0, np.nan]), 0.05)
@@ -142,10 +148,10 @@ def test_bad_input_is_refused():
 def test_oracle_is_the_best_of_all_thresholds(data):
     score, label = data
     oracle = oracle_threshold(score, label)
-    every = [(sk.f1_score(label, score >= t), t) for t in np.unique(score)]
-    f1 = max(f for f, _ in every)
+    all_f1 = [(sk.f1_score(label, score >= t), t) for t in np.unique(score)]
+    f1 = max(f for f, _ in all_f1)
     assert oracle.f1 == pytest.approx(f1)
-    assert oracle.threshold == max(t for f, t in every if f > f1 - 1e-12)
+    assert oracle.threshold == max(t for f, t in all_f1 if f > f1 - 1e-12)
     assert oracle.accuracy == pytest.approx(sk.accuracy_score(label, score >= oracle.threshold))
 
 
@@ -180,72 +186,74 @@ def test_auroc_is_the_share_of_pairs_won(data):
 
 @few
 @given(scores, st.booleans())
-def test_one_class_gives_none_where_nothing_is_defined(score, anomalous):
-    found = image_metrics(score, np.full(len(score), anomalous), 0.5)
-    none = {"auroc", "average_precision", "balanced_accuracy"}
-    none |= {"specificity"} if anomalous else {"precision", "recall", "f1"}
-    assert {name for name, value in found.items() if value is None} == none
-    assert oracle_threshold(score, np.full(len(score), anomalous)) == (None, None, None)
+def test_undefined_metrics_are_none_with_one_class(score, anomalous):
+    metrics = image_metrics(score, np.full(len(score), anomalous), 0.5)
+    undefined = {"auroc", "average_precision", "balanced_accuracy"}
+    undefined |= {"specificity"} if anomalous else {"precision", "recall", "f1"}
+    assert {name for name, value in metrics.items() if value is None} == undefined
+    assert oracle_threshold(score, np.full(len(score), anomalous)) == Oracle(None, None, None)
 
 
-def test_no_pictures_at_all():
-    nothing = np.array([]), np.array([], bool)
-    assert set(image_metrics(*nothing, 0.5).values()) == {None}
-    assert predict_all(nothing[1]) == {"f1": None, "accuracy": None}
+def test_no_images():
+    label = np.array([], bool)
+    assert set(image_metrics(np.array([]), label, 0.5).values()) == {None}
+    assert predict_all(label) == PredictAll(None, None)
 
 
-def test_predict_all_on_bottle_is_the_known_floor():
+def test_predict_all_on_bottle():
     label = np.arange(83) < 63
-    expected = {"f1": sk.f1_score(label, label | True), "accuracy": 63 / 83}
-    assert predict_all(label) == pytest.approx(expected)
-    assert predict_all(label) == pytest.approx({"f1": 0.863, "accuracy": 0.759}, abs=1e-3)
+    floor = predict_all(label)
+    assert floor == PredictAll(pytest.approx(sk.f1_score(label, label | True)), 63 / 83)
+    assert (floor.f1, floor.accuracy) == pytest.approx((0.863, 0.759), abs=1e-3)
 
 
-def test_kinds_and_conditions_equal_their_pictures_alone():
+def test_rows_by_defect_type_and_condition():
     rng = np.random.default_rng(3)
     label = rng.random(90) < 0.5
     score = rng.random(90) + 0.2 * label
-    kind = np.where(label, rng.choice(["crack", "stain"], 90), "good")
+    defect_type = np.where(label, rng.choice(["crack", "stain"], 90), "good")
     condition = rng.integers(0, 2, 90)
-    rows = by_defect_type(score, label, kind, 0.7)
-    assert [row["defect_type"] for row in rows] == ["crack", "stain"]
+    rows = by_defect_type(score, label, defect_type, 0.7)
+    assert [row.defect_type for row in rows] == ["crack", "stain"]
     for row in rows:
-        chosen = np.isin(kind, ["good", row["defect_type"]])
-        assert row["auroc"] == pytest.approx(sk.roc_auc_score(label[chosen], score[chosen]))
-        assert row["n"] == (kind == row["defect_type"]).sum()
-        assert row["recall"] == pytest.approx((score[kind == row["defect_type"]] >= 0.7).mean())
+        chosen = np.isin(defect_type, ["good", row.defect_type])
+        assert row.auroc == pytest.approx(sk.roc_auc_score(label[chosen], score[chosen]))
+        is_type = defect_type == row.defect_type
+        assert row.n == is_type.sum()
+        assert row.recall == pytest.approx((score[is_type] >= 0.7).mean())
     rows = by_condition(score, label, condition, ["tea", "oak", "elm"], 0.7)
-    assert [row["condition"] for row in rows] == ["tea", "oak"]  # none of elm is in the test
+    assert [row.condition for row in rows] == ["tea", "oak"]  # the test set has no elm
     for index, row in enumerate(rows):
-        own = condition == index
-        assert row["auroc"] == pytest.approx(sk.roc_auc_score(label[own], score[own]))
-        assert row["specificity"] == pytest.approx((score[own & ~label] < 0.7).mean())
-        assert (row["n_normal"], row["n_anomalous"]) == ((own & ~label).sum(), (own & label).sum())
+        chosen = condition == index
+        normal, anomalous = chosen & ~label, chosen & label
+        assert row.auroc == pytest.approx(sk.roc_auc_score(label[chosen], score[chosen]))
+        assert row.specificity == pytest.approx((score[normal] < 0.7).mean())
+        assert (row.n_normal, row.n_anomalous) == (normal.sum(), anomalous.sum())
     assert by_defect_type(score, label, np.where(label, "crack", "good"), 0.7) is None
     assert by_condition(score, label, condition * 0, ["tea"], 0.7) is None
     # A condition with normal pictures only has no AUROC, but a specificity.
     rows = by_condition(score, label & (condition == 0), condition, ["tea", "oak"], 0.7)
-    assert rows[1]["auroc"] is None and rows[1]["specificity"] is not None
+    assert rows[1].auroc is None and rows[1].specificity is not None
 
 
 # Intervals
 
 
-def interval(score, label, group, **options):
-    found = bootstrap.bootstrap_intervals(score, label, group, threshold=0.5, **options)
-    return found and found["auroc"]
+def auroc_interval(score, label, group, **options):
+    intervals = bootstrap.bootstrap_intervals(score, label, group, threshold=0.5, **options)
+    return intervals and intervals["auroc"]
 
 
 @few
 @given(labeled(both=True), st.integers(1, 9), st.integers(0, 3))
-def test_interval_draws_equal_scikit_learn_on_repeated_pictures(data, groups, seed):
-    """With one draw an interval is that draw's figure: resample by hand and compare."""
+def test_bootstrap_samples_equal_scikit_learn_on_repeated_images(data, groups, seed):
+    """The interval of a single sample is its value: resample by hand and compare."""
     score, label = data
     group = np.arange(len(score)) % groups
-    found = bootstrap.bootstrap_intervals(score, label, group, 0.6, draws=1, seed=seed)
+    found = bootstrap.bootstrap_intervals(score, label, group, 0.6, n_samples=1, seed=seed)
     positive = np.array([label[group == g].any() for g in np.unique(group)])
     negative = np.array([(~label[group == g]).any() for g in np.unique(group)])
-    strata = np.bincount(positive + 2 * negative, minlength=4)  # none, alone, alone, both
+    strata = np.bincount(positive + 2 * negative, minlength=4)  # no class, one, one, both
     if strata[3] < 2 and strata[1:3].min() < 2:
         assert found is None
         return
@@ -262,8 +270,8 @@ def test_interval_draws_equal_scikit_learn_on_repeated_pictures(data, groups, se
         assert found[name] == pytest.approx((value, value)), name
 
 
-def test_intervals_cover_the_true_figures():
-    """Normals from N(0, 1), anomalies from N(1, 1): the true figures are those of 600,000."""
+def test_intervals_cover_the_true_values():
+    """Normal scores from N(0, 1), anomalous ones from N(1, 1): 600,000 give the true values."""
     rng = np.random.default_rng(0)
     truth = np.arange(600_000) < 200_000
     true = image_metrics(rng.normal(size=600_000) + truth, truth, 0.8)
@@ -273,43 +281,43 @@ def test_intervals_cover_the_true_figures():
     for trial in range(trials):
         score = rng.normal(size=120) + label
         found = bootstrap.bootstrap_intervals(
-            score, label, np.arange(120), 0.8, draws=200, seed=trial
+            score, label, np.arange(120), 0.8, n_samples=200, seed=trial
         )
         for name, (low, high) in found.items():
             covered[name] += low <= true[name] <= high
-    # Four standard errors below 0.95, less a little: percentiles of 120 pictures are a bit narrow.
+    # Four standard errors below 0.95 and a little more: percentiles of 120 images are narrow.
     assert {
         name: n / trials for name, n in covered.items() if not 0.87 <= n / trials <= 0.995
     } == {}
 
 
-def test_interval_by_patient_covers_where_one_by_picture_does_not():
+def test_interval_by_patient_covers_and_by_image_does_not():
     rng = np.random.default_rng(1)
-    patients, pictures = 30, 8
-    group = np.repeat(np.arange(patients), pictures)
+    patients, images = 30, 8
+    group = np.repeat(np.arange(patients), images)
     label = group % 2 == 0
-    covered = {"patient": 0, "picture": 0}
+    covered = {"patient": 0, "image": 0}
     for trial in range(100):
         score = rng.normal(size=patients)[group] + 0.05 * rng.normal(size=len(group))
-        for unit, names in (("patient", group), ("picture", np.arange(len(group)))):
-            low, high = interval(score, label, names, draws=200, seed=trial)
+        for unit, names in (("patient", group), ("image", np.arange(len(group)))):
+            low, high = auroc_interval(score, label, names, n_samples=200, seed=trial)
             covered[unit] += low <= 0.5 <= high
     assert covered["patient"] >= 85
-    assert covered["picture"] <= 70
+    assert covered["image"] <= 70
 
 
 def test_interval_edge_cases_and_speed():
     rng = np.random.default_rng(2)
     score, label = rng.normal(size=1000), rng.random(1000) < 0.4
     group = rng.permutation(1000).astype(str)
-    begin = time.perf_counter()
-    low, high = interval(score, label, group)
-    assert time.perf_counter() - begin < 2
+    start = time.perf_counter()
+    low, high = auroc_interval(score, label, group)
+    assert time.perf_counter() - start < 2
     assert low < auroc(score, label) < high
-    assert interval(score, label, group) == (low, high)
-    assert interval(score, label & False, group) is None
-    assert interval(score, label, label.astype(str)) is None
-    # A group of each kind alone, and one of both: no draw differs from another.
+    assert auroc_interval(score, label, group) == (low, high)
+    assert auroc_interval(score, label & False, group) is None
+    assert auroc_interval(score, label, label.astype(str)) is None
+    # One group in each stratum: all bootstrap samples are equal.
     three = np.where(np.arange(1000) < 500, "both", np.where(label, "a", "n"))
-    assert interval(score, label, three) is None
-    assert interval(label * 1.0, label, group) == (1.0, 1.0)
+    assert auroc_interval(score, label, three) is None
+    assert auroc_interval(label * 1.0, label, group) == (1.0, 1.0)

@@ -10,20 +10,21 @@ from scipy import ndimage
 from sklearn import metrics as sk
 
 from bigan_jax.metrics import bootstrap
-from bigan_jax.metrics.pixel import dice, pixel_metrics, region_shares
+from bigan_jax.metrics.pixel import dice, pixel_metrics, region_weights
 from bigan_jax.metrics.pixel_bootstrap import pixel_bootstrap_intervals
 from bigan_jax.metrics.thresholds import decide, pixel_threshold
 
-few = settings(max_examples=40, deadline=None)  # a busy machine is not a wrong result
+# No deadline: a busy machine must not fail a test.
+few = settings(max_examples=40, deadline=None)
 
 
 def brute_force_aupro(maps, masks, limit):
-    """Every threshold, every region, one after the other."""
-    eight = np.ones((3, 3), bool)
+    """All thresholds and regions, one after the other."""
+    neighbors = np.ones((3, 3), bool)
     regions = []
     for index, mask in enumerate(masks):
-        named, count = ndimage.label(mask, eight)
-        regions += [(index, named == name) for name in range(1, count + 1)]
+        region, count = ndimage.label(mask, neighbors)
+        regions += [(index, region == number) for number in range(1, count + 1)]
     points = [(0.0, 0.0)]
     for threshold in sorted(np.unique(maps), reverse=True):
         called = maps >= threshold
@@ -57,8 +58,8 @@ def test_pixel_metrics_equal_brute_force(seed, levels, limit):
 
 
 @pytest.mark.parametrize("low, high", [(0, 1e-4), (0.3, 0.31), (-2, 50)])
-def test_pixel_metrics_lose_nothing_by_their_bits(low, high):
-    """Errors of any size, none of them equal, against curves through every one."""
+def test_pixel_metrics_with_16_bits_equal_exact_ones(low, high):
+    """Distinct errors of any magnitude, against curves through all of them."""
     rng = np.random.default_rng(0)
     masks = ndimage.uniform_filter(rng.random((6, 64, 64)), (1, 9, 9)) > 0.53
     maps = low + (high - low) * rng.beta(1, 8, masks.shape) + 0.1 * (high - low) * masks
@@ -71,7 +72,7 @@ def test_pixel_metrics_lose_nothing_by_their_bits(low, high):
 @pytest.mark.parametrize(
     "dtype, low, high", [("int8", -128, 127), ("uint16", 0, 765), ("int64", -9, 5 << 20)]
 )
-def test_pixel_metrics_of_whole_numbers(dtype, low, high):
+def test_pixel_metrics_of_integers(dtype, low, high):
     rng = np.random.default_rng(0)
     masks = ndimage.uniform_filter(rng.random((6, 64, 64)), (1, 9, 9)) > 0.53
     maps = rng.integers(low, high, masks.shape, dtype, endpoint=True)
@@ -83,7 +84,7 @@ def test_pixel_metrics_of_whole_numbers(dtype, low, high):
     assert found["average_precision"] == pytest.approx(sk.average_precision_score(*flat), abs=1e-5)
 
 
-def test_no_rounding_of_a_threshold_moves_a_decision():
+def test_rounding_a_threshold_changes_no_decision():
     score = np.float32([0.1, 0.3, 0.7])
     between = (float(score[1]) + float(np.nextafter(score[1], np.float32(1)))) / 2
     for threshold in (
@@ -104,27 +105,27 @@ def test_aupro_bounds_and_diagonal_touch():
     masks[1, 4:, 4:] = True
     assert pixel_metrics(masks.astype(float), masks)["aupro"] == pytest.approx(1)
     assert pixel_metrics(1.0 - masks, masks)["aupro"] == pytest.approx(0)
-    # The two diagonal pixels are one region: finding that picture alone finds half the regions.
-    found = np.zeros(masks.shape)
-    found[0] = masks[0]
-    assert pixel_metrics(found, masks)["aupro"] == pytest.approx(0.5 + 0.5 * 0.15)
+    # The two diagonal pixels are one region: a map of the first image finds half of the regions.
+    maps = np.zeros(masks.shape)
+    maps[0] = masks[0]
+    assert pixel_metrics(maps, masks)["aupro"] == pytest.approx(0.5 + 0.5 * 0.15)
 
 
 def test_pixel_metrics_without_defects_are_none():
     maps = np.random.default_rng(0).random((3, 8, 8))
-    nothing = {"auroc": None, "average_precision": None, "aupro": None}
-    assert pixel_metrics(maps, np.zeros(maps.shape, bool)) == nothing
-    assert pixel_metrics(maps[:0], np.zeros((0, 8, 8), bool)) == nothing
+    undefined = {"auroc": None, "average_precision": None, "aupro": None}
+    assert pixel_metrics(maps, np.zeros(maps.shape, bool)) == undefined
+    assert pixel_metrics(maps[:0], np.zeros((0, 8, 8), bool)) == undefined
 
 
-def test_maps_may_share_what_the_masks_regions_weigh():
+def test_region_weights_can_be_shared_by_maps():
     rng = np.random.default_rng(0)
     maps, masks = rng.random((5, 8, 8), np.float32), rng.random((5, 8, 8)) < 0.3
     masks[1] = False
-    shares = region_shares(masks)
-    assert shares.sum() == pytest.approx(1)
-    assert pixel_metrics(maps, masks, shares=shares) == pixel_metrics(maps, masks)
-    assert region_shares(masks[1:2]).size == 0
+    weights = region_weights(masks)
+    assert weights.sum() == pytest.approx(1)
+    assert pixel_metrics(maps, masks, weights=weights) == pixel_metrics(maps, masks)
+    assert region_weights(masks[1:2]).size == 0
 
 
 def test_pixel_metrics_are_fast():
@@ -132,31 +133,32 @@ def test_pixel_metrics_are_fast():
     maps = rng.random((100, 128, 128), np.float32)
     masks = np.zeros(maps.shape, bool)
     masks[:60, 40:60, 50:70] = True
-    begin = time.perf_counter()
+    start = time.perf_counter()
     pixel_metrics(maps, masks)
-    assert time.perf_counter() - begin < 3
+    assert time.perf_counter() - start < 3
 
 
-def test_aupro_ends_at_the_limit_though_the_curve_jumps_there():
-    """Three of ten normal pixels are called before any defect: the area up to 0.3 is nothing."""
+def test_aupro_excludes_a_jump_at_the_limit():
+    """Three of ten normal pixels are called before any defect pixel: the area up to 0.3 is 0."""
     maps = np.array([9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 6.5, 6.6]).reshape(1, 3, 4)
     masks = (np.arange(12) >= 10).reshape(1, 3, 4)
     assert pixel_metrics(maps, masks, 0.3)["aupro"] == pytest.approx(0)
     assert pixel_metrics(maps, masks, 0.4)["aupro"] == pytest.approx(0.25)
 
 
-def test_pixel_threshold_keeps_its_promise_for_new_normals():
-    """Normal pictures differ in their level of error, so their pixels are not exchangeable."""
+def test_pixel_threshold_keeps_the_rate_for_new_normal_images():
+    """Normal images differ in their level of error, so their pixels are not exchangeable."""
     rng = np.random.default_rng(0)
-    shares, ideal = [], []
+    rates, calibration_rates = [], []
     for _ in range(500):
         maps = rng.gamma(2.0, size=(41, 1, 1)) * rng.random((41, 8, 8))
         threshold = pixel_threshold(maps[:40], 0.1)
-        shares.append((maps[40] >= threshold).mean())
-        ideal.append((maps[:40] >= threshold).mean())
-    assert np.mean(shares) <= 0.1 + 3 * np.std(shares) / np.sqrt(500)
-    assert np.mean(ideal) == pytest.approx((41 * 0.1 - 1) / 40, abs=0.001)  # and not stricter
-    few = maps[:5].astype(np.float32)  # of so few none may be called at 5 %
+        rates.append((maps[40] >= threshold).mean())
+        calibration_rates.append((maps[:40] >= threshold).mean())
+    assert np.mean(rates) <= 0.1 + 3 * np.std(rates) / np.sqrt(500)
+    # The threshold is not stricter than required.
+    assert np.mean(calibration_rates) == pytest.approx((41 * 0.1 - 1) / 40, abs=0.001)
+    few = maps[:5].astype(np.float32)  # 5 % of 5 images allows no pixel
     assert not decide(few, pixel_threshold(few, 0.05)).any()
 
 
@@ -172,32 +174,32 @@ def test_dice_is_the_f1_of_pixels():
 
 
 @pytest.mark.parametrize("defects", [0.53, 0.6])
-def test_intervals_are_those_of_drawn_pictures(defects):
-    """Each draw's pictures put together, by every pixel; also where few pixels are defects."""
+def test_intervals_equal_those_of_repeated_images(defects):
+    """All pixels of each bootstrap sample, also if few of them are defects."""
     rng = np.random.default_rng(0)
     masks = ndimage.uniform_filter(rng.random((16, 32, 32)), (1, 7, 7)) > defects
     masks[:6] = False
     masks[6:, 3, 3] = True
     maps = (rng.beta(1, 8, masks.shape) + 0.1 * masks * rng.random((16, 1, 1))).astype(np.float32)
     group = np.array([f"g{i // 2}" for i in range(16)])
-    shares = region_shares(masks)
-    found = pixel_bootstrap_intervals(maps, masks, group, shares, draws=60)
-    member, times = bootstrap.group_resampling(masks.any((1, 2)), group, 60)
+    weights = region_weights(masks)
+    intervals = pixel_bootstrap_intervals(maps, masks, group, weights, n_samples=60)
+    group_index, counts = bootstrap.group_resampling(masks.any((1, 2)), group, 60)
     samples = []
-    for drawn in times:
-        rows = np.repeat(np.arange(16), drawn[member])
+    for sample in counts:
+        rows = np.repeat(np.arange(16), sample[group_index])
         samples.append(pixel_metrics(maps[rows], masks[rows]))
-    for name, (low, high) in found.items():
-        ends = np.quantile([figures[name] for figures in samples], [0.025, 0.975])
-        np.testing.assert_allclose((low, high), ends, atol=1e-3)
+    for name, (low, high) in intervals.items():
+        limits = np.quantile([metrics[name] for metrics in samples], [0.025, 0.975])
+        np.testing.assert_allclose((low, high), limits, atol=1e-3)
         assert low < pixel_metrics(maps, masks)[name] < high
 
 
-def test_there_is_no_interval_where_nothing_varies():
+def test_no_interval_if_nothing_varies():
     masks = np.zeros((6, 16, 16), bool)
     masks[3:, 4, 4] = True
-    maps, shares = np.random.default_rng(0).random(masks.shape), region_shares(masks)
+    maps, weights = np.random.default_rng(0).random(masks.shape), region_weights(masks)
     one_patient = np.array(["a", "b", "c", "d", "d", "d"])
-    assert pixel_bootstrap_intervals(maps, masks, one_patient, shares) is None
-    none = np.zeros_like(masks)
-    assert pixel_bootstrap_intervals(maps, none, one_patient, np.zeros(0)) is None
+    assert pixel_bootstrap_intervals(maps, masks, one_patient, weights) is None
+    empty = np.zeros_like(masks)
+    assert pixel_bootstrap_intervals(maps, empty, one_patient, np.zeros(0)) is None

@@ -16,6 +16,7 @@ import pytest
 from bigan_jax.errors import printable
 from bigan_jax.reports import html_report
 from bigan_jax.reports.image_grid import GalleryImage
+from tests.helpers.datasets import make_result
 
 COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, COMMANDS)), None)
@@ -63,7 +64,7 @@ CHOICES = [
     {"label": "1", "order": "score"},
     {"verdict": "missed|false alarm", "order": "score"},
     {"verdict": "found|false alarm", "label": "0", "order": "score"},
-    {"kind": DEFECT_TYPES[2], "order": "score"},
+    {"type": DEFECT_TYPES[2], "order": "score"},
     {"size": "large"},
 ]
 
@@ -81,21 +82,16 @@ def gallery_images():
         yield GalleryImage(name, label, defect_type, score, decision, image, image, maps)
 
 
-EVALUATION = {
-    "model": "cae",
-    "dataset": UNTRUSTED,
-    "auroc": 0.9,
-    "auroc_ci": [0.85, 0.95],
+FIELDS = {
+    "dataset": printable(UNTRUSTED),
     "threshold": 0.5,
     "warnings": [UNTRUSTED],
-    "controls": {UNTRUSTED: 0.8, "w" * 300: 0.7},
-    "pixel": {"auroc": 0.8, "average_precision": 0.3, "aupro": 0.5, "dice": 0.2},
+    "baselines": {printable(UNTRUSTED): 0.8, "w" * 100: 0.7},
     "score_table": [
         {"score": "0.7 mse + 0.3 ssim", "standardize": True, "reduction": "mean", "auroc": 0.9}
         | {"paper": True, "used": True}
     ],
     "by_defect_type": [{"defect_type": "k" * 200, "n": 9, "auroc": 0.9, "recall": 0.7}],
-    "versions": {"jax": "1.2.3", "flax": "1.2.3"},
 }
 
 
@@ -132,7 +128,11 @@ def open_in_browser(tmp_path, page, *flags, width=None):
 def report_page(tmp_path):
     png = html_report.png_bytes(np.zeros((30, 60), np.uint8))
     path = html_report.write_report(
-        tmp_path / "report.html", EVALUATION, [], {"roc_curve": png}, list(gallery_images())
+        tmp_path / "report.html",
+        make_result(**FIELDS),
+        [],
+        {"roc_curve": png},
+        list(gallery_images()),
     )
     return path.read_text(encoding="utf-8")
 

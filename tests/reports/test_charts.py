@@ -102,7 +102,7 @@ def test_bands_equal_quantiles_of_resampled_curves():
     rng = np.random.default_rng(0)
     score = rng.integers(0, 12, 40) / 4.0  # with ties
     label, group = rng.random(40) < 0.5, rng.integers(0, 15, 40)
-    bands = bootstrap.curve_bands(score, label, group, draws=30, seed=3)
+    bands = bootstrap.curve_bands(score, label, group, n_samples=30, seed=3)
     member, counts = bootstrap.group_resampling(label, group, 30, 3)
     recalls, precisions = [], []
     for count in counts:
@@ -133,7 +133,7 @@ def test_band_and_threshold_are_drawn():
     normal, anomalous, _ = random_scores(40, 30, 0)
     score, label = np.concatenate([normal, anomalous]), np.arange(70) >= 40
     decision = decide(score, 1.3)
-    band = bootstrap.curve_bands(score, label, np.arange(70), draws=50)
+    band = bootstrap.curve_bands(score, label, np.arange(70), n_samples=50)
     recall, precision = decision[label].mean(), label[decision].mean()
     for draw, name, point in (
         (charts.roc_curve, "roc", (decision[~label].mean(), recall)),

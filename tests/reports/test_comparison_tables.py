@@ -41,7 +41,7 @@ def comparison_folder(tmp_path_factory):
         category=UNTRUSTED,
         ablations=[UNTRUSTED],
         config={"data.channels": 1},
-        evaluation={"threshold_rule": UNTRUSTED, "controls": {UNTRUSTED: 0.9}},
+        evaluation={"threshold_rule": UNTRUSTED, "baselines": {UNTRUSTED: 0.9}},
     )
     compare([folder / "runs" / "*"], folder / "out")
     return folder / "out", contents
@@ -206,6 +206,6 @@ def test_command_exit_status_and_no_jax_import(tmp_path):
         [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "bad was skipped: evaluation.json is not JSON" in result.stdout
+    assert "bad was skipped: evaluation.json is not valid JSON" in result.stdout
     assert result.stdout.splitlines()[-1] == "False"
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".md", ".csv", ".tex", ".html"}

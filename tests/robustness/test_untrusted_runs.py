@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,9 +15,10 @@ from bigan_jax.configs import cae, fcae
 from bigan_jax.data.files import unreadable
 from bigan_jax.detector import TrainState
 from bigan_jax.errors import UserError, printable_lines
-from bigan_jax.evaluation import results
+from bigan_jax.evaluation import finished_run
 from bigan_jax.evaluation.anomaly_score import ScoreTerms
-from bigan_jax.evaluation.results import epochs_done, read_decision_settings, read_run, read_scores
+from bigan_jax.evaluation.finished_run import epochs_done, read_run, read_scores
+from bigan_jax.evaluation.result import require_evaluation
 from bigan_jax.evaluation.scorer import Scores
 from bigan_jax.reports import evaluation_files
 from bigan_jax.runtime import lock
@@ -26,7 +26,7 @@ from bigan_jax.runtime.run_config import read_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
 from bigan_jax.training.saving.train_log import read_train_log
-from tests.helpers.datasets import write_run
+from tests.helpers.datasets import evaluation_content, write_run
 from tests.helpers.runs import ROOT
 from tests.robustness.test_untrusted_files import limited_memory
 
@@ -43,7 +43,7 @@ def test_number_too_large_for_a_float_is_refused(tmp_path):
     workdir = corrupt_run(
         tmp_path / "run", "evaluation.json", lambda t: t.replace('"f1": ', f'"f1": {huge}, "x": ')
     )
-    with pytest.raises(UserError, match="f1 is not a number from 0 to 1"):
+    with pytest.raises(UserError, match="f1: Number out of range"):
         read_run(workdir)
 
 
@@ -53,11 +53,11 @@ def test_invalid_epoch_numbers_are_ignored(tmp_path):
         assert epochs_done(tmp_path / "train.jsonl") is None
     epochs = {"phases.phase1.epochs": int("9" * 4000), "phases.phase2.epochs": 1}
     write_run(tmp_path / "run", config=epochs)
-    assert read_run(tmp_path / "run").trained is None
+    assert read_run(tmp_path / "run").total_epochs is None
 
 
 def test_long_path_does_not_use_memory_for_every_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "_MOST_SCORES", 2**22)  # this much is allocated for the file
+    monkeypatch.setattr(finished_run, "_MAX_TABLE_BYTES", 2**22)  # allocated for the file
 
     def long(text):
         head, first, *rest = text.splitlines()
@@ -69,7 +69,7 @@ def test_long_path_does_not_use_memory_for_every_row(tmp_path, monkeypatch):
         assert len(read_scores(run).path[-1]) > 10**5
     wide = "path,label,group,score" + ",c" * 10**6 + "\n" + "a,normal,b,1\n" * 1000
     (workdir / "scores.csv").write_text(wide)
-    with pytest.raises(UserError, match="not what a run writes"):
+    with pytest.raises(UserError, match="does not have the format"):
         read_scores(run)
 
 
@@ -190,9 +190,7 @@ def test_invalid_config_is_reported(tmp_path, change):
 @pytest.mark.parametrize("name", ["config.json", "train.jsonl", "evaluation.json"])
 def test_pipes_and_huge_files_are_not_read(tmp_path, name):
     """Of a huge file, the limit and one byte are read."""
-    read = {"config.json": read_config, "train.jsonl": read_train_log}.get(
-        name, read_decision_settings
-    )
+    read = {"config.json": read_config, "train.jsonl": read_train_log}.get(name, require_evaluation)
     os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match=f"no {name}"):
         read(tmp_path)
@@ -238,25 +236,27 @@ def test_invalid_progress_with_a_valid_checksum_is_damage(tmp_path, change, caps
         ("calibration_scores", ["x"]),
         ("color_limits", 3),
         ("color_limits", {"combined": "x"}),
-        ("score", {"spread": {"mse": None}}),
+        ("score", {"standard_deviations": {"mse": None}}),
         ("steps", -1),
     ],
 )
-def test_invalid_decision_settings_are_reported(tmp_path, name, value):
-    content = {"threshold": 0.5, "conditions": ["a"], "calibration_scores": [1, 2]}
-    content |= {"color_limits": {"combined": 0.5}, "score": {"spread": {"mse": 1}}, "steps": 3}
+def test_invalid_evaluation_is_reported(tmp_path, name, value):
+    content = evaluation_content(calibration_scores=[1, 2])
     (tmp_path / "evaluation.json").write_text(json.dumps(content))
-    assert read_decision_settings(tmp_path).calibration.tolist() == [1, 2]
+    assert require_evaluation(tmp_path).calibration_scores == [1, 2]
+    if isinstance(value, dict):
+        value = content[name] | value
     (tmp_path / "evaluation.json").write_text(json.dumps(content | {name: value}))
-    with pytest.raises(UserError, match=r"holds no finished run: evaluation\.json: .* is not "):
-        read_decision_settings(tmp_path)
+    message = rf"has no valid evaluation: evaluation\.json: {name}.*(Expected|out of range)"
+    with pytest.raises(UserError, match=message):
+        require_evaluation(tmp_path)
 
 
 def test_edited_config_is_reported_when_a_run_is_loaded(tmp_path):
     config = json.loads(json.dumps(fcae.get_config("phantom").to_dict()))
     config["optimizers"] = {"reconstruction": {"b7": 1}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    content = json.dumps({"threshold": 0.5, "conditions": []})
+    content = json.dumps(evaluation_content())
     (tmp_path / "evaluation.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json is invalid"):
         load(tmp_path)
@@ -267,12 +267,12 @@ def test_edited_config_is_reported_when_a_run_is_loaded(tmp_path):
 
 def test_names_in_tables_are_escaped(tmp_path):
     names = np.array(["a\x1b[2J.png", "b\u202egnp.png", "<script>.png"])
-    test = SimpleNamespace(path=names, label=np.array([True, False, True]), group=names)
     values = np.arange(3.0)
     terms = ScoreTerms(dict.fromkeys(("mse", "ssim", "perceptual"), values), {})
     scores = Scores(values, terms, error_map=None, reconstruction=None)
-    evaluation_files._write_scores(tmp_path / "scores.csv", test, scores, 1.0)
-    text = (tmp_path / "scores.csv").read_text()
+    classes = {"label": evaluation_files.class_names([True, False, True]), "group": names}
+    rows = evaluation_files.score_rows(names, scores, values >= 1, classes)
+    text = "".join(",".join(row) + "\n" for row in (rows[0], *(row.values() for row in rows)))
     assert text.startswith("path,label,group,mse,ssim_error,perceptual,score,decision\n")
     assert text.replace("\n", "").isprintable() and "a\\x1b[2J.png,anomalous,a\\x1b[2J" in text
     predict._list([unreadable.UnreadableFile(names[0], "why\x1b")], tmp_path / "unreadable.csv")

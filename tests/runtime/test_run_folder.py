@@ -18,7 +18,7 @@ import bigan_jax
 from bigan_jax.commands import train
 from bigan_jax.configs import fcae
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation.results import read_run
+from bigan_jax.evaluation.finished_run import read_run
 from bigan_jax.runtime.files import write_atomic, write_csv
 from bigan_jax.runtime.lock import exclusive_lock
 from bigan_jax.runtime.run_config import FORMAT, read_config, write_config

@@ -20,21 +20,15 @@ from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import fcae
 from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation.results import read_decision_settings
+from bigan_jax.evaluation.result import require_evaluation
 from bigan_jax.runtime.files import write_json
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
 from bigan_jax.training.saving.train_log import read_train_log
 from tests.fuzz.mutations import changes, corrupt, replace_tokens, replacements
+from tests.helpers.datasets import evaluation_content
 
 TRAIN_LOG = '{"epoch": 1, "phase": "phase1", "seconds": 1.0, "reconstruction/loss": 0.5}\n'
-EVALUATION = {
-    "threshold": 0.5,
-    "conditions": ["bottle", "leaf"],
-    "calibration_scores": [0.1, 0.2],
-    "color_limits": {"combined": 0.5},
-    "score": {"spread": {"mse": 0.1, "ssim": 0.2}},
-}
 
 
 def _make() -> tuple[Path, list[list[np.ndarray]]]:
@@ -56,7 +50,8 @@ def _make() -> tuple[Path, list[list[np.ndarray]]]:
         saved.append(_arrays(state))
     checkpoints.close()
     write_json(workdir / "config.json", config.to_dict())
-    write_json(workdir / "evaluation.json", EVALUATION)
+    evaluation = evaluation_content(conditions=["bottle", "leaf"], steps=int(state.step))
+    write_json(workdir / "evaluation.json", evaluation)
     (workdir / "train.jsonl").write_text(TRAIN_LOG)
     return workdir, saved
 
@@ -88,7 +83,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
         read_train_log(workdir)
     except UserError as error:
         yield str(error)
-    settings = read_decision_settings(workdir)
+    result = require_evaluation(workdir)
     with contextlib.redirect_stderr(stderr := io.StringIO()):
         scorer = load(workdir)
     if stderr.getvalue():
@@ -98,7 +93,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
         assert any(all(map(np.array_equal, restored, saved)) for saved in SAVED), (
             "restored a state that was not saved"
         )
-    assert set(scorer.conditions) <= set(settings.conditions)
+    assert set(scorer.conditions) <= set(result.conditions)
 
 
 def _corrupt_files(workdir, corruptions):

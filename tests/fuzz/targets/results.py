@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bigan_jax.commands import compare
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation.results import read_run, read_scores
+from bigan_jax.evaluation.finished_run import read_run, read_scores
 from tests.fuzz.mutations import changes, corrupt, replace_tokens, replacements
 from tests.helpers.datasets import write_run
 

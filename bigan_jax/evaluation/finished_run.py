@@ -1,0 +1,173 @@
+"""Reads the files of a finished run for a comparison: its result, scores, config and progress.
+
+A run may come from anybody, so all files are read as untrusted: sizes, types and ranges are
+checked, and nothing in them is executed.
+"""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+
+from bigan_jax.errors import UserError
+from bigan_jax.evaluation.result import EvaluationResult, is_name, read_evaluation
+from bigan_jax.metrics.image import auroc
+from bigan_jax.runtime.files import read_bounded
+from bigan_jax.runtime.run_config import FORMAT, require_format
+
+_MAX_CONFIG_BYTES = 16 * 2**20
+_MAX_TABLE_BYTES = 64 * 2**20
+_MAX_ROWS = 10**6
+_MAX_FIELDS = 2000
+_MAX_COLUMNS = 100
+
+
+class FinishedRun(NamedTuple):
+    """A finished run.
+
+    Attributes:
+      workdir: its folder.
+      result: its evaluation.
+      fields: the config's fields by dotted name, as JSON; empty if config.json is unreadable.
+      total_epochs: the epochs that the config asks for; None if that is unknown.
+    """
+
+    workdir: Path
+    result: EvaluationResult
+    fields: dict[str, str]
+    total_epochs: int | None
+
+
+class ImageScores(NamedTuple):
+    """The rows of scores.csv by path, so that runs tested on the same images agree in every row."""
+
+    path: Shaped[np.ndarray, "n"]
+    label: Bool[np.ndarray, "n"]
+    group: Shaped[np.ndarray, "n"]
+    score: Float[np.ndarray, "n"]
+
+
+def read_run(workdir: Path) -> FinishedRun:
+    """Reads a run.
+
+    Raises:
+      UserError: evaluation.json is missing, damaged, or of another version; the message does not
+        name the folder.
+    """
+    return FinishedRun(workdir, read_evaluation(workdir), *_read_config(workdir))
+
+
+def _read_config(workdir):
+    """Returns a config's flat fields and its number of epochs; ({}, None) if it is unreadable."""
+    try:
+        config = _read_json_object(workdir / "config.json")
+    except UserError:
+        return {}, None
+    require_format(config.pop("format", FORMAT), "config.json")
+    try:
+        return flat_fields(config), _total_epochs(config)
+    except (UserError, AttributeError, TypeError):
+        return {}, None
+
+
+def read_scores(run: FinishedRun) -> ImageScores:
+    """Reads the scores of a run's test images.
+
+    Raises:
+      UserError: scores.csv is missing, damaged, or inconsistent with evaluation.json.
+    """
+    text = _read_text(run.workdir / "scores.csv", _MAX_TABLE_BYTES)
+    rows = []
+    try:
+        table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        if len(table.fieldnames or ()) > _MAX_COLUMNS:
+            raise ValueError
+        for row in table:
+            if row["label"] not in ("normal", "anomalous") or len(rows) >= _MAX_ROWS:
+                raise ValueError
+            rows.append((row["path"], row["label"] == "anomalous", row["group"], row["score"]))
+        rows.sort()
+        path, label, group, score = zip(*rows, strict=True)
+        # Names are objects: an array of text is as wide as its longest entry.
+        scores = ImageScores(
+            np.array(path, object),
+            np.array(label, bool),
+            np.array(group, object),
+            np.array(score, float),
+        )
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise UserError("scores.csv does not have the format that a run writes") from error
+    if len(set(path)) < len(path):
+        raise UserError("scores.csv lists an image twice")
+    if not np.isfinite(scores.score).all():
+        raise UserError("scores.csv has a score that is not finite")
+    counts = int((~scores.label).sum()), int(scores.label.sum())
+    if counts != (run.result.n_normal, run.result.n_anomalous):
+        raise UserError("scores.csv and evaluation.json have different numbers of images")
+    area, expected = auroc(scores.score, scores.label), run.result.auroc
+    # The file has eight digits, which may tie two scores that were not quite equal.
+    if (area is None) != (expected is None) or abs((area or 0) - (expected or 0)) > 1e-3:
+        raise UserError("the AUROC of scores.csv is not that of evaluation.json")
+    return scores
+
+
+def _read_text(path, max_bytes):
+    try:
+        return read_bounded(path, max_bytes).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name} cannot be read") from error
+
+
+def _read_json_object(path):
+    try:
+        content = json.loads(_read_text(path, _MAX_CONFIG_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path.name} is not valid JSON") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path.name} is not a JSON object")
+    return content
+
+
+def flat_fields(config: dict) -> dict[str, str]:
+    """Returns a config's fields by dotted name, with values as JSON, which are easy to compare.
+
+    Raises:
+      UserError: a name is not printable, or there are too many fields.
+    """
+    fields, nodes = {}, [("", config)]
+    while nodes:
+        prefix, node = nodes.pop()
+        for name, value in node.items():
+            if not is_name(name) or len(fields) + len(nodes) >= _MAX_FIELDS:
+                raise UserError("config.json does not have the format that a run writes")
+            if isinstance(value, dict) and value:
+                nodes.append((f"{prefix}{name}.", value))
+            else:
+                fields[prefix + name] = json.dumps(value)
+    return dict(sorted(fields.items()))
+
+
+def _total_epochs(config):
+    phases = config.get("phases")
+    if not isinstance(phases, dict):
+        return None
+    epochs = [phase.get("epochs") for phase in phases.values()]
+    return sum(epochs) if epochs and all(map(_is_count, epochs)) else None
+
+
+def epochs_done(path: Path) -> int | None:
+    """Returns the last epoch in a train.jsonl; None if there is none."""
+    try:
+        lines = _read_text(path, _MAX_TABLE_BYTES).splitlines()
+        epoch = json.loads(lines[-1])["epoch"]
+    except (UserError, IndexError, KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return epoch if _is_count(epoch) else None
+
+
+def _is_count(value) -> bool:
+    return type(value) is int and 0 <= value < 2**53
