@@ -64,15 +64,11 @@ _FULL = {
 
 def main(arguments: list[str] | None = None) -> dict:
     """Prints the measurements, writes them to --output, and returns them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--toy", action="store_true", help="smoke test at a size for a CPU")
     parser.add_argument("--dtype", default="bfloat16", help="dtype of computation")
     parser.add_argument("--parts", default=",".join(PARTS), help="parts to measure; default: all")
-    parser.add_argument(
-        "--vgg16", default="", help="file of VGG16 weights; default: the installed package"
-    )
+    parser.add_argument("--vgg16", default="", help="file of VGG16 weights; default: the installed package")
     parser.add_argument("--epochs", default="150,500", help="epochs of both phases of the schedule")
     parser.add_argument("--output", type=Path, help="JSON file of results")
     args = parser.parse_args(arguments)
@@ -165,9 +161,7 @@ class Bench:
 
     def active(self, phase, epoch):
         """The active objectives of an epoch of a phase."""
-        return schedules.active_objectives(
-            schedules.ScheduledEpoch(self.built.phases[phase], phase, epoch)
-        )
+        return schedules.active_objectives(schedules.ScheduledEpoch(self.built.phases[phase], phase, epoch))
 
     def epoch(self, active):
         """Runs one epoch and returns the state."""
@@ -185,10 +179,7 @@ def phase_two_step(config, batch_size, peak, steps=4):
         active = bench.active(1, epoch)
         first, *others = timed(lambda active=active: bench.epoch(active), 6)
         seconds = min(others) / steps
-        kinds = {
-            kind: s / steps
-            for kind, s in kernel_seconds(lambda active=active: bench.epoch(active)).items()
-        }
+        kinds = {kind: s / steps for kind, s in kernel_seconds(lambda active=active: bench.epoch(active)).items()}
         flops = counting.of_step(*bench.built[:2], active, bench.first, batch_shape)
         products = kinds.get(PRODUCTS)
         results[name] = {
@@ -233,10 +224,7 @@ def vectorized_seeds(config, batch_size, seeds=5, steps=4, rounds=4):
 
 def full_schedule(config, toy):
     """`time_training` on phantom images in a temporary folder."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        prepare_jobs({Path(folder) / "run": config}) as (job,),
-    ):
+    with tempfile.TemporaryDirectory() as folder, prepare_jobs({Path(folder) / "run": config}) as (job,):
         return time_training(job, 3 if toy else 20)
 
 
@@ -255,10 +243,7 @@ def time_training(job, epochs):
         active_of_epoch.append(schedules.active_objectives(position))
         return log_epoch(self, progress, position, *rest)
 
-    with (
-        patch.object(EpochLogger, "log_epoch", timed_log),
-        patch.object(training, "train_epochs", timed_train),
-    ):
+    with patch.object(EpochLogger, "log_epoch", timed_log), patch.object(training, "train_epochs", timed_train):
         state = training.fit(job)
         ended = time.perf_counter()
     ((active, _),) = Counter(active_of_epoch).most_common(1)
@@ -278,9 +263,7 @@ def time_training(job, epochs):
 def device_seconds(job, state, active, epochs):
     """Seconds of an epoch when many are dispatched at once, without the host's work."""
     runner = job.make_runner(1.0)
-    order = np.arange(job.steps_per_epoch * job.batch_size).reshape(
-        job.steps_per_epoch, job.batch_size
-    )
+    order = np.arange(job.steps_per_epoch * job.batch_size).reshape(job.steps_per_epoch, job.batch_size)
     state = runner.layout.to_devices(state)
     seconds = []
     for _ in range(3):

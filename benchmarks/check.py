@@ -37,9 +37,7 @@ def shortfalls(rows: Sequence[Mapping], floors: Mapping[str, float], margin: flo
         if floor is None:
             messages.append(f"{floor_key(row)}: no floor; --set would write {row['ratio']:.2f}")
         elif row["ratio"] < floor * (1 - margin):
-            messages.append(
-                f"{floor_key(row)}: {row['ratio']:.2f} of PyTorch's speed, the floor is {floor}"
-            )
+            messages.append(f"{floor_key(row)}: {row['ratio']:.2f} of PyTorch's speed, the floor is {floor}")
     return messages
 
 

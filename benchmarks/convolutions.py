@@ -52,9 +52,7 @@ def main(arguments: list[str] | None = None) -> list[tuple[Implementation, float
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--strided", nargs="*", default=_STRIDED, help="layers of 4x4, stride 2")
@@ -90,58 +88,40 @@ def implementations(
         ]
         if torch:
             calls = _torch(stride, *operands)
-            layer_implementations += [
-                Implementation(f"{name}{p}", "PyTorch", flops, call) for p, call in calls.items()
-            ]
+            layer_implementations += [Implementation(f"{name}{p}", "PyTorch", flops, call) for p, call in calls.items()]
         yield sorted(layer_implementations, key=lambda each: each.operation)
 
 
 def _library(stride):
     def convolve(image, kernel):
         return lax.conv_general_dilated(
-            image,
-            kernel,
-            (stride, stride),
-            [(1, 1)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            image, kernel, (stride, stride), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
     return {
         "": lambda image, kernel, _: convolve(image, kernel),
-        ", kernel gradient": lambda image, kernel, code: jax.vjp(partial(convolve, image), kernel)[
-            1
-        ](code)[0],
-        ", image gradient": lambda image, kernel, code: jax.vjp(
-            lambda x: convolve(x, kernel), image
-        )[1](code)[0],
+        ", kernel gradient": lambda image, kernel, code: jax.vjp(partial(convolve, image), kernel)[1](code)[0],
+        ", image gradient": lambda image, kernel, code: jax.vjp(lambda x: convolve(x, kernel), image)[1](code)[0],
     }
 
 
 _STRIDED_PRODUCTS = {
     "product": {
         "": lambda image, kernel, _: convolutions._space_to_depth_downsample(image, kernel),
-        ", kernel gradient": lambda image, _, code: convolutions._space_to_depth_kernel_gradient(
-            image, code
-        ),
-        ", image gradient": lambda _, kernel, code: convolutions._space_to_depth_upsample(
-            code, kernel
-        ),
+        ", kernel gradient": lambda image, _, code: convolutions._space_to_depth_kernel_gradient(image, code),
+        ", image gradient": lambda _, kernel, code: convolutions._space_to_depth_upsample(code, kernel),
     }
 }
 _PRODUCTS = {
     "product": {
         "": lambda image, kernel, _: convolutions._same_by_product(image, kernel),
-        ", kernel gradient": lambda image, _, code: convolutions._image_kernel_gradient(
-            image, code
-        ),
+        ", kernel gradient": lambda image, _, code: convolutions._image_kernel_gradient(image, code),
         ", image gradient": lambda _, kernel, code: convolutions._same_by_product(
             code, convolutions.flip_kernel(kernel)
         ),
     },
     "product of rows and columns": {
-        ", kernel gradient": lambda image, _, code: convolutions._same_kernel_gradient_by_rows(
-            image, code
-        )
+        ", kernel gradient": lambda image, _, code: convolutions._same_kernel_gradient_by_rows(image, code)
     },
 }
 

@@ -36,8 +36,7 @@ def of_step(
         return state
 
     batch = Batch(
-        jax.ShapeDtypeStruct((1, *batch_shape), jnp.float32),
-        jax.ShapeDtypeStruct((1, batch_shape[0]), jnp.int32),
+        jax.ShapeDtypeStruct((1, *batch_shape), jnp.float32), jax.ShapeDtypeStruct((1, batch_shape[0]), jnp.int32)
     )
     mapped = jax.vmap(step, (None, None, 0), axis_name=BATCH_AXIS)
     return flops(mapped, state, dict(detector.frozen), batch)

@@ -130,11 +130,7 @@ def main():
         cpu = statistics.median(cpu_ms[name])
         print(f"  {name:10} {value:8.0f}  ({low:.0f} to {high:.0f}), {cpu:.2f} ms of CPU each")
     others = [name for name in ("pillow", "dataloader") if name in median]
-    ratio = {
-        f"{name}/{other}": median[name] / median[other]
-        for name in ("load", "stream")
-        for other in others
-    }
+    ratio = {f"{name}/{other}": median[name] / median[other] for name in ("load", "stream") for other in others}
     for name, value in ratio.items():
         print(f"  {name}: {value:.2f}")
     print(f"  preparing all: {len(paths) / median['prepare']:.1f} s")

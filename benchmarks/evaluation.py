@@ -61,9 +61,7 @@ SCORING = {"scoring": (AnomalyScorer, "score")}
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="improved_bigan", help="name of a file in configs/")
     parser.add_argument("--images", type=int, default=1000, help="number of test images")
     parser.add_argument("--size", type=int, default=128, help="image side in pixels")
@@ -132,9 +130,7 @@ def random_state(config, conditions):
     """A state of small random numbers, without compiling an initialization."""
     settings = parse_settings(config)
     built = build(settings, conditions, 1, frozen=False)
-    like = jax.eval_shape(
-        lambda: init_state(built.detector, built.optimizers, 0, settings.data.image_shape)
-    )
+    like = jax.eval_shape(lambda: init_state(built.detector, built.optimizers, 0, settings.data.image_shape))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(0.05 * rng.random(x.shape), x.dtype), like)
 
@@ -166,9 +162,7 @@ def reconstruction_seconds(config, dataset, detector, state):
 
 def scoring_seconds(config, dataset, detector, state):
     """Processor seconds of scores and error maps of all images, without the networks."""
-    trivial = detector._replace(
-        reconstruct=lambda net, batch, keys: 1 - batch.image, native_score=None, search=None
-    )
+    trivial = detector._replace(reconstruct=lambda net, batch, keys: 1 - batch.image, native_score=None, search=None)
     settings = parse_settings(config)
     formula, shape = settings.score.formula, settings.data.image_shape
     scorer = AnomalyScorer(trivial, state, formula, shape, config.batch_size)

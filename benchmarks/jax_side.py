@@ -43,13 +43,9 @@ class JaxSide:
         built = build(settings, sharing.CONDITIONS, steps_per_epoch=10)
         self.detector, self.optimizers = built.detector, built.optimizers
         self.active = {
-            p.name: schedules.active_objectives(schedules.ScheduledEpoch(p, i, 0))
-            for i, p in enumerate(built.phases)
+            p.name: schedules.active_objectives(schedules.ScheduledEpoch(p, i, 0)) for i, p in enumerate(built.phases)
         }
-        self.updates = {
-            name: schedules.updates_by_phase(built.phases, name, 10)
-            for name in self.detector.objectives
-        }
+        self.updates = {name: schedules.updates_by_phase(built.phases, name, 10) for name in self.detector.objectives}
         # On an accelerator, each number of steps is a program of its own.
         self.steps_per_round = 1 if jax.default_backend() == "cpu" else ACCELERATOR_STEPS
         self.training_set = sharing.draw(self.shape, 2 * task.batch)
@@ -129,9 +125,7 @@ class JaxSide:
             result["seconds"] -= (count - 1) * self.steps(phase, count) / count
         logs = run_logs if runner is self.runner else logs
         result["losses"] = {
-            name.removesuffix("/loss"): value[:1]
-            for name, value in logs.items()
-            if name.endswith("/loss")
+            name.removesuffix("/loss"): value[:1] for name, value in logs.items() if name.endswith("/loss")
         }
         return result
 
@@ -158,23 +152,16 @@ class JaxSide:
             updates = (self._update(name).compile() for name in self.active[phase])
             return sum(map(counting.of_compiled, updates))
         batch_shape, state = (self.task.batch, *self.shape), epoch_runner.first(self.state)
-        return counting.of_step(
-            self.detector, self.optimizers, self.active[phase], state, batch_shape
-        )
+        return counting.of_step(self.detector, self.optimizers, self.active[phase], state, batch_shape)
 
     def _update(self, name):
         """The lowered update of one loss, mapped as in EpochRunner: the cache has its program."""
         state, frozen = self.state, epoch_runner.replicate(self.frozen)
         batch = jax.eval_shape(
-            lambda: Batch(
-                jnp.zeros((1, self.task.batch, *self.shape)),
-                jnp.zeros((1, self.task.batch), jnp.int32),
-            )
+            lambda: Batch(jnp.zeros((1, self.task.batch, *self.shape)), jnp.zeros((1, self.task.batch), jnp.int32))
         )
         one_update = partial(update, self.detector, self.optimizers[name], name)
-        mapped = jax.pmap(
-            one_update, axis_name=BATCH_AXIS, in_axes=(0, 0, 0, None), donate_argnums=0
-        )
+        mapped = jax.pmap(one_update, axis_name=BATCH_AXIS, in_axes=(0, 0, 0, None), donate_argnums=0)
         return mapped.lower(state, frozen, batch, 1)
 
     def profile(self, phase, count) -> dict[str, float]:
@@ -244,10 +231,7 @@ class JaxSide:
         arguments = self._score_arguments()
         began = time.perf_counter()
         for _ in range(count):
-            if self._searcher.steps:
-                result = self._searcher(*arguments).latent
-            else:
-                result = self._score(*arguments)
+            result = self._searcher(*arguments).latent if self._searcher.steps else self._score(*arguments)
         jax.block_until_ready(result)
         return time.perf_counter() - began
 
@@ -260,11 +244,7 @@ class JaxSide:
         """Peak bytes since `forget_peak` without those of the imports; on an accelerator, those of
         its memory since the start of the process."""
         statistics = jax.local_devices()[0].memory_stats()
-        return (
-            statistics["peak_bytes_in_use"]
-            if statistics
-            else sides.peak_resident() - self.memory_before
-        )
+        return statistics["peak_bytes_in_use"] if statistics else sides.peak_resident() - self.memory_before
 
     def product_rate(self, size) -> float:
         """Floating-point operations per second of a size x size matrix product, the best of 5."""

@@ -25,9 +25,7 @@ def main():
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--images", type=int, default=64, help="number of images to search at once")
-    parser.add_argument(
-        "--alone", type=int, default=4, help="number of them to search one by one as well"
-    )
+    parser.add_argument("--alone", type=int, default=4, help="number of them to search one by one as well")
     args = parser.parse_args()
     at_once, one_by_one = measure(**vars(args))
     print(f"{args.steps} steps, {args.size}x{args.size}, on {jax.devices()[0].device_kind}")

@@ -137,9 +137,7 @@ def add(rows: dict[str, dict[str, str]], workdir: Path) -> None:
     elif name in rows:
         rows[name]["perceptual_auroc"] = _cell(evaluation["auroc"])
     else:
-        raise UserError(
-            f"{workdir} has a perceptual term in its score. Add {name} without the term first."
-        )
+        raise UserError(f"{workdir} has a perceptual term in its score. Add {name} without the term first.")
 
 
 def _row(name, workdir, config, evaluation):
@@ -203,9 +201,7 @@ def _cell(value):
 
 def _head():
     words = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(
-        words, cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    return subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def argument(config: Mapping) -> str:

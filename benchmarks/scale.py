@@ -48,9 +48,7 @@ LIMIT = 300  # seconds for one point
 def start(fields):
     command = [sys.executable, "-m", "benchmarks.scale_point"]
     command += [f"--{name}={value}" for name, value in fields.items() if value is not None]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def measure(*fields_of_processes):
@@ -63,9 +61,7 @@ def measure(*fields_of_processes):
     try:
         outputs = [process.communicate(timeout=LIMIT) for process in running]
     except subprocess.TimeoutExpired:
-        raise SystemExit(
-            f"error: no result within {LIMIT} s for the point {fields_of_processes[0]}"
-        ) from None
+        raise SystemExit(f"error: no result within {LIMIT} s for the point {fields_of_processes[0]}") from None
     finally:
         for process in running:
             process.kill()
@@ -153,9 +149,7 @@ def machine():
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="+", choices=[*PARTS, "plots"])
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--output", type=Path, default=ROOT / "docs/scale.json")

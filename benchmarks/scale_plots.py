@@ -46,17 +46,12 @@ def _images(results, time, memory):
 
 
 def _work(results, *axes):
-    for part, name, label in (
-        ("sizes", "size", "image side, batch 32"),
-        ("batches", "batch", "batch, 32x32"),
-    ):
+    for part, name, label in (("sizes", "size", "image side, batch 32"), ("batches", "batch", "batch, 32x32")):
         rows, (time, memory), axes = results[part], axes[:2], axes[2:]
         amount, cost = _column(rows, name), 1000 / _column(rows, "images_per_second")
         time.plot(amount, cost, "o-", label="measured")
         if part == "sizes":
-            time.plot(
-                amount, cost[-1] * (amount / amount[-1]) ** 2, "k:", label="proportional to pixels"
-            )
+            time.plot(amount, cost[-1] * (amount / amount[-1]) ** 2, "k:", label="proportional to pixels")
             time.set_yscale("log")
             time.legend(frameon=False)
         memory.plot(amount, _column(rows, "peak_bytes") / MIB, "o-")

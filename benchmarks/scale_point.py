@@ -62,9 +62,7 @@ def train(args):
     else:
         image = np.random.default_rng(0).integers(0, 256, (args.images, *shape), np.uint8)
         training_set = epoch_runner.replicate(TrainingSet(image, condition))
-    runner = epoch_runner.EpochRunner(
-        built.detector, built.optimizers, AugmentationSettings(), {}, training_set
-    )
+    runner = epoch_runner.EpochRunner(built.detector, built.optimizers, AugmentationSettings(), {}, training_set)
     state, active = epoch_runner.replicate(state), tuple(built.detector.objectives)
 
     seconds = []

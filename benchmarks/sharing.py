@@ -40,9 +40,9 @@ def layers(
     detector: Detector, state: TrainState, shape: tuple[int, int, int]
 ) -> dict[str, list[dict[str, np.ndarray]]]:
     """The layers of each network in call order, each as arrays by name."""
-    variables = {
-        name: {"params": params, **state.collections[name]} for name, params in state.params.items()
-    } | dict(detector.frozen)
+    variables = {name: {"params": params, **state.collections[name]} for name, params in state.params.items()} | dict(
+        detector.frozen
+    )
     net = _Recorder(detector.networks, variables, train=False)
     batch = Batch(jnp.zeros((2, *shape)), jnp.zeros(2, jnp.int32))
     keys = example_keys(jax.random.key(0), jnp.arange(2))

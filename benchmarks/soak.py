@@ -132,10 +132,7 @@ def _serve(epochs, pipe):
         pipe.send(sample)
         pipe.recv()
 
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        suppress(EOFError),
-    ):  # raised when the run is closed
+    with tempfile.TemporaryDirectory() as folder, suppress(EOFError):  # raised when the run is closed
         pipe.recv()
         train(epochs, Path(folder) / "run", on_block)
 
@@ -151,9 +148,7 @@ class Ends(NamedTuple):
 
     def is_flat(self) -> bool:
         return (
-            self.ratio <= MAX_RATIO
-            and self.memory[1] <= MAX_RATIO * self.memory[0]
-            and self.files[1] <= self.files[0]
+            self.ratio <= MAX_RATIO and self.memory[1] <= MAX_RATIO * self.memory[0] and self.files[1] <= self.files[0]
         )
 
 
@@ -193,9 +188,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
     ends = soak(args.epochs, args.runs)
-    print(
-        f"{args.runs} runs of {args.epochs} epochs: first tenth after {WARM_UP * BLOCK}, last tenth"
-    )
+    print(f"{args.runs} runs of {args.epochs} epochs: first tenth after {WARM_UP * BLOCK}, last tenth")
     for name, (first, last), unit, scale in (
         ("processor time per epoch", ends.processor, "ms", 1e3),
         ("wall time per epoch", ends.seconds, "ms", 1e3),

@@ -11,9 +11,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-SPLITS = flags.DEFINE_integer(
-    "splits", 6, "number of splits, by data.split_seed from 0", lower_bound=2
-)
+SPLITS = flags.DEFINE_integer("splits", 6, "number of splits, by data.split_seed from 0", lower_bound=2)
 COLUMNS = ("split", "train", "calibration", "normal test", "anomalous test")
 
 

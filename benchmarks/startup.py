@@ -40,11 +40,7 @@ def measure(arguments: Sequence[str], folder: Path) -> list[Start]:
         environment["BENCHMARK_BEGAN"] = str(time.time())
         command = [sys.executable, "-m", "benchmarks.startup_run", *arguments]
         subprocess.run(
-            [*command, f"--workdir={folder / run}"],
-            cwd=ROOT,
-            env=environment,
-            check=True,
-            capture_output=True,
+            [*command, f"--workdir={folder / run}"], cwd=ROOT, env=environment, check=True, capture_output=True
         )
         values = report.read_text().split()
         starts.append(Start(*map(float, values[:3]), int(values[3])))

@@ -36,18 +36,7 @@ import numpy as np
 
 from benchmarks.sides import SCORE, OtherProcesses, Remote, Task, cores, processor
 
-MODELS = (
-    "fcae",
-    "cae",
-    "vae",
-    "beta_vae",
-    "cvae",
-    "vqvae",
-    "anogan",
-    "ganomaly",
-    "bigan",
-    "improved_bigan",
-)
+MODELS = ("fcae", "cae", "vae", "beta_vae", "cvae", "vqvae", "anogan", "ganomaly", "bigan", "improved_bigan")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 QUIET = 0.1  # cores that other processes may use
 PRODUCT = {"cpu": 2048, "gpu": 8192}  # side of the matrices
@@ -77,8 +66,7 @@ def measure(task: Task, options: argparse.Namespace, report=print) -> list[dict]
         jax_side = start("jax_side", "JaxSide", task)
         description = jax_side("describe")
         torch_sides = {
-            mode: start("torch_side", "TorchSide", task._replace(compiled=mode == "compiled"))
-            for mode in options.torch
+            mode: start("torch_side", "TorchSide", task._replace(compiled=mode == "compiled")) for mode in options.torch
         }
         versions = [side("build", description) for side in torch_sides.values()]
         all_sides = {"jax": jax_side, **torch_sides}
@@ -134,9 +122,7 @@ def assert_agreement(name, reference, other, tolerance):
         reference, other = {"scores": reference}, {"scores": other}
     assert reference.keys() == other.keys(), (name, reference.keys(), other.keys())
     for key, value in reference.items():
-        np.testing.assert_allclose(
-            other[key], value, rtol=tolerance, atol=tolerance, err_msg=f"{name}: {key}"
-        )
+        np.testing.assert_allclose(other[key], value, rtol=tolerance, atol=tolerance, err_msg=f"{name}: {key}")
 
 
 def alternate(phase, all_sides, first, images, description, options):
@@ -238,33 +224,23 @@ def machine(device):
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the options, also used by check.py and profile.py."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def names(text):
         return tuple(text.split(","))
 
     parser.add_argument("--models", type=names, default=MODELS)
     parser.add_argument("--batches", type=lambda t: tuple(map(int, names(t))), default=(32, 256))
-    parser.add_argument(
-        "--phases", type=names, default=(), help="phase1, phase2, score; default: all"
-    )
+    parser.add_argument("--phases", type=names, default=(), help="phase1, phase2, score; default: all")
     parser.add_argument("--size", type=int, default=128, help="image side in pixels")
-    parser.add_argument(
-        "--dtype", choices=TOLERANCE, default="float32", help="dtype of computation"
-    )
+    parser.add_argument("--dtype", choices=TOLERANCE, default="float32", help="dtype of computation")
     parser.add_argument("--torch", type=names, default=("eager",), help="eager,compiled or none")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of each side")
-    parser.add_argument(
-        "--seconds", type=float, default=20, help="duration of a measurement on a CPU"
-    )
+    parser.add_argument("--seconds", type=float, default=20, help="duration of a measurement on a CPU")
     parser.add_argument("--search-steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=0, help="processor cores; 0: all")
     parser.add_argument("--platform", default="", help="cpu: ignore accelerators")
-    parser.add_argument(
-        "--vgg16", default="", help="file of VGG16 weights; default: the installed package"
-    )
+    parser.add_argument("--vgg16", default="", help="file of VGG16 weights; default: the installed package")
     parser.add_argument("--quick", action="store_true", help="smoke test: 64x64, batches of 8")
     parser.add_argument("--output", type=Path, help="JSON file of rows")
     return parser
@@ -274,9 +250,7 @@ def parse(parser, arguments=None):
     """Parses and checks the options."""
     options = parser.parse_args(arguments)
     if unknown := set(options.models) - set(MODELS):
-        parser.error(
-            f"unknown model {', '.join(sorted(unknown))}; the models are {', '.join(MODELS)}"
-        )
+        parser.error(f"unknown model {', '.join(sorted(unknown))}; the models are {', '.join(MODELS)}")
     options.torch = tuple(mode for mode in options.torch if mode != "none")
     if unknown := set(options.torch) - {"eager", "compiled"}:
         parser.error(f"--torch must be eager, compiled or none (got {', '.join(sorted(unknown))})")

@@ -6,8 +6,8 @@
     bigan_jax.predict(workdir, "new/", "results")  # scores.csv, error maps, overlays
     bigan_jax.compare("runs/*", "comparison")      # tables over models, datasets and seeds
 
-Functions are imported on first use, so that configs and flags are read without JAX. No submodule
-may have the name of one of these functions, as importing it would replace the function.
+Functions are imported on first use, so that configs and flags are read without JAX. No submodule may have the name of
+one of these functions, as importing it would replace the function.
 """
 
 import importlib

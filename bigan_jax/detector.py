@@ -1,8 +1,8 @@
 """The definition of a detector: networks, objectives, reconstruction; and its trained state.
 
-Training is multi-objective: each objective updates some of the networks with one loss, as the two
-objectives of a GAN do. training/train_step.py takes the update steps, and training/schedules.py
-determines which objectives are active in a step.
+Training is multi-objective: each objective updates some of the networks with one loss, as the two objectives of a GAN
+do. training/train_step.py takes the update steps, and training/schedules.py determines which objectives are active in
+a step.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,8 +23,7 @@ class Batch(NamedTuple):
 
     Attributes:
       image: images in [0, 1].
-      condition: class labels that are known of normal and anomalous images alike, such as the
-        species.
+      condition: class labels that are known of normal and anomalous images alike, such as the species.
       latent: in scoring, the result of the detector's latent search, if it has one.
     """
 
@@ -37,8 +36,8 @@ class Objective(NamedTuple):
     """A loss and the networks that it updates.
 
     Attributes:
-      networks: names of the networks whose parameters and collections (BatchNorm statistics, ...)
-        the objective updates.
+      networks: names of the networks whose parameters and collections (BatchNorm statistics, ...) the objective
+        updates.
       loss: maps (net, batch, keys [b]) to the loss, a scalar, and scalars to log by name.
     """
 
@@ -66,15 +65,12 @@ class Detector(NamedTuple):
     """A model, as networks and pure functions.
 
     Attributes:
-      networks: Flax modules by name, called as `net(name, ...)`. A network that no objective
-        updates is frozen.
+      networks: Flax modules by name, called as `net(name, ...)`. A network that no objective updates is frozen.
       objectives: objectives by name; the active ones take their update steps in this order.
       reconstruct: maps (net, batch, keys [b]) to reconstructions [b, h, w, c] in [0, 1].
-      native_score: maps (net, batch, keys [b]) to anomaly scores [b], if the model's paper defines
-        its own score.
+      native_score: maps (net, batch, keys [b]) to anomaly scores [b], if the model's paper defines its own score.
       frozen: variables of the frozen networks, by name.
-      search: a search that runs before `reconstruct` and `native_score`; its result is in
-        `batch.latent`.
+      search: a search that runs before `reconstruct` and `native_score`; its result is in `batch.latent`.
       averaging: decay of the moving average of weights that is used for scoring; 0 for none.
       notes: messages about this detector on these data, for the log and the report.
     """
@@ -112,22 +108,18 @@ class TrainState(NamedTuple):
 class Net:
     """Applies a detector's networks by name: `net("encoder", image)`.
 
-    In training it records the updated collections of each call. If a loss calls a network several
-    times (D on real and on generated images), its new collections are the mean over the calls.
+    In training it records the updated collections of each call. If a loss calls a network several times (D on real
+    and on generated images), its new collections are the mean over the calls.
     """
 
-    def __init__(
-        self, networks: Mapping[str, nn.Module], variables: Mapping[str, Variables], train: bool
-    ):
+    def __init__(self, networks: Mapping[str, nn.Module], variables: Mapping[str, Variables], train: bool):
         self.networks, self.variables, self.train = networks, variables, train
         self._updates: dict[str, list[PyTree]] = {}
 
     def __call__(self, name: str, *args, **kwargs):
         variables = self.variables[name]
         mutable = [c for c in variables if c != "params"] if self.train else False
-        result = self.networks[name].apply(
-            variables, *args, train=self.train, mutable=mutable, **kwargs
-        )
+        result = self.networks[name].apply(variables, *args, train=self.train, mutable=mutable, **kwargs)
         if not self.train:
             return result
         output, updated = result
@@ -191,9 +183,7 @@ def init_state(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.int32),
         params=params,
-        collections={
-            n: {c: x for c, x in v.items() if c != "params"} for n, v in variables.items()
-        },
+        collections={n: {c: x for c, x in v.items() if c != "params"} for n, v in variables.items()},
         opt_state={
             name: optimizers[name].init({n: params[n] for n in objective.networks})
             for name, objective in detector.objectives.items()

@@ -29,12 +29,8 @@ def get_config(arg=None):
         "feature_weight": 0.1,
         "restarts": 1,
     }
-    config.optimizers = {
-        "discriminator": common.optimizer(2e-4, b1=0.5),
-        "generator": common.optimizer(2e-4, b1=0.5),
-    }
-    # A few thousand updates on a few hundred images, as for the other GANs. Two generator updates
-    # for each discriminator update keep the discriminator's loss from going to zero (as the
-    # reference implementation notes).
+    config.optimizers = {"discriminator": common.optimizer(2e-4, b1=0.5), "generator": common.optimizer(2e-4, b1=0.5)}
+    # A few thousand updates on a few hundred images, as for the other GANs. Two generator updates for each
+    # discriminator update keep the discriminator's loss from going to zero (as the reference implementation notes).
     config.phases = {"phase1": common.phase(500, discriminator=(1, 1), generator=(1, 2))}
     return common.finish(config, arg, presets=PRESETS)

@@ -7,9 +7,8 @@ The phantom preset is too short for sharp images; its AUROC says little about th
 
 from bigan_jax.configs import common
 
-# Shorter, for a CPU: half the batch size, the learning rates of a DCGAN, and networks of a quarter
-# of the width, which need less dropout. A decay of 0.999 averages over a thousand steps, more than
-# this schedule has.
+# Shorter, for a CPU: half the batch size, the learning rates of a DCGAN, and networks of a quarter of the width,
+# which need less dropout. A decay of 0.999 averages over a thousand steps, more than this schedule has.
 PRESETS = {
     "phantom": {
         "batch_size": 16,
@@ -36,10 +35,7 @@ def get_config(arg=None):
         "feature_weight": 0.1,
         "averaging": 0.999,
     }
-    config.optimizers = {
-        "discriminator": common.optimizer(1e-4, b1=0.5),
-        "adversarial": common.optimizer(1e-4, b1=0.5),
-    }
+    config.optimizers = {"discriminator": common.optimizer(1e-4, b1=0.5), "adversarial": common.optimizer(1e-4, b1=0.5)}
     # As long as the adversarial phase of the Improved BiGAN, so that both see each image as often.
     config.phases = {"phase1": common.phase(500, discriminator=(1, 1), adversarial=(1, 1))}
     return common.finish(config, arg, presets=PRESETS)

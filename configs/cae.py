@@ -2,8 +2,8 @@
 
     python launch.py --config=configs/cae.py:phantom
 
-A peak learning rate of 2e-3 reconstructs calibration images better than 1e-3 on phantom, bottle and
-plant, in gray and in color (docs/results/log.md, 43).
+A peak learning rate of 2e-3 reconstructs calibration images better than 1e-3 on phantom, bottle and plant, in gray
+and in color (docs/results/log.md, 43).
 """
 
 from bigan_jax.configs import common

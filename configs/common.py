@@ -1,8 +1,7 @@
 """Defaults of all fields, presets of the datasets, and the config argument ":brain,quick,no_se".
 
-The argument of a config file is `<dataset>[,quick][,<ablation>...]`. Presets and ablations are flat
-dicts that override fields, in the order given. Any field can also be set on the command line:
-`--config.seed=3`.
+The argument of a config file is `<dataset>[,quick][,<ablation>...]`. Presets and ablations are flat dicts that
+override fields, in the order given. Any field can also be set on the command line: `--config.seed=3`.
 """
 
 from collections.abc import Mapping
@@ -11,8 +10,8 @@ from ml_collections import ConfigDict
 
 from bigan_jax.errors import UserError, unknown_name
 
-# Heads and leaves vary in position. Parts under a fixed camera and heads cropped to the frame do
-# not, and a detector that is trained on shifted ones tolerates more. A flipped screw is a defect.
+# Heads and leaves vary in position. Parts under a fixed camera and heads cropped to the frame do not, and a detector
+# that is trained on shifted ones tolerates more. A flipped screw is a defect.
 _FLIP = {"augment.flip": True}
 _SHIFT = {**_FLIP, "augment.translate": 0.03, "augment.scale": 0.03}
 # MR intensities have no absolute scale; it depends on the scanner.
@@ -119,9 +118,7 @@ def phase(epochs: int, **objectives: tuple[int, int]) -> ConfigDict:
       **objectives: by objective, (every, times): it is active in each `every`-th epoch, with
         `times` updates per step.
     """
-    frequencies = {
-        name: {"every": every, "times": times} for name, (every, times) in objectives.items()
-    }
+    frequencies = {name: {"every": every, "times": times} for name, (every, times) in objectives.items()}
     return ConfigDict({"epochs": epochs, "objectives": frequencies})
 
 

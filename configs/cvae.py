@@ -2,8 +2,8 @@
 
     python launch.py --config=configs/cvae.py:phantom
 
-A condition is a species, category or plane. With one condition the model is the VAE, and a warning
-says so. Select several by --config.data.category=bottle,pill; an empty category takes all.
+A condition is a species, category or plane. With one condition the model is the VAE, and a warning says so. Select
+several by --config.data.category=bottle,pill; an empty category takes all.
 """
 
 from bigan_jax.configs import vae

@@ -19,10 +19,7 @@ def get_config(arg=None):
         "reconstruction_weight": 50.0,
         "code_weight": 1.0,
     }
-    config.optimizers = {
-        "generator": common.optimizer(2e-4, b1=0.5),
-        "discriminator": common.optimizer(2e-4, b1=0.5),
-    }
+    config.optimizers = {"generator": common.optimizer(2e-4, b1=0.5), "discriminator": common.optimizer(2e-4, b1=0.5)}
     # A few thousand updates on a few hundred images, as for the other GANs.
     config.phases = {"phase1": common.phase(500, generator=(1, 1), discriminator=(1, 1))}
     return common.finish(config, arg, presets=PRESETS)

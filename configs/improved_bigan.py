@@ -2,15 +2,14 @@
 
     python launch.py --config=configs/improved_bigan.py:phantom
 
-Ablations: no_se, no_residual, no_perceptual, no_ssim, no_adversarial, no_pretrain, and plain, which
-leaves the parts of a classical BiGAN.
+Ablations: no_se, no_residual, no_perceptual, no_ssim, no_adversarial, no_pretrain, and plain, which leaves the parts
+of a classical BiGAN.
 
-The paper does not give the weight of the adversarial loss. At 0.01, with 10 for reconstruction,
-calibration images are reconstructed better than at 1 on phantom, bottle and plant; at 1 the second
-phase undoes the first on phantom and bottle (docs/results/log.md, 12). Nor does the paper say how
-features are compared: scaled to a mean square of 1 at each position, they give better
-reconstructions on the same three sets than raw features (docs/results/log.md, 18). A peak learning
-rate of 2e-3 reconstructs better than 1e-3 on all sets (docs/results/log.md, 32).
+The paper does not give the weight of the adversarial loss. At 0.01, with 10 for reconstruction, calibration images
+are reconstructed better than at 1 on phantom, bottle and plant; at 1 the second phase undoes the first on phantom and
+bottle (docs/results/log.md, 12). Nor does the paper say how features are compared: scaled to a mean square of 1 at
+each position, they give better reconstructions on the same three sets than raw features (docs/results/log.md, 18). A
+peak learning rate of 2e-3 reconstructs better than 1e-3 on all sets (docs/results/log.md, 32).
 """
 
 from bigan_jax.configs import common
@@ -27,18 +26,15 @@ ABLATIONS = {
     "no_pretrain": {"phases.phase1.epochs": 0},
 }
 ABLATIONS["plain"] = {
-    field: value
-    for name, values in ABLATIONS.items()
-    if name != "no_adversarial"
-    for field, value in values.items()
+    field: value for name, values in ABLATIONS.items() if name != "no_adversarial" for field, value in values.items()
 } | {
     "model.reconstruction_weight": 0.0,
     "phases.phase2.objectives.reconstruction.times": 0,
     "phases.phase2.objectives.discriminator.every": 1,
 }
 
-# Takes minutes on two CPU cores, with both phases and all losses. VGG16 up to its second layer
-# costs a fifth of the default three blocks; half the batch size doubles the updates at equal cost.
+# Takes minutes on two CPU cores, with both phases and all losses. VGG16 up to its second layer costs a fifth of the
+# default three blocks; half the batch size doubles the updates at equal cost.
 PRESETS = {
     "phantom": {
         "batch_size": 16,
@@ -76,8 +72,6 @@ def get_config(arg=None):
     }
     config.phases = {
         "phase1": common.phase(150, reconstruction=(1, 1)),
-        "phase2": common.phase(
-            500, discriminator=(5, 1), adversarial=(1, 1), reconstruction=(1, 3)
-        ),
+        "phase2": common.phase(500, discriminator=(5, 1), adversarial=(1, 1), reconstruction=(1, 3)),
     }
     return common.finish(config, arg, ABLATIONS, PRESETS)

@@ -18,12 +18,7 @@ def get_config(arg=None, name="vae", presets=None, **changes):
     config = common.defaults()
     config.model_name = "vae"
     config.name = name
-    config.model = {
-        "latent": 128,
-        "widths": (32, 64, 128, 256),
-        "beta": 1.0,
-        "conditional": False,
-    } | changes
+    config.model = {"latent": 128, "widths": (32, 64, 128, 256), "beta": 1.0, "conditional": False} | changes
     config.optimizers = {"elbo": common.optimizer(1e-3)}
     config.phases = {"phase1": common.phase(100, elbo=(1, 1))}
     return common.finish(config, arg, presets=presets)

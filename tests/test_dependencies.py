@@ -67,12 +67,7 @@ def test_run_on_a_folder_imports_no_extra(tmp_path):
     fields |= {"data.dir": tmp_path / "images", "data.tfds_dir": tmp_path / "data"}
     arguments = ["--config=configs/fcae.py:folder", f"--workdir={tmp_path / 'run'}", *flags(fields)]
     result = subprocess.run(
-        [sys.executable, "-c", RUN, *arguments],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", RUN, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
     )
     loaded = result.stdout.rpartition("loaded: ")[2].split()
     distributions = metadata.packages_distributions()

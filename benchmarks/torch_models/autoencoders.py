@@ -94,9 +94,7 @@ class Codebook(nn.Module):
         flat = outputs.detach().permute(0, 2, 3, 1).flatten(0, 2)
         squares = self.vectors.square().sum(1)
         nearest = torch.addmm(squares, flat, self.vectors.T, alpha=-2).argmin(1)
-        quantized = (
-            self.vectors[nearest].view(*outputs.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
-        )
+        quantized = self.vectors[nearest].view(*outputs.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
         if self.training:
             self.update(flat, nearest)
         commitment = F.mse_loss(outputs, quantized)
@@ -177,8 +175,7 @@ class VQVAE(nn.Module):
         self.encoder = VQEncoder(shape[2], widths, latent, residual, codebook)
         reversed_widths = widths[::-1]
         self.decoder = nn.Sequential(
-            nn.Conv2d(latent, reversed_widths[0], 3, padding=1),
-            *residual_stack(reversed_widths[0], *residual),
+            nn.Conv2d(latent, reversed_widths[0], 3, padding=1), *residual_stack(reversed_widths[0], *residual)
         )
         for c, d in pairwise(reversed_widths):
             self.decoder.extend([up(c, d, bias=True), nn.ReLU(inplace=True)])

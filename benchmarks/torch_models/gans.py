@@ -34,17 +34,7 @@ class AnoGAN(nn.Module):
     draw = staticmethod(uniform)
 
     def __init__(
-        self,
-        shape,
-        conditions,
-        *,
-        latent,
-        widths,
-        search_steps,
-        search_rate,
-        search_b1,
-        feature_weight,
-        restarts,
+        self, shape, conditions, *, latent, widths, search_steps, search_rate, search_b1, feature_weight, restarts
     ):
         super().__init__()
         if restarts != 1:
@@ -90,17 +80,7 @@ class GANomaly(nn.Module):
         "discriminator": ("discriminator",),
     }
 
-    def __init__(
-        self,
-        shape,
-        conditions,
-        *,
-        latent,
-        width,
-        adversarial_weight,
-        reconstruction_weight,
-        code_weight,
-    ):
+    def __init__(self, shape, conditions, *, latent, width, adversarial_weight, reconstruction_weight, code_weight):
         super().__init__()
         widths = tuple(width << i for i in range((shape[0] // 4).bit_length() - 1))
         self.weights = adversarial_weight, reconstruction_weight, code_weight
@@ -132,10 +112,7 @@ class GANomaly(nn.Module):
 
 
 class BiGAN(nn.Module):
-    trained_networks: ClassVar = {
-        "discriminator": ("discriminator",),
-        "adversarial": ("encoder", "generator"),
-    }
+    trained_networks: ClassVar = {"discriminator": ("discriminator",), "adversarial": ("encoder", "generator")}
     draw = staticmethod(torch.randn)
 
     def __init__(
@@ -207,12 +184,8 @@ class ImprovedBiGAN(nn.Module):
         self.weights = adversarial_weight, reconstruction_weight
         self.encoder = ConvEncoder(shape, latent, widths, se_ratio, pool)
         halves = tuple(width // 2 for width in widths[::-1])
-        self.generator = ConvDecoder(
-            shape, latent, widths[-1], halves, se_ratio, residual, last="conv"
-        )
-        self.discriminator = JointDiscriminator(
-            shape, latent, discriminator_widths, discriminator_hidden
-        )
+        self.generator = ConvDecoder(shape, latent, widths[-1], halves, se_ratio, residual, last="conv")
+        self.discriminator = JointDiscriminator(shape, latent, discriminator_widths, discriminator_hidden)
         if "perceptual" in self.terms:
             self.vgg16 = VGG16(perceptual_layers, unit_features)
 

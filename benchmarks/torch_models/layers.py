@@ -187,9 +187,7 @@ class VGG16(nn.Module):
                     break
                 pool = [nn.MaxPool2d(2)] if index == 1 and block > 1 else []
                 conv = nn.Conv2d(channels, width, 3, padding=1)
-                self.blocks[f"relu{block}_{index}"] = nn.Sequential(
-                    *pool, conv, nn.ReLU(inplace=True)
-                )
+                self.blocks[f"relu{block}_{index}"] = nn.Sequential(*pool, conv, nn.ReLU(inplace=True))
                 channels = width
         self.layers = layers
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), False)

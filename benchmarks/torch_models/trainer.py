@@ -19,9 +19,7 @@ class Trainer:
 
     def __init__(self, detector, optimizers, updates, autocast=contextlib.nullcontext, compiled=()):
         self.detector, self.autocast, self.steps = detector, autocast, 0
-        self.losses = {
-            name: getattr(detector, f"{name}_loss") for name in detector.trained_networks
-        }
+        self.losses = {name: getattr(detector, f"{name}_loss") for name in detector.trained_networks}
         self.losses |= {name: torch.compile(self.losses[name]) for name in compiled}
         self.optimizers, self.rates = {}, {}
         for name, networks in detector.trained_networks.items():
@@ -33,9 +31,7 @@ class Trainer:
                 fused=True,
             )
             if fields["rate"] == "one_cycle":
-                self.rates[name] = torch.optim.lr_scheduler.LambdaLR(
-                    self.optimizers[name], one_cycle(updates[name])
-                )
+                self.rates[name] = torch.optim.lr_scheduler.LambdaLR(self.optimizers[name], one_cycle(updates[name]))
         self.averaging = getattr(detector, "averaging", 0.0)
         self.average = [p.detach().clone() for p in self._weights()] if self.averaging else []
 

@@ -19,17 +19,15 @@ from bigan_jax.validation import NON_NEGATIVE, require
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def build(
-    settings: Settings, conditions: int, steps_per_epoch: int, frozen: bool = True
-) -> DetectorBuild:
+def build(settings: Settings, conditions: int, steps_per_epoch: int, frozen: bool = True) -> DetectorBuild:
     """Builds the detector, optimizers and phases that the settings describe.
 
     Args:
       settings: the run's settings.
       conditions: number of conditions of the dataset.
       steps_per_epoch: number of training steps in an epoch.
-      frozen: whether weights of frozen networks, such as VGG16, are loaded. Without them the
-        detector can score but not train.
+      frozen: whether weights of frozen networks, such as VGG16, are loaded. Without them the detector can score but
+        not train.
 
     Raises:
       UserError: a name is unknown or a value is out of range.
@@ -49,10 +47,7 @@ def build(
     if "perceptual_layers" in fields:
         fields["vgg16_weights"] = settings.vgg16_weights if frozen else None
     detector = model.create(
-        shape=settings.data.image_shape,
-        conditions=conditions,
-        dtype=_DTYPES[settings.dtype],
-        **fields,
+        shape=settings.data.image_shape, conditions=conditions, dtype=_DTYPES[settings.dtype], **fields
     )
     phases = schedules.parse_phases(settings.phases, detector.objectives)
     _check_updates(phases, detector.objectives)
@@ -71,9 +66,7 @@ def make_optimizers(
     """Returns the optimizer of each objective; `scale` multiplies all learning rates."""
     return {
         name: schedules.make_optimizer(
-            schedules.updates_by_phase(phases, name, steps_per_epoch),
-            settings.optimizers[name],
-            scale,
+            schedules.updates_by_phase(phases, name, steps_per_epoch), settings.optimizers[name], scale
         )
         for name in detector.objectives
     }
@@ -82,14 +75,13 @@ def make_optimizers(
 def _check_updates(phases, objectives):
     if not any(sum(schedules.updates_by_phase(phases, name, 1)) for name in objectives):
         raise UserError(
-            "config.phases has no epoch with an active objective. Add epochs to a phase, or remove "
-            "an ablation."
+            "config.phases has no epoch with an active objective. Add epochs to a phase, or remove an ablation."
         )
 
 
 def _inactive_objectives_first(objectives, phases):
-    """Scoring uses the BatchNorm statistics of the last objective that owns a network
-    (`batch_statistics`), so that objectives that are never active must come first."""
+    """Scoring uses the BatchNorm statistics of the last objective that owns a network (`batch_statistics`), so that
+    objectives that are never active must come first."""
 
     def is_active(item):
         return any(schedules.updates_by_phase(phases, item[0], 1))

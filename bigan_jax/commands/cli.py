@@ -1,7 +1,7 @@
 """The command line: flags, their checks, and the exit status of each command.
 
-JAX is imported only after all flags, config fields and the data folder are checked, so that a
-mistake is reported at once.
+JAX is imported only after all flags, config fields and the data folder are checked, so that a mistake is reported at
+once.
 """
 
 import os
@@ -25,9 +25,7 @@ _DEFAULT_CONFIG = "configs/improved_bigan.py:phantom"
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configs/<model>.py:<dataset>[,quick][,<ablation>...]", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "folder of the run; default: runs/<model>-<dataset>[-...]-seed<k>"
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/<model>-<dataset>[-...]-seed<k>")
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
@@ -42,20 +40,13 @@ _INPUT = flags.DEFINE_string(
 _CONDITION = flags.DEFINE_string(
     "condition", "", "condition of the images of --input; default: the name of their folder"
 )
-_MAPS = flags.DEFINE_bool(
-    "maps", True, "whether predict writes error maps and overlays in addition to scores.csv"
-)
-_WORKDIRS = flags.DEFINE_multi_string(
-    "workdirs", [], "folders of runs, or a pattern like 'runs/*'; may be repeated"
-)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "folder for results; default: comparison (compare), runs (sweep)"
-)
+_MAPS = flags.DEFINE_bool("maps", True, "whether predict writes error maps and overlays in addition to scores.csv")
+_WORKDIRS = flags.DEFINE_multi_string("workdirs", [], "folders of runs, or a pattern like 'runs/*'; may be repeated")
+_OUTPUT = flags.DEFINE_string("output", None, "folder for results; default: comparison (compare), runs (sweep)")
 _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
     "",
-    "folder of compiled programs; default: JAX_COMPILATION_CACHE_DIR, else the user's cache "
-    "folder; 'off': no cache",
+    "folder of compiled programs; default: JAX_COMPILATION_CACHE_DIR, else the user's cache folder; 'off': no cache",
 )
 _TIME_LIMIT = flags.DEFINE_float(
     "time_limit",
@@ -63,9 +54,7 @@ _TIME_LIMIT = flags.DEFINE_float(
     "minutes after which a run is saved and exits with status 75, so that a queue restarts it",
     lower_bound=0.0,
 )
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0 of several processes (docs/cluster.md)"
-)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0 of several processes (docs/cluster.md)")
 _NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes",
     None,
@@ -118,8 +107,8 @@ def parse_flags(
     """Parses the command line and checks the names of its config file and config fields.
 
     Args:
-      arguments: `sys.argv`. It is changed: `--flag value` of --config and --mode becomes
-        `--flag=value`, and a sweep gets a default config, as `config_flags` reads `sys.argv`.
+      arguments: `sys.argv`. It is changed: `--flag value` of --config and --mode becomes `--flag=value`, and a sweep
+        gets a default config, as `config_flags` reads `sys.argv`.
       parse: sets the flags of the arguments.
 
     Returns:
@@ -200,9 +189,7 @@ def _check_mode(mode, overrides):
     if flags.FLAGS[rejected].value is not None:
         raise UserError(f"--mode={mode} does not accept --{rejected}. {hint}")
     if mode != "sweep" and any(name.startswith("sweep.") for name in overrides):
-        raise UserError(
-            "The fields of config.sweep require --mode=sweep. Add it, or remove the fields."
-        )
+        raise UserError("The fields of config.sweep require --mode=sweep. Add it, or remove the fields.")
 
 
 def _check_folders(mode, config, workdir):
@@ -273,9 +260,7 @@ def _check_field(config: ConfigDict, path: Sequence[str]) -> None:
         if field not in node:
             nested = [name for name in _nested_fields(node) if name.rpartition(".")[2] == field]
             if nested:
-                raise UserError(
-                    f"Unknown field '{parent}.{field}'. Did you mean {parent}.{nested[0]}?"
-                )
+                raise UserError(f"Unknown field '{parent}.{field}'. Did you mean {parent}.{nested[0]}?")
             raise unknown_name("field", f"{parent}.{field}", [f"{parent}.{name}" for name in node])
         node = node[field]
     if len(path) > 1 and isinstance(node, ConfigDict):

@@ -44,8 +44,8 @@ class Dot(NamedTuple):
       label: the detector.
       mean: mean AUROC over the seeds.
       at: position of the mean.
-      interval: positions of the limits of the bootstrap interval, averaged over the seeds; None if
-        a seed has no interval.
+      interval: positions of the limits of the bootstrap interval, averaged over the seeds; None if a seed has no
+        interval.
       seeds: positions of the seeds, if there are several.
     """
 
@@ -83,8 +83,7 @@ class Section(NamedTuple):
 def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> Comparison:
     """Compares finished runs and writes comparison.md, .csv, .tex and .html to a folder.
 
-    Unreadable and unfinished runs are skipped; they are listed in the output, the files and the
-    result.
+    Unreadable and unfinished runs are skipped; they are listed in the output, the files and the result.
 
     Args:
       workdirs: folders of runs, or patterns such as "runs/*".
@@ -171,9 +170,7 @@ def _plot(dataset: DatasetComparison) -> Plot:
             row.label,
             row.values["auroc"].mean,
             position(row.values["auroc"].mean),
-            tuple(position(float(end)) for end in np.mean(intervals, axis=0))
-            if intervals
-            else None,
+            tuple(position(float(end)) for end in np.mean(intervals, axis=0)) if intervals else None,
             [position(value) for value in values] if len(values) > 1 else [],
         )
         for row, values, intervals in zip(known, seeds, ends, strict=True)
@@ -214,9 +211,7 @@ def _print(comparison):
     for dataset in comparison.datasets:
         best = next((row for row in dataset.rows if row.values["auroc"]), None)
         if best:
-            auroc, baseline = (
-                tables.format_cell(best.values[name]) for name in ("auroc", "baseline")
-            )
+            auroc, baseline = (tables.format_cell(best.values[name]) for name in ("auroc", "baseline"))
             print(
                 f"{dataset.title}: {len(dataset.rows)} rows; best {best.label}, AUROC {auroc}; "
                 f"strongest training-free baseline {baseline}"

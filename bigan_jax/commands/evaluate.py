@@ -1,7 +1,7 @@
 """The evaluate command: scores, threshold, metrics and files of trained runs.
 
-Nothing that decides sees the label of a test image, and no image affects the score (rounding
-aside), the decision or the colors of another.
+Nothing that decides sees the label of a test image, and no image affects the score (rounding aside), the decision or
+the colors of another.
 """
 
 from functools import partial
@@ -19,12 +19,7 @@ from bigan_jax.detector import Detector, TrainState
 from bigan_jax.evaluation.assess import assess
 from bigan_jax.reports import evaluation_files
 from bigan_jax.runtime.lock import exclusive_lock
-from bigan_jax.runtime.run_config import (
-    config_errors,
-    read_config,
-    require_same_config,
-    write_config,
-)
+from bigan_jax.runtime.run_config import config_errors, read_config, require_same_config, write_config
 
 
 def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
@@ -32,15 +27,15 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
 
     Args:
       workdir: folder of a run, or of the folders of several seeds.
-      config: by default that of the run. It may differ in fields that do not affect training:
-        score, threshold, and where the images are.
+      config: by default that of the run. It may differ in fields that do not affect training: score, threshold, and
+        where the images are.
 
     Returns:
       The content of evaluation.json; for several seeds, of summary.json.
 
     Raises:
-      UserError: the folder holds no run, or the run or its data cannot be read. Of several seeds,
-        the others are evaluated first.
+      UserError: the folder holds no run, or the run or its data cannot be read. Of several seeds, the others are
+        evaluated first.
     """
     workdir = Path(workdir)
     folders = seed_folders(workdir)
@@ -48,8 +43,7 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
         return _evaluate_folder(workdir, config)
     configs = {seed: config and config_for_seed(config, seed) for seed in folders}
     return finish_each_seed(
-        workdir,
-        {folder: partial(_evaluate_folder, folder, configs[k]) for k, folder in folders.items()},
+        workdir, {folder: partial(_evaluate_folder, folder, configs[k]) for k, folder in folders.items()}
     )
 
 
@@ -80,8 +74,7 @@ def evaluate_run(
 ) -> dict:
     """Evaluates a trained state and writes all files of the evaluation.
 
-    config.json is replaced only once the scores are computed, so that an error leaves an earlier
-    evaluation as it is.
+    config.json is replaced only once the scores are computed, so that an error leaves an earlier evaluation as it is.
 
     Args:
       config: the run's config.
@@ -106,9 +99,7 @@ def evaluate_run(
     result = assessment.result
     warnings = list(result.warnings)
     if epochs < settings.epochs:
-        warnings.append(
-            f"Trained for {epochs} of {settings.epochs} epochs: training is not finished."
-        )
+        warnings.append(f"Trained for {epochs} of {settings.epochs} epochs: training is not finished.")
     if late := audit.count_added_later(workdir):
         warnings.append(
             f"{late} training images were added after training and are not used. "

@@ -52,9 +52,7 @@ def load(workdir: str | Path) -> AnomalyScorer:
     return scorer
 
 
-def make_scorer(
-    settings: Settings, detector: Detector, state: TrainState, **arguments
-) -> AnomalyScorer:
+def make_scorer(settings: Settings, detector: Detector, state: TrainState, **arguments) -> AnomalyScorer:
     """Returns the scorer that the settings describe; `arguments` are further ones of its class."""
     return AnomalyScorer(
         detector,
@@ -87,9 +85,7 @@ def restore(settings: Settings, workdir: Path, conditions: int) -> tuple[TrainSt
     with config_errors(workdir):
         built = build(settings, conditions, steps_per_epoch=1, frozen=False)
         abstract_state = jax.eval_shape(
-            lambda: init_state(
-                built.detector, built.optimizers, settings.seed, settings.data.image_shape
-            )
+            lambda: init_state(built.detector, built.optimizers, settings.seed, settings.data.image_shape)
         )
     with closing(CheckpointManager(workdir, read_only=True)) as checkpoints:
         restored = checkpoints.restore(abstract_state, complete_epochs=True)

@@ -1,7 +1,6 @@
 """The predict command: scores, error maps and overlays of new images, from a run's folder alone.
 
-Images are processed in blocks: memory use does not depend on their number, and finished blocks are
-kept.
+Images are processed in blocks: memory use does not depend on their number, and finished blocks are kept.
 """
 
 import csv
@@ -48,25 +47,19 @@ class Predicted(NamedTuple):
 
 
 def predict(
-    workdir: str | Path,
-    source: str | Path,
-    output: str | Path,
-    condition: str = "",
-    maps: bool = True,
+    workdir: str | Path, source: str | Path, output: str | Path, condition: str = "", maps: bool = True
 ) -> Predicted:
     """Scores images with the detector of a finished run, and writes the results to a folder.
 
-    scores.csv has a row for each image. error_maps/ and overlays/ have a PNG for each image, in the
-    image's own size and named by `output_name`. unreadable.csv lists skipped files. The run's
-    training data are not needed.
+    scores.csv has a row for each image. error_maps/ and overlays/ have a PNG for each image, in the image's own size
+    and named by `output_name`. unreadable.csv lists skipped files. The run's training data are not needed.
 
     Args:
       workdir: folder of the run.
-      source: an image, a folder with images at any depth, an archive, or a pattern such as
-        'new/*.png'.
+      source: an image, a folder with images at any depth, an archive, or a pattern such as 'new/*.png'.
       output: folder for the results, new or empty.
-      condition: condition of all images, for a conditional model; by default the name of the
-        nearest folder that is named after a condition.
+      condition: condition of all images, for a conditional model; by default the name of the nearest folder that is
+        named after a condition.
       maps: whether error maps and overlays are written.
 
     Raises:
@@ -98,13 +91,10 @@ def _create_output_folder(output: Path, source: str | Path) -> None:
         raise UserError(f"--output={output} cannot be created: {error.strerror}.") from error
 
 
-def infer_conditions(
-    names: Sequence[str], root: epath.Path, scorer: AnomalyScorer, condition: str
-) -> dict[str, int]:
+def infer_conditions(names: Sequence[str], root: epath.Path, scorer: AnomalyScorer, condition: str) -> dict[str, int]:
     """Returns the index of each image's condition, by the image's name.
 
-    A folder is named after a condition if its name, or the part before "___" as in PlantVillage,
-    is the condition.
+    A folder is named after a condition if its name, or the part before "___" as in PlantVillage, is the condition.
 
     Args:
       names: paths of the images below `root`.
@@ -132,12 +122,7 @@ def infer_conditions(
 
 
 def _predict(
-    scorer: AnomalyScorer,
-    limit: float,
-    folder: DataFolder,
-    conditions: dict[str, int],
-    output: Path,
-    maps: bool,
+    scorer: AnomalyScorer, limit: float, folder: DataFolder, conditions: dict[str, int], output: Path, maps: bool
 ) -> Predicted:
     # Blocks of nearly equal size: a small last one would compile the networks again.
     blocks = np.array_split(np.array(list(conditions), object), -(-len(conditions) // BLOCK))
@@ -157,12 +142,7 @@ def _predict(
                 scores = scorer.score(np.stack(list(images.values())), indices, progress=search)
                 if maps:
                     block_unreadable += write_overlays(
-                        contents,
-                        list(images),
-                        scores.error_map,
-                        limit,
-                        output,
-                        scorer.image_format.window,
+                        contents, list(images), scores.error_map, limit, output, scorer.image_format.window
                     )
                 skipped = {file.path for file in block_unreadable}
                 percentiles = [f"{p:.4g}" for p in scorer.percentile(scores)]
@@ -182,9 +162,7 @@ def _predict(
     return Predicted(scored, anomalous, unreadable, output)
 
 
-def _read(
-    folder, names, image_format
-) -> tuple[dict[str, bytes], dict[str, np.ndarray], list[UnreadableFile]]:
+def _read(folder, names, image_format) -> tuple[dict[str, bytes], dict[str, np.ndarray], list[UnreadableFile]]:
     """Returns the files' bytes, the images in the format of the networks, and unreadable files."""
     contents = dict(zip(names, folder.read(names, False), strict=True))
 

@@ -1,7 +1,7 @@
 """Several seeds in one command: each is a run of its own in a folder seed<k>.
 
-On an accelerator they train side by side, as one program. On a CPU, which a single seed keeps busy,
-they train one after another and share the compiled programs.
+On an accelerator they train side by side, as one program. On a CPU, which a single seed keeps busy, they train one
+after another and share the compiled programs.
 """
 
 import re
@@ -47,8 +47,8 @@ def config_for_seed(config: ConfigDict, seed: int) -> ConfigDict:
 def finish_each_seed(workdir: Path, calls: Mapping[Path, Callable[[], object]]) -> dict:
     """Calls a function for each seed, then summarizes the seeds that finished.
 
-    An error of one seed is printed, and raised again after the others are finished; of several
-    processes at once, as they do not know each other's errors.
+    An error of one seed is printed, and raised again after the others are finished; of several processes at once, as
+    they do not know each other's errors.
 
     Args:
       workdir: folder of the seeds' folders.
@@ -121,8 +121,8 @@ def summarize(workdir: Path, folders: Sequence[Path]) -> dict:
 def train_side_by_side(jobs: Sequence[TrainingJob], scanned: bool | None = None) -> None:
     """Trains the runs that have done equally many steps as one program, as long as there are two.
 
-    `commands.train.fit` does the rest of each run. A run that diverges stays at its latest
-    checkpoint; `fit` reaches the same step again there and handles it as config.on_nan says.
+    `commands.train.fit` does the rest of each run. A run that diverges stays at its latest checkpoint; `fit` reaches
+    the same step again there and handles it as config.on_nan says.
 
     Args:
       jobs: runs that differ in their seed alone.

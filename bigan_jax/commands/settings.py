@@ -52,9 +52,7 @@ class Settings:
         if self.dtype not in DTYPES:
             raise unknown_name("config.dtype", self.dtype, DTYPES)
         if not 0 <= self.seed < 2**31:
-            raise UserError(
-                f"config.seed must be an integer from 0 to 2**31 - 1 (got {self.seed})."
-            )
+            raise UserError(f"config.seed must be an integer from 0 to 2**31 - 1 (got {self.seed}).")
         require("seeds", self.seeds, POSITIVE_INTEGER)
         require("batch_size", self.batch_size, POSITIVE_INTEGER)
         divergence.validate_policy(self.on_nan)
@@ -104,14 +102,10 @@ def parse_settings(config: ConfigDict) -> Settings:
         data=DataSettings(**fields["data"]),
         augmentation=AugmentationSettings(**fields["augment"]),
         score=ScoreSettings(
-            {name: score[name] for name in TERMS},
-            **{name: value for name, value in score.items() if name not in TERMS},
+            {name: score[name] for name in TERMS}, **{name: value for name, value in score.items() if name not in TERMS}
         ),
         threshold=ThresholdSettings(**fields["threshold"]),
         checkpointing=CheckpointSettings(**fields["checkpoint"]),
-        optimizers={
-            name: OptimizerSettings(**values, objective=name)
-            for name, values in fields["optimizers"].items()
-        },
+        optimizers={name: OptimizerSettings(**values, objective=name) for name, values in fields["optimizers"].items()},
         vgg16_weights=fields["vgg16"]["weights"],
     )

@@ -56,9 +56,7 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
         dataset, audit = load_audited(settings)
         _require_same_across_processes(config, dataset)
         print(audit.table())
-        steps, batch_size = epoch_runner.steps_and_batch_size(
-            settings.batch_size, len(dataset.train.image)
-        )
+        steps, batch_size = epoch_runner.steps_and_batch_size(settings.batch_size, len(dataset.train.image))
         built = build(settings, len(dataset.conditions), steps)
         weights = tree_digest(built.detector.frozen) if built.detector.frozen else ""
         distributed.require_equal("VGG16 weights", weights)
@@ -74,10 +72,7 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
         make_runner = cache(partial(_make_runner, settings, built, dataset.train, steps))
         policies = settings.on_nan, settings.checkpointing
         shared = built, dataset, audit, weights, steps, batch_size, init, make_runner
-        yield [
-            TrainingJob(config.seed, *policies, *shared, workdir)
-            for workdir, config in configs.items()
-        ]
+        yield [TrainingJob(config.seed, *policies, *shared, workdir) for workdir, config in configs.items()]
 
 
 def _require_outside_data(workdir, data_dir):
@@ -160,9 +155,7 @@ def _check_splits(dataset, settings):
             "add images."
         )
     if not len(dataset.test.label):
-        raise UserError(
-            "There are no test images. Raise --config.data.test_fraction, or add anomalous images."
-        )
+        raise UserError("There are no test images. Raise --config.data.test_fraction, or add anomalous images.")
     if settings.score.standardize and len(dataset.calibration.label) < 2:
         raise UserError(
             "--config.score.standardize requires at least 2 calibration images. Raise "

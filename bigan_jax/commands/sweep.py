@@ -1,7 +1,7 @@
 """The sweep command: many runs, each in a process, locally or on a Ray cluster, then a comparison.
 
-A run is the command that a user would type. When a stopped sweep is started again, its runs resume
-from their checkpoints. The process of the sweep itself uses no accelerator.
+A run is the command that a user would type. When a stopped sweep is started again, its runs resume from their
+checkpoints. The process of the sweep itself uses no accelerator.
 """
 
 import signal
@@ -49,8 +49,8 @@ def sweep(
 ) -> Sweep:
     """Trains and evaluates the runs of a sweep that are not finished, then compares all runs.
 
-    Failed runs are reported at the end and do not stop the sweep. An interrupt stops all runs; they
-    resume from their latest checkpoints when the sweep is started again.
+    Failed runs are reported at the end and do not stop the sweep. An interrupt stops all runs; they resume from their
+    latest checkpoints when the sweep is started again.
 
     Args:
       config: the config of the command line.
@@ -60,8 +60,8 @@ def sweep(
       command: the start of a run's command line.
 
     Raises:
-      UserError: a name in config.sweep is unknown, or a folder holds a run of another config. It
-        is raised before a run starts.
+      UserError: a name in config.sweep is unknown, or a folder holds a run of another config. It is raised before a
+        run starts.
     """
     runs = plan(config, file, overrides, output)
     unfinished = [run for run in runs if not is_finished(run)]

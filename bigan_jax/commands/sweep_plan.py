@@ -36,9 +36,7 @@ class PlannedRun(NamedTuple):
         return sum(phase.epochs for phase in self.config.phases.values())
 
 
-def plan(
-    config: ConfigDict, file: str, overrides: Mapping[str, object], output: str | Path
-) -> list[PlannedRun]:
+def plan(config: ConfigDict, file: str, overrides: Mapping[str, object], output: str | Path) -> list[PlannedRun]:
     """Returns the runs of `config.sweep`: all runs of the first seed, then those of the next.
 
     Args:
@@ -63,13 +61,9 @@ def plan(
         if config.sweep[field] < 1:
             raise UserError(f"config.sweep.{field} must be at least 1 (got {config.sweep[field]}).")
     if config.sweep.splits and "data.split_seed" in kept:
-        raise UserError(
-            "config.sweep.splits sets data.split_seed to each seed. Remove one of the two."
-        )
+        raise UserError("config.sweep.splits sets data.split_seed to each seed. Remove one of the two.")
     if config.seeds != 1:
-        raise UserError(
-            f"config.seeds must be 1 in a sweep (got {config.seeds}). Use config.sweep.seeds."
-        )
+        raise UserError(f"config.seeds must be 1 in a sweep (got {config.seeds}). Use config.sweep.seeds.")
     variants = {name: _variants(config.sweep.ablations, files[name]) for name in names}
     unused = {*_split(config.sweep.ablations)} - {"all"}.union(*variants.values())
     if unused:
@@ -90,9 +84,7 @@ def plan(
                     parts = [dataset, *modifiers, *filter(None, variant.split("+"))]
                     run = _plan_run(f"{files[name]}:{','.join(parts)}", fields, Path(output))
                     if runs.setdefault(run.workdir, run) is not run:
-                        raise UserError(
-                            f"Two runs of the sweep have the same folder {run.workdir}."
-                        )
+                        raise UserError(f"Two runs of the sweep have the same folder {run.workdir}.")
     return list(runs.values())
 
 
@@ -106,16 +98,12 @@ def _plan_run(file, fields, output):
 def _parse_config(arguments):
     """Returns the config that a command with these flags has."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", lock_config=True, flag_values=values, sys_argv=arguments
-    )
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=arguments)
     try:
         values(["launch.py", *arguments])
     except (AttributeError, KeyError) as error:
         field = str(error).strip("\"'").partition("\\n")[0]
-        raise UserError(
-            f"{arguments[0]} has no field {field}. Run another sweep for this model."
-        ) from error
+        raise UserError(f"{arguments[0]} has no field {field}. Run another sweep for this model.") from error
     except flags.Error as error:
         raise UserError(str(error)) from error
     return values["config"].value
@@ -174,9 +162,7 @@ def is_finished(run: PlannedRun) -> bool:
         return False
     fields = flat_fields(json.loads(json.dumps(run.config.to_dict())))
     same = all(
-        finished.fields.get(name) == value
-        for name, value in fields.items()
-        if name.startswith(_EVALUATION_FIELDS)
+        finished.fields.get(name) == value for name, value in fields.items() if name.startswith(_EVALUATION_FIELDS)
     )
     total = finished.total_epochs
     return same and total is not None and finished.result.epochs >= total

@@ -8,12 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from bigan_jax.commands.evaluate import evaluate_run
-from bigan_jax.commands.seeds import (
-    config_for_seed,
-    finish_each_seed,
-    seed_folder,
-    train_side_by_side,
-)
+from bigan_jax.commands.seeds import config_for_seed, finish_each_seed, seed_folder, train_side_by_side
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import prepare_jobs
 from bigan_jax.detector import TrainState
@@ -27,26 +22,24 @@ from bigan_jax.training.loop import STOP_NOTICE, train_epochs
 from bigan_jax.training.run import TrainingJob, TrainingRun
 
 
-def train(
-    config: ConfigDict, workdir: str | Path | None = None, side_by_side: bool | None = None
-) -> dict:
+def train(config: ConfigDict, workdir: str | Path | None = None, side_by_side: bool | None = None) -> dict:
     """Trains a detector, or resumes its training, then evaluates it.
 
     Args:
-      config: of a file in configs/, such as `configs.cae.get_config("phantom")`. If config.seeds
-        is more than 1, each seed from config.seed on is a run in a folder seed<k>.
-      workdir: folder for the run's files or for the folders of the seeds; by default a folder in
-        runs/ that is named after the config.
-      side_by_side: whether several seeds train as one program in one process; by default on
-        accelerators, unless several processes train together.
+      config: of a file in configs/, such as `configs.cae.get_config("phantom")`. If config.seeds is more than 1, each
+        seed from config.seed on is a run in a folder seed<k>.
+      workdir: folder for the run's files or for the folders of the seeds; by default a folder in runs/ that is named
+        after the config.
+      side_by_side: whether several seeds train as one program in one process; by default on accelerators, unless
+        several processes train together.
 
     Returns:
-      The content of evaluation.json; for several seeds, of summary.json. Of several processes, all
-      but process 0 return {}.
+      The content of evaluation.json; for several seeds, of summary.json. Of several processes, all but process 0
+      return {}.
 
     Raises:
-      UserError: a name, value, folder or file is wrong, the disk is full, or training diverged. Of
-        several seeds, the others are finished first.
+      UserError: a name, value, folder or file is wrong, the disk is full, or training diverged. Of several seeds, the
+        others are finished first.
       Stopped: a stop was requested, and the state is saved. It is a KeyboardInterrupt.
     """
     settings = parse_settings(config)
@@ -90,8 +83,8 @@ def train_and_evaluate(job: TrainingJob, config: ConfigDict) -> dict:
 def fit(job: TrainingJob) -> TrainState:
     """Trains the remaining epochs of a run, from its latest valid checkpoint on.
 
-    After a divergence, config.on_nan decides whether the run stops or rolls back to that
-    checkpoint and resumes with lower learning rates.
+    After a divergence, config.on_nan decides whether the run stops or rolls back to that checkpoint and resumes with
+    lower learning rates.
 
     Returns:
       The trained state, with the BatchNorm statistics of the training images.
@@ -107,9 +100,7 @@ def fit(job: TrainingJob) -> TrainState:
             for note in job.built.detector.notes:
                 print(f"Note: {note}")
             while run.progress.epochs < job.epochs and not stop.acted_on:
-                make_runner = partial(
-                    job.make_runner, divergence.rate_scale(run.progress.rollbacks)
-                )
+                make_runner = partial(job.make_runner, divergence.rate_scale(run.progress.rollbacks))
                 for diverged in train_epochs([run], make_runner(), stop):
                     _roll_back(diverged, make_runner)
         stop.acted_on = stop.acted_on or distributed.all_max(stop.received or 0)

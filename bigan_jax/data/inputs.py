@@ -11,21 +11,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from bigan_jax.data.files import archives
-from bigan_jax.data.files.folders import (
-    DataFolder,
-    is_remote,
-    open_folder,
-    resolve_path,
-    select_files,
-)
-from bigan_jax.data.files.images import (
-    SUFFIXES,
-    ImageFormat,
-    image_names,
-    map_in_threads,
-    read_image,
-    to_format,
-)
+from bigan_jax.data.files.folders import DataFolder, is_remote, open_folder, resolve_path, select_files
+from bigan_jax.data.files.images import SUFFIXES, ImageFormat, image_names, map_in_threads, read_image, to_format
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.errors import UserError
 
@@ -33,9 +20,7 @@ from bigan_jax.errors import UserError
 ImageInput = str | Path | Image.Image | UInt8[np.ndarray, "h w *c"]
 
 
-def load_images(
-    inputs: Sequence[ImageInput], image_format: ImageFormat
-) -> UInt8[np.ndarray, "n size size channels"]:
+def load_images(inputs: Sequence[ImageInput], image_format: ImageFormat) -> UInt8[np.ndarray, "n size size channels"]:
     """Decodes images as `read_image` does.
 
     Args:

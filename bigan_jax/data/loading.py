@@ -5,12 +5,7 @@ import numpy as np
 from bigan_jax.data.dataset import Dataset, Images
 from bigan_jax.data.files.images import ImageFormat, map_in_threads
 from bigan_jax.data.files.medical import slice_notes, split_slice
-from bigan_jax.data.files.unreadable import (
-    UnreadableFile,
-    split_unreadable,
-    unreadable_error,
-    unreadable_note,
-)
+from bigan_jax.data.files.unreadable import UnreadableFile, split_unreadable, unreadable_error, unreadable_note
 from bigan_jax.data.records import ImageRecord
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.source import ImageSource, PhantomSource, open_folder_source
@@ -23,20 +18,17 @@ from bigan_jax.runtime import distributed
 def load_dataset(settings: DataSettings) -> Dataset:
     """Reads and splits the images of a data folder, or of the phantom.
 
-    A data folder is prepared on first use, and when it has changed, as TFDS datasets in
-    `settings.tfds_dir` (`bigan_jax.data.tfds.prepared`). Images are decoded to squares of
-    `settings.image_size`; those that are not square are stretched. With `settings.stream`,
-    training images are decoded once to check them, and later on demand (`LazyImages`), so that
-    they are never all in memory; calibration and test images always are.
+    A data folder is prepared on first use, and when it has changed, as TFDS datasets in `settings.tfds_dir`
+    (`bigan_jax.data.tfds.prepared`). Images are decoded to squares of `settings.image_size`; those that are not
+    square are stretched. With `settings.stream`, training images are decoded once to check them, and later on demand
+    (`LazyImages`), so that they are never all in memory; calibration and test images always are.
 
     Returns:
-      Training and calibration images, which are normal, and test images (`split_records`), with
-      notes for the user.
+      Training and calibration images, which are normal, and test images (`split_records`), with notes for the user.
 
     Raises:
-      UserError: a name, folder or layout is wrong, images are too few for the splits, or files
-        cannot be read. All unreadable files are in one error; with `settings.skip_unreadable` they
-        are skipped and counted in the notes.
+      UserError: a name, folder or layout is wrong, images are too few for the splits, or files cannot be read. All
+        unreadable files are in one error; with `settings.skip_unreadable` they are skipped and counted in the notes.
     """
     if settings.layout is None:
         source = PhantomSource(settings)
@@ -56,8 +48,7 @@ def load_dataset(settings: DataSettings) -> Dataset:
     for name in (TRAIN, CALIBRATION, TEST):
         if records[name] and not len(splits[name].label):
             raise UserError(
-                f"No readable image is left for {name}: fix the files, or choose another "
-                "config.data.split_seed."
+                f"No readable image is left for {name}: fix the files, or choose another config.data.split_seed."
             )
     requested = [r.path for chosen in records.values() for r in chosen]
     loaded = [path for images in splits.values() for path in images.path]
@@ -65,9 +56,7 @@ def load_dataset(settings: DataSettings) -> Dataset:
     notes += slice_notes(requested, [*loaded, *(file.path for file in unreadable)])
     if not splits[TEST].label.any():
         notes += ("there are no anomalous test images: only false alarms can be measured",)
-    return Dataset(
-        splits[TRAIN], splits[CALIBRATION], splits[TEST], source.conditions, notes, source.open
-    )
+    return Dataset(splits[TRAIN], splits[CALIBRATION], splits[TEST], source.conditions, notes, source.open)
 
 
 def _read(

@@ -22,8 +22,8 @@ class DataSettings:
       source: the name of a layout (`layouts.LAYOUTS`), or "phantom".
       dir: a folder or an archive of it, local or in a bucket (gs://, s3://); "" for the phantom.
       tfds_dir: where prepared data go; "" means TFDS_DATA_DIR or ~/tensorflow_datasets.
-      category: comma list of phantom domains, MVTec categories or plant species; "" or "all" for
-        all. Each is a condition.
+      category: comma list of phantom domains, MVTec categories or plant species; "" or "all" for all. Each is a
+        condition.
       image_size: side of the square images that the networks see, in pixels.
       channels: 1 (gray) or 3 (RGB).
       window: whether each image is stretched from its own 1st to its 99th percentile.

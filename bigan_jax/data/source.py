@@ -21,25 +21,14 @@ from bigan_jax.data.files.folders import (
     resolve_path,
     tfds_data_dir,
 )
-from bigan_jax.data.files.images import (
-    ImageFormat,
-    count_unsupported,
-    image_size,
-    read_image,
-    read_mask,
-)
+from bigan_jax.data.files.images import ImageFormat, count_unsupported, image_size, read_image, read_mask
 from bigan_jax.data.files.medical import percentile_stretch
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.data.layouts.base import MIN_NORMAL, select_categories
 from bigan_jax.data.layouts.locate import find_layout_root
 from bigan_jax.data.records import ImageRecord, Listing
 from bigan_jax.data.settings import DataSettings
-from bigan_jax.data.tfds.paths import (
-    find_tfds_dataset,
-    is_tfds_dataset,
-    prepared_path,
-    prepared_paths,
-)
+from bigan_jax.data.tfds.paths import find_tfds_dataset, is_tfds_dataset, prepared_path, prepared_paths
 from bigan_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,9 +56,7 @@ class ImageSource(Protocol):
     notes: tuple[str, ...]
     open: Callable[[str], BinaryIO] | None
 
-    def read(
-        self, record: ImageRecord
-    ) -> tuple[Pixels | UnreadableFile, Mask | UnreadableFile | None]:
+    def read(self, record: ImageRecord) -> tuple[Pixels | UnreadableFile, Mask | UnreadableFile | None]:
         """Returns an image in the format of the networks, and its mask if it has one."""
 
 
@@ -81,9 +68,7 @@ class PhantomSource:
     def __init__(self, settings: DataSettings):
         """Raises UserError for an unknown category."""
         self.conditions = tuple(select_categories(settings.category, phantom.DOMAINS))
-        self.records = phantom.records(
-            self.conditions, settings.phantom_normal, settings.phantom_anomalous
-        )
+        self.records = phantom.records(self.conditions, settings.phantom_normal, settings.phantom_anomalous)
         self._format = settings.image_format
 
     def read(self, record: ImageRecord) -> tuple[Pixels, Mask]:
@@ -103,8 +88,7 @@ class PhantomSource:
 class FolderSource:
     """The images of a data folder or archive, which are read from prepared data.
 
-    `locations` has, by the path of an image or mask, the prepared dataset with it, its index and
-    its feature.
+    `locations` has, by the path of an image or mask, the prepared dataset with it, its index and its feature.
     """
 
     root: epath.Path
@@ -125,9 +109,7 @@ class FolderSource:
             raise UserError(dataset.unreadable[path])
         return io.BytesIO(dataset.read(index, feature))
 
-    def read(
-        self, record: ImageRecord
-    ) -> tuple[Pixels | UnreadableFile, Mask | UnreadableFile | None]:
+    def read(self, record: ImageRecord) -> tuple[Pixels | UnreadableFile, Mask | UnreadableFile | None]:
         """Decodes an image and its mask. The mask of an unreadable image is not read."""
         path, mask_path = record.path, record.mask
         image = try_read(path, lambda: read_image(self.open(path), *self.image_format))
@@ -144,8 +126,8 @@ class FolderSource:
 def require_data_folder(settings: DataSettings) -> None:
     """Checks that the data folder, or what replaces a missing one, exists.
 
-    It imports neither JAX nor TFDS. Earlier extractions, prepared data and the TFDS dataset of the
-    layout can replace a missing folder.
+    It imports neither JAX nor TFDS. Earlier extractions, prepared data and the TFDS dataset of the layout can replace
+    a missing folder.
 
     Raises:
       UserError: no folder is set, or it does not exist and nothing replaces it.
@@ -168,12 +150,12 @@ def open_folder_source(settings: DataSettings) -> FolderSource:
     """Opens a data folder; its data are prepared on first use and when they have changed.
 
     Args:
-      settings: of a source with a layout. `dir` is a folder with the layout at most a few levels
-        below, an archive of one, or the TFDS dataset of the layout.
+      settings: of a source with a layout. `dir` is a folder with the layout at most a few levels below, an archive of
+        one, or the TFDS dataset of the layout.
 
     Raises:
-      UserError: the folder is missing or has another layout, a category is unknown, there are too
-        few normal images, prepared data cannot be written, or a package is not installed.
+      UserError: the folder is missing or has another layout, a category is unknown, there are too few normal images,
+        prepared data cannot be written, or a package is not installed.
     """
     require_data_folder(settings)
     try:  # TFDS takes longer to import than the phantom to draw
@@ -203,9 +185,7 @@ def open_folder_source(settings: DataSettings) -> FolderSource:
     elif folder and folder.images():
         listings = layout.list_folder(folder, settings.category)
         datasets = [prepare_folder(*item) for item in listings.items()]
-    elif datasets := [
-        *filter(None, map(prepared.reopen, prepared_paths(tfds_dir, layout.builder, root)))
-    ]:
+    elif datasets := [*filter(None, map(prepared.reopen, prepared_paths(tfds_dir, layout.builder, root)))]:
         notes = (f"{root} is missing or empty: the data prepared from it in {tfds_dir} are used",)
     elif layout.tfds_dataset and (version := find_tfds_dataset(tfds_dir, layout.tfds_dataset)):
         datasets = [prepare_tfds_dataset(version)]

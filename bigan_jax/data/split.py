@@ -29,16 +29,14 @@ def assign_groups(
 ) -> dict[str, str]:
     """Assigns each group to a split by its hash.
 
-    The split of a group does not depend on the other groups, with one exception: a split that
-    would be empty gets the group with the closest hash (the lowest one that is left for test and
-    calibration, the highest one for training).
+    The split of a group does not depend on the other groups, with one exception: a split that would be empty gets the
+    group with the closest hash (the lowest one that is left for test and calibration, the highest one for training).
 
     Args:
       groups: names of groups; repeated names count once.
       seed: of the hash.
       test_fraction: fraction of the groups for TEST, in [0, 1); 0 leaves the split empty.
-      calibration_fraction: fraction of the remaining groups for CALIBRATION, in [0, 1); 0 leaves
-        the split empty.
+      calibration_fraction: fraction of the remaining groups for CALIBRATION, in [0, 1); 0 leaves the split empty.
 
     Returns:
       The split of each group.
@@ -73,11 +71,11 @@ def split_records(
 ) -> tuple[dict[str, list[ImageRecord]], tuple[str, ...]]:
     """Distributes images over the three splits.
 
-    Normal images follow their group (`assign_groups`). If there is an official split, its test
-    images stay test images, and calibration images are taken from its training images. Anomalous
-    images are test images; they are excluded if their group has normal images in training or
-    calibration. Normal images within BORDER_MARGIN camera numbers of a border between blocks of
-    different splits are excluded too, because neighboring numbers often show the same object.
+    Normal images follow their group (`assign_groups`). If there is an official split, its test images stay test
+    images, and calibration images are taken from its training images. Anomalous images are test images; they are
+    excluded if their group has normal images in training or calibration. Normal images within BORDER_MARGIN camera
+    numbers of a border between blocks of different splits are excluded too, because neighboring numbers often show
+    the same object.
 
     Args:
       records: the images.

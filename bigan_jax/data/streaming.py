@@ -25,10 +25,7 @@ class LazyImages:
     dtype = np.dtype(np.uint8)
 
     def __init__(
-        self,
-        read: Callable[[int], UInt8[np.ndarray, "h w c"]],
-        names: Sequence[str],
-        shape: tuple[int, int, int],
+        self, read: Callable[[int], UInt8[np.ndarray, "h w c"]], names: Sequence[str], shape: tuple[int, int, int]
     ):
         """Describes the images; none is decoded.
 
@@ -83,13 +80,11 @@ class LazyImages:
             ) from error
 
 
-def prefetch(
-    read: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2
-) -> Iterator[Result]:
+def prefetch(read: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2) -> Iterator[Result]:
     """Yields `read(item)` for each item in order, read ahead by a thread.
 
-    Exceptions of `read` are raised when their result is due. The thread ends with the iterator:
-    close it (`contextlib.closing`) if a loop may end early.
+    Exceptions of `read` are raised when their result is due. The thread ends with the iterator: close it
+    (`contextlib.closing`) if a loop may end early.
 
     Args:
       read: called by the thread.

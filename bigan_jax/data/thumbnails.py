@@ -4,9 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 
-def thumbnails(
-    images: Float[np.ndarray, "n h w c"], size: int = 16
-) -> Float[np.ndarray, "n features"]:
+def thumbnails(images: Float[np.ndarray, "n h w c"], size: int = 16) -> Float[np.ndarray, "n features"]:
     """Averages images by area to `size` x `size` pixels, and flattens them.
 
     Image sizes need not be multiples of `size`.

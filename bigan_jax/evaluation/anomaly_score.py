@@ -35,8 +35,8 @@ class ScoreTerm(NamedTuple):
     Attributes:
       label: its name in the report.
       column: its column of scores.csv.
-      value_and_map: images, reconstructions and features to a value and a map per image. Features
-        are None unless `needs_features`.
+      value_and_map: images, reconstructions and features to a value and a map per image. Features are None unless
+        `needs_features`.
       needs_features: whether it compares VGG16 features.
     """
 
@@ -85,8 +85,8 @@ class ScoreFormula(NamedTuple):
 
     Attributes:
       weights: by term; terms that are missing have no part in the score.
-      reduction: "mean" for the weighted sum of the terms' values; or a reduction of the combined
-        map: "max", or "top1" for the mean of its highest hundredth of pixels.
+      reduction: "mean" for the weighted sum of the terms' values; or a reduction of the combined map: "max", or
+        "top1" for the mean of its highest hundredth of pixels.
     """
 
     weights: Mapping[str, float]
@@ -170,8 +170,8 @@ def terms(image: Images, reconstruction: Images, features: Features | None = Non
     Args:
       image: the images.
       reconstruction: their reconstructions.
-      features: VGG16 features of both, each a list with one array [b h' w' c'] per layer. Without
-        them, terms that need features are left out.
+      features: VGG16 features of both, each a list with one array [b h' w' c'] per layer. Without them, terms that
+        need features are left out.
     """
     values, maps = {}, {}
     for name, term in TERMS.items():
@@ -205,8 +205,7 @@ def reduce(maps: Float[Array, "b h w"], reduction: str) -> Float[Array, "b"]:
 
 def _mean_of_highest(rows, count):
     """Returns the mean of the `count` highest values of each row."""
-    # The count-th highest of the column maxima bounds the result: at least `count` values of the
-    # row are as high.
+    # The count-th highest of the column maxima bounds the result: at least `count` values of the row are as high.
     width = min(4 * count, rows.shape[1])
     columns = rows[:, : rows.shape[1] // width * width].reshape(len(rows), -1, width)
     bounds = np.partition(columns.max(1), -count, axis=1)[:, -count]
@@ -234,8 +233,8 @@ def score_table(
 ) -> list[ScoreTableRow]:
     """Returns the AUROC of every score that needs no further reconstruction.
 
-    The scores are each term alone, the paper's sum and the sum in use, both sums with standardized
-    terms as well, and each of these by every reduction.
+    The scores are each term alone, the paper's sum and the sum in use, both sums with standardized terms as well, and
+    each of these by every reduction.
 
     Args:
       terms: of the test images.

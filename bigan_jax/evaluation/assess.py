@@ -1,7 +1,7 @@
 """Assesses a trained detector: thresholds from calibration images, metrics from test images.
 
-Nothing that decides uses a test label, and no image affects the score, decision or colors of
-another one (apart from rounding).
+Nothing that decides uses a test label, and no image affects the score, decision or colors of another one (apart from
+rounding).
 """
 
 import dataclasses
@@ -13,24 +13,13 @@ import numpy as np
 from bigan_jax.data.dataset import Dataset, Images
 from bigan_jax.evaluation import anomaly_score, baselines
 from bigan_jax.evaluation.anomaly_score import TERMS, ScoreSettings
-from bigan_jax.evaluation.result import (
-    EvaluationResult,
-    NativeScore,
-    PixelMetrics,
-    PixelResult,
-    ScoreRecord,
-)
+from bigan_jax.evaluation.result import EvaluationResult, NativeScore, PixelMetrics, PixelResult, ScoreRecord
 from bigan_jax.evaluation.scorer import AnomalyScorer, Scores
 from bigan_jax.metrics.bootstrap import bootstrap_intervals
 from bigan_jax.metrics.image import auroc, by_condition, by_defect_type, image_metrics, predict_all
 from bigan_jax.metrics.pixel import PIXEL_METRICS, dice, pixel_metrics, region_weights
 from bigan_jax.metrics.pixel_bootstrap import pixel_bootstrap_intervals
-from bigan_jax.metrics.thresholds import (
-    ThresholdSettings,
-    choose_threshold,
-    oracle_threshold,
-    pixel_threshold,
-)
+from bigan_jax.metrics.thresholds import ThresholdSettings, choose_threshold, oracle_threshold, pixel_threshold
 from bigan_jax.runtime.run_config import package_version
 
 _COLOR_QUANTILE = 0.999  # of the calibration pixels: errors above share the brightest color
@@ -45,11 +34,7 @@ class Assessment(NamedTuple):
 
 
 def assess(
-    scorer: AnomalyScorer,
-    dataset: Dataset,
-    score: ScoreSettings,
-    threshold: ThresholdSettings,
-    identity: Mapping,
+    scorer: AnomalyScorer, dataset: Dataset, score: ScoreSettings, threshold: ThresholdSettings, identity: Mapping
 ) -> Assessment:
     """Scores calibration and test images, and measures the scores.
 
@@ -61,8 +46,8 @@ def assess(
       identity: the fields of EvaluationResult that identify the run.
 
     Returns:
-      The result and all scores. `epochs` is 0 and `n_train` is the current number of training
-      images, since only the run's folder has its history.
+      The result and all scores. `epochs` is 0 and `n_train` is the current number of training images, since only the
+      run's folder has its history.
 
     Raises:
       UserError: a score is not finite, or a term to standardize is constant.
@@ -100,9 +85,7 @@ def assess(
         threshold_note=chosen.note,
         oracle=oracle_threshold(*measured),
         predict_all=predict_all(test.label),
-        native=None
-        if scores.native is None
-        else NativeScore(identity["model"], auroc(scores.native, test.label)),
+        native=None if scores.native is None else NativeScore(identity["model"], auroc(scores.native, test.label)),
         pixel_threshold=pixel_cutoff,
         pixel=pixel,
         pixel_baselines={"raw_intensity": raw_intensity},
@@ -111,9 +94,7 @@ def assess(
         baselines=_baseline_results(scorer, dataset),
         term_aurocs={n: auroc(term_values[n], test.label) for n in TERMS if n in term_values},
         score=ScoreRecord(**dataclasses.asdict(score), standard_deviations=deviations),
-        score_table=anomaly_score.score_table(
-            scores.terms, test.label, deviations, score.formula, score.standardize
-        ),
+        score_table=anomaly_score.score_table(scores.terms, test.label, deviations, score.formula, score.standardize),
         score_table_note=anomaly_score.TABLE_NOTE,
         calibration_scores=calibration.score.tolist(),
         color_limits=color_limits(calibration),
@@ -124,9 +105,7 @@ def assess(
     return Assessment(result, calibration, scores)
 
 
-def _pixel_results(
-    test: Images, scores: Scores, threshold: float
-) -> tuple[PixelResult, PixelMetrics]:
+def _pixel_results(test: Images, scores: Scores, threshold: float) -> tuple[PixelResult, PixelMetrics]:
     """Returns the metrics of the error maps, and those of the images' intensity as a baseline."""
     chosen = test.has_mask
     if not test.mask[chosen].any():

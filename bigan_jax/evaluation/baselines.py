@@ -1,7 +1,7 @@
 """Training-free baselines: how well simple statistics of an image detect anomalies.
 
-They share the split and the score of the models. A model that does not beat the strongest baseline
-gains nothing by its training, and the report says so.
+They share the split and the score of the models. A model that does not beat the strongest baseline gains nothing by
+its training, and the report says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,7 @@ from bigan_jax.data.thumbnails import corners, thumbnails
 from bigan_jax.errors import UserError
 from bigan_jax.metrics.image import auroc
 
-Score = Callable[
-    [Float[np.ndarray, "m h w c"], Float[np.ndarray, "m h w c"]], Float[np.ndarray, "m"]
-]
+Score = Callable[[Float[np.ndarray, "m h w c"], Float[np.ndarray, "m h w c"]], Float[np.ndarray, "m"]]
 
 BLOCK = 64  # test images per step, which fit into a CPU's cache
 MAX_EXACT = 2048  # training images up to which principal axes are exact
@@ -51,15 +49,13 @@ def baseline_scores(
     Args:
       train: normal images, at least two.
       test: images of the same shape.
-      score: the models' own score, from images and reconstructions in [0, 1]; it is called with
-        about BLOCK images.
+      score: the models' own score, from images and reconstructions in [0, 1]; it is called with about BLOCK images.
 
     Returns:
-      Scores by name. `mean_image`, `pca_8`, `pca_64` and `nearest_neighbor` apply `score` to the
-      mean training image, the projection on the first principal components (fewer if there are
-      fewer images) clipped to [0, 1], and the nearest training image by L2. `mahalanobis_16` is the
-      squared Mahalanobis distance (Ledoit-Wolf) of 16x16 thumbnails. `mean_intensity` and
-      `corner_pixels` are the mean of the image and of its corners, in [0, 1].
+      Scores by name. `mean_image`, `pca_8`, `pca_64` and `nearest_neighbor` apply `score` to the mean training image,
+      the projection on the first principal components (fewer if there are fewer images) clipped to [0, 1], and the
+      nearest training image by L2. `mahalanobis_16` is the squared Mahalanobis distance (Ledoit-Wolf) of 16x16
+      thumbnails. `mean_intensity` and `corner_pixels` are the mean of the image and of its corners, in [0, 1].
 
     Raises:
       UserError: there are fewer than two training images or no test image, or shapes differ.
@@ -67,10 +63,7 @@ def baseline_scores(
     if len(train) < 2:
         raise UserError(f"the baselines require at least two training images (got {len(train)}).")
     if train.shape[1:] != test.shape[1:]:
-        raise UserError(
-            f"training and test images must have one shape (got {train.shape[1:]} and "
-            f"{test.shape[1:]})."
-        )
+        raise UserError(f"training and test images must have one shape (got {train.shape[1:]} and {test.shape[1:]}).")
     if len(test) == 0:
         raise UserError("the baselines require at least one test image (got none).")
     train = _unit(train)
@@ -106,13 +99,11 @@ def baseline_scores(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def baseline_aurocs(
-    scores: dict[str, Float[np.ndarray, "m"]], label: Bool[np.ndarray, "m"]
-) -> dict[str, float | None]:
+def baseline_aurocs(scores: dict[str, Float[np.ndarray, "m"]], label: Bool[np.ndarray, "m"]) -> dict[str, float | None]:
     """Returns the AUROC of each baseline; None with one class.
 
-    Those in SIGN_FREE get the better sign. This choice uses the test labels and favors the
-    baseline, which is the safe side for a comparison with a model.
+    Those in SIGN_FREE get the better sign. This choice uses the test labels and favors the baseline, which is the
+    safe side for a comparison with a model.
     """
     values = {name: auroc(score, label) for name, score in scores.items()}
     for name in SIGN_FREE:
@@ -124,9 +115,8 @@ def baseline_aurocs(
 def principal_axes(centered: Float[np.ndarray, "n f"], count: int) -> Float[np.ndarray, "count f"]:
     """Returns the first principal axes of centered rows, by falling variance.
 
-    There are fewer axes if rows are alike. The axes are exact up to MAX_EXACT rows and come from
-    the products of rows, which are far fewer than those of pixels. Beyond, scikit-learn's
-    randomized PCA costs less.
+    There are fewer axes if rows are alike. The axes are exact up to MAX_EXACT rows and come from the products of
+    rows, which are far fewer than those of pixels. Beyond, scikit-learn's randomized PCA costs less.
     """
     if len(centered) > MAX_EXACT:
         return PCA(count, svd_solver="randomized", random_state=0).fit(centered).components_

@@ -25,11 +25,7 @@ _DATASET_ORDER = ("brain", "brain_mixed", "mvtec", "plant")
 
 # Pixel metrics by their names among the values of a row.
 PIXEL_VALUES = {f"pixel_{name}" if name in IMAGE_METRICS else name: name for name in PIXEL_METRICS}
-VALUES = (
-    *IMAGE_METRICS,
-    *("native", "baseline", "calibration_score"),
-    *(*PIXEL_VALUES, "pixel_baseline"),
-)
+VALUES = (*IMAGE_METRICS, *("native", "baseline", "calibration_score"), *(*PIXEL_VALUES, "pixel_baseline"))
 
 
 class ComparisonRow(NamedTuple):
@@ -60,9 +56,8 @@ class DatasetComparison(NamedTuple):
       dataset, category: the data set.
       rows: the detectors.
       differences: of each row to the first one, by label.
-      ablations: of each row to the rows of the same model with fewer of its ablations, by the
-        labels of the latter and the former. A difference that is not available is a sentence that
-        says why.
+      ablations: of each row to the rows of the same model with fewer of its ablations, by the labels of the latter
+        and the former. A difference that is not available is a sentence that says why.
       notes: what a reader has to know.
     """
 
@@ -124,13 +119,8 @@ def _compare_on_dataset(dataset, category, runs):
     rows, notes = _rows(runs)
     notes += _notes(dataset, rows)
     ranked = [row for row in rows if row.values["auroc"]]
-    samples = statistics.bootstrap_samples(
-        [run for row in ranked for run in row.runs] if len(ranked) > 1 else []
-    )
-    differences = {
-        row.label: statistics.paired_difference(row.runs, ranked[0].runs, samples)
-        for row in ranked[1:]
-    }
+    samples = statistics.bootstrap_samples([run for row in ranked for run in row.runs] if len(ranked) > 1 else [])
+    differences = {row.label: statistics.paired_difference(row.runs, ranked[0].runs, samples) for row in ranked[1:]}
     ablations = {
         (full.label, row.label): statistics.paired_difference(row.runs, full.runs, samples)
         for full in ranked
@@ -246,9 +236,7 @@ def _notes(dataset, rows):
     for name in (*_SIZES, "threshold_rule"):
         notes += _difference_note(name, rows, lambda run, name=name: str(getattr(run.result, name)))
     fields = {field for row in rows for run in row.runs for field in run.fields}
-    for field in sorted(
-        f for f in fields if f.startswith("data.") and not f.endswith(("dir", "stream"))
-    ):
+    for field in sorted(f for f in fields if f.startswith("data.") and not f.endswith(("dir", "stream"))):
         notes += _difference_note(field, rows, lambda run, field=field: run.fields.get(field))
     notes += _difference_note("number of seeds", rows)
     if undefined := [row.label for row in rows if not row.values["auroc"]]:
@@ -267,9 +255,7 @@ def _notes(dataset, rows):
 
 
 def _difference_note(
-    name: str,
-    rows: Iterable[ComparisonRow],
-    value_of: Callable[[FinishedRun], str | None] | None = None,
+    name: str, rows: Iterable[ComparisonRow], value_of: Callable[[FinishedRun], str | None] | None = None
 ) -> list[str]:
     """Returns a note if a value of the runs (by default, their number) differs between rows."""
     labels_by_values = defaultdict(list)

@@ -1,7 +1,7 @@
 """Reads the files of a finished run for a comparison: its result, scores, config and progress.
 
-A run may come from anybody, so all files are read as untrusted: sizes, types and ranges are
-checked, and nothing in them is executed.
+A run may come from anybody, so all files are read as untrusted: sizes, types and ranges are checked, and nothing in
+them is executed.
 """
 
 import csv
@@ -55,8 +55,7 @@ def read_run(workdir: Path) -> FinishedRun:
     """Reads a run.
 
     Raises:
-      UserError: evaluation.json is missing, damaged, or of another version; the message does not
-        name the folder.
+      UserError: evaluation.json is missing, damaged, or of another version; the message does not name the folder.
     """
     return FinishedRun(workdir, read_evaluation(workdir), *_read_config(workdir))
 
@@ -94,10 +93,7 @@ def read_scores(run: FinishedRun) -> ImageScores:
         path, label, group, score = zip(*rows, strict=True)
         # Names are objects: an array of text is as wide as its longest entry.
         scores = ImageScores(
-            np.array(path, object),
-            np.array(label, bool),
-            np.array(group, object),
-            np.array(score, float),
+            np.array(path, object), np.array(label, bool), np.array(group, object), np.array(score, float)
         )
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError("scores.csv does not have the format that a run writes") from error

@@ -1,7 +1,7 @@
 """Runs the latent search of a detector, such as AnoGAN's: many small steps for each image.
 
-On an accelerator, all steps are one scanned program. On a CPU, the host loops over the steps, since
-XLA:CPU runs convolutions inside a loop up to 27 times slower than outside.
+On an accelerator, all steps are one scanned program. On a CPU, the host loops over the steps, since XLA:CPU runs
+convolutions inside a loop up to 27 times slower than outside.
 """
 
 from collections.abc import Callable, Mapping

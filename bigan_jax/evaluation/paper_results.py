@@ -1,8 +1,7 @@
 """The results of the paper's Tables I to III, and a check whether a row of results is possible.
 
-Source: A. C. Das, A. Banik, N. Sayara, S. H. Reaz, A. Chakrabarty, Fahim-Ul-Islam, "Leveraging
-GANs, Autoencoders and their Combined Deep Learning Architectures for Anomaly Detection in
-Multi-Domain Image Data", Sec. V.
+Source: A. C. Das, A. Banik, N. Sayara, S. H. Reaz, A. Chakrabarty, Fahim-Ul-Islam, "Leveraging GANs, Autoencoders and
+their Combined Deep Learning Architectures for Anomaly Detection in Multi-Domain Image Data", Sec. V.
 """
 
 from collections.abc import Mapping, Sequence
@@ -93,8 +92,8 @@ def paper_table(dataset: str, category: str) -> PaperTable | None:
     return {"brain": BRAIN, "brain_mixed": BRAIN, "plant": PLANT}.get(dataset)
 
 
-# With p, t and u the fractions of anomalous images (the prevalence), true positives and true
-# negatives, each metric is a ratio of two sums a + b p + c t + d u, given here as (a, b, c, d).
+# With p, t and u the fractions of anomalous images (the prevalence), true positives and true negatives, each metric
+# is a ratio of two sums a + b p + c t + d u, given here as (a, b, c, d).
 _RATIOS = {
     "recall": ((0, 0, 1, 0), (0, 1, 0, 0)),
     "specificity": ((0, 0, 0, 1), (1, -1, 0, 0)),
@@ -113,9 +112,9 @@ def feasible_prevalence(
 ) -> tuple[float, float] | None:
     """Returns the lowest and highest fraction of anomalous images at which a row is possible.
 
-    A row is possible if a confusion matrix exists whose recall, specificity and `metrics` round to
-    its values. "lower <= numerator / denominator <= upper" is linear in the fractions of the
-    matrix, so a linear program answers exactly.
+    A row is possible if a confusion matrix exists whose recall, specificity and `metrics` round to its values. "lower
+    <= numerator / denominator <= upper" is linear in the fractions of the matrix, so a linear program answers
+    exactly.
 
     Args:
       row: values by metric; one that is None or missing is not a constraint.
@@ -149,9 +148,7 @@ def feasible_prevalence(
     return float(solutions[0].x[0]), float(solutions[1].x[0])
 
 
-def contradiction(
-    row: Mapping[str, float | None], within: tuple[float, float] = _ANY_PREVALENCE
-) -> str | None:
+def contradiction(row: Mapping[str, float | None], within: tuple[float, float] = _ANY_PREVALENCE) -> str | None:
     """Returns why no test set can give a row of results; None for a possible row.
 
     Args:
@@ -181,15 +178,9 @@ def _why_impossible(row, within):
     by_precision = feasible_prevalence(row, ["precision"], within)
     anywhere = within == _ANY_PREVALENCE
     where = "at no prevalence" if anywhere else "not at this test set's prevalence"
-    for name, value, feasible in (
-        ("accuracy", accuracy, by_accuracy),
-        ("precision", precision, by_precision),
-    ):
+    for name, value, feasible in (("accuracy", accuracy, by_accuracy), ("precision", precision, by_precision)):
         if feasible is None:
-            return (
-                f"{name} {value:.3f} follows from recall {recall:.3f} and specificity "
-                f"{specificity:.3f} {where}"
-            )
+            return f"{name} {value:.3f} follows from recall {recall:.3f} and specificity {specificity:.3f} {where}"
     reasons = []
     if feasible_prevalence(row, ["accuracy", "precision"], within) is None:
         equal = accuracy == recall > specificity

@@ -1,7 +1,7 @@
 """The result of an evaluation, and the only code that knows the format of evaluation.json.
 
-EvaluationResult is written and read by the same class. A file may come from anybody who shares a
-run, so its size, types and ranges are checked before anything uses them.
+EvaluationResult is written and read by the same class. A file may come from anybody who shares a run, so its size,
+types and ranges are checked before anything uses them.
 """
 
 from collections.abc import Iterable
@@ -102,8 +102,8 @@ class EvaluationResult(_record_of(IMAGE_METRICS), kw_only=True):
       model, dataset, category, ablations, quick, seed: identify the run.
       conditions: the names of the data set's conditions.
       epochs, steps: how long the evaluated state was trained.
-      n_train, n_calibration, n_normal, n_anomalous: the number of images used for training and
-        calibration, and of normal and anomalous test images.
+      n_train, n_calibration, n_normal, n_anomalous: the number of images used for training and calibration, and of
+        normal and anomalous test images.
       n_calibration_groups: the number of groups of the calibration images.
       auroc_ci: the 95 % interval of the AUROC; None if there was nothing to resample.
       intervals: the 95 % intervals of all image metrics, by name; None likewise.
@@ -190,8 +190,8 @@ def read_evaluation(workdir: Path) -> EvaluationResult:
     """Reads evaluation.json of a run.
 
     Raises:
-      UserError: the file is missing, too large, damaged, or written by another version. The
-        message names the field, but not the folder.
+      UserError: the file is missing, too large, damaged, or written by another version. The message names the field,
+        but not the folder.
     """
     content = read_bounded(workdir / "evaluation.json", _MAX_BYTES)
     try:

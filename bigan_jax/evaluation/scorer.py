@@ -76,8 +76,8 @@ class Prediction(NamedTuple):
 class AnomalyScorer:
     """Scores images with trained networks in inference mode.
 
-    No image affects another one's score. The number of images scored together changes its last
-    digits, by 1e-6 of the score at most on a CPU.
+    No image affects another one's score. The number of images scored together changes its last digits, by 1e-6 of the
+    score at most on a CPU.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class AnomalyScorer:
           shape: height, width and channels of the images.
           batch_size: the number of images per call of the networks.
           threshold: the decision threshold, required by `decide`.
-          vgg16_weights: as `vgg16.weights.load_weights` takes it. The weights are only loaded if a
-            term of the formula needs features.
+          vgg16_weights: as `vgg16.weights.load_weights` takes it. The weights are only loaded if a term of the
+            formula needs features.
           unit_features: whether these features are scaled first (`losses.unit_features`).
           calibration: the scores of the calibration images, required by `percentile`.
           conditions: the names of the conditions that the model takes; empty for most models.
@@ -135,10 +135,7 @@ class AnomalyScorer:
         return self._searcher.steps
 
     def score(
-        self,
-        images: UInt8[np.ndarray, "n h w c"],
-        condition: Int[np.ndarray, "n"] | None = None,
-        progress: str = "",
+        self, images: UInt8[np.ndarray, "n h w c"], condition: Int[np.ndarray, "n"] | None = None, progress: str = ""
     ) -> Scores:
         """Reconstructs and scores images.
 
@@ -148,8 +145,8 @@ class AnomalyScorer:
           progress: the label of a progress bar; none by default.
 
         Raises:
-          UserError: there are no images, their shape or type is wrong, or a score is not finite,
-            which means that the trained networks are unusable.
+          UserError: there are no images, their shape or type is wrong, or a score is not finite, which means that the
+            trained networks are unusable.
         """
         if not len(images):
             raise UserError("there are no images to score.")
@@ -179,9 +176,7 @@ class AnomalyScorer:
             reconstruction, native = self._reconstruct(*self._variables, batch, keys)
             batch_scores = self._score_batch(batch.image, reconstruction)._replace(native=native)
             if scores is None:
-                scores = jax.tree.map(
-                    lambda x: np.empty((len(images), *x.shape[1:]), x.dtype), batch_scores
-                )
+                scores = jax.tree.map(lambda x: np.empty((len(images), *x.shape[1:]), x.dtype), batch_scores)
             for target, values in zip(*map(jax.tree.leaves, (scores, batch_scores)), strict=True):
                 target[start : start + size] = np.asarray(values)[: len(images) - start]
             bar.update()
@@ -209,36 +204,27 @@ class AnomalyScorer:
         lower = np.searchsorted(np.sort(self.calibration), scores.score.astype(np.float64))
         return 100 * lower / len(self.calibration)
 
-    def predict(
-        self,
-        images: Sequence[ImageInput],
-        condition: str | Sequence[str] = "",
-    ) -> Prediction:
+    def predict(self, images: Sequence[ImageInput], condition: str | Sequence[str] = "") -> Prediction:
         """Scores new images of any size and decides, with the preprocessing of training.
 
         Args:
-          images: files, PIL images or uint8 arrays: [h w] or [h w 1], gray, [h w 3], RGB, or
-            [h w 4], RGBA. Pass a large JPEG as a file: training decodes it at a fraction of its
-            size, which an image in memory cannot reproduce to the last bit.
-          condition: the condition of all images, or one name per image; required if the model
-            takes conditions.
+          images: files, PIL images or uint8 arrays: [h w] or [h w 1], gray, [h w 3], RGB, or [h w 4], RGBA. Pass a
+            large JPEG as a file: training decodes it at a fraction of its size, which an image in memory cannot
+            reproduce to the last bit.
+          condition: the condition of all images, or one name per image; required if the model takes conditions.
 
         Raises:
-          UserError: an input is not an image (the message has its index), or a condition is missing
-            or unknown.
+          UserError: an input is not an image (the message has its index), or a condition is missing or unknown.
         """
         arrays = load_images(images, self.image_format)
         names = [condition] * len(images) if isinstance(condition, str) else condition
         if len(names) != len(images):
             raise UserError(
-                f"condition must be one name, or one per image (got {len(names)} for "
-                f"{len(images)} images)."
+                f"condition must be one name, or one per image (got {len(names)} for {len(images)} images)."
             )
         indices = [self.condition_index(name) for name in names]
         scores = self.score(arrays, np.array(indices, np.int32))
-        return Prediction(
-            scores.score, self.percentile(scores), self.decide(scores), scores.error_map
-        )
+        return Prediction(scores.score, self.percentile(scores), self.decide(scores), scores.error_map)
 
     def condition_index(self, name: str) -> int:
         """Returns the index of a condition in `conditions`; 0 if the model takes none.
@@ -251,10 +237,7 @@ class AnomalyScorer:
                 raise UserError(f"condition={name}: this model takes no condition. Leave it out.")
             return 0
         if not name:
-            raise UserError(
-                "this model requires the condition of each image: one of "
-                f"{', '.join(self.conditions)}."
-            )
+            raise UserError(f"this model requires the condition of each image: one of {', '.join(self.conditions)}.")
         if name not in self.conditions:
             raise unknown_name("condition", name, self.conditions)
         return self.conditions.index(name)

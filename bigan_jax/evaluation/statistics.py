@@ -58,8 +58,8 @@ class BootstrapSamples(NamedTuple):
 def bootstrap_samples(runs: Sequence[FinishedRun]) -> dict[Path, BootstrapSamples | str]:
     """Returns the bootstrapped AUROCs of each run by workdir, or the reason why there are none.
 
-    The samples depend on the labels and groups of the test images alone. Runs on the same test set
-    are therefore resampled alike, which makes their differences paired.
+    The samples depend on the labels and groups of the test images alone. Runs on the same test set are therefore
+    resampled alike, which makes their differences paired.
     """
     samples = {}
     for run in tqdm(runs, desc="bootstrap", unit="run", leave=False, disable=not runs):
@@ -72,24 +72,19 @@ def bootstrap_samples(runs: Sequence[FinishedRun]) -> dict[Path, BootstrapSample
         test_hash = hashlib.sha256(test.encode("utf-8", "surrogatepass")).hexdigest()
         resampling = group_resampling(scores.label, scores.group)
         metrics = {"auroc": IMAGE_METRICS["auroc"]}
-        values = resampling and resampled_metrics(
-            metrics, scores.score, scores.label, run.result.threshold, resampling
-        )
+        values = resampling and resampled_metrics(metrics, scores.score, scores.label, run.result.threshold, resampling)
         samples[run.workdir] = BootstrapSamples(test_hash, values and values["auroc"])
     return samples
 
 
 def paired_difference(
-    runs: Sequence[FinishedRun],
-    others: Sequence[FinishedRun],
-    samples: Mapping[Path, BootstrapSamples | str],
+    runs: Sequence[FinishedRun], others: Sequence[FinishedRun], samples: Mapping[Path, BootstrapSamples | str]
 ) -> Difference | str:
     """Returns the mean AUROC of `runs` minus that of `others`, with its 95 % bootstrap interval.
 
-    Seeds are averaged within each bootstrap sample, so the interval covers the choice of test
-    images alone. If runs have different splits, the differences on each test set are averaged, and
-    their standard deviation takes the place of the interval, since the test sets of several splits
-    share images.
+    Seeds are averaged within each bootstrap sample, so the interval covers the choice of test images alone. If runs
+    have different splits, the differences on each test set are averaged, and their standard deviation takes the place
+    of the interval, since the test sets of several splits share images.
 
     Args:
       runs, others: the runs of two detectors.
@@ -106,9 +101,7 @@ def paired_difference(
         return "not tested on the same images"
     if any(run.result.auroc is None for run in (*runs, *others)):
         return "a test set lacks a class"
-    over_tests = spread(
-        _mean_auroc(by_test[test]) - _mean_auroc(others_by_test[test]) for test in by_test
-    )
+    over_tests = spread(_mean_auroc(by_test[test]) - _mean_auroc(others_by_test[test]) for test in by_test)
     if over_tests.n > 1:
         return Difference(over_tests.mean, None, over_tests.std, over_tests.n)
     if samples[runs[0].workdir].auroc is None:

@@ -52,9 +52,7 @@ def verdict(result: EvaluationResult) -> Verdict:
     opponent = f"the strongest training-free baseline, {label(name)} ({best:.3f})"
     if auroc <= best:
         return Verdict(
-            False,
-            f"The model ({auroc:.3f}) does not beat {opponent}: on this test set, training gains "
-            "nothing.",
+            False, f"The model ({auroc:.3f}) does not beat {opponent}: on this test set, training gains nothing."
         )
     sentence = f"The model ({auroc:.3f}) beats {opponent} by {auroc - best:.3f}."
     if result.auroc_ci and result.auroc_ci[0] <= best:

@@ -48,9 +48,7 @@ def bootstrap_intervals(
     resampling = group_resampling(label, group, n_samples, seed)
     if resampling is None:
         return None
-    return percentile_intervals(
-        resampled_metrics(IMAGE_METRICS, score, label, threshold, resampling)
-    )
+    return percentile_intervals(resampled_metrics(IMAGE_METRICS, score, label, threshold, resampling))
 
 
 def percentile_intervals(samples: Mapping[str, Sequence[float]]) -> dict[str, Interval]:
@@ -60,16 +58,13 @@ def percentile_intervals(samples: Mapping[str, Sequence[float]]) -> dict[str, In
 
 
 def group_resampling(
-    label: Bool[np.ndarray, "n"],
-    group: Shaped[np.ndarray, "n"],
-    n_samples: int = 1000,
-    seed: int = 0,
+    label: Bool[np.ndarray, "n"], group: Shaped[np.ndarray, "n"], n_samples: int = 1000, seed: int = 0
 ) -> Resampling | None:
     """Returns each image's group index, and how often each bootstrap sample draws each group.
 
-    Groups are drawn with replacement within three strata (normal images only, anomalous images
-    only, both), so that every sample has both classes. An image without a group is its own group.
-    Scores have no part in it: detectors tested on the same images are resampled alike.
+    Groups are drawn with replacement within three strata (normal images only, anomalous images only, both), so that
+    every sample has both classes. An image without a group is its own group. Scores have no part in it: detectors
+    tested on the same images are resampled alike.
 
     Returns:
       Group indices [n] and counts [samples, groups]. None with one class, and if no stratum of a
@@ -135,8 +130,8 @@ def curve_bands(
 ) -> dict[str, Band] | None:
     """Returns pointwise 95 % confidence bands of two curves, resampled by group.
 
-    "roc": recall at each false-alarm rate. "precision_recall": precision at the highest threshold
-    that reaches each recall.
+    "roc": recall at each false-alarm rate. "precision_recall": precision at the highest threshold that reaches each
+    recall.
 
     Returns:
       Bands by name, or None if there is nothing to resample (see `group_resampling`).
@@ -159,9 +154,7 @@ def curve_bands(
         true_positives, false_positives = np.zeros((2, len(last_of_equals) + 1))
         true_positives[1:] = np.cumsum(images * label)[last_of_equals]
         false_positives[1:] = np.cumsum(images)[last_of_equals] - true_positives[1:]
-        recalls[i] = np.interp(
-            x, false_positives / false_positives[-1], true_positives / true_positives[-1]
-        )
+        recalls[i] = np.interp(x, false_positives / false_positives[-1], true_positives / true_positives[-1])
         # A product such as 0.29 * 100 may lie just above an integer.
         required = np.maximum(x * true_positives[-1], 1) - 1e-6
         reached = np.searchsorted(true_positives, required)

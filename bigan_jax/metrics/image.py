@@ -1,10 +1,10 @@
 """Image-level metrics: the table IMAGE_METRICS, and metrics by defect type and by condition.
 
-A higher score is more anomalous, a label is True for an anomalous image, and an image is called
-anomalous if score >= threshold. A metric that the data do not define is None.
+A higher score is more anomalous, a label is True for an anomalous image, and an image is called anomalous if score >=
+threshold. A metric that the data do not define is None.
 
-A new metric is an entry of IMAGE_METRICS: evaluation.json, bootstrap intervals, the report and
-comparisons go over the entries.
+A new metric is an entry of IMAGE_METRICS: evaluation.json, bootstrap intervals, the report and comparisons go over
+the entries.
 """
 
 from collections.abc import Callable, Sequence
@@ -91,8 +91,8 @@ class ImageMetric(NamedTuple):
 def auroc(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> float | None:
     """Returns the probability that an anomalous image outscores a normal one.
 
-    Ties count half. The result is None with one class. The sum of ranks is used because
-    scikit-learn's curve takes twenty times as long, and an evaluation calls this dozens of times.
+    Ties count half. The result is None with one class. The sum of ranks is used because scikit-learn's curve takes
+    twenty times as long, and an evaluation calls this dozens of times.
 
     Raises:
       ValueError: a score is not finite.
@@ -169,18 +169,14 @@ IMAGE_METRICS = {
         ["anomalous"],
         lambda c: c.true_positives / np.maximum(c.true_positives + c.false_positives, 1),
     ),
-    "recall": _decision_metric(
-        "recall", "called anomalous, of the anomalous", ["anomalous"], _recall
-    ),
+    "recall": _decision_metric("recall", "called anomalous, of the anomalous", ["anomalous"], _recall),
     "f1": _decision_metric(
         "F1",
         "harmonic mean of precision and recall",
         ["anomalous"],
         lambda c: 2 * c.true_positives / (c.true_positives + c.false_positives + c.anomalous),
     ),
-    "specificity": _decision_metric(
-        "specificity", "called normal, of the normal", ["normal"], _specificity
-    ),
+    "specificity": _decision_metric("specificity", "called normal, of the normal", ["normal"], _specificity),
     "balanced_accuracy": _decision_metric(
         "balanced accuracy",
         "mean of recall and specificity",
@@ -233,10 +229,7 @@ class DefectTypeRow:
 
 
 def by_defect_type(
-    score: Float[np.ndarray, "n"],
-    label: Bool[np.ndarray, "n"],
-    defect_type: Shaped[np.ndarray, "n"],
-    threshold: float,
+    score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"], defect_type: Shaped[np.ndarray, "n"], threshold: float
 ) -> list[DefectTypeRow] | None:
     """Returns one row per defect type; None if there is one type only, which is the result itself.
 

@@ -1,12 +1,11 @@
 """Pixel-level metrics of error maps: how well they locate defects. The table is PIXEL_METRICS.
 
-scikit-learn's curves sort every pixel together with its label, and a thousand images have 16
-million pixels. Here pixels are counted by the first 16 bits of their error, which takes a twentieth
-of the time, and only the few defect pixels are sorted. Errors that agree in these bits are ties;
-this changes a metric by about 0.000001.
+scikit-learn's curves sort every pixel together with its label, and a thousand images have 16 million pixels. Here
+pixels are counted by the first 16 bits of their error, which takes a twentieth of the time, and only the few defect
+pixels are sorted. Errors that agree in these bits are ties; this changes a metric by about 0.000001.
 
-A new metric is an entry of PIXEL_METRICS: evaluation.json, bootstrap intervals, the report and
-comparisons go over the entries.
+A new metric is an entry of PIXEL_METRICS: evaluation.json, bootstrap intervals, the report and comparisons go over
+the entries.
 """
 
 from collections.abc import Callable
@@ -90,8 +89,8 @@ PIXEL_METRICS = {
 def region_weights(masks: Bool[np.ndarray, "n h w"]) -> Float[np.ndarray, "d"]:
     """Returns the weight of each defect pixel in the mean overlap of the defect regions.
 
-    Regions are 8-connected within an image, and all have the same weight, whatever their size. The
-    weights are in the order of `masks` and sum to 1.
+    Regions are 8-connected within an image, and all have the same weight, whatever their size. The weights are in the
+    order of `masks` and sum to 1.
     """
     masks = masks[masks.any((1, 2))]
     neighbors = np.zeros((3, 3, 3), bool)
@@ -109,8 +108,8 @@ def pixel_metrics(
 ) -> dict[str, float | None]:
     """Returns pixel AUROC, pixel average precision and AUPRO of error maps, each in [0, 1].
 
-    AUPRO is the area under the mean overlap of the defect regions over the false-positive rate
-    from 0 to `limit`, divided by `limit` (Bergmann et al., MVTec AD).
+    AUPRO is the area under the mean overlap of the defect regions over the false-positive rate from 0 to `limit`,
+    divided by `limit` (Bergmann et al., MVTec AD).
 
     Args:
       maps: finite errors. Include normal images; leave out anomalous images without a mask.
@@ -136,19 +135,12 @@ def pixel_metrics(
     cumulative = np.cumsum(normal)
     normal_above = cumulative[-1] - cumulative[level]
     curve = PixelCurve(
-        normal_above,
-        normal_above + normal[level],
-        np.cumsum(defect),
-        np.cumsum(overlap),
-        cumulative[-1],
-        limit,
+        normal_above, normal_above + normal[level], np.cumsum(defect), np.cumsum(overlap), cumulative[-1], limit
     )
     return {name: metric.value(curve) for name, metric in PIXEL_METRICS.items()}
 
 
-def dice(
-    maps: Float[np.ndarray, "n h w"], masks: Bool[np.ndarray, "n h w"], threshold: float
-) -> float | None:
+def dice(maps: Float[np.ndarray, "n h w"], masks: Bool[np.ndarray, "n h w"], threshold: float) -> float | None:
     """Returns the Dice coefficient (pixel F1) at a threshold, over the pixels of all images.
 
     The result is None without a defect pixel.
@@ -174,14 +166,11 @@ def _histograms(maps, masks):
     return pixels - np.bincount(defect, minlength=LEVELS), defect
 
 
-def levels(
-    maps: Num[np.ndarray, "n h w"],
-) -> Callable[[Num[np.ndarray, "..."]], Int[np.ndarray, "..."]]:
+def levels(maps: Num[np.ndarray, "n h w"]) -> Callable[[Num[np.ndarray, "..."]], Int[np.ndarray, "..."]]:
     """Returns a function from errors of these maps to levels, integers from 0 to LEVELS - 1.
 
-    A level is the first 16 bits of an error above the lowest one. Errors below the highest one by
-    more than a factor of 2^32 share the lowest level. Integers in a narrow range are levels as they
-    are.
+    A level is the first 16 bits of an error above the lowest one. Errors below the highest one by more than a factor
+    of 2^32 share the lowest level. Integers in a narrow range are levels as they are.
     """
     least, highest = maps.min(), maps.max()
     if np.issubdtype(maps.dtype, np.integer) and int(highest) - int(least) < LEVELS:

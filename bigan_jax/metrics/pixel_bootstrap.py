@@ -1,8 +1,8 @@
 """Bootstrap confidence intervals of pixel metrics: images are resampled by group, with all pixels.
 
-A sample of a thousand images has millions of pixels. The pixels of each group are therefore counted
-once, in a few thousand bins of error, and a sample adds up counts. Pixels of one bin are ties; this
-changes a metric by about 0.0001.
+A sample of a thousand images has millions of pixels. The pixels of each group are therefore counted once, in a few
+thousand bins of error, and a sample adds up counts. Pixels of one bin are ties; this changes a metric by about
+0.0001.
 """
 
 import numpy as np

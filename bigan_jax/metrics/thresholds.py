@@ -1,7 +1,7 @@
 """Decision thresholds, and the rule that applies them.
 
-The thresholds of a run come from calibration images, which are normal and not trained on, or from
-the user. The oracle threshold is chosen by the test labels and only serves as a reference.
+The thresholds of a run come from calibration images, which are normal and not trained on, or from the user. The
+oracle threshold is chosen by the test labels and only serves as a reference.
 """
 
 import math
@@ -22,8 +22,8 @@ class ThresholdSettings:
 
     Attributes:
       rule: "conformal" or "manual".
-      false_alarm_rate: the rate of the conformal rule, strictly between 0 and 1. The pixel
-        threshold uses it under either rule.
+      false_alarm_rate: the rate of the conformal rule, strictly between 0 and 1. The pixel threshold uses it under
+        either rule.
       value: the threshold of the manual rule; 0 under the conformal one.
 
     Raises:
@@ -58,9 +58,7 @@ class Threshold(NamedTuple):
     note: str | None = None
 
 
-def choose_threshold(
-    settings: ThresholdSettings, calibration: Float[np.ndarray, "c"], groups: int
-) -> Threshold:
+def choose_threshold(settings: ThresholdSettings, calibration: Float[np.ndarray, "c"], groups: int) -> Threshold:
     """Returns the threshold by the settings' rule.
 
     Args:
@@ -73,30 +71,25 @@ def choose_threshold(
     return conformal_threshold(calibration, settings.false_alarm_rate, groups)
 
 
-def conformal_threshold(
-    calibration: Float[np.ndarray, "n"], rate: float, groups: int | None = None
-) -> Threshold:
+def conformal_threshold(calibration: Float[np.ndarray, "n"], rate: float, groups: int | None = None) -> Threshold:
     """Returns the smallest threshold with a false-alarm probability of at most `rate`.
 
-    No label is used. The bound holds for a new normal image that is exchangeable with the
-    calibration images, on average over calibration sets: with k = ceil((n + 1)(1 - rate)), a new
-    score exceeds the k-th smallest of n with probability at most 1 - k / (n + 1) (split conformal
-    prediction).
+    No label is used. The bound holds for a new normal image that is exchangeable with the calibration images, on
+    average over calibration sets: with k = ceil((n + 1)(1 - rate)), a new score exceeds the k-th smallest of n with
+    probability at most 1 - k / (n + 1) (split conformal prediction).
 
     Args:
       calibration: finite scores of normal images that had no part in training.
       rate: the allowed false-alarm rate, in (0, 1).
-      groups: the number of groups (patients, camera blocks) that these images come from, if known.
-        Images of one group are alike, so few groups weaken the bound for images of a new group.
+      groups: the number of groups (patients, camera blocks) that these images come from, if known. Images of one
+        group are alike, so few groups weaken the bound for images of a new group.
 
     Raises:
       UserError: `rate` is outside (0, 1), or there is no calibration image.
       ValueError: a score is not finite.
     """
     if not 0 < rate < 1:
-        raise UserError(
-            f"config.threshold.false_alarm_rate must lie strictly between 0 and 1 (got {rate})."
-        )
+        raise UserError(f"config.threshold.false_alarm_rate must lie strictly between 0 and 1 (got {rate}).")
     calibration = np.sort(require_finite(calibration, "calibration score"))
     n = len(calibration)
     if n == 0:
@@ -140,11 +133,10 @@ def manual_threshold(value: float) -> Threshold:
 def pixel_threshold(normal_maps: Float[np.ndarray, "n h w"], rate: float) -> float:
     """Returns the error from which on a pixel is called defective, without labels or defects.
 
-    At most a fraction `rate` of a new normal image's pixels is called defective, on average over
-    images exchangeable with the n calibration images. Conformal risk control (Angelopoulos et al.
-    2022, Sec. 2) allows the fraction r among the calibration pixels where
-    (n r + 1) / (n + 1) <= rate. If n is too small for any r, the threshold lies just above the
-    highest calibration error.
+    At most a fraction `rate` of a new normal image's pixels is called defective, on average over images exchangeable
+    with the n calibration images. Conformal risk control (Angelopoulos et al. 2022, Sec. 2) allows the fraction r
+    among the calibration pixels where (n r + 1) / (n + 1) <= rate. If n is too small for any r, the threshold lies
+    just above the highest calibration error.
 
     Raises:
       ValueError: an error is not finite.
@@ -193,8 +185,8 @@ def oracle_threshold(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]
 def decide(score: Float[np.ndarray, "*n"], threshold: float) -> Bool[np.ndarray, "*n"]:
     """Returns which images, or pixels, are anomalous: score >= threshold, exactly.
 
-    The comparison runs in the scores' own type, so that millions of pixels need no float64 copy.
-    The threshold is rounded up to that type, which changes no decision.
+    The comparison runs in the scores' own type, so that millions of pixels need no float64 copy. The threshold is
+    rounded up to that type, which changes no decision.
     """
     score = np.asarray(score)
     if not np.issubdtype(score.dtype, np.floating):

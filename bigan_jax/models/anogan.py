@@ -1,13 +1,13 @@
 """AnoGAN: a DCGAN of normal images, and for each test image a search for its latent code.
 
-Schlegl et al. 2017, "Unsupervised Anomaly Detection with Generative Adversarial Networks to Guide
-Marker Discovery", Sec. 2; reference implementation LeeDoYup/AnoGAN-tf, model.py. Its 5x5 kernels
-are 4x4 here, as in all detectors of this project.
+Schlegl et al. 2017, "Unsupervised Anomaly Detection with Generative Adversarial Networks to Guide Marker Discovery",
+Sec. 2; reference implementation LeeDoYup/AnoGAN-tf, model.py. Its 5x5 kernels are 4x4 here, as in all detectors of
+this project.
 
 8,820,418 parameters at 128x128x1.
 
-The networks take and return images in [-1, 1], as in the reference: the weights of the two terms of
-the search are for that range. `reconstruct` returns images in [0, 1].
+The networks take and return images in [-1, 1], as in the reference: the weights of the two terms of the search are
+for that range. `reconstruct` returns images in [0, 1].
 """
 
 from typing import NamedTuple
@@ -72,8 +72,8 @@ def create(
       search_steps: number of steps of the search.
       search_rate: learning rate of the search's Adam.
       search_b1: decay of the first moment of the search's Adam.
-      feature_weight: weight of the difference of discriminator features, from 0 to 1; the
-        difference of images has the rest.
+      feature_weight: weight of the difference of discriminator features, from 0 to 1; the difference of images has
+        the rest.
       restarts: number of initial codes per image; the best result is used.
     """
     networks = {
@@ -104,15 +104,11 @@ def create(
         images = net("generator", codes.reshape(-1, latent))
         _, generated_features = net("discriminator", images)
         residual = _absolute_difference(_signed(batch.image), images)
-        return (1 - feature_weight) * residual + feature_weight * _absolute_difference(
-            features, generated_features
-        )
+        return (1 - feature_weight) * residual + feature_weight * _absolute_difference(features, generated_features)
 
     def start(net, batch, keys):
         codes = jax.vmap(
-            lambda key: jax.vmap(lambda i: _prior(jax.random.fold_in(key, i), latent))(
-                jnp.arange(restarts)
-            )
+            lambda key: jax.vmap(lambda i: _prior(jax.random.fold_in(key, i), latent))(jnp.arange(restarts))
         )(keys)
         _, features = net("discriminator", _signed(batch.image))
         return SearchState(codes, jax.vmap(adam.init)(codes), features)
@@ -155,9 +151,7 @@ def _signed(image):
     return 2 * image - 1
 
 
-def _absolute_difference(
-    x: Float[Array, "b h w c"], candidates: Float[Array, "n h w c"]
-) -> Float[Array, "b restarts"]:
+def _absolute_difference(x: Float[Array, "b h w c"], candidates: Float[Array, "n h w c"]) -> Float[Array, "b restarts"]:
     """Sums over all axes but the first; n = b * restarts, those of one image are adjacent."""
     candidates = candidates.reshape(len(x), -1, *x.shape[1:])
     return jnp.abs(x[:, None] - candidates).sum((2, 3, 4))

@@ -1,13 +1,13 @@
 """BiGAN: encoder E and generator G are trained only to fool a discriminator of pairs.
 
-Donahue et al. 2016, "Adversarial Feature Learning", Sec. 3; for anomaly detection Zenati et al.
-2018, "Efficient GAN-Based Anomaly Detection", Sec. 3, and their reference implementation
-houssamzenati/Efficient-GAN-Anomaly-Detection, bigan/mnist_utilities.py. Its initial weights from
-N(0, 0.02) and its dropout in D keep the training stable. Sizes are those of the Improved BiGAN, so
-that the two differ only in the improvements. 42,248,514 parameters at 128x128x1.
+Donahue et al. 2016, "Adversarial Feature Learning", Sec. 3; for anomaly detection Zenati et al. 2018, "Efficient
+GAN-Based Anomaly Detection", Sec. 3, and their reference implementation
+houssamzenati/Efficient-GAN-Anomaly-Detection, bigan/mnist_utilities.py. Its initial weights from N(0, 0.02) and its
+dropout in D keep the training stable. Sizes are those of the Improved BiGAN, so that the two differ only in the
+improvements. 42,248,514 parameters at 128x128x1.
 
-For scoring, G's BatchNorm statistics are those of codes from the prior, not of E's codes: D was
-trained with that function, and codes of E that leave the prior should raise the score.
+For scoring, G's BatchNorm statistics are those of codes from the prior, not of E's codes: D was trained with that
+function, and codes of E that leave the prior should raise the score.
 """
 
 import flax.linen as nn
@@ -54,20 +54,17 @@ def create(
       widths: channels of E's convolutions; G has them in reverse.
       discriminator_widths: channels of D's convolutions.
       discriminator_hidden: size of D's dense layers.
-      discriminator_dropout: dropout rate of every layer of D in training, as in the reference
-        implementation. Without dropout, D memorizes some hundred images within a few epochs.
-      feature_weight: weight of the difference of D's features in the model's own score, from 0 to
-        1; the difference of images has the rest.
-      averaging: decay of the moving average of weights that is used for scoring; 0 uses the last
-        weights.
+      discriminator_dropout: dropout rate of every layer of D in training, as in the reference implementation. Without
+        dropout, D memorizes some hundred images within a few epochs.
+      feature_weight: weight of the difference of D's features in the model's own score, from 0 to 1; the difference
+        of images has the rest.
+      averaging: decay of the moving average of weights that is used for scoring; 0 uses the last weights.
     """
     init = {"dtype": dtype, "kernel_init": nn.initializers.normal(0.02)}  # DCGAN's
     networks = {
         "encoder": ConvEncoder(latent, widths, **init),
         "generator": ConvDecoder(shape, widths[-1], widths[-2::-1], **init),
-        "discriminator": JointDiscriminator(
-            discriminator_widths, discriminator_hidden, discriminator_dropout, **init
-        ),
+        "discriminator": JointDiscriminator(discriminator_widths, discriminator_hidden, discriminator_dropout, **init),
     }
 
     def pairs(net, batch, keys):

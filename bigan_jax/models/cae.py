@@ -1,7 +1,6 @@
 """Convolutional autoencoder, the paper's CNN-AE.
 
-The architecture follows MedIAnomaly's ae.py (Cai et al. 2024), where the latent size matters more
-than the widths.
+The architecture follows MedIAnomaly's ae.py (Cai et al. 2024), where the latent size matters more than the widths.
 
 5,590,017 parameters at 128x128x1.
 """

@@ -1,7 +1,7 @@
 """Fully connected autoencoder, the paper's FCAE.
 
-17,124,480 parameters at 128x128x1, nearly all of them in the first and the last layer, which have
-one weight for each pair of a pixel and a hidden unit.
+17,124,480 parameters at 128x128x1, nearly all of them in the first and the last layer, which have one weight for each
+pair of a pixel and a hidden unit.
 """
 
 import math
@@ -48,8 +48,7 @@ def create(
       shape: (height, width, channels), any.
       conditions: number of conditions; not used.
       dtype: of the computations.
-      hidden: widths of the encoder's layers, the last of which is the code; the decoder has them
-        in reverse.
+      hidden: widths of the encoder's layers, the last of which is the code; the decoder has them in reverse.
     """
     networks = {
         "encoder": DenseStack(tuple(hidden), dtype=dtype),

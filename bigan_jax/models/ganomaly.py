@@ -2,15 +2,15 @@
 
 The score is the difference of the two codes, which is small for normal images.
 
-Akcay et al. 2018, "GANomaly: Semi-Supervised Anomaly Detection via Adversarial Training", Sec. 3;
-reference implementation samet-akcay/ganomaly, lib/networks.py and lib/model.py. Unlike anomalib's
-variant, it compares the features of the discriminator D, not its outputs.
+Akcay et al. 2018, "GANomaly: Semi-Supervised Anomaly Detection via Adversarial Training", Sec. 3; reference
+implementation samet-akcay/ganomaly, lib/networks.py and lib/model.py. Unlike anomalib's variant, it compares the
+features of the discriminator D, not its outputs.
 
 49,515,648 parameters at 128x128x1.
 
-The networks take and return images in [-1, 1], as in the reference: the loss weights are for that
-range. `reconstruct` returns images in [0, 1]. The reference reinitializes D when its loss falls
-below 1e-5; here training/health.py warns long before.
+The networks take and return images in [-1, 1], as in the reference: the loss weights are for that range.
+`reconstruct` returns images in [0, 1]. The reference reinitializes D when its loss falls below 1e-5; here
+training/health.py warns long before.
 """
 
 import jax.numpy as jnp
@@ -84,11 +84,7 @@ def create(
         _, features = net("discriminator", x)
         _, reconstruction_features = net("discriminator", reconstruction)
         loss, terms = losses.weighted_sum(
-            {
-                "features": adversarial_weight,
-                "mae": reconstruction_weight,
-                "code": code_weight,
-            },
+            {"features": adversarial_weight, "mae": reconstruction_weight, "code": code_weight},
             {
                 "features": losses.mse(features, reconstruction_features).mean(),
                 "mae": losses.mae(x, reconstruction).mean(),

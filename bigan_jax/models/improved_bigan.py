@@ -1,8 +1,7 @@
 """The paper's Improved BiGAN: attention, residual connections, two phases, a perceptual loss.
 
-Das et al., "Leveraging GANs, Autoencoders and their Combined Deep Learning Architectures for
-Anomaly Detection in Multi-Domain Image Data", Sec. III. Details that the paper leaves
-open are config fields.
+Das et al., "Leveraging GANs, Autoencoders and their Combined Deep Learning Architectures for Anomaly Detection in
+Multi-Domain Image Data", Sec. III. Details that the paper leaves open are config fields.
 
 34,253,084 parameters at 128x128x1, 19,927,361 of them in D.
 """
@@ -58,8 +57,8 @@ def create(
       shape: (height, width, channels); height and width divisible by 2 ** len(widths).
       conditions: number of conditions; not used.
       dtype: of the computations.
-      vgg16_weights: a file of weights, "" for those of the installed package
-        (vgg16.weights.load_weights), or None for a detector that only scores.
+      vgg16_weights: a file of weights, "" for those of the installed package (vgg16.weights.load_weights), or None
+        for a detector that only scores.
       latent: size of the code.
       widths: channels of E's convolutions; G has half of each, in reverse.
       discriminator_widths: channels of D's convolutions.
@@ -68,33 +67,22 @@ def create(
       residual: whether each stage of G has a residual connection.
       pool: last pooling of E: "average" (global average pooling) or "flatten" (none).
       perceptual_layers: VGG16 layers of the perceptual term.
-      unit_features: whether VGG16's features are scaled (losses.unit_features) before they are
-        compared.
-      reconstruction_terms: weights of mse, mae, perceptual and ssim; a term of weight 0 is not
-        computed.
+      unit_features: whether VGG16's features are scaled (losses.unit_features) before they are compared.
+      reconstruction_terms: weights of mse, mae, perceptual and ssim; a term of weight 0 is not computed.
       adversarial_weight: weight of the adversarial term in the adversarial loss of E and G.
       reconstruction_weight: weight of the reconstruction terms in that loss.
 
     Raises:
-      UserError: `pool` is unknown, all reconstruction terms have weight 0, or VGG16's weights are
-        needed and missing.
+      UserError: `pool` is unknown, all reconstruction terms have weight 0, or VGG16's weights are needed and missing.
     """
     if pool not in _POOLS:
         raise unknown_name("config.model.pool", pool, _POOLS)
     networks = {
         "encoder": ConvEncoder(latent, widths, se_ratio, pool, dtype=dtype),
         "generator": ConvDecoder(
-            shape,
-            widths[-1],
-            tuple(width // 2 for width in widths[::-1]),
-            se_ratio,
-            residual,
-            last="conv",
-            dtype=dtype,
+            shape, widths[-1], tuple(width // 2 for width in widths[::-1]), se_ratio, residual, last="conv", dtype=dtype
         ),
-        "discriminator": JointDiscriminator(
-            discriminator_widths, discriminator_hidden, dtype=dtype
-        ),
+        "discriminator": JointDiscriminator(discriminator_widths, discriminator_hidden, dtype=dtype),
     }
     frozen = {}
     weights = {name: weight for name, weight in reconstruction_terms.items() if weight}

@@ -1,18 +1,16 @@
 """Variational autoencoder (Kingma and Welling 2014), beta-VAE and conditional VAE.
 
-With `beta` above 1 it is the beta-VAE (Higgins et al. 2017, Eq. 4). With `conditional` it is the
-conditional VAE (Sohn et al. 2015, Sec. 4.1; for anomaly detection Uzunova et al. 2018): encoder and
-decoder also get a class label that is known of normal and anomalous images alike, such as the
-species, plane or category.
+With `beta` above 1 it is the beta-VAE (Higgins et al. 2017, Eq. 4). With `conditional` it is the conditional VAE
+(Sohn et al. 2015, Sec. 4.1; for anomaly detection Uzunova et al. 2018): encoder and decoder also get a class label
+that is known of normal and anomalous images alike, such as the species, plane or category.
 
-Reduction: the squared error is SUMMED over pixels and channels, the KL divergence SUMMED over the
-dimensions of the code, and both are averaged over the batch. With beta = 1 this is the negative
-evidence lower bound for Gaussian pixels of variance 1/2, up to a constant. A mean over pixels would
-make beta in effect height * width * channels times as large: 16,384 times at 128x128x1.
+Reduction: the squared error is SUMMED over pixels and channels, the KL divergence SUMMED over the dimensions of the
+code, and both are averaged over the batch. With beta = 1 this is the negative evidence lower bound for Gaussian
+pixels of variance 1/2, up to a constant. A mean over pixels would make beta in effect height * width * channels times
+as large: 16,384 times at 128x128x1.
 
-The networks are the CAE's. 7,687,297 parameters at 128x128x1; the conditional VAE has as many if
-there is one condition. Reconstructions, and therefore scores, decode the mean of the code without
-noise.
+The networks are the CAE's. 7,687,297 parameters at 128x128x1; the conditional VAE has as many if there is one
+condition. Reconstructions, and therefore scores, decode the mean of the code without noise.
 """
 
 import math
@@ -28,8 +26,8 @@ from bigan_jax.validation import POSITIVE_INTEGER
 
 FIELD_RANGES = {"latent": POSITIVE_INTEGER, "widths": POSITIVE_INTEGER}
 
-# Log-variances are bounded softly by +-20. Up to +-5 they change by at most 2 %, and neither exp()
-# nor a sum over a thousand dimensions overflows.
+# Log-variances are bounded softly by +-20. Up to +-5 they change by at most 2 %, and neither exp() nor a sum over a
+# thousand dimensions overflows.
 _LOG_VARIANCE_LIMIT = 20.0
 
 
@@ -52,9 +50,9 @@ def create(
       latent: size of the code.
       widths: channels of the encoder's convolutions; the decoder has them in reverse.
       beta: weight of the KL divergence, for the reduction in the module's docstring.
-      conditional: whether the networks get the condition: the encoder as one constant plane per
-        condition, concatenated with the image, the decoder one-hot, concatenated with the code.
-        With one condition this is the VAE.
+      conditional: whether the networks get the condition: the encoder as one constant plane per condition,
+        concatenated with the image, the decoder one-hot, concatenated with the code. With one condition this is the
+        VAE.
     """
     networks = {
         "encoder": ConvEncoder(2 * latent, widths, dtype=dtype),
@@ -99,9 +97,7 @@ def create(
     return detector
 
 
-def kl_from_prior(
-    mean: Float[Array, "b z"], log_variance: Float[Array, "b z"]
-) -> Float[Array, "b"]:
+def kl_from_prior(mean: Float[Array, "b z"], log_variance: Float[Array, "b z"]) -> Float[Array, "b"]:
     """Returns KL(N(mean, variance) || N(0, I)) in nats, summed over dimensions.
 
     Kingma and Welling 2014, Appendix B.

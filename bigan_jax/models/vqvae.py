@@ -3,9 +3,8 @@
 Van den Oord et al. 2017, Sec. 3; architecture, loss weights and codebook follow sonnet's vqvae.py
 (VectorQuantizerEMA) and its CIFAR-10 example. The sigmoid at the end is an addition.
 
-Reduction: the squared error is averaged over pixels, channels and the batch and divided by
-`data_variance`; the commitment loss is averaged over the batch, positions and dimensions of the
-code. As in sonnet.
+Reduction: the squared error is averaged over pixels, channels and the batch and divided by `data_variance`; the
+commitment loss is averaged over the batch, positions and dimensions of the code. As in sonnet.
 
 658,625 parameters at 128x128x1, and a codebook of 512 vectors of 64 numbers.
 """
@@ -35,8 +34,8 @@ FIELD_RANGES = {
     "data_variance": POSITIVE,
 }
 
-# An entry is dead when the moving average of its uses per step is below this: it was never used,
-# or, at a decay of 0.99, not for 460 steps since it was reset or was used once a step.
+# An entry is dead when the moving average of its uses per step is below this: it was never used, or, at a decay of
+# 0.99, not for 460 steps since it was reset or was used once a step.
 DEAD_BELOW = 0.01
 
 
@@ -59,8 +58,8 @@ class Quantized(NamedTuple):
 class Codebook(nn.Module):
     """A codebook updated by moving averages of the encoder's outputs (van den Oord, Appendix A.1).
 
-    As in sonnet, the averages start at 0 and are debiased, so an entry that the first batch does
-    not use moves to the origin. All values are float32 and, in training, cover all devices.
+    As in sonnet, the averages start at 0 and are debiased, so an entry that the first batch does not use moves to the
+    origin. All values are float32 and, in training, cover all devices.
 
     Attributes:
       size: number of entries.
@@ -75,9 +74,7 @@ class Codebook(nn.Module):
     reseed_dead: bool
 
     @nn.compact
-    def __call__(
-        self, outputs: Float[Array, "b h w d"], keys: Key[Array, "b"], train: bool
-    ) -> Quantized:
+    def __call__(self, outputs: Float[Array, "b h w d"], keys: Key[Array, "b"], train: bool) -> Quantized:
         depth = outputs.shape[-1]
         vectors = self.variable("codebook", "vectors", self._initial, depth)
         uses = self.variable("codebook", "uses", jnp.zeros, self.size)
@@ -145,9 +142,7 @@ class QuantizingEncoder(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(
-        self, image: Float[Array, "b h w c"], keys: Key[Array, "b"], train: bool
-    ) -> Quantized:
+    def __call__(self, image: Float[Array, "b h w c"], keys: Key[Array, "b"], train: bool) -> Quantized:
         x = image
         for width in self.widths:
             x = nn.relu(Downsample(width, dtype=self.dtype)(x))
@@ -206,8 +201,8 @@ def create(
       decay: see `Codebook`.
       epsilon: see `Codebook`.
       commitment: weight of the loss that pulls the encoder's outputs to their vectors.
-      data_variance: variance of the pixels, by which the squared error is divided. 0.06 is
-        sonnet's value for CIFAR-10; gray images in [0, 1] have about the same.
+      data_variance: variance of the pixels, by which the squared error is divided. 0.06 is sonnet's value for
+        CIFAR-10; gray images in [0, 1] have about the same.
       reseed_dead: see `Codebook`.
     """
     codebook = Codebook(codes, decay, epsilon, reseed_dead)
@@ -254,13 +249,11 @@ def sum_over_devices(x: Float[Array, "..."], train: bool) -> Float[Array, "..."]
     return lax.psum(x, BATCH_AXIS) if train else x
 
 
-def draw_outputs(
-    keys: Key[Array, "b"], outputs: Float[Array, "b n d"], count: int
-) -> Float[Array, "count d"]:
+def draw_outputs(keys: Key[Array, "b"], outputs: Float[Array, "b n d"], count: int) -> Float[Array, "count d"]:
     """Draws `count` random outputs of the batch on all devices, the same ones on each of them.
 
-    For each draw every image proposes one of its outputs with a random priority, and the proposal
-    of the highest priority is taken.
+    For each draw every image proposes one of its outputs with a random priority, and the proposal of the highest
+    priority is taken.
     """
 
     def propose(key, image_outputs):

@@ -1,7 +1,7 @@
 """Building blocks of several detectors: normalization, attention, encoder and decoder stages.
 
-Images are NHWC. Modules take `train`: with True, BatchNorm normalizes by the batch's statistics and
-collects them; with False it uses the collected ones.
+Images are NHWC. Modules take `train`: with True, BatchNorm normalizes by the batch's statistics and collects them;
+with False it uses the collected ones.
 """
 
 from functools import partial
@@ -17,21 +17,18 @@ from bigan_jax.nn.convolutions import Downsample, Initializer, Upsample
 # The axis over which training steps are mapped: statistics are of the batch on all devices.
 BATCH_AXIS = "batch"
 
-# Momentum 0: the collection holds the last batch's statistics only. They are averaged over the
-# training images before inference uses them.
+# Momentum 0: the collection holds the last batch's statistics only. They are averaged over the training images before
+# inference uses them.
 BatchNorm = partial(nn.BatchNorm, momentum=0.0, epsilon=1e-5, axis_name=BATCH_AXIS)
 
 leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
 
 
-def dropout(
-    keys: Key[Array, "b"], features: Float[Array, "b *d"], rate: float
-) -> Float[Array, "b *d"]:
+def dropout(keys: Key[Array, "b"], features: Float[Array, "b *d"], rate: float) -> Float[Array, "b *d"]:
     """Sets each value to 0 with probability `rate` and scales the others to keep the mean.
 
     Args:
-      keys: one per image; unlike Flax's dropout, the mask does not depend on how a batch is
-        divided among devices.
+      keys: one per image; unlike Flax's dropout, the mask does not depend on how a batch is divided among devices.
       features: values of any shape after the batch axis.
       rate: from 0 to below 1.
     """

@@ -1,11 +1,10 @@
 """4x4 convolutions of stride 2 and their adjoints, and 3x3 and 1x1 ones, in fast implementations.
 
-A convolution, its adjoint and its kernel gradient are each other's derivatives, and all derivatives
-here are defined that way. With automatic differentiation, XLA:CPU would compute the weight gradient
-of a transposed convolution with a reversed window, for which it has no fast kernel: 30 to 50 times
-slower than the same numbers as the weight gradient of the adjoint. XLA's own weight gradient of a
-convolution is slow on some CPUs too (times in docs/cpu.md). On a GPU, cuDNN's kernels are the
-fastest, except for images, whose few channels they pad (docs/gpu.md).
+A convolution, its adjoint and its kernel gradient are each other's derivatives, and all derivatives here are defined
+that way. With automatic differentiation, XLA:CPU would compute the weight gradient of a transposed convolution with a
+reversed window, for which it has no fast kernel: 30 to 50 times slower than the same numbers as the weight gradient
+of the adjoint. XLA's own weight gradient of a convolution is slow on some CPUs too (times in docs/cpu.md). On a GPU,
+cuDNN's kernels are the fastest, except for images, whose few channels they pad (docs/gpu.md).
 """
 
 from collections.abc import Callable
@@ -22,9 +21,7 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 @jax.custom_vjp
-def downsample(
-    image: Float[Array, "b h w c"], kernel: Float[Array, "4 4 c d"]
-) -> Float[Array, "b h/2 w/2 d"]:
+def downsample(image: Float[Array, "b h w c"], kernel: Float[Array, "4 4 c d"]) -> Float[Array, "b h/2 w/2 d"]:
     """Convolution with stride 2 and one pixel of zero padding. `h` and `w` are even."""
     channels, depth = kernel.shape[2:]
     use_grid = min(4 * channels, depth) <= _GRID_CHANNELS if _on_cpu() else _is_at_image(kernel)
@@ -32,9 +29,7 @@ def downsample(
 
 
 @jax.custom_vjp
-def upsample(
-    code: Float[Array, "b h w d"], kernel: Float[Array, "4 4 c d"]
-) -> Float[Array, "b 2*h 2*w c"]:
+def upsample(code: Float[Array, "b h w d"], kernel: Float[Array, "4 4 c d"]) -> Float[Array, "b 2*h 2*w c"]:
     """The adjoint of `downsample`: Flax's ConvTranspose with transpose_kernel=True and "SAME"."""
     use_grid = _on_cpu() or _is_at_image(kernel)
     return (_space_to_depth_upsample if use_grid else _direct_upsample)(code, kernel)
@@ -48,9 +43,7 @@ def _kernel_gradient(image, code):
 
 
 @jax.custom_vjp
-def same(
-    image: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
-) -> Float[Array, "b h w d"]:
+def same(image: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b h w d"]:
     """Convolution with stride 1 and one pixel of zero padding."""
     if _on_cpu() or not _is_at_image(kernel):
         return _direct_same(image, kernel)
@@ -113,20 +106,16 @@ def _few_channels(image, code):
 def _one_seed_at_a_time(convolve):
     """Makes vmap over seeds, each with its own kernel, a loop.
 
-    XLA would make it a grouped convolution: for five seeds that took 6.8 times as long as for one
-    on an H200.
+    XLA would make it a grouped convolution: for five seeds that took 6.8 times as long as for one on an H200.
     """
     single = custom_vmap(convolve)
 
     @single.def_vmap
     def vectorized(seeds, mapped, *arguments):
-        if seeds > 1 and not all(
-            mapped
-        ):  # VGG16's kernels are shared: one convolution of all images
+        if seeds > 1 and not all(mapped):  # VGG16's kernels are shared: one convolution of all images
             return jax.vmap(convolve, [0 if x else None for x in mapped])(*arguments), True
         results = [
-            single(*(x[seed] if m else x for x, m in zip(arguments, mapped, strict=True)))
-            for seed in range(seeds)
+            single(*(x[seed] if m else x for x, m in zip(arguments, mapped, strict=True))) for seed in range(seeds)
         ]
         return jnp.stack(results), True
 
@@ -160,9 +149,9 @@ _direct_same_kernel_gradient = _one_seed_at_a_time(partial(_gradient, stride=1, 
 
 
 # --- space to depth -------------------------------------------------------------------------------
-# Each 2x2 pixels of a padded image become one pixel with four times the channels. On that grid the
-# convolution is one of 2x2 and stride 1: the taps of a pixel of the code are the grid pixels at the
-# offsets (0, 0), (0, 1), (1, 0) and (1, 1).
+# Each 2x2 pixels of a padded image become one pixel with four times the channels. On that grid the convolution is one
+# of 2x2 and stride 1: the taps of a pixel of the code are the grid pixels at the offsets (0, 0), (0, 1), (1, 0) and
+# (1, 1).
 
 _TAPS = (0, 0), (0, 1), (1, 0), (1, 1)
 _GRID_CHANNELS = 64  # of code or grid: above, XLA's own strided convolution is as fast
@@ -254,9 +243,7 @@ def _same_by_product(image, kernel):
         return _around(image) @ kernel.reshape(-1, depth)
     parts = jnp.einsum("bhwc,ijcd->bhwijd", image, kernel)
     taps = [(i, j) for i in range(3) for j in range(3)]
-    return _sum_in_float32(
-        _neighbors(_neighbors(parts[:, :, :, i, j], 1, [i]), 2, [j]) for i, j in taps
-    )
+    return _sum_in_float32(_neighbors(_neighbors(parts[:, :, :, i, j], 1, [i]), 2, [j]) for i, j in taps)
 
 
 def flip_kernel(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "3 3 d c"]:
@@ -302,9 +289,7 @@ Initializer = Callable[..., Array]
 
 _lecun = nn.initializers.lecun_normal()
 # Each output pixel sums 2x2 of the 4x4 kernel over d: a quarter of the fan-in of the initializer.
-_adjoint_lecun = nn.initializers.variance_scaling(
-    4.0, "fan_in", "truncated_normal", in_axis=-1, out_axis=-2
-)
+_adjoint_lecun = nn.initializers.variance_scaling(4.0, "fan_in", "truncated_normal", in_axis=-1, out_axis=-2)
 
 
 class Downsample(nn.Module):
@@ -322,9 +307,7 @@ class Downsample(nn.Module):
     def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 d"]:
         shape = (4, 4, image.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init or _lecun, shape)
-        bias = (
-            self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        )
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         image, kernel, bias = nn.dtypes.promote_dtype(image, kernel, bias, dtype=self.dtype)
         code = downsample(image, kernel)
         return code if bias is None else code + bias
@@ -333,8 +316,8 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """4x4 transposed convolution of stride 2: [b, h, w, d] -> [b, 2h, 2w, features].
 
-    The kernel [4, 4, features, d] is that of the convolution whose adjoint this is; `kernel_init`
-    is LeCun's by default.
+    The kernel [4, 4, features, d] is that of the convolution whose adjoint this is; `kernel_init` is LeCun's by
+    default.
     """
 
     features: int
@@ -346,9 +329,7 @@ class Upsample(nn.Module):
     def __call__(self, code: Float[Array, "b h w d"]) -> Float[Array, "b 2*h 2*w c"]:
         shape = (4, 4, self.features, code.shape[-1])
         kernel = self.param("kernel", self.kernel_init or _adjoint_lecun, shape)
-        bias = (
-            self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        )
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         code, kernel, bias = nn.dtypes.promote_dtype(code, kernel, bias, dtype=self.dtype)
         image = upsample(code, kernel)
         return image if bias is None else image + bias

@@ -1,7 +1,7 @@
 """Errors between images, adversarial losses, and values to log: functions without parameters.
 
-Images are float in [0, 1]. Errors have one value per image: scores use them directly, losses
-average them over the batch.
+Images are float in [0, 1]. Errors have one value per image: scores use them directly, losses average them over the
+batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,20 +34,15 @@ def perceptual(
       features: features of the first images, by layer.
       others: features of the second images, by layer.
     """
-    errors = [
-        mse(x.astype(jnp.float32), y.astype(jnp.float32))
-        for x, y in zip(features, others, strict=True)
-    ]
+    errors = [mse(x.astype(jnp.float32), y.astype(jnp.float32)) for x, y in zip(features, others, strict=True)]
     return jnp.stack(errors).mean(0)
 
 
-def unit_features(
-    features: Sequence[Float[Array, "b _h _w _c"]],
-) -> list[Float[Array, "b _h _w _c"]]:
+def unit_features(features: Sequence[Float[Array, "b _h _w _c"]]) -> list[Float[Array, "b _h _w _c"]]:
     """Scales features to a mean square of 1 over channels at each position, in float32.
 
-    Strong and weak activations then have the same weight. Zhang et al. 2018, "The unreasonable
-    effectiveness of deep features", Sec. 3, scale their length to 1. Features near 0 remain so.
+    Strong and weak activations then have the same weight. Zhang et al. 2018, "The unreasonable effectiveness of deep
+    features", Sec. 3, scale their length to 1. Features near 0 remain so.
     """
     scaled = []
     for x in features:
@@ -79,16 +74,12 @@ def standard_normal(keys: Key[Array, "b"], size: int) -> Float[Array, "b size"]:
     return jax.vmap(lambda key: jax.random.normal(key, (size,)))(keys)
 
 
-def discriminator_logs(
-    real: Float[Array, "b"], fake: Float[Array, "b"]
-) -> dict[str, Float[Array, ""]]:
+def discriminator_logs(real: Float[Array, "b"], fake: Float[Array, "b"]) -> dict[str, Float[Array, ""]]:
     """Returns the discriminator's mean outputs in [0, 1], which the health checks read."""
     return {"real": jax.nn.sigmoid(real).mean(), "fake": jax.nn.sigmoid(fake).mean()}
 
 
-def spread_logs(
-    generated: Float[Array, "b h w c"], real: Float[Array, "b h w c"]
-) -> dict[str, Float[Array, ""]]:
+def spread_logs(generated: Float[Array, "b h w c"], real: Float[Array, "b h w c"]) -> dict[str, Float[Array, ""]]:
     """Returns the standard deviation of images over the batch, averaged over pixels.
 
     The batch is that of one device; with a single image per device both values are 0.

@@ -21,9 +21,9 @@ def _scale(key, shape, dtype=jnp.float32):
 class DCGANEncoder(nn.Module):
     """The encoder of a DCGAN, or its discriminator (Radford et al. 2016, Sec. 3 and 4).
 
-    4x4 convolutions of stride 2 with LeakyReLU, BatchNorm after all but the first, and a dense
-    layer. Weights are initialized from N(0, 0.02). Returns the code [b, features] and the feature
-    map of the last convolution [b, h, w, c].
+    4x4 convolutions of stride 2 with LeakyReLU, BatchNorm after all but the first, and a dense layer. Weights are
+    initialized from N(0, 0.02). Returns the code [b, features] and the feature map of the last convolution [b, h, w,
+    c].
 
     Attributes:
       features: size of the code; 1 for a discriminator, whose code is the logit.
@@ -117,8 +117,8 @@ class ConvDecoder(nn.Module):
       widths: channels of the stages.
       se_ratio: see `DecoderStage`.
       residual: see `DecoderStage`.
-      last: the layer that makes the images: "upsample", a transposed convolution that doubles the
-        size, or "conv", a 3x3 convolution at full size.
+      last: the layer that makes the images: "upsample", a transposed convolution that doubles the size, or "conv", a
+        3x3 convolution at full size.
       kernel_init: initializer of dense and transposed layers; by default each has its own.
     """
 
@@ -140,9 +140,7 @@ class ConvDecoder(nn.Module):
         x = x.reshape(-1, height // scale, width // scale, self.base)
         x = leaky_relu(BatchNorm(use_running_average=not train, dtype=self.dtype)(x))
         for features in self.widths:
-            x = DecoderStage(features, self.se_ratio, self.residual, self.dtype, self.kernel_init)(
-                x, train
-            )
+            x = DecoderStage(features, self.se_ratio, self.residual, self.dtype, self.kernel_init)(x, train)
         if self.last == "upsample":
             x = Upsample(channels, True, self.dtype, self.kernel_init)(x)
         else:
@@ -153,9 +151,8 @@ class ConvDecoder(nn.Module):
 class JointDiscriminator(nn.Module):
     """The discriminator D(x, z) of pairs of an image and a code.
 
-    Image features and those of a dense layer of the code are concatenated and go through dense
-    layers (Donahue et al. 2016, Sec. 3; the paper, Sec. III). Returns logits [b] and the features
-    of the last hidden layer [b, hidden].
+    Image features and those of a dense layer of the code are concatenated and go through dense layers (Donahue et al.
+    2016, Sec. 3; the paper, Sec. III). Returns logits [b] and the features of the last hidden layer [b, hidden].
 
     Attributes:
       widths: channels of the stages.

@@ -26,12 +26,12 @@ def ssim_error_and_map(
 ) -> tuple[Float[Array, "b"], Float[Array, "b h w"]]:
     """Returns `ssim_error`, and 1 - SSIM of the window around each pixel, averaged over channels.
 
-    Windows are inside of the image, so the outermost 5 pixels of the map repeat the value of their
-    neighbor, and its mean is close but not equal to the error.
+    Windows are inside of the image, so the outermost 5 pixels of the map repeat the value of their neighbor, and its
+    mean is close but not equal to the error.
 
-    The formula is that of dm-pix, in a tenth of its time on a CPU: only the sum of the squares is
-    needed, and moments are blurred in stacks, which XLA does not fuse into their uses and therefore
-    does not compute again for each of them. The gradient is slow.
+    The formula is that of dm-pix, in a tenth of its time on a CPU: only the sum of the squares is needed, and moments
+    are blurred in stacks, which XLA does not fuse into their uses and therefore does not compute again for each of
+    them. The gradient is slow.
     """
     x, y = jnp.moveaxis(x, -1, 1), jnp.moveaxis(y, -1, 1)  # one plane per channel
     x_mean, y_mean = _window_sums(jnp.stack([x, y]))
@@ -58,8 +58,8 @@ def _window_sums(planes: Float[Array, "*n h w"]) -> Float[Array, "*n h-10 w-10"]
 def _gaussian_blur(image: Float[Array, "b h w c"]) -> Float[Array, "b h-10 w-10 c"]:
     """Filters with SSIM's window; on CPUs as two banded matrix products.
 
-    They are 13 times as fast as dm-pix's filter. On accelerators sums of shifted images read and
-    write a third as much, and there are no matrix products to autotune.
+    They are 13 times as fast as dm-pix's filter. On accelerators sums of shifted images read and write a third as
+    much, and there are no matrix products to autotune.
     """
     if jax.default_backend() != "cpu":
         # Without the barrier XLA fuses the sums into the gradient and compiles for seconds.

@@ -1,8 +1,8 @@
 """The charts of an evaluation as Matplotlib figures, and their conversion to PNG and to colors.
 
-Figures are made without pyplot, so that no global state changes and threads are independent. Normal
-is blue and anomalous is vermillion (the color-blind-safe palette of Okabe and Ito). Hatches, dashes
-and shapes separate them too, so that a grayscale print stays readable.
+Figures are made without pyplot, so that no global state changes and threads are independent. Normal is blue and
+anomalous is vermillion (the color-blind-safe palette of Okabe and Ito). Hatches, dashes and shapes separate them too,
+so that a grayscale print stays readable.
 """
 
 import io
@@ -58,8 +58,8 @@ def score_histogram(
 ) -> Figure:
     """Draws the scores of test images by class, those of calibration images, and the threshold.
 
-    Bars are fractions of their class, since the classes differ in size. Calibration scores are
-    ticks below the axis. Any of the three arrays may be empty.
+    Bars are fractions of their class, since the classes differ in size. Calibration scores are ticks below the axis.
+    Any of the three arrays may be empty.
     """
     figure, (axes,) = new_figure(1, (6.4, 3.6), top=0.5)
     all_scores = np.concatenate([normal, anomalous, calibration]).astype(np.float64)
@@ -84,9 +84,7 @@ def score_histogram(
             transform=axes.get_xaxis_transform(), label=f"calibration images ({len(calibration)})",
         )  # fmt: skip
     if threshold is not None:
-        axes.axvline(
-            threshold, color=TEXT_COLOR, linestyle="--", label=f"threshold {threshold:.4g}"
-        )
+        axes.axvline(threshold, color=TEXT_COLOR, linestyle="--", label=f"threshold {threshold:.4g}")
     if not np.allclose(np.diff(bins), bins[1] - bins[0]):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
@@ -99,10 +97,7 @@ def score_histogram(
 
 
 def roc_curve(
-    score: Float[np.ndarray, "n"],
-    label: Bool[np.ndarray, "n"],
-    threshold: float | None,
-    band: Band | None = None,
+    score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"], threshold: float | None, band: Band | None = None
 ) -> Figure:
     """Draws the ROC curve; if a class is missing, an empty frame with the reason.
 
@@ -127,10 +122,7 @@ def roc_curve(
 
 
 def precision_recall_curve(
-    score: Float[np.ndarray, "n"],
-    label: Bool[np.ndarray, "n"],
-    threshold: float | None,
-    band: Band | None = None,
+    score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"], threshold: float | None, band: Band | None = None
 ) -> Figure:
     """Draws precision over recall, with the arguments of `roc_curve`; `band` is of the precision.
 
@@ -140,9 +132,7 @@ def precision_recall_curve(
     axes.set(xlabel="recall", ylabel="precision")
     if _prepare_curve(axes, label):
         prevalence = float(np.mean(label))
-        axes.axhline(
-            prevalence, color=MUTED_COLOR, linestyle=":", label=f"chance ({prevalence:.2f})"
-        )
+        axes.axhline(prevalence, color=MUTED_COLOR, linestyle=":", label=f"chance ({prevalence:.2f})")
         _draw_band(axes, band)
         precision, recall, _ = precision_recall_points(label, score)
         defined = recall > 0  # at recall 0, precision is 0, or 1 by scikit-learn's convention

@@ -3,12 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from bigan_jax.evaluation import paper_results
-from bigan_jax.evaluation.comparison import (
-    PIXEL_VALUES,
-    ComparisonRow,
-    DatasetComparison,
-    differing_fields,
-)
+from bigan_jax.evaluation.comparison import PIXEL_VALUES, ComparisonRow, DatasetComparison, differing_fields
 from bigan_jax.evaluation.paper_results import METRICS, MODELS
 from bigan_jax.evaluation.statistics import Difference
 from bigan_jax.metrics.image import IMAGE_METRICS
@@ -56,9 +51,7 @@ def overview(comparisons: Sequence[DatasetComparison]) -> list[Table]:
     aurocs = [{row.label: row.values["auroc"] for row in c.rows} for c in comparisons]
     rank = {name: i for i, name in enumerate(MODELS)}
     order = {
-        row.label: (rank.get(row.model, len(rank)), row.label)
-        for comparison in comparisons
-        for row in comparison.rows
+        row.label: (rank.get(row.model, len(rank)), row.label) for comparison in comparisons for row in comparison.rows
     }
     labels = sorted(order, key=order.get)
     rows = [[label, *(by_label.get(label) for by_label in aurocs)] for label in labels]
@@ -70,8 +63,8 @@ def overview(comparisons: Sequence[DatasetComparison]) -> list[Table]:
 def csv_rows(comparisons: Iterable[DatasetComparison]) -> Iterator[list]:
     """Yields all values in long form, one per row, with the columns of CSV_HEADER.
 
-    The source is "mean" (over seeds), "run", "difference" (to the best row), "ablation" (difference
-    to the model with fewer ablations) or "published".
+    The source is "mean" (over seeds), "run", "difference" (to the best row), "ablation" (difference to the model with
+    fewer ablations) or "published".
     """
     for comparison in comparisons:
         dataset = [comparison.dataset, comparison.category]
@@ -118,11 +111,7 @@ def _results(comparison):
         "native": ("AUROC", "native score"),
         "baseline": ("AUROC", "strongest baseline"),
         "calibration_score": ("calibration", "mean score"),
-        **{
-            name: ("at the threshold", metric.title)
-            for name, metric in IMAGE_METRICS.items()
-            if metric.uses_threshold
-        },
+        **{name: ("at the threshold", metric.title) for name, metric in IMAGE_METRICS.items() if metric.uses_threshold},
     }
     notes = [_SEED_NOTE, _SCORE_NOTE]
     notes += [_CALIBRATION_NOTE] * any(row.values["calibration_score"] for row in comparison.rows)
@@ -141,18 +130,11 @@ def _localization(comparison):
 
 
 def _metric_table(
-    title: str,
-    columns: dict[str, tuple[str, str]],
-    rows: Iterable[ComparisonRow],
-    notes: Sequence[str],
+    title: str, columns: dict[str, tuple[str, str]], rows: Iterable[ComparisonRow], notes: Sequence[str]
 ) -> Table:
     """A table with a row per detector and a column per metric."""
     cells = [
-        [
-            row.label + " †" * bool(row.inconsistencies),
-            len(row.runs),
-            *(_cell(row, name) for name in columns),
-        ]
+        [row.label + " †" * bool(row.inconsistencies), len(row.runs), *(_cell(row, name) for name in columns)]
         for row in rows
     ]
     return Table(title, [("", "model"), ("", "seeds"), *columns.values()], cells, notes)
@@ -223,15 +205,11 @@ def _published(comparison):
     if not paper:
         return
     columns = [("", "model")]
-    columns += [
-        (_heading(name), source) for name in METRICS for source in ("measured", "published")
-    ]
+    columns += [(_heading(name), source) for name in METRICS for source in ("measured", "published")]
     columns += [("published", "prevalence")]
     rows, notes = [], [_PUBLISHED_NOTE]
     if comparison.dataset == "brain_mixed":
-        notes.append(
-            "The paper does not say which brain dataset it used. The other candidate is brain."
-        )
+        notes.append("The paper does not say which brain dataset it used. The other candidate is brain.")
     for model, values in paper.rows.items():
         published = dict(zip(METRICS, values, strict=True))
         reason = paper_results.contradiction(published)

@@ -26,9 +26,8 @@ def write_evaluation(
 ) -> EvaluationResult:
     """Writes all files of an evaluation to the run's folder and prints a summary.
 
-    evaluation.json is deleted first and written last, so that its presence marks a complete
-    evaluation. Warnings of the leak audit and of the training health checks are added to the
-    result's warnings.
+    evaluation.json is deleted first and written last, so that its presence marks a complete evaluation. Warnings of
+    the leak audit and of the training health checks are added to the result's warnings.
 
     Args:
       workdir: the run's folder.
@@ -45,9 +44,7 @@ def write_evaluation(
     """
     history = read_train_log(workdir)
     result = assessment.result
-    result = result.replace(
-        warnings=[*result.warnings, *audit.warnings, *_training_warnings(history)]
-    )
+    result = result.replace(warnings=[*result.warnings, *audit.warnings, *_training_warnings(history)])
     assessment = assessment._replace(result=result)
     (workdir / "evaluation.json").unlink(missing_ok=True)
     decision = decide(assessment.test.score, result.threshold)
@@ -96,9 +93,7 @@ def _training_warnings(history: Sequence[Mapping]) -> list[str]:
     earlier = sum(map(bool, checks[:-1]))
     warnings = list(checks[-1]) if checks else []
     if earlier:
-        warnings.append(
-            f"the health check warned in {earlier} epochs before the last (see train.jsonl)"
-        )
+        warnings.append(f"the health check warned in {earlier} epochs before the last (see train.jsonl)")
     for number, rollback in enumerate(rollbacks(history), 1):
         warnings.append(
             f"Training diverged in epoch {rollback['epoch']} ({rollback['objective']}) and was "
@@ -110,9 +105,7 @@ def _training_warnings(history: Sequence[Mapping]) -> list[str]:
 
 def _write_figures_and_report(workdir, config, test, audit, assessment, history):
     result, calibration, scores = assessment
-    pngs = figures.evaluation_figures(
-        test, scores, calibration.score, result.threshold, result.color_limits, history
-    )
+    pngs = figures.evaluation_figures(test, scores, calibration.score, result.threshold, result.color_limits, history)
     for name, png in pngs.items():
         write_atomic(workdir / "figures" / f"{name}.png", png)
     for name in ("error_maps", "healthy_and_anomalous"):
@@ -129,9 +122,7 @@ def _write_figures_and_report(workdir, config, test, audit, assessment, history)
 
 
 def _print_summary(result: EvaluationResult, workdir: Path) -> None:
-    auroc, recall, specificity, f1 = map(
-        format_cell, (result.auroc, result.recall, result.specificity, result.f1)
-    )
+    auroc, recall, specificity, f1 = map(format_cell, (result.auroc, result.recall, result.specificity, result.f1))
     interval = ""
     if result.auroc_ci:
         interval = " (95 % interval {:.3f} to {:.3f})".format(*result.auroc_ci)

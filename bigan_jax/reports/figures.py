@@ -56,9 +56,7 @@ def evaluation_figures(
     )
     grids = {
         "error_maps": image_grid.error_map_grid(representative, limits),
-        "healthy_and_anomalous": image_grid.normal_and_anomalous_grid(
-            *by_class, limits["combined"]
-        ),
+        "healthy_and_anomalous": image_grid.normal_and_anomalous_grid(*by_class, limits["combined"]),
     }
     pngs = {name: charts.to_png(figure) for name, figure in figures.items()}
     return pngs | {name: png_bytes(np.asarray(grid.image)) for name, grid in grids.items()}
@@ -70,9 +68,7 @@ def report_gallery(test: Images, scores: Scores, threshold: float) -> list[Galle
     return _gallery_images(test, scores, threshold, indices)
 
 
-def representative_indices(
-    label: Bool[np.ndarray, "n"], score: Float[np.ndarray, "n"], count: int = 2
-) -> list[int]:
+def representative_indices(label: Bool[np.ndarray, "n"], score: Float[np.ndarray, "n"], count: int = 2) -> list[int]:
     """Returns indices of the lowest, middle and highest scores of each class, `count` of each."""
     indices = []
     for label_value in (True, False):
@@ -83,9 +79,7 @@ def representative_indices(
     return indices
 
 
-def evenly_ranked(
-    score: Float[np.ndarray, "n"], selected: Bool[np.ndarray, "n"], count: int = 4
-) -> list[int]:
+def evenly_ranked(score: Float[np.ndarray, "n"], selected: Bool[np.ndarray, "n"], count: int = 4) -> list[int]:
     """Returns indices of `count` selected images at even steps of their rank by score.
 
     Neither the best nor the worst cases are preferred.
@@ -95,9 +89,7 @@ def evenly_ranked(
     return ranked[(2 * np.arange(count) + 1) * len(ranked) // (2 * max(count, 1))].tolist()
 
 
-def _gallery_images(
-    test: Images, scores: Scores, threshold: float, indices: Iterable[int]
-) -> list[GalleryImage]:
+def _gallery_images(test: Images, scores: Scores, threshold: float, indices: Iterable[int]) -> list[GalleryImage]:
     error_maps = scores.terms.map | {"combined": scores.error_map}
     return [
         GalleryImage(

@@ -1,7 +1,7 @@
 """Rendering of self-contained HTML files that treat all content as text.
 
-A page fetches nothing: images are data: URIs. Its content security policy forbids every script
-except the page's own, by hash, and every address except data: URIs.
+A page fetches nothing: images are data: URIs. Its content security policy forbids every script except the page's own,
+by hash, and every address except data: URIs.
 """
 
 import base64
@@ -20,15 +20,12 @@ from bigan_jax.errors import printable
 
 
 def render_html(
-    template: str,
-    filters: Mapping[str, Callable],
-    tests: Mapping[str, Callable] | None = None,
-    **content: object,
+    template: str, filters: Mapping[str, Callable], tests: Mapping[str, Callable] | None = None, **content: object
 ) -> str:
     """Renders a template of this package with the variables `content`.
 
-    All text is escaped, including control characters, except `Markup`. Filters and tests are passed
-    by their names in the template, which also has the filter `script_hash`.
+    All text is escaped, including control characters, except `Markup`. Filters and tests are passed by their names in
+    the template, which also has the filter `script_hash`.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bigan_jax.reports", "templates"),
@@ -44,15 +41,12 @@ def render_html(
 
 
 def png_bytes(
-    array: UInt8[np.ndarray, "h w *c"],
-    longest: int | None = None,
-    palette: UInt8[np.ndarray, "256 3"] | None = None,
+    array: UInt8[np.ndarray, "h w *c"], longest: int | None = None, palette: UInt8[np.ndarray, "256 3"] | None = None
 ) -> bytes:
     """Encodes an image as PNG.
 
     Args:
-      array: gray [h w] or [h w 1], RGB [h w 3], or [h w] indices of `palette`. A palette takes half
-        the bytes of RGB.
+      array: gray [h w] or [h w 1], RGB [h w 3], or [h w] indices of `palette`. A palette takes half the bytes of RGB.
       longest: the largest side in pixels; a larger image is shrunk in proportion.
       palette: RGB colors.
 

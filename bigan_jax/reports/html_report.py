@@ -120,23 +120,18 @@ def _training_summary(history: Sequence[Mapping]) -> dict[str, str]:
     return summary
 
 
-def _galleries(
-    images: Sequence[GalleryImage], threshold: float, limit: float
-) -> list[tuple[str, list[dict]]]:
+def _galleries(images: Sequence[GalleryImage], threshold: float, limit: float) -> list[tuple[str, list[dict]]]:
     """Returns titled galleries: worst cases, best cases, and the cases between.
 
-    Images are ranked by their margin, the distance of the score from the threshold, which is
-    negative for a wrong decision.
+    Images are ranked by their margin, the distance of the score from the threshold, which is negative for a wrong
+    decision.
     """
 
     def margin(image: GalleryImage) -> float:
         return (image.score - threshold) * (1 if image.label else -1)
 
     ranked = sorted(images, key=margin)
-    cases = [
-        {**_encoded(image, limit), "margin": margin(image), "verdict": _outcome(image)}
-        for image in ranked
-    ]
+    cases = [{**_encoded(image, limit), "margin": margin(image), "verdict": _outcome(image)} for image in ranked]
     count = min(_N_EXTREMES, len(cases) // 2)
     worst, between = cases[:count], cases[count : len(cases) - count]
     best = cases[len(cases) - count :]

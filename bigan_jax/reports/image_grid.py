@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from bigan_jax.errors import printable
 from bigan_jax.reports.charts import ANOMALOUS_COLOR, MUTED_COLOR, TEXT_COLOR, error_map_rgb
 
-# In pixels: width of an image, gap between images, height of a block's title, of a column's
-# heading, and of a caption.
+# In pixels: width of an image, gap between images, height of a block's title, of a column's heading, and of a
+# caption.
 SIDE, GAP, TITLE, HEADING, CAPTION = 128, 6, 22, 46, 38
 EMPTY_GRAY = 235  # where there is no image
 
@@ -65,8 +65,8 @@ _MASK = _Column("true mask", lambda item: item.mask, 1.0, "", _gray)
 def error_map_grid(images: Sequence[GalleryImage], limits: Mapping[str, float]) -> "ImageSheet":
     """Draws a row per image: input, reconstruction, three error maps and true mask.
 
-    `limits` holds the error of the brightest color, the same on all rows, for each error map
-    ("mse", "ssim", "combined"). Their magnitudes differ by a factor of a hundred.
+    `limits` holds the error of the brightest color, the same on all rows, for each error map ("mse", "ssim",
+    "combined"). Their magnitudes differ by a factor of a hundred.
     """
     maps = (
         _Column("squared error", lambda item: item.error_maps["mse"], limits["mse"], "intensity²"),
@@ -81,8 +81,8 @@ def normal_and_anomalous_grid(
 ) -> "ImageSheet":
     """Draws normal images on the left and anomalous ones on the right: the paper's Figs. 5 and 6.
 
-    Each row shows input, reconstruction and error map, and on the right the true mask. `limit` is
-    the combined error of the brightest color on both sides.
+    Each row shows input, reconstruction and error map, and on the right the true mask. `limit` is the combined error
+    of the brightest color on both sides.
     """
     columns = (*_INPUT_AND_RECONSTRUCTION, _combined_error("error map", limit))
     blocks = [_Block("Normal", columns, normal), _Block("Anomalous", (*columns, _MASK), anomalous)]

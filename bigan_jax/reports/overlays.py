@@ -44,10 +44,7 @@ def write_overlays(
     def write_one(i: int) -> UnreadableFile | None:
         name = names[i]
         images = try_read(
-            name,
-            lambda: overlay(
-                read_full_size(io.BytesIO(contents[name]), stretch), error_maps[i], limit
-            ),
+            name, lambda: overlay(read_full_size(io.BytesIO(contents[name]), stretch), error_maps[i], limit)
         )
         if isinstance(images, UnreadableFile):
             return images
@@ -60,13 +57,11 @@ def write_overlays(
     return [file for file in map_in_threads(write_one, range(len(names)), "overlays") if file]
 
 
-def overlay(
-    image: Image.Image, errors: Float[np.ndarray, "h w"], limit: float
-) -> tuple[Image.Image, Image.Image]:
+def overlay(image: Image.Image, errors: Float[np.ndarray, "h w"], limit: float) -> tuple[Image.Image, Image.Image]:
     """Colors an error map, and blends it with its image: the higher the error, the more opaque.
 
-    `limit` is the error of the brightest color. As in all figures, it is computed from the
-    calibration images. Returns the error map in colors and the overlay, both of the image's size.
+    `limit` is the error of the brightest color. As in all figures, it is computed from the calibration images.
+    Returns the error map in colors and the overlay, both of the image's size.
     """
     levels = Image.fromarray(error_levels(errors, limit))
     if levels.size != image.size:
@@ -80,9 +75,9 @@ def overlay(
 def output_name(path: str) -> str:
     """Returns the path of an image's PNG file below error_maps/ and overlays/.
 
-    `a/b.jpg` becomes `a/b.jpg.png`. Two images never share a name, and no name leads out of the
-    folder: characters that file systems or terminals may misread are percent-encoded (%0A), and an
-    overlong name is cut and ends in a digest of the complete name.
+    `a/b.jpg` becomes `a/b.jpg.png`. Two images never share a name, and no name leads out of the folder: characters
+    that file systems or terminals may misread are percent-encoded (%0A), and an overlong name is cut and ends in a
+    digest of the complete name.
     """
     *folders, file = (_safe_name(name) for name in path.split("/") if name)
     # No folder is called . or .., or as the PNG file of another image may be.
@@ -92,10 +87,7 @@ def output_name(path: str) -> str:
 
 def _safe_name(name: str) -> str:
     name = "".join(
-        quote(c, safe="", errors="surrogateescape")
-        if c in '%<>:"|?*\\' or not c.isprintable()
-        else c
-        for c in name
+        quote(c, safe="", errors="surrogateescape") if c in '%<>:"|?*\\' or not c.isprintable() else c for c in name
     )
     if len(name.encode()) > MAX_NAME_BYTES:
         digest = blake2b(name.encode(), digest_size=8).hexdigest()

@@ -28,9 +28,8 @@ class Table(NamedTuple):
 def format_cell(value: object) -> str:
     """Formats a value for people.
 
-    Floats from 0.01 to 1, which are mostly ratios, and 0 get three decimals. Floats of other
-    magnitudes get three significant digits. Spreads and differences always get three decimals.
-    None and empty collections become a dash.
+    Floats from 0.01 to 1, which are mostly ratios, and 0 get three decimals. Floats of other magnitudes get three
+    significant digits. Spreads and differences always get three decimals. None and empty collections become a dash.
     """
     match value:
         case Spread(mean, std, _):
@@ -124,9 +123,7 @@ def latex(table: Table) -> str:
             column += count
         headings = [" & ".join(cells) + r" \\", "".join(rules)]
     headings.append(" & ".join(latex_text(name) for _, name in table.columns) + r" \\")
-    body = [
-        " & ".join(latex_text(format_cell(cell)) for cell in row) + r" \\" for row in table.rows
-    ]
+    body = [" & ".join(latex_text(format_cell(cell)) for cell in row) + r" \\" for row in table.rows]
     return "\n".join(
         [
             r"\begin{table}",

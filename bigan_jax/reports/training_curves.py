@@ -12,10 +12,7 @@ from bigan_jax.errors import printable
 from bigan_jax.reports import charts
 from bigan_jax.reports.charts import MUTED_COLOR, TEXT_COLOR
 
-COLORS = (
-    *(charts.NORMAL_COLOR, charts.ANOMALOUS_COLOR, charts.CALIBRATION_COLOR),
-    *("#CC79A7", TEXT_COLOR),
-)
+COLORS = (*(charts.NORMAL_COLOR, charts.ANOMALOUS_COLOR, charts.CALIBRATION_COLOR), *("#CC79A7", TEXT_COLOR))
 DASHES = ("-", "--", ":", "-.")
 KEYS_WITHOUT_CURVE = ("epoch", "phase", "step", "seconds", "images_per_second")
 MAX_COLUMNS = 2
@@ -24,8 +21,8 @@ MAX_COLUMNS = 2
 def training_curves(train_log: Sequence[dict]) -> Figure:
     """Draws the rows of train.jsonl, a panel per objective ("encoder/mse" belongs to "encoder").
 
-    A line joins the epochs that log its value. A value that is not a finite number leaves a gap.
-    Every second phase is shaded. A cross on the axis marks an epoch with a health warning.
+    A line joins the epochs that log its value. A value that is not a finite number leaves a gap. Every second phase
+    is shaded. A cross on the axis marks an epoch with a health warning.
     """
     panels = _panels(train_log)
     columns = min(MAX_COLUMNS, max(len(panels), 1))

@@ -22,8 +22,8 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     """Reads a file of at most `max_bytes` bytes.
 
     Raises:
-      UserError: the file is larger, is no regular file, or cannot be read. The message names the
-        file without its folder.
+      UserError: the file is larger, is no regular file, or cannot be read. The message names the file without its
+        folder.
     """
     if not path.is_file():  # reading a pipe or a device would never end
         raise UserError(f"no {path.name}")
@@ -42,8 +42,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
     Args:
       path: the file; its folder is created if needed.
-      content: bytes, or text that is written as UTF-8. Bytes of file names that are not UTF-8
-        (surrogateescape) are written as they are.
+      content: bytes, or text that is written as UTF-8. Bytes of file names that are not UTF-8 (surrogateescape) are
+        written as they are.
 
     Raises:
       UserError: the file cannot be written.
@@ -87,8 +87,8 @@ def write_error(path: Path, error: Exception) -> UserError:
 def atomic_directory(target: Path) -> Iterator[Path]:
     """Yields a new folder that replaces `target` when the body ends without an exception.
 
-    At any time `target` is unchanged, complete, or absent. If several processes fill one target,
-    each writes a complete folder and one of them remains.
+    At any time `target` is unchanged, complete, or absent. If several processes fill one target, each writes a
+    complete folder and one of them remains.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for abandoned in target.parent.glob(f"{_PREFIX}*"):

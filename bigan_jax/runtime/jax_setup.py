@@ -15,25 +15,25 @@ OFF = "off"
 _PROGRAM = re.compile(r".+-[0-9a-f]{64}-cache")  # JAX's names of compiled programs
 _MAX_CACHE_BYTES = 2 * 2**30  # a run of the Improved BiGAN adds a few million
 
-# M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h: one heap, no mapped blocks, and the
-# heap shrinks only when more than this many bytes are free at its end.
+# M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h: one heap, no mapped blocks, and the heap shrinks only when
+# more than this many bytes are free at its end.
 _MALLOC_SETTINGS = {-8: 1, -4: 0, -1: 2**31 - 1}
 
 
 def enable_compilation_cache(folder: str = "", max_bytes: int = _MAX_CACHE_BYTES) -> None:
     """Makes JAX keep compiled programs on disk, so that a similar run need not compile them again.
 
-    Sets JAX's environment variables for this process and its children. Call it before JAX is
-    imported, in a program and not in a library. Variables that the user has set are respected.
+    Sets JAX's environment variables for this process and its children. Call it before JAX is imported, in a program
+    and not in a library. Variables that the user has set are respected.
 
     Args:
       folder: the cache's folder; "" is a folder in the user's cache, "off" disables the cache.
-      max_bytes: size to which the cache is reduced now by deleting the least recently used
-        programs; the run may add to it.
+      max_bytes: size to which the cache is reduced now by deleting the least recently used programs; the run may add
+        to it.
 
     Raises:
-      UserError: `folder` is a path and cannot be used. Cached programs are executed, so nobody
-        else may have write access. The user's own cache is skipped silently in that case.
+      UserError: `folder` is a path and cannot be used. Cached programs are executed, so nobody else may have write
+        access. The user's own cache is skipped silently in that case.
     """
     if folder == OFF:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -70,8 +70,8 @@ def _why_unsafe(folder):
 
 
 def _prune(folder, max_bytes):
-    # JAX's own limit takes a lock for each program, which network folders may not have, and JAX
-    # stops caching when a run is killed while it writes a program.
+    # JAX's own limit takes a lock for each program, which network folders may not have, and JAX stops caching when a
+    # run is killed while it writes a program.
     files = {}
     for path in folder.glob("*-cache"):
         with suppress(OSError):  # another run has just deleted it
@@ -90,9 +90,9 @@ def _prune(folder, max_bytes):
 def keep_freed_memory() -> bool:
     """Makes glibc keep freed memory for the next allocation instead of returning it to the system.
 
-    The intermediate results of a training step are one allocation of hundreds of MiB. By default
-    each step maps it again, and each of its pages faults and is zeroed on first use, which takes a
-    sixth of a step's time. Call it before JAX is imported, in a program and not in a library.
+    The intermediate results of a training step are one allocation of hundreds of MiB. By default each step maps it
+    again, and each of its pages faults and is zeroed on first use, which takes a sixth of a step's time. Call it
+    before JAX is imported, in a program and not in a library.
 
     Returns:
       Whether it was done: only on Linux with glibc, and if the environment has no allocator

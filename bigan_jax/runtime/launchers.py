@@ -1,7 +1,7 @@
 """Runs commands as processes, on this machine or on a Ray cluster, with a log file each.
 
-Both launchers yield, about twice a second, the commands that have ended: {folder: exit status}.
-Closing the generator terminates the commands that still run.
+Both launchers yield, about twice a second, the commands that have ended: {folder: exit status}. Closing the generator
+terminates the commands that still run.
 """
 
 import os
@@ -44,21 +44,17 @@ def run_locally(tasks: Mapping[Path, Sequence[str]], parallel: int) -> Iterator[
         _terminate(running.values())
 
 
-def run_on_ray(
-    tasks: Mapping[Path, Sequence[str]], parallel: int, address: str
-) -> Iterator[dict[Path, int]]:
+def run_on_ray(tasks: Mapping[Path, Sequence[str]], parallel: int, address: str) -> Iterator[dict[Path, int]]:
     """Runs commands on a Ray cluster whose machines share the working directory's file system.
 
     Args:
       tasks: command by the folder that gets its log.txt.
-      parallel: number of commands per machine. If the cluster has GPUs, each command gets one
-        instead.
-      address: a cluster's address, "auto" for the cluster of this machine, or "local" for a new
-        one on this machine.
+      parallel: number of commands per machine. If the cluster has GPUs, each command gets one instead.
+      address: a cluster's address, "auto" for the cluster of this machine, or "local" for a new one on this machine.
 
     Yields:
-      Exit statuses, by folder, of the commands that ended since the last time; -1 if the machine
-      of a command was lost.
+      Exit statuses, by folder, of the commands that ended since the last time; -1 if the machine of a command was
+      lost.
 
     Raises:
       UserError: Ray is not installed or the cluster does not answer.
@@ -125,9 +121,7 @@ def _run(command, folder, cwd):
 def _start(command, folder, cwd=None):
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-        )
+        return subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
 
 
 def _terminate(processes):

@@ -21,15 +21,15 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 def exclusive_lock(workdir: Path) -> Iterator[None]:
     """Holds the lock of a run's folder; the folder is created if needed.
 
-    A folder that this call created and that holds nothing but the lock at the end is deleted. The
-    operating system releases the lock when the process ends in any way, so no lock is ever stale.
+    A folder that this call created and that holds nothing but the lock at the end is deleted. The operating system
+    releases the lock when the process ends in any way, so no lock is ever stale.
 
     Args:
       workdir: the run's folder.
 
     Raises:
-      UserError: another run holds the lock (the message names its process and host), the folder
-        cannot be written or has a link that leads out of it, or its file system has no locks.
+      UserError: another run holds the lock (the message names its process and host), the folder cannot be written or
+        has a link that leads out of it, or its file system has no locks.
     """
     created = not workdir.exists()
     refuse_links(workdir)
@@ -53,8 +53,7 @@ def _acquire(workdir, path):
         return lock.acquire()
     except Timeout as error:
         raise UserError(
-            f"{workdir} is in use by another run ({_holder(path)}). Wait for it, end it, or use "
-            "another --workdir."
+            f"{workdir} is in use by another run ({_holder(path)}). Wait for it, end it, or use another --workdir."
         ) from error
     except OSError as error:
         if error.errno in _NO_LOCKS:

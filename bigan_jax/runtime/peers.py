@@ -1,7 +1,7 @@
 """Heartbeats and messages between the processes of one run, over TCP.
 
-Process 0 listens and the others connect to it. JAX has such a channel too, but not in its public
-interface, and its way to report a lost process is to abort.
+Process 0 listens and the others connect to it. JAX has such a channel too, but not in its public interface, and its
+way to report a lost process is to abort.
 """
 
 import json
@@ -110,9 +110,7 @@ def listen() -> tuple[socket.socket, dict]:
     return server, {"hosts": hosts, "port": server.getsockname()[1], "token": token}
 
 
-def accept(
-    server: socket.socket, token: str, count: int, timeout: float
-) -> dict[int, socket.socket]:
+def accept(server: socket.socket, token: str, count: int, timeout: float) -> dict[int, socket.socket]:
     """Accepts the connections of `count` other processes; returns them by process.
 
     Raises OSError if they do not connect in time.
@@ -131,9 +129,7 @@ def accept(
     return connections
 
 
-def connect(
-    hosts: Sequence[str], port: int, token: str, process: int, timeout: float
-) -> socket.socket:
+def connect(hosts: Sequence[str], port: int, token: str, process: int, timeout: float) -> socket.socket:
     """Connects process `process` with process 0 at the first of `hosts` that answers.
 
     Raises OSError if none does.

@@ -1,8 +1,7 @@
 """Stops the program on Ctrl-C, on a scheduler's SIGTERM, or after a time limit.
 
-All three arrive as signals. During training, the first one lets the current step finish and the
-state be saved. At any other time it ends the program and nothing is lost: the same command does
-the unfinished part again.
+All three arrive as signals. During training, the first one lets the current step finish and the state be saved. At
+any other time it ends the program and nothing is lost: the same command does the unfinished part again.
 """
 
 import os
@@ -40,8 +39,7 @@ def install_handlers(time_limit: float = 0.0) -> None:
     """Makes SIGINT, SIGTERM and SIGALRM raise Stopped in the main thread.
 
     Args:
-      time_limit: minutes after which SIGALRM is sent to this process; 0 for no limit. Not
-        available on Windows.
+      time_limit: minutes after which SIGALRM is sent to this process; 0 for no limit. Not available on Windows.
     """
     for signum in _STATUS:
         # Shells make background jobs ignore Ctrl-C; that is kept.
@@ -71,8 +69,8 @@ class StopRequest:
 def defer_signals(note: str) -> Iterator[StopRequest]:
     """Records signals instead of raising Stopped; the body checks the request and ends in time.
 
-    A second signal that is a Ctrl-C ends the program immediately. Outside of the main thread
-    signals are handled as before.
+    A second signal that is a Ctrl-C ends the program immediately. Outside of the main thread signals are handled as
+    before.
 
     Args:
       note: text printed at the first signal.
@@ -84,8 +82,8 @@ def defer_signals(note: str) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    # Python runs signal handlers between two of its instructions, and a compilation takes minutes.
-    # The wakeup socket is written at once, and the thread that reads it does not wait.
+    # Python runs signal handlers between two of its instructions, and a compilation takes minutes. The wakeup socket
+    # is written at once, and the thread that reads it does not wait.
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     caught = [s for s in _STATUS if signal.getsignal(s) is not signal.SIG_IGN]

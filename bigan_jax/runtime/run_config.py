@@ -13,8 +13,8 @@ from bigan_jax.runtime.files import read_bounded, write_json
 
 FORMAT = 3  # of a run's folder; raise it with each change that other versions would misread
 
-# Fields, and groups of them, that may change between two starts of one run: training does not
-# depend on them, or the change is checked elsewhere.
+# Fields, and groups of them, that may change between two starts of one run: training does not depend on them, or the
+# change is checked elsewhere.
 _CHANGEABLE_FIELDS = (
     "score.",
     "sweep.",
@@ -79,8 +79,7 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
     An evaluation of another config is deleted, so that it is not taken for one of this config.
 
     Raises:
-      UserError: the folder holds a run with another config (`require_same_config`), or cannot be
-        written.
+      UserError: the folder holds a run with another config (`require_same_config`), or cannot be written.
     """
     require_same_config(workdir, config)
     if (workdir / "config.json").exists() and _flat(read_config(workdir)) != _flat(config):
@@ -95,8 +94,7 @@ def read_config(workdir: Path) -> ConfigDict:
       The config, locked.
 
     Raises:
-      UserError: the folder holds no run, its config.json cannot be read, or another version of
-        this package wrote it.
+      UserError: the folder holds no run, its config.json cannot be read, or another version of this package wrote it.
     """
     try:
         content = read_bounded(workdir / "config.json", _MAX_CONFIG_BYTES)
@@ -127,9 +125,7 @@ def config_errors(workdir: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line(error, 300)}"
-        raise UserError(
-            f"{workdir}/config.json is invalid ({reason}). Restore the file that the run wrote."
-        ) from error
+        raise UserError(f"{workdir}/config.json is invalid ({reason}). Restore the file that the run wrote.") from error
 
 
 def require_format(number: object, name: Path | str) -> None:

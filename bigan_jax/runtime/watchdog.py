@@ -1,8 +1,8 @@
 """Connects the processes that train one run, and ends all of them when one fails or is lost.
 
-`jax.distributed` initializes them. In a collective operation XLA would wait for a lost process, on
-some platforms forever, or abort. Each process therefore watches the others over a channel of its
-own (peers.py) and ends with a message and an exit status when one of them does not respond.
+`jax.distributed` initializes them. In a collective operation XLA would wait for a lost process, on some platforms
+forever, or abort. Each process therefore watches the others over a channel of its own (peers.py) and ends with a
+message and an exit status when one of them does not respond.
 """
 
 import atexit
@@ -21,13 +21,7 @@ import jax
 
 from bigan_jax.errors import EXIT_RESUME, UserError
 from bigan_jax.runtime import distributed, peers
-from bigan_jax.runtime.distributed import (
-    broadcast_json,
-    is_multiprocess,
-    is_primary,
-    require_equal,
-    scratch,
-)
+from bigan_jax.runtime.distributed import broadcast_json, is_multiprocess, is_primary, require_equal, scratch
 
 _TASK_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 _SINGLE = "--num_processes=1 trains in this process alone."
@@ -40,12 +34,12 @@ def join_processes(
 ) -> Iterator[None]:
     """Runs the body in this process as one of several that train a run, or as the only one.
 
-    If one process fails, the others end with its message and status. If one is lost, they end with
-    a message and status 75 (`EXIT_RESUME`). Only process 0 writes to stdout. All leave together.
+    If one process fails, the others end with its message and status. If one is lost, they end with a message and
+    status 75 (`EXIT_RESUME`). Only process 0 writes to stdout. All leave together.
 
     Args:
-      coordinator: host:port at which process 0 can be reached; requires the next two. Without
-        them JAX reads the environment: SLURM, Open MPI, Kubernetes, TPU.
+      coordinator: host:port at which process 0 can be reached; requires the next two. Without them JAX reads the
+        environment: SLURM, Open MPI, Kubernetes, TPU.
       num_processes: number of processes; 1 for this one alone.
       process_id: index of this process, from 0.
       timeout: seconds without a heartbeat after which a process is lost.
@@ -83,9 +77,7 @@ def _initialize(coordinator, num_processes, process_id, timeout):
             f"none in SLURM, Open MPI, Kubernetes or on TPUs. {_SINGLE}"
         )
     elif num_processes < 1 or not 0 <= process_id < num_processes:
-        raise UserError(
-            f"--process_id={process_id} must be from 0 to {num_processes - 1}. {_SINGLE}"
-        )
+        raise UserError(f"--process_id={process_id} must be from 0 to {num_processes - 1}. {_SINGLE}")
     elif not coordinator.rpartition(":")[2].isdecimal() or ":" not in coordinator:
         raise UserError(f"--coordinator={coordinator} must be host:port, such as node1:12345.")
     _on_abort("the processes of this run could not connect to each other")
@@ -141,8 +133,8 @@ def _end(status, message):
 def _report(error, timeout):
     """Sends the reason why this process ends to the others.
 
-    An error of a collective operation may have its reason in the end of another process. The
-    channel then ends this process while it waits here.
+    An error of a collective operation may have its reason in the end of another process. The channel then ends this
+    process while it waits here.
     """
     if not isinstance(error, UserError | KeyboardInterrupt | SystemExit):
         time.sleep(timeout + 3 * peers.BEAT_SECONDS)
@@ -162,8 +154,8 @@ def _report(error, timeout):
 def _on_abort(message):
     """Handles SIGABRT, with which XLA ends a process that has lost process 0.
 
-    The channel gets some seconds to end the process first. Then the process ends with a message
-    and status 75, or aborts if there is no message.
+    The channel gets some seconds to end the process first. Then the process ends with a message and status 75, or
+    aborts if there is no message.
     """
 
     def handle(_):

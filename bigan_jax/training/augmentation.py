@@ -23,8 +23,7 @@ class AugmentationSettings:
       translate: each shift is uniform in [-translate, translate], as a fraction of the size.
       scale: the zoom factor about the center is uniform in [1 - scale, 1 + scale].
       rotate: the angle about the center is uniform in [-rotate, rotate], in degrees.
-      brightness: the factor is uniform in [1 - brightness, 1 + brightness]; the result is
-        clipped at 1.
+      brightness: the factor is uniform in [1 - brightness, 1 + brightness]; the result is clipped at 1.
 
     Raises:
       UserError: a value is negative or above its maximum.
@@ -76,8 +75,8 @@ def _translate_scale(key, image, translate, scale):
     size = jnp.array(image.shape[:2], jnp.float32)
     factor = 1 + scale * _uniform(key, 1)
     shift = translate * size * _uniform(key, 2, (2,))
-    # jax.image.scale_and_translate fills with zeros, which would show as a frame on a plain
-    # background. The border is widened as far as a pixel can move.
+    # jax.image.scale_and_translate fills with zeros, which would show as a frame on a plain background. The border is
+    # widened as far as a pixel can move.
     margin = [int(side * (translate + scale) / (1 - scale)) + 2 for side in image.shape[:2]]
     padded = jnp.pad(image, [(m, m) for m in margin] + [(0, 0)], mode="edge")
     offset = size / 2 * (1 - factor) + shift - factor * jnp.array(margin, jnp.float32)
@@ -102,6 +101,4 @@ def _warp(image, angle, factor, shift):
     x = (jnp.arange(width)[None, :] - center[1] - shift[1]) / factor
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     source = [cos * y + sin * x + center[0], cos * x - sin * y + center[1]]
-    return jax.vmap(lambda plane: map_coordinates(plane, source, order=1, mode="nearest"), -1, -1)(
-        image
-    )
+    return jax.vmap(lambda plane: map_coordinates(plane, source, order=1, mode="nearest"), -1, -1)(image)

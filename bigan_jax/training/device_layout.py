@@ -1,9 +1,9 @@
 """How states and batches lie on the devices; the only module that uses `pmap` and shardings.
 
-All arrays on the devices have a leading axis over this process's devices. Several seeds are trained
-by one program: every state, batch and log then has an axis of seeds after the first. If the number
-of seeds is a multiple of the number of devices, each device trains some of the seeds alone, without
-waiting for others; otherwise every device has all seeds and a part of each seed's batch.
+All arrays on the devices have a leading axis over this process's devices. Several seeds are trained by one program:
+every state, batch and log then has an axis of seeds after the first. If the number of seeds is a multiple of the
+number of devices, each device trains some of the seeds alone, without waiting for others; otherwise every device has
+all seeds and a part of each seed's batch.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from bigan_jax.nn.blocks import BATCH_AXIS
 
 _pmap = partial(jax.pmap, axis_name=BATCH_AXIS)
 
-# Mapped once, as a function created at each call would be compiled again; and over the axis of the
-# steps, as arrays of another axis would make each step compile a second time.
+# Mapped once, as a function created at each call would be compiled again; and over the axis of the steps, as arrays
+# of another axis would make each step compile a second time.
 _replicate = _pmap(lambda _, x: x, in_axes=(0, None))
 _copy = _pmap(lambda tree: jax.tree.map(jnp.copy, tree))
 # One program for hundreds of arrays; one call for each would take as long as a short epoch.
@@ -97,9 +97,7 @@ class DeviceLayout:
         if not self.shards_seeds:
             return replicate(state)
         devices = jax.local_device_count()
-        return self._identity(
-            jax.tree.map(lambda x: np.reshape(x, (devices, -1, *x.shape[1:])), state)
-        )
+        return self._identity(jax.tree.map(lambda x: np.reshape(x, (devices, -1, *x.shape[1:])), state))
 
     def from_devices(self, tree: PyTree) -> PyTree:
         """Undoes `to_devices`: returns the tree on one device, with the axis of seeds if any."""
@@ -110,15 +108,11 @@ class DeviceLayout:
         tree = self.from_devices(tree)
         return _split(tree, self.seeds) if self.seeds else [tree]
 
-    def log_from_devices(
-        self, log: Num[np.ndarray, "local *seeds n"]
-    ) -> Num[np.ndarray, "*seeds n"]:
+    def log_from_devices(self, log: Num[np.ndarray, "local *seeds n"]) -> Num[np.ndarray, "*seeds n"]:
         """Undoes the layout of a log that was fetched to the host."""
         return log.reshape(-1, log.shape[-1]) if self.shards_seeds else log[0]
 
-    def shard_indices(
-        self, indices: Int[np.ndarray, "steps *seeds batch"]
-    ) -> Int[np.ndarray, "local steps *seeds b"]:
+    def shard_indices(self, indices: Int[np.ndarray, "steps *seeds batch"]) -> Int[np.ndarray, "local steps *seeds b"]:
         """Returns each local device's part of every batch, or of the seeds."""
         local, axis = jax.local_device_count(), 1 if self.shards_seeds else -1
         shards = np.stack(np.split(indices, jax.device_count(), axis))
@@ -126,7 +120,7 @@ class DeviceLayout:
 
 
 def _with_batch_axis(step):
-    """For a device with entire batches: the axis over which a step averages has length 1 and is
-    part of the device's own program."""
+    """For a device with entire batches: the axis over which a step averages has length 1 and is part of the device's
+    own program."""
     mapped = jax.vmap(step, in_axes=None, axis_name=BATCH_AXIS, axis_size=1)
     return lambda *arguments: jax.tree.map(lambda x: x[0], mapped(*arguments))

@@ -43,10 +43,7 @@ class Divergence(NamedTuple):
         """Describes the divergence in one or two sentences."""
         networks = ", ".join(self.networks)
         if not self.objective:  # the last update before these steps did it
-            return (
-                f"Training diverged before epoch {self.epoch}: the values of {networks} are not "
-                "finite."
-            )
+            return f"Training diverged before epoch {self.epoch}: the values of {networks} are not finite."
         images = ", ".join(map(printable, self.images[:_IMAGES_IN_MESSAGE]))
         others = len(self.images) - _IMAGES_IN_MESSAGE
         more = f" and {others} more" if others > 0 else ""
@@ -67,9 +64,7 @@ def validate_policy(name: str) -> None:
         raise unknown_name("config.on_nan", name, POLICIES)
 
 
-def roll_back(
-    divergence: Divergence, rollbacks: Sequence[Mapping], policy: str, restored: Progress
-) -> Progress:
+def roll_back(divergence: Divergence, rollbacks: Sequence[Mapping], policy: str, restored: Progress) -> Progress:
     """Returns the progress to resume from, with one rollback more.
 
     Args:
@@ -81,10 +76,7 @@ def roll_back(
     Raises:
       UserError: the policy is "stop", or the run has been rolled back MAX_ROLLBACKS times.
     """
-    problem = (
-        f"{divergence.message()} nan.json lists all of them. The checkpoint after "
-        f"{restored.describe()} is kept"
-    )
+    problem = f"{divergence.message()} nan.json lists all of them. The checkpoint after {restored.describe()} is kept"
     if policy == "stop":
         rate = "learning rate (config.optimizers)"
         if divergence.objective:
@@ -159,8 +151,8 @@ def locate(
       indices: the training images of each step.
       paths: of all training images.
       progress: before these steps.
-      logs: of these steps, when they were first taken. They locate the divergence if it does not
-        occur again, on a device that does not add in the same order each time.
+      logs: of these steps, when they were first taken. They locate the divergence if it does not occur again, on a
+        device that does not add in the same order each time.
       state: after these steps or later, on one device.
     """
     epoch, first_step = progress.epochs + 1, progress.step + 1

@@ -43,9 +43,7 @@ class EpochLogger:
         self._train_log = TrainLog(workdir, progress.train_log)
         self._tensorboard = TensorBoardWriter(workdir / "events", progress.epochs + 1)
 
-    def log_epoch(
-        self, progress: Progress, schedule: ScheduledEpoch, progress_bar: tqdm
-    ) -> Progress:
+    def log_epoch(self, progress: Progress, schedule: ScheduledEpoch, progress_bar: tqdm) -> Progress:
         """Logs the epoch that has just finished, and prints its health warnings.
 
         Args:
@@ -65,9 +63,7 @@ class EpochLogger:
         self._train_log.append(row)
         scalars = row.keys() - {"epoch", "phase", "step", "health", "rollbacks"}
         self._tensorboard.add({name: row[name] for name in sorted(scalars)}, row["epoch"])
-        return progress.at_step(0, progress.steps)._replace(
-            epochs=row["epoch"], train_log=self._train_log.text
-        )
+        return progress.at_step(0, progress.steps)._replace(epochs=row["epoch"], train_log=self._train_log.text)
 
     def close(self) -> None:
         """Closes the event file. Raises UserError if it could not be written."""

@@ -1,11 +1,11 @@
 """Runs epochs of training steps on the devices of one or several processes.
 
-A step is composed of the same functions everywhere. On accelerators an epoch is one scanned
-program. On CPUs each function is mapped over the devices and called in a loop on the host, because
-XLA:CPU runs convolutions inside a loop up to 27 times slower than outside.
+A step is composed of the same functions everywhere. On accelerators an epoch is one scanned program. On CPUs each
+function is mapped over the devices and called in a loop on the host, because XLA:CPU runs convolutions inside a loop
+up to 27 times slower than outside.
 
-Images are either replicated on all devices or streamed: then the images of the next steps are read
-ahead and placed on the devices that use them. Nothing else depends on this.
+Images are either replicated on all devices or streamed: then the images of the next steps are read ahead and placed
+on the devices that use them. Nothing else depends on this.
 """
 
 import math
@@ -46,18 +46,15 @@ def steps_and_batch_size(batch_size: int, images: int) -> tuple[int, int]:
 
     Args:
       batch_size: the requested batch size, at least 1.
-      images: the number of training images; if there are fewer than `batch_size`, one batch holds
-        all that the devices can share evenly.
+      images: the number of training images; if there are fewer than `batch_size`, one batch holds all that the
+        devices can share evenly.
 
     Raises:
       UserError: the devices cannot share a batch evenly.
     """
     devices = jax.device_count()
     if batch_size % devices:
-        raise UserError(
-            f"config.batch_size must be a multiple of {devices}, the number of devices "
-            f"(got {batch_size})."
-        )
+        raise UserError(f"config.batch_size must be a multiple of {devices}, the number of devices (got {batch_size}).")
     if images < devices:
         raise UserError(
             f"{images} training images are too few for {devices} devices. Use fewer devices, for "
@@ -71,8 +68,7 @@ class EpochRunner:
     """Trains a detector by the epoch, one state or several vectorized over seeds.
 
     Attributes:
-      layout: how states and batches lie on the devices; `layout.to_devices` gives the states that
-        the methods take.
+      layout: how states and batches lie on the devices; `layout.to_devices` gives the states that the methods take.
       frozen: replicated variables of the frozen networks.
       training_set: the training images.
     """
@@ -95,8 +91,8 @@ class EpochRunner:
           augmentation: augmentation of the training images.
           frozen: replicated variables of the frozen networks.
           training_set: replicated; or on the host (LazyImages or an array) to be streamed.
-          scanned: whether an epoch, or a chunk of a streamed one, is one program. By default it is
-            on all devices but CPUs, where that is slower.
+          scanned: whether an epoch, or a chunk of a streamed one, is one program. By default it is on all devices but
+            CPUs, where that is slower.
           seeds: number of states trained in parallel; 0 for a single one without an axis of seeds.
         """
         self.frozen, self.training_set, self.layout = frozen, training_set, DeviceLayout(seeds)
@@ -109,17 +105,14 @@ class EpochRunner:
             for name in detector.objectives
         }
         self._finish_step = vmap(partial(finish_step, detector), 0)
-        self._prepare_plain = vmap(
-            partial(prepare_batch, augmentation=AugmentationSettings()), 0, None, 0
-        )
+        self._prepare_plain = vmap(partial(prepare_batch, augmentation=AugmentationSettings()), 0, None, 0)
         self._batch_statistics = vmap(partial(batch_statistics, detector), 0, None, 0)
         self._statistics = pmap(self._summed_statistics if self._scanned else self._step_statistics)
         self._programs, self._compiling, self._compilers = {}, {}, None
         if not self._scanned:
             self._prepare = pmap(self._prepare)
             self._updates = {
-                name: pmap(f, in_axes=(0, 0, 0, None), donate_argnums=0)
-                for name, f in self._updates.items()
+                name: pmap(f, in_axes=(0, 0, 0, None), donate_argnums=0) for name, f in self._updates.items()
             }
             self._finish_step = pmap(self._finish_step, donate_argnums=0)
 
@@ -150,8 +143,8 @@ class EpochRunner:
           state: the state, whose memory is used again (it is donated).
           objectives: the objective of each update of a step, in order.
           indices: indices of the training images of each batch, over all devices.
-          on_step: called with the number of steps dispatched so far and the logs of the last one,
-            which are still on the devices; if it returns True, no further step is dispatched.
+          on_step: called with the number of steps dispatched so far and the logs of the last one, which are still on
+            the devices; if it returns True, no further step is dispatched.
 
         Returns:
           The new state, and the logs for `fetch_logs`.
@@ -184,10 +177,7 @@ class EpochRunner:
         return self.layout.log_from_devices(np.moveaxis(log, 1, -1))
 
     def step_by_step(
-        self,
-        state: TrainState,
-        objectives: tuple[str, ...],
-        indices: Int[np.ndarray, "steps batch"],
+        self, state: TrainState, objectives: tuple[str, ...], indices: Int[np.ndarray, "steps batch"]
     ) -> Iterator[tuple[int, str, TrainState, dict]]:
         """Runs an epoch update by update; only of a runner that is not scanned.
 
@@ -196,9 +186,7 @@ class EpochRunner:
         """
         with closing(self._chunks(indices, scanned=False)) as chunks:
             for step, (images, places) in enumerate(chunks):
-                for name, new_state, logs in self._objective_steps(
-                    objectives, state, self.frozen, images, places
-                ):
+                for name, new_state, logs in self._objective_steps(objectives, state, self.frozen, images, places):
                     state = new_state
                     yield step, name, state, logs
                 state = self._finish_step(state)
@@ -206,8 +194,8 @@ class EpochRunner:
     def _chunks(
         self, indices: Int[np.ndarray, "steps *seeds batch"], scanned: bool
     ) -> Iterator[tuple[TrainingSet, Int[np.ndarray, "local ..."]]]:
-        """Yields the inputs of the epoch's programs: images, and indices into them of one step
-        [local, b] or, scanned, of several [local, steps, b]."""
+        """Yields the inputs of the epoch's programs: images, and indices into them of one step [local, b] or,
+        scanned, of several [local, steps, b]."""
         shards = self.layout.shard_indices(indices)
         if not scanned:
             parts = [shards[:, step] for step in range(len(indices))]
@@ -226,9 +214,7 @@ class EpochRunner:
         """Reads images onto the devices that use them; returns them, and indices into them."""
         image = self.training_set.image[indices.ravel()]
         condition = self.training_set.condition[indices]
-        images = TrainingSet(
-            image.reshape(len(indices), -1, *image.shape[1:]), condition.reshape(len(indices), -1)
-        )
+        images = TrainingSet(image.reshape(len(indices), -1, *image.shape[1:]), condition.reshape(len(indices), -1))
         places = np.arange(indices[0].size, dtype=np.int32).reshape(indices.shape[1:])
         return scatter((images, np.broadcast_to(places, indices.shape)))
 
@@ -259,9 +245,7 @@ class EpochRunner:
         if objectives not in self._programs:
 
             def epoch(state, frozen, images, indices):
-                state, logs = lax.scan(
-                    lambda s, i: self._step(objectives, s, frozen, images, i), state, indices
-                )
+                state, logs = lax.scan(lambda s, i: self._step(objectives, s, frozen, images, i), state, indices)
                 return state, logs, {name: values[-1] for name, values in logs.items()}
 
             self._programs[objectives] = self.layout.pmap(epoch, donate_argnums=0)
@@ -273,13 +257,10 @@ class EpochRunner:
         return self._scanned and not self._streamed
 
     def compile_ahead(
-        self,
-        state: TrainState,
-        programs: Iterable[tuple[str, ...]],
-        indices: Int[np.ndarray, "steps *seeds batch"],
+        self, state: TrainState, programs: Iterable[tuple[str, ...]], indices: Int[np.ndarray, "steps *seeds batch"]
     ) -> None:
-        """Starts to compile epochs in parallel, as each may take a minute; `dispatch` waits for its
-        own. The program of BatchNorm statistics, if there are any, is compiled last.
+        """Starts to compile epochs in parallel, as each may take a minute; `dispatch` waits for its own. The program
+        of BatchNorm statistics, if there are any, is compiled last.
 
         Args:
           state: a state; only its shapes matter.
@@ -287,9 +268,7 @@ class EpochRunner:
           indices: indices of an epoch; only their shape matters.
         """
         inputs = state, self.frozen, self.training_set, scatter(self.layout.shard_indices(indices))
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), inputs
-        )
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), inputs)
         self._compilers = ThreadPoolExecutor(thread_name_prefix="compile")
         functions = {objectives: self._epoch_program(objectives) for objectives in programs}
         if _has_statistics(state):
@@ -318,9 +297,7 @@ class EpochRunner:
             self._compilers.shutdown(cancel_futures=True)
         self._compiling.clear()
 
-    def with_statistics(
-        self, state: TrainState, indices: Int[np.ndarray, "steps *seeds batch"]
-    ) -> TrainState:
+    def with_statistics(self, state: TrainState, indices: Int[np.ndarray, "steps *seeds batch"]) -> TrainState:
         """Returns the state with BatchNorm statistics averaged over batches without augmentation.
 
         Args:
@@ -335,8 +312,8 @@ class EpochRunner:
             for images, places in chunks:
                 statistics = self._statistics(state, self.frozen, images, places)
                 total = statistics if total is None else jax.tree.map(jnp.add, total, statistics)
-                # One at a time: streamed images would accumulate, and several programs that reduce
-                # over simulated devices could deadlock, each holding some threads of the CPU.
+                # One at a time: streamed images would accumulate, and several programs that reduce over simulated
+                # devices could deadlock, each holding some threads of the CPU.
                 if not self.epoch_is_one_program:
                     jax.block_until_ready(total)
         return with_statistics(state, jax.tree.map(lambda x: x / len(indices), total))
@@ -345,9 +322,7 @@ class EpochRunner:
         return self._batch_statistics(state, frozen, self._prepare_plain(state, images, indices))
 
     def _summed_statistics(self, state, frozen, images, indices):
-        _, statistics = lax.scan(
-            lambda _, i: (None, self._step_statistics(state, frozen, images, i)), None, indices
-        )
+        _, statistics = lax.scan(lambda _, i: (None, self._step_statistics(state, frozen, images, i)), None, indices)
         return jax.tree.map(lambda x: x.sum(0), statistics)
 
 

@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-# Mean output of a discriminator that is hardly ever wrong. Small healthy runs stayed below 0.91 on
-# real images for 60 steps; with D's learning rate a hundredfold they exceeded 0.98 within 16.
+# Mean output of a discriminator that is hardly ever wrong. Small healthy runs stayed below 0.91 on real images for 60
+# steps; with D's learning rate a hundredfold they exceeded 0.98 within 16.
 _SATURATED = 0.98
 
-# Chance costs D 2 ln 2 = 1.39 (BCE on real plus on generated images). At three times that loss D is
-# confidently wrong, and its weights jump.
+# Chance costs D 2 ln 2 = 1.39 (BCE on real plus on generated images). At three times that loss D is confidently
+# wrong, and its weights jump.
 _WRONG_LOSS = 3 * 2 * np.log(2)
 
-# Fraction of the real images' standard deviation. A collapsed generator is near 0; the least of
-# small healthy runs was 0.16, in the first epochs, when an autoencoder outputs the mean image.
+# Fraction of the real images' standard deviation. A collapsed generator is near 0; the least of small healthy runs
+# was 0.16, in the first epochs, when an autoencoder outputs the mean image.
 _COLLAPSED = 0.1
 
 # Perplexity is the effective number of codes; fewer than two describe a single image.
@@ -25,8 +25,7 @@ def health_warnings(row: Mapping[str, Any]) -> list[str]:
     """Returns a warning for each problem of an epoch.
 
     Args:
-      row: a row of train.jsonl: the epoch's mean of each log "<objective>/<log>", among other
-        fields.
+      row: a row of train.jsonl: the epoch's mean of each log "<objective>/<log>", among other fields.
     """
     numbers = {k: v for k, v in row.items() if isinstance(v, int | float | np.number)}
     objectives: dict[str, dict[str, float]] = {}
@@ -57,10 +56,7 @@ def _discriminator(name, logs):
             f"The discriminator is saturated ({outputs}), and its gradients teach the other "
             f"networks little. {fix}, or update it less often."
         )
-    if (
-        min(logs["real"], logs["fake"]) > _SATURATED
-        or max(logs["real"], logs["fake"]) < 1 - _SATURATED
-    ):
+    if min(logs["real"], logs["fake"]) > _SATURATED or max(logs["real"], logs["fake"]) < 1 - _SATURATED:
         return f"The discriminator outputs the same for every image ({outputs}). {fix}."
     if logs.get("loss", 0) > _WRONG_LOSS:
         return (

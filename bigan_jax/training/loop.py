@@ -1,9 +1,8 @@
 """The training loop: dispatches epochs to the devices, then logs and checkpoints their results.
 
-One run is trained, or several that differ in their seed alone, vectorized over seeds.
-When an epoch is one compiled program and takes less than a second, the next epoch is dispatched
-before the results of the previous one are read. Logging and checkpointing then overlap with
-computation.
+One run is trained, or several that differ in their seed alone, vectorized over seeds. When an epoch is one compiled
+program and takes less than a second, the next epoch is dispatched before the results of the previous one are read.
+Logging and checkpointing then overlap with computation.
 """
 
 import time
@@ -52,9 +51,7 @@ class EpochResult(NamedTuple):
     logs: Mapping[str, Float[np.ndarray, "done"]]
 
 
-def train_epochs(
-    runs: Sequence[TrainingRun], runner: EpochRunner, stop_request: StopRequest
-) -> list[EpochResult]:
+def train_epochs(runs: Sequence[TrainingRun], runner: EpochRunner, stop_request: StopRequest) -> list[EpochResult]:
     """Trains to the end of the schedule, or until a stop is requested or a run diverges.
 
     Runs that do not diverge are saved, and their `progress` and `state` are up to date.
@@ -74,13 +71,9 @@ def train_epochs(
     for run in runs:
         run.job.mark_started()
     with ExitStack() as stack:
-        progress_bar = stack.enter_context(
-            closing(make_progress_bar(job.epochs, job.steps_per_epoch, start))
-        )
+        progress_bar = stack.enter_context(closing(make_progress_bar(job.epochs, job.steps_per_epoch, start)))
         loggers = {
-            run: stack.enter_context(
-                closing(EpochLogger(run.job.workdir, run.progress, job.batch_size))
-            )
+            run: stack.enter_context(closing(EpochLogger(run.job.workdir, run.progress, job.batch_size)))
             for run in runs
         }
         loop = stack.enter_context(closing(TrainLoop(loggers, runner, stop_request, progress_bar)))
@@ -139,8 +132,8 @@ class PendingEpoch(NamedTuple):
       initial_state: as in `EpochResult`.
       logs: logs of its steps, still on the devices.
       save_checkpoint: whether its final state is to be saved.
-      snapshots: each run's final state, taken at once if the next epoch may be dispatched before
-        this one is finished; otherwise None.
+      snapshots: each run's final state, taken at once if the next epoch may be dispatched before this one is
+        finished; otherwise None.
       monitor: counts its steps.
       started: `time.perf_counter()` at its dispatch.
     """
@@ -195,9 +188,7 @@ class TrainLoop:
         """Starts to compile the programs of all remaining epochs, if an epoch is one program."""
         if self.runs_ahead:
             remaining = range(self.runs[0].progress.epochs, self.job.epochs)
-            programs = dict.fromkeys(
-                schedules.active_objectives(self._schedule(n)) for n in remaining
-            )
+            programs = dict.fromkeys(schedules.active_objectives(self._schedule(n)) for n in remaining)
             self.runner.compile_ahead(self.state, programs, self._stack(self._indices(0)))
 
     def close(self) -> None:
@@ -207,13 +198,10 @@ class TrainLoop:
     def may_run_ahead(self, number: int) -> bool:
         """Returns whether an epoch may be dispatched before the previous one is finished.
 
-        It may not if its programs are still being compiled, as the previous epoch's log would wait
-        for them, and need not if epochs are long.
+        It may not if its programs are still being compiled, as the previous epoch's log would wait for them, and need
+        not if epochs are long.
         """
-        programs = [
-            schedules.active_objectives(self._schedule(number)),
-            *[STATISTICS] * self._is_saved(number),
-        ]
+        programs = [schedules.active_objectives(self._schedule(number)), *[STATISTICS] * self._is_saved(number)]
         compiled = all(map(self.runner.is_compiled, programs))
         return self.runs_ahead and self.last_seconds < _LONG_EPOCH and compiled
 
@@ -234,15 +222,12 @@ class TrainLoop:
         )
         save = self._is_saved(number) and monitor.steps_done == job.steps_per_epoch
         snapshots = self._take_snapshots(monitor.steps_done) if save and self.runs_ahead else None
-        return PendingEpoch(
-            schedule, indices, initial_state, logs, save, snapshots, monitor, started
-        )
+        return PendingEpoch(schedule, indices, initial_state, logs, save, snapshots, monitor, started)
 
     def finish_epoch(self, epoch: PendingEpoch) -> None:
         """Waits for an epoch, updates each run's progress, logs it, and saves a checkpoint if due.
 
-        A run with a loss that is not finite is recorded in `self.diverged`; its epoch is neither
-        logged nor saved.
+        A run with a loss that is not finite is recorded in `self.diverged`; its epoch is neither logged nor saved.
 
         Raises:
           UserError: an earlier checkpoint, a log or an event file could not be written.
@@ -254,9 +239,7 @@ class TrainLoop:
         objectives = schedules.active_objectives(epoch.schedule)
         self.results = {
             run: EpochResult(run, run.progress, epoch.initial_state, objectives, indices, run_logs)
-            for run, indices, run_logs in zip(
-                self.runs, epoch.indices, self._per_run(logs), strict=True
-            )
+            for run, indices, run_logs in zip(self.runs, epoch.indices, self._per_run(logs), strict=True)
             if run not in self.diverged
         }
         for run, result in self.results.items():
@@ -265,9 +248,7 @@ class TrainLoop:
             if not divergence.losses_are_finite(result.logs):
                 self.diverged[run] = result
             elif steps_done == self.job.steps_per_epoch:
-                run.progress = self.loggers[run].log_epoch(
-                    run.progress, epoch.schedule, self.progress_bar
-                )
+                run.progress = self.loggers[run].log_epoch(run.progress, epoch.schedule, self.progress_bar)
         if epoch.save_checkpoint and len(self.diverged) < len(self.runs):
             self._save(epoch.snapshots or self._take_snapshots(steps_done))
 
@@ -289,11 +270,11 @@ class TrainLoop:
                 self.diverged[run] = self.results[run]
 
     def _take_snapshots(self, steps_done):
-        """After a complete epoch, the BatchNorm statistics become those of the training images,
-        unless all runs have diverged."""
+        """After a complete epoch, the BatchNorm statistics become those of the training images, unless all runs have
+        diverged."""
         if steps_done == self.job.steps_per_epoch and len(self.diverged) < len(self.runs):
-            # Shuffled as in training. Images are sorted by condition, and a batch of one condition
-            # would lack the variance between conditions.
+            # Shuffled as in training. Images are sorted by condition, and a batch of one condition would lack the
+            # variance between conditions.
             indices = self._stack(self._indices(0))
             self.state = self.runner.with_statistics(self.state, indices)
         states = self.runner.layout.unstack_seeds(self.state)

@@ -44,8 +44,8 @@ class TrainingJob(NamedTuple):
       steps_per_epoch: number of steps of each epoch.
       batch_size: images of a step, over all devices.
       init_state: from a seed to the initial state.
-      make_runner: from the scale of learning rates, and optionally `scanned` and `seeds` of
-        `EpochRunner`, to a runner.
+      make_runner: from the scale of learning rates, and optionally `scanned` and `seeds` of `EpochRunner`, to a
+        runner.
       workdir: the run's folder.
     """
 

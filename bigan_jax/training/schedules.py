@@ -1,7 +1,6 @@
 """The training schedule: which objectives are updated in which epoch, and their learning rates.
 
-The active objectives are a function of the epoch alone, so that a resumed run continues as if it
-had never stopped.
+The active objectives are a function of the epoch alone, so that a resumed run continues as if it had never stopped.
 """
 
 from collections.abc import Iterable, Mapping
@@ -58,8 +57,7 @@ def parse_phases(phases: Mapping[str, Mapping], objectives: Iterable[str]) -> tu
     """Returns the phases of a config, in the order of their names.
 
     Args:
-      phases: {name: {epochs, objectives: {name: {every, times}}}}; an objective with `times` of 0
-        is not updated.
+      phases: {name: {epochs, objectives: {name: {every, times}}}}; an objective with `times` of 0 is not updated.
       objectives: those of the detector, in the order of the updates of a step.
 
     Raises:
@@ -68,18 +66,10 @@ def parse_phases(phases: Mapping[str, Mapping], objectives: Iterable[str]) -> tu
     parsed = []
     for name, phase in sorted(phases.items()):
         for objective in set(phase["objectives"]) - set(objectives):
-            raise unknown_name(
-                f"objective in config.phases.{name}.objectives", objective, objectives
-            )
-        frequencies = {
-            n: UpdateFrequency(**phase["objectives"][n])
-            for n in objectives
-            if n in phase["objectives"]
-        }
+            raise unknown_name(f"objective in config.phases.{name}.objectives", objective, objectives)
+        frequencies = {n: UpdateFrequency(**phase["objectives"][n]) for n in objectives if n in phase["objectives"]}
         if phase["epochs"] < 0 or any(f.every < 1 or f.times < 0 for f in frequencies.values()):
-            raise UserError(
-                f"config.phases.{name}: epochs and times must be at least 0, every at least 1"
-            )
+            raise UserError(f"config.phases.{name}: epochs and times must be at least 0, every at least 1")
         parsed.append(Phase(name, phase["epochs"], frequencies))
     return tuple(parsed)
 
@@ -132,9 +122,8 @@ class OptimizerSettings:
     Attributes:
       learning_rate: the constant learning rate, or the peak of the cycle.
       b1, b2: Adam's decay rates.
-      rate: "constant"; or "one_cycle" (Smith and Topin 2018): in each phase the rate rises
-        linearly from learning_rate / 25 to learning_rate over the first 30 % of the updates, then
-        falls to zero along a cosine.
+      rate: "constant"; or "one_cycle" (Smith and Topin 2018): in each phase the rate rises linearly from
+        learning_rate / 25 to learning_rate over the first 30 % of the updates, then falls to zero along a cosine.
       objective: the objective, for messages.
 
     Raises:
@@ -155,9 +144,7 @@ class OptimizerSettings:
             raise unknown_name("rate of an optimizer", self.rate, ["constant", "one_cycle"])
 
 
-def make_optimizer(
-    updates: list[int], settings: OptimizerSettings, scale: float = 1.0
-) -> optax.GradientTransformation:
+def make_optimizer(updates: list[int], settings: OptimizerSettings, scale: float = 1.0) -> optax.GradientTransformation:
     """Returns Adam (Kingma and Ba 2015) with the settings' learning rate schedule.
 
     Args:

@@ -1,8 +1,8 @@
 """One training step: prepare a batch, update each active objective in turn, finish the step.
 
-Also BatchNorm statistics for inference ("precise BN"). The functions run on each device of the
-mapped axis `BATCH_AXIS`. schedules.py decides which objectives are active; epoch_runner.py and
-device_layout.py spread steps over devices.
+Also BatchNorm statistics for inference ("precise BN"). The functions run on each device of the mapped axis
+`BATCH_AXIS`. schedules.py decides which objectives are active; epoch_runner.py and device_layout.py spread steps over
+devices.
 """
 
 from collections.abc import Mapping
@@ -38,10 +38,7 @@ class TrainingSet(NamedTuple):
 
 
 def prepare_batch(
-    state: TrainState,
-    training_set: TrainingSet,
-    indices: Int[Array, "b"],
-    augmentation: AugmentationSettings,
+    state: TrainState, training_set: TrainingSet, indices: Int[Array, "b"], augmentation: AugmentationSettings
 ) -> Batch:
     """Returns this device's batch: gathered by index, scaled to [0, 1] and augmented."""
     image = training_set.image[indices].astype(jnp.float32) / 255
@@ -60,8 +57,7 @@ def update(
 ) -> tuple[TrainState, Logs]:
     """Takes one update step of one objective: gradient, optimizer and Flax collections.
 
-    Only the networks that the objective owns change. Gradients, collections and logs are averaged
-    over the devices.
+    Only the networks that the objective owns change. Gradients, collections and logs are averaged over the devices.
 
     Args:
       detector: networks and objectives.
@@ -79,11 +75,7 @@ def update(
     keys = _step_keys(state, update_index, len(batch.image))
 
     def loss(owned):
-        net = Net(
-            detector.networks,
-            network_variables(state, state.params | owned) | dict(frozen),
-            train=True,
-        )
+        net = Net(detector.networks, network_variables(state, state.params | owned) | dict(frozen), train=True)
         value, logs = objective.loss(net, batch, keys)
         return value, ({"loss": value, **logs}, net.collections(objective.networks))
 
@@ -102,8 +94,7 @@ def update(
 def finish_step(detector: Detector, state: TrainState) -> TrainState:
     """Increments the step counter and updates the moving average of the weights.
 
-    The decay rises from 0.1 to `detector.averaging`, so that the initial weights carry little
-    weight in a short run.
+    The decay rises from 0.1 to `detector.averaging`, so that the initial weights carry little weight in a short run.
     """
     decay = jnp.minimum(detector.averaging, (1 + state.step) / (10 + state.step))
     average = {
@@ -118,33 +109,25 @@ def batch_statistics(
 ) -> dict[str, PyTree]:
     """Returns the BatchNorm statistics of one batch by network, with fixed weights.
 
-    A network's statistics come from the last objective that owns it, as in a step: an encoder and a
-    generator that end each step on reconstruction are scored as they reconstruct.
+    A network's statistics come from the last objective that owns it, as in a step: an encoder and a generator that
+    end each step on reconstruction are scored as they reconstruct.
     """
     statistics = {}
     for objective in detector.objectives.values():
-        net = Net(
-            detector.networks,
-            network_variables(state, scoring_params(state)) | dict(frozen),
-            train=True,
-        )
+        net = Net(detector.networks, network_variables(state, scoring_params(state)) | dict(frozen), train=True)
         objective.loss(net, batch, _step_keys(state, 0, len(batch.image)))
         statistics |= net.collections(objective.networks)
-    statistics = {
-        n: {"batch_stats": c["batch_stats"]} for n, c in statistics.items() if "batch_stats" in c
-    }
+    statistics = {n: {"batch_stats": c["batch_stats"]} for n, c in statistics.items() if "batch_stats" in c}
     return _average_over_devices(statistics)
 
 
 def with_statistics(state: TrainState, mean: dict[str, PyTree]) -> TrainState:
     """Returns the state with BatchNorm statistics replaced by their mean over batches.
 
-    This is "precise BN" (Wu and Johnson 2021, Sec. 3). Parameters and codebooks stay as they are,
-    and later training does not depend on the statistics.
+    This is "precise BN" (Wu and Johnson 2021, Sec. 3). Parameters and codebooks stay as they are, and later training
+    does not depend on the statistics.
     """
-    return state._replace(
-        collections={n: c | mean.get(n, {}) for n, c in state.collections.items()}
-    )
+    return state._replace(collections={n: c | mean.get(n, {}) for n, c in state.collections.items()})
 
 
 def _step_keys(state, purpose, batch_size):
@@ -157,9 +140,9 @@ def _step_keys(state, purpose, batch_size):
 def _average_over_devices(tree):
     """Returns the mean over all devices.
 
-    Several processes on CPUs reduce one concatenated vector, because each reduction takes
-    milliseconds however small it is. Compilers for accelerators combine reductions themselves,
-    without the copies. For a single device, XLA:CPU would copy every array; the mean is skipped.
+    Several processes on CPUs reduce one concatenated vector, because each reduction takes milliseconds however small
+    it is. Compilers for accelerators combine reductions themselves, without the copies. For a single device, XLA:CPU
+    would copy every array; the mean is skipped.
     """
     if lax.axis_size(BATCH_AXIS) == 1:
         return tree

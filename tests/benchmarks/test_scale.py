@@ -116,9 +116,7 @@ def test_point_and_figures(tmp_path):
 
 
 def test_errors_are_reported(tmp_path, capsys):
-    with pytest.raises(
-        SystemExit, match=r"error: the point .* must be a multiple of 2, the number"
-    ):
+    with pytest.raises(SystemExit, match=r"error: the point .* must be a multiple of 2, the number"):
         scale.measure({"devices": 2, "batch": 3})
     with pytest.raises(SystemExit):
         scale.main(["plots", f"--output={tmp_path / 'scale.json'}"])

@@ -19,7 +19,6 @@ def test_growth_is_detected(growing):
     grown = {name: getattr(young, name) * 1.06 for name in [growing] if name}
     old = young._replace(**grown)
     pairs = [
-        tuple(x._replace(processor=x.processor * slow) for x in (young, old))
-        for slow in (1.2, 1.15, 1.2, 1.3, 1.2)
+        tuple(x._replace(processor=x.processor * slow) for x in (young, old)) for slow in (1.2, 1.15, 1.2, 1.3, 1.2)
     ]
     assert compare([young] * 5, pairs).is_flat() == (growing is None)

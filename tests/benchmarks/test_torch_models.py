@@ -50,8 +50,7 @@ def test_scores_and_losses_are_equal(model, monkeypatch):
     rng = np.random.default_rng(0)
     jax_side.state = jax_side.state._replace(
         collections=jax.tree.map(
-            lambda x: (x * rng.uniform(0.7, 1.3, x.shape) + 0.01).astype(np.float32),
-            jax_side.state.collections,
+            lambda x: (x * rng.uniform(0.7, 1.3, x.shape) + 0.01).astype(np.float32), jax_side.state.collections
         )
     )
     torch_side.build(jax_side.describe())
@@ -73,13 +72,10 @@ def test_scores_and_losses_are_equal(model, monkeypatch):
 def test_learning_rates_are_equal():
     updates = [0, 20, 7]
     expected = optax.join_schedules(
-        [optax.warmup_cosine_decay_schedule(1 / 25, 1, rise, n) for rise, n in ((6, 20), (2, 7))],
-        [20],
+        [optax.warmup_cosine_decay_schedule(1 / 25, 1, rise, n) for rise, n in ((6, 20), (2, 7))], [20]
     )
     factor = one_cycle(updates)
-    np.testing.assert_allclose(
-        [factor(i) for i in range(30)], [expected(i) for i in range(30)], atol=1e-6
-    )
+    np.testing.assert_allclose([factor(i) for i in range(30)], [expected(i) for i in range(30)], atol=1e-6)
 
 
 def test_main_writes_rows(tmp_path, capfd, monkeypatch):
@@ -117,8 +113,7 @@ ROW = {
 
 
 @pytest.mark.parametrize(
-    ("floor", "message"),
-    [(1.0, None), (1.1, r"cae phase1, batch 32.*0\.90 of PyTorch's speed, the floor is 1\.1")],
+    ("floor", "message"), [(1.0, None), (1.1, r"cae phase1, batch 32.*0\.90 of PyTorch's speed, the floor is 1\.1")]
 )
 def test_ratio_below_its_floor_fails(tmp_path, monkeypatch, capsys, floor, message):
     """With a margin of 15 %."""

@@ -31,9 +31,7 @@ def leaking():
 
 def test_policies():
     set_ = leaking()
-    with pytest.raises(
-        UserError, match=r"(?s)3 training or calibration images.*train/.*duplicates=drop"
-    ) as stopped:
+    with pytest.raises(UserError, match=r"(?s)3 training or calibration images.*train/.*duplicates=drop") as stopped:
         leaks.drop_duplicates(set_, leaks.audit_dataset(set_))
     assert set_.train.path[0] in str(stopped.value) and set_.test.path[0] in str(stopped.value)
 
@@ -46,9 +44,7 @@ def test_policies():
         settled = leaks.drop_duplicates(set_, audit)
         np.testing.assert_array_equal(settled.train.image, np.delete(set_.train.image, gone, 0))
         assert set(set_.train.path) - set(settled.train.path) == set(set_.train.path[gone])
-        assert set(set_.calibration.path) - set(settled.calibration.path) == {
-            set_.calibration.path[4]
-        }
+        assert set(set_.calibration.path) - set(settled.calibration.path) == {set_.calibration.path[4]}
         assert len(settled.test.path) == len(set_.test.path)
         assert f"{len(gone)} images dropped from train" in " ".join(settled.notes)
         after = leaks.audit_dataset(settled, "stop")
@@ -72,9 +68,7 @@ def test_files_and_table(tmp_path):
     audit.write_split(tmp_path)
     rows = {
         row["path"]: row
-        for row in csv.DictReader(
-            (tmp_path / "split.csv").open(encoding="utf-8", errors="surrogateescape", newline="")
-        )
+        for row in csv.DictReader((tmp_path / "split.csv").open(encoding="utf-8", errors="surrogateescape", newline=""))
     }
     assert len(rows) == sum(len(p.path) for p in set_[:3])
     assert rows[set_.train.path[0]]["split"] == "dropped"
@@ -139,9 +133,7 @@ def test_a_config_reaches_training_and_evaluation(tmp_path):
         (tmp_path / "normal" / f"again{i}.png").write_bytes((tmp_path / twin).read_bytes())
     with pytest.raises(UserError, match="duplicates=drop"):
         load_audited(parse_settings(config))
-    settled, audit = load_audited(
-        parse_settings(configured(cae, "folder", fields | {"data.duplicates": "drop"}))
-    )
+    settled, audit = load_audited(parse_settings(configured(cae, "folder", fields | {"data.duplicates": "drop"})))
     assert not any("again" in path for path in settled.train.path)
     assert len(settled.train.path) == len(loaded.train.path)
     assert "width" in audit.shortcut_aurocs or not settled.test.label.any()
@@ -157,9 +149,7 @@ def test_a_config_reaches_training_and_evaluation(tmp_path):
 def test_parts_that_lack_what_is_asked_of_them(fields, words, tmp_path):
     folder(tmp_path, 0)
     with pytest.raises(UserError, match=words):
-        load_audited(
-            parse_settings(configured(cae, "folder", SMALL | {"data.dir": str(tmp_path)} | fields))
-        )
+        load_audited(parse_settings(configured(cae, "folder", SMALL | {"data.dir": str(tmp_path)} | fields)))
 
 
 def folder(path, seed, count=40):
@@ -247,7 +237,5 @@ def test_files_of_an_archive_tell_as_much(tmp_path):
     facts = []
     for place in "set", "set.zip":
         fields = SMALL | {"data.dir": str(tmp_path / place)}
-        facts.append(
-            load_audited(parse_settings(configured(cae, "folder", fields)))[1].shortcut_aurocs
-        )
+        facts.append(load_audited(parse_settings(configured(cae, "folder", fields)))[1].shortcut_aurocs)
     assert facts[0] == facts[1] and "bits per pixel" in facts[0]

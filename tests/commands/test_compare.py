@@ -139,12 +139,7 @@ def test_each_config_variant_has_its_own_row(tmp_path):
     datasets = {dataset.title: dataset for dataset in compare_runs(read_runs(tmp_path))}
     assert list(datasets) == ["brain", "phantom, bottle"]
     rows = {row.label: len(row.runs) for row in datasets["phantom, bottle"].rows}
-    assert rows == {
-        "cae [model.latent=16]": 2,
-        "cae [model.latent=64]": 1,
-        "cae (quick)": 1,
-        "cae, no_se": 1,
-    }
+    assert rows == {"cae [model.latent=16]": 2, "cae [model.latent=64]": 1, "cae (quick)": 1, "cae, no_se": 1}
     notes = " ".join(datasets["phantom, bottle"].notes)
     assert "same run as" in notes and "synthetic images" in notes
     assert "with the modifier quick, for a first look: cae (quick)" in notes
@@ -189,16 +184,11 @@ def test_fields_that_vary_with_the_seed_are_noted_once(tmp_path):
     for model in ("cae", "vae"):
         for seed in range(2):
             fields, sizes = {"data.split_seed": seed}, {"n_train": 80 + seed}
-            write_run(
-                tmp_path / f"{model}{seed}", model=model, seed=seed, config=fields, evaluation=sizes
-            )
+            write_run(tmp_path / f"{model}{seed}", model=model, seed=seed, config=fields, evaluation=sizes)
     (dataset,) = compare_runs(read_runs(tmp_path))
     differences = [note for note in dataset.notes if "differs" in note]
     labels = ", ".join(row.label for row in dataset.rows)
-    assert differences == [
-        f"n_train differs: 80, 81 ({labels})",
-        f"data.split_seed differs: 0, 1 ({labels})",
-    ]
+    assert differences == [f"n_train differs: 80, 81 ({labels})", f"data.split_seed differs: 0, 1 ({labels})"]
 
 
 # --- paired differences ---
@@ -228,20 +218,14 @@ def test_paired_bootstrap_equals_loop(tmp_path):
         test = path, label, group
         write_run(tmp_path / f"{i}", model=model, seed=i % 2, score=score, test=test)
     runs = read_runs(tmp_path)
-    paired = statistics.paired_difference(
-        runs[:2], runs[2:], samples := statistics.bootstrap_samples(runs)
-    )
+    paired = statistics.paired_difference(runs[:2], runs[2:], samples := statistics.bootstrap_samples(runs))
     sampled = np.array(list(loop_bootstrap(scores, label, group, 4000, np.random.default_rng(7))))
     difference = sampled[:, :2].mean(1) - sampled[:, 2:].mean(1)
     ends = np.quantile(difference, [0.025, 0.975])
     width = ends[1] - ends[0]
     assert paired.interval == pytest.approx(ends, abs=0.1 * width)
-    unpaired = np.quantile(
-        sampled[:, :2].mean(1) - np.roll(sampled[:, 2:].mean(1), 1), [0.025, 0.975]
-    )
-    assert (
-        unpaired[1] - unpaired[0] > 1.5 * width
-    )  # so only a paired bootstrap passes the first assertion
+    unpaired = np.quantile(sampled[:, :2].mean(1) - np.roll(sampled[:, 2:].mean(1), 1), [0.025, 0.975])
+    assert unpaired[1] - unpaired[0] > 1.5 * width  # so only a paired bootstrap passes the first assertion
     aurocs = [roc_auc_score(label, score) for score in scores]
     assert paired.value == pytest.approx(np.mean(aurocs[:2]) - np.mean(aurocs[2:]))
     assert statistics.paired_difference(runs[:1], runs[:1], samples) == Difference(0.0, (0.0, 0.0))
@@ -263,9 +247,7 @@ def test_pairing_requires_same_images_in_any_order(tmp_path):
     assert dataset.differences["bigan"] == "not tested on the same images"
     assert dataset.differences["cvae"] == "not tested on the same images"
     few = [row.runs for row in dataset.rows if row.model == "cvae"] * 2
-    assert "fewer than two groups" in statistics.paired_difference(
-        *few, statistics.bootstrap_samples(few[0])
-    )
+    assert "fewer than two groups" in statistics.paired_difference(*few, statistics.bootstrap_samples(few[0]))
 
 
 def test_runs_over_splits_are_paired_by_split(tmp_path):
@@ -289,11 +271,7 @@ def test_runs_over_splits_are_paired_by_split(tmp_path):
     assert value.interval is None
     assert (value.value, value.std) == pytest.approx((differences.mean(), differences.std(ddof=1)))
     assert value.splits == 2
-    assert (
-        dataset.differences["fcae"]
-        == dataset.differences["cvae"]
-        == "not tested on the same images"
-    )
+    assert dataset.differences["fcae"] == dataset.differences["cvae"] == "not tested on the same images"
     (table,) = [t for t in comparison_tables(dataset) if t.title.startswith("Differences")]
     assert ["vae", value, "over 2 splits"] in table.rows
     lines = list(csv_rows([dataset]))
@@ -307,10 +285,7 @@ def test_plot_has_interval_if_all_seeds_have_one(tmp_path):
         missing = {"auroc_ci": None} if seed else {}
         write_run(tmp_path / f"b{seed}", model="vae", seed=seed, evaluation=missing)
     (plot,) = [_plot(dataset) for dataset in compare_runs(read_runs(tmp_path))]
-    assert {dot.label: dot.interval is not None for dot in plot.dots} == {
-        "cae": True,
-        "vae": False,
-    }
+    assert {dot.label: dot.interval is not None for dot in plot.dots} == {"cae": True, "vae": False}
 
 
 def test_split_without_anomalous_images_is_noted(tmp_path):
@@ -350,7 +325,5 @@ def test_ablation_notes_list_all_fields_that_differ(tmp_path):
     write_run(tmp_path / "a", model="improved_bigan", config=full)
     write_run(tmp_path / "b", model="improved_bigan", ablations=["no_se"], config=ablated)
     (dataset,) = compare_runs(read_runs(tmp_path))
-    (table,) = [
-        t for t in comparison_tables(dataset) if t.title.startswith("Ablations of improved_bigan")
-    ]
+    (table,) = [t for t in comparison_tables(dataset) if t.title.startswith("Ablations of improved_bigan")]
     assert "improved_bigan, no_se: batch_size 8, not 4; model.se_ratio 0, not 16" in table.notes

@@ -59,9 +59,7 @@ def untrained(config, conditions=1):
     """Returns a detector and a state of random values, without compilation."""
     built = build(parse_settings(config), conditions, steps_per_epoch=1)
     shapes = jax.eval_shape(
-        lambda: init_state(
-            built.detector, built.optimizers, config.seed, parse_settings(config).data.image_shape
-        )
+        lambda: init_state(built.detector, built.optimizers, config.seed, parse_settings(config).data.image_shape)
     )
     rng = np.random.default_rng(0)
     # Variances must be positive; the other values have both signs, so that scores differ.
@@ -121,9 +119,7 @@ def test_groups_of_calibration_images_are_counted(small):
     config, dataset, detector, state = small
     repeated = dataset.calibration.select(np.arange(24) % len(dataset.calibration.label))
     repeated = repeated._replace(group=np.repeat(["patient a", "patient b"], 12))
-    evaluation = assess(
-        config, dataset._replace(calibration=repeated), detector, state
-    ).result.as_dict()
+    evaluation = assess(config, dataset._replace(calibration=repeated), detector, state).result.as_dict()
     assert (evaluation["n_calibration"], evaluation["n_calibration_groups"]) == (24, 2)
     assert "24 calibration images come from 2 groups only" in evaluation["threshold_note"]
 
@@ -136,9 +132,7 @@ def test_metrics_that_do_not_apply_are_null(small):
     config, dataset, detector, state = small
     normal = dataset.test.select(~dataset.test.label & (dataset.test.condition == 0))
     only_normal = dataset._replace(test=normal, conditions=("bottle",))
-    evaluation = json.loads(
-        json.dumps(assess(config, only_normal, detector, state).result.as_dict())
-    )
+    evaluation = json.loads(json.dumps(assess(config, only_normal, detector, state).result.as_dict()))
     null = "auroc auroc_ci intervals average_precision precision recall f1 balanced_accuracy"
     null += " native by_defect_type by_condition"
     assert {evaluation[name] for name in null.split()} == {None}
@@ -152,9 +146,7 @@ def test_metrics_that_do_not_apply_are_null(small):
 
 def test_evaluation_has_defect_types_conditions_and_intervals(assessed, small):
     evaluation, test = assessed.result.as_dict(), small[1].test
-    assert {row["defect_type"] for row in evaluation["by_defect_type"]} == set(
-        test.defect_type[test.label]
-    )
+    assert {row["defect_type"] for row in evaluation["by_defect_type"]} == set(test.defect_type[test.label])
     assert sum(row["n"] for row in evaluation["by_defect_type"]) == evaluation["n_anomalous"]
     rows = evaluation["by_condition"]
     assert [row["condition"] for row in rows] == ["bottle", "leaf"]
@@ -179,8 +171,7 @@ def test_baselines_use_the_score_of_the_model(small):
     scorer = AnomalyScorer(detector, state, formula, shape, batch_size=8)
     scores = scorer.score(dataset.test.image[:11])
     rated = scorer.score_reconstructions(
-        dataset.test.image[:11].astype(np.float32) / 255,
-        scores.reconstruction.astype(np.float32) / 255,
+        dataset.test.image[:11].astype(np.float32) / 255, scores.reconstruction.astype(np.float32) / 255
     )
     np.testing.assert_allclose(rated, scores.score, rtol=0.05)  # reconstructions are rounded
 
@@ -235,9 +226,7 @@ def test_latest_checkpoint_is_evaluated(small, finished, assessed):
     evaluation = bigan_jax.evaluate(finished)
     gray = dataset.test.image.astype(np.float32) / 255 - 0.5  # the sigmoid of 0
     rows = list(csv.DictReader((finished / "scores.csv").open()))
-    np.testing.assert_allclose(
-        [float(r["mse"]) for r in rows], (gray**2).mean((1, 2, 3)), rtol=1e-4
-    )
+    np.testing.assert_allclose([float(r["mse"]) for r in rows], (gray**2).mean((1, 2, 3)), rtol=1e-4)
     assert evaluation["auroc"] != assessed.result.as_dict()["auroc"]
 
 
@@ -253,17 +242,13 @@ def test_another_score_needs_no_training(small, finished, assessed, capsys):
 
     calibration, test = assessed.calibration, assessed.test
     unit = {name: np.std(value) for name, value in calibration.terms.value.items()}
-    combined = (
-        0.2 * test.terms.map["mse"] / unit["mse"] + 0.3 * test.terms.map["ssim"] / unit["ssim"]
-    )
+    combined = 0.2 * test.terms.map["mse"] / unit["mse"] + 0.3 * test.terms.map["ssim"] / unit["ssim"]
     rows = list(csv.DictReader((finished / "scores.csv").open()))
     score = [float(row["score"]) for row in rows]
     np.testing.assert_allclose(score, combined.max((1, 2)), rtol=1e-4)
     np.testing.assert_allclose([float(row["mse"]) for row in rows], test.mse, rtol=1e-4)
     used = [row for row in evaluation["score_table"] if row["used"]]
-    assert [(r["score"], r["standardize"], r["reduction"]) for r in used] == [
-        ("0.2 mse + 0.3 ssim", True, "max")
-    ]
+    assert [(r["score"], r["standardize"], r["reduction"]) for r in used] == [("0.2 mse + 0.3 ssim", True, "max")]
     assert used[0]["auroc"] == pytest.approx(evaluation["auroc"])
     # The loaded scorer uses the new score and threshold.
     scorer = bigan_jax.load(finished)
@@ -290,10 +275,7 @@ def test_another_score_needs_no_training(small, finished, assessed, capsys):
         ({"batch_size": 0}, "batch_size must be a positive integer"),
         ({"seed": 2**31}, r"seed must be .*2147483648"),
         ({"score.perceptual": 0.1, "vgg16.weights": "/no/vgg.pth"}, "no VGG16 weights at /no/vgg"),
-        (
-            {"score.standardize": True, "data.calibration_fraction": 0.01},
-            "score.standardize.*calibration_fraction",
-        ),
+        ({"score.standardize": True, "data.calibration_fraction": 0.01}, "score.standardize.*calibration_fraction"),
     ],
 )
 def test_invalid_evaluation_settings_are_refused_before_training(fields, words, tmp_path):
@@ -365,9 +347,7 @@ def test_scoring_does_not_load_vgg16_of_the_loss(monkeypatch, tmp_path):
 def test_perceptual_score_equals_vgg16_feature_error(unit, small):
     config, dataset, detector, state = small
     formula = ScoreFormula({"perceptual": 1.0})
-    scorer = AnomalyScorer(
-        detector, state, formula, parse_settings(config).data.image_shape, unit_features=unit
-    )
+    scorer = AnomalyScorer(detector, state, formula, parse_settings(config).data.image_shape, unit_features=unit)
     image = dataset.test.image[:2].astype(np.float32) / 255
     loaded = load_weights()
     network = VGG16(convention=loaded.convention)

@@ -126,9 +126,7 @@ def test_percentile_is_the_fraction_of_lower_calibration_scores(trained, predict
     for score, row in ((float(row["score"]), row) for row in table(predicted)):
         if min(abs(scorer.calibration - score)) > 1e-6:  # else the seven digits of the file decide
             lower = sum(other < score for other in scorer.calibration.tolist())
-            assert float(row["percentile"]) == pytest.approx(
-                100 * lower / len(scorer.calibration), rel=1e-3
-            )
+            assert float(row["percentile"]) == pytest.approx(100 * lower / len(scorer.calibration), rel=1e-3)
     assert len({row["percentile"] for row in table(predicted)}) > 5
     calibration = scorer.calibration
     ties = np.concatenate([calibration, [0, calibration.max() + 1]])
@@ -166,11 +164,7 @@ def test_forms_of_input(form, trained, predicted, tmp_path):
         # Other images do not change a map's colors, but for rounding.
         expected_map = rgb(predicted / "error_maps" / f"{other['path']}.png")
         assert (error_map != expected_map).any(-1).mean() < 0.01
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "error_maps",
-        "overlays",
-        "scores.csv",
-    ]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["error_maps", "overlays", "scores.csv"]
 
 
 def test_error_maps_and_overlays_have_the_size_of_the_image(trained, tmp_path):
@@ -313,9 +307,7 @@ def test_interrupt_keeps_finished_blocks(trained, tmp_path, monkeypatch):
         predict(workdir, images, tmp_path / "out")
     rows = table(tmp_path / "out")
     assert max(blocks) == 10 and len(rows) == sum(blocks[:2])
-    written = {
-        str(p.relative_to(tmp_path / "out/overlays")) for p in tmp_path.rglob("overlays/*/*")
-    }
+    written = {str(p.relative_to(tmp_path / "out/overlays")) for p in tmp_path.rglob("overlays/*/*")}
     assert written == {f"{row['path']}.png" for row in rows}
 
 
@@ -324,20 +316,12 @@ def test_condition_comes_from_flag_or_nearest_folder(tmp_path):
     config = configured(cvae, "phantom", SMALL | {"model.latent": 4, "model.widths": (4, 8)})
     write_config(tmp_path / "run", config)
     built = build(parse_settings(config), conditions=2, steps_per_epoch=1)
-    state = jax.jit(
-        lambda: init_state(
-            built.detector, built.optimizers, 0, parse_settings(config).data.image_shape
-        )
-    )()
+    state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, parse_settings(config).data.image_shape))()
     checkpoints = CheckpointManager(tmp_path / "run")
     checkpoints.save(Progress(1), state)
     checkpoints.close()
     evaluation = evaluation_content(
-        conditions=["bottle", "leaf"],
-        threshold=0.2,
-        calibration_scores=[0.1],
-        color_limits={"combined": 0.3},
-        steps=0,
+        conditions=["bottle", "leaf"], threshold=0.2, calibration_scores=[0.1], color_limits={"combined": 0.3}, steps=0
     )
     write_json(tmp_path / "run" / "evaluation.json", evaluation)
     image, _ = phantom.draw("leaf", 0, 32, 1)

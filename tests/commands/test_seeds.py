@@ -91,9 +91,7 @@ def test_seeds_differ_in_initial_values_and_noise():
     other_noise = states[0]._replace(seed=states[1].seed)
     indices = epoch_order(0, 0, 32, 2, 8)
     runner = make_runner(TINY_BIGAN, optimizer, False, 2)
-    _, logs = train_epochs(
-        runner, stack([states[0], other_noise]), [np.stack([indices, indices], 1)]
-    )
+    _, logs = train_epochs(runner, stack([states[0], other_noise]), [np.stack([indices, indices], 1)])
     assert np.abs(np.subtract(*logs["discriminator/loss"])).min() > 1e-4
 
 
@@ -104,9 +102,7 @@ def test_streamed_seeds_each_get_their_images(monkeypatch):
     state = stack(initial_states(detector, optimizer, range(3)))
     epochs = [np.stack([epoch_order(seed, 0, 32, 2, 8) for seed in range(3)], 1)]
     results = [
-        train_epochs(
-            make_runner(detector, optimizer, False, 3, streamed), state, epochs, objectives
-        )
+        train_epochs(make_runner(detector, optimizer, False, 3, streamed), state, epochs, objectives)
         for streamed in (False, True)
     ]
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *results)
@@ -162,9 +158,7 @@ def test_sequential_seeds_write_the_files_of_runs_alone(alone, tmp_path, capsys)
             assert (workdir / seed / name).read_text() == (alone / seed / name).read_text()
         assert train_log_without_times(workdir / seed) == train_log_without_times(alone / seed)
 
-    aurocs = [
-        json.loads((alone / f"seed{k}" / "evaluation.json").read_text())["auroc"] for k in (0, 1)
-    ]
+    aurocs = [json.loads((alone / f"seed{k}" / "evaluation.json").read_text())["auroc"] for k in (0, 1)]
     written = json.loads((workdir / "summary.json").read_text())
     assert written == json.loads(json.dumps(summary)) and written["seeds"] == [0, 1]
     assert written["figures"]["auroc"]["mean"] == pytest.approx(np.mean(aurocs))
@@ -182,28 +176,21 @@ def test_sequential_seeds_write_the_files_of_runs_alone(alone, tmp_path, capsys)
 def test_seeds_side_by_side_score_as_alone(alone, tmp_path):
     bigan_jax.train(tiny_config(seeds=2), tmp_path, side_by_side=True)
     for seed in ("seed0", "seed1"):
-        together, single = (
-            json.loads((folder / seed / "evaluation.json").read_text())
-            for folder in (tmp_path, alone)
-        )
+        together, single = (json.loads((folder / seed / "evaluation.json").read_text()) for folder in (tmp_path, alone))
         scores = [
             [float(row["score"]) for row in csv.DictReader((folder / seed / "scores.csv").open())]
             for folder in (tmp_path, alone)
         ]
         # Not the AUROC: rounding may exchange the ranks of two scores.
         np.testing.assert_allclose(*scores, rtol=1e-3)
-        np.testing.assert_allclose(
-            together["calibration_scores"], single["calibration_scores"], rtol=1e-3
-        )
+        np.testing.assert_allclose(together["calibration_scores"], single["calibration_scores"], rtol=1e-3)
 
 
 @pytest.mark.parametrize(
     ("scanned", "stop_at", "position"),
     [(False, 2, "1 epochs and 1 of 3 steps"), (True, 2, "2 epochs"), (True, 3, "3 epochs")],
 )
-def test_resume_side_by_side_equals_uninterrupted_run(
-    tmp_path, monkeypatch, scanned, stop_at, position
-):
+def test_resume_side_by_side_equals_uninterrupted_run(tmp_path, monkeypatch, scanned, stop_at, position):
     """A stop within an epoch; after an epoch that is one program; and in the last epoch."""
     with prepare_seeds(tmp_path / "uninterrupted") as jobs:
         seeds.train_side_by_side(jobs, scanned)

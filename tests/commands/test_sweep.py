@@ -91,10 +91,7 @@ def test_runs_are_planned_seed_by_seed(tmp_path):
     }
     runs = plan(*sweep_arguments(cae, "configs/cae.py:phantom,quick", **fields), tmp_path)
     assert len(runs) == 2 * 2 * len(MODELS)
-    assert folder_names(runs)[:2] == [
-        "improved_bigan-phantom-bottle-quick-seed3",
-        "bigan-phantom-bottle-quick-seed3",
-    ]
+    assert folder_names(runs)[:2] == ["improved_bigan-phantom-bottle-quick-seed3", "bigan-phantom-bottle-quick-seed3"]
     assert {run.config.name for run in runs} == set(MODELS)
     assert [run.config.seed for run in runs] == [3] * 20 + [4] * 20
     assert {run.config.batch_size for run in runs} == {4} and all(r.config.quick for r in runs)
@@ -157,10 +154,7 @@ def test_sweep_runs_unfinished_runs_and_continues_after_failures(tmp_path, runne
     assert sorted(failed) == ["cae-phantom-bottle-seed7", "vae-phantom-bottle-seed7"]
     printed = capsys.readouterr().out
     assert printed.count("    seed 7 fails") == 2 and "4 runs in" in printed
-    assert (
-        "starting cae" in (tmp_path / "out" / failed[0] / "log.txt").read_text()
-        or "vae" in failed[0]
-    )
+    assert "starting cae" in (tmp_path / "out" / failed[0] / "log.txt").read_text() or "vae" in failed[0]
     (bottle,) = result.comparison.datasets
     assert sorted(row.label for row in bottle.rows) == ["cae", "vae"]
     assert (tmp_path / "out" / "comparison.html").exists()
@@ -172,9 +166,7 @@ def test_sweep_runs_unfinished_runs_and_continues_after_failures(tmp_path, runne
     (tmp_path / "out" / "vae-phantom-bottle-seed6" / "evaluation.json").write_text("{")
     sweep(*sweep_arguments(cae, CAE, **fields), tmp_path / "out", runner)
     times = {
-        model: (tmp_path / "out" / f"{model}-phantom-bottle-seed6" / "times")
-        .read_text()
-        .count("ran")
+        model: (tmp_path / "out" / f"{model}-phantom-bottle-seed6" / "times").read_text().count("ran")
         for model in ("cae", "vae")
     }
     assert times == {"cae": 1, "vae": 2}
@@ -186,9 +178,7 @@ def test_is_finished_compares_config_and_epochs(tmp_path, runner):
     assert not is_finished(run)
     sweep(*arguments, tmp_path, runner)
     assert is_finished(run)
-    (new_threshold,) = plan(
-        *sweep_arguments(cae, CAE, **{"seed": 6, "threshold.false_alarm_rate": 0.1}), tmp_path
-    )
+    (new_threshold,) = plan(*sweep_arguments(cae, CAE, **{"seed": 6, "threshold.false_alarm_rate": 0.1}), tmp_path)
     assert not is_finished(new_threshold)
     (moved_data,) = plan(*sweep_arguments(cae, CAE, **{"seed": 6, "data.dir": "x"}), tmp_path)
     assert is_finished(moved_data)
@@ -202,9 +192,7 @@ def test_is_finished_compares_config_and_epochs(tmp_path, runner):
         is_finished(new_config)
 
 
-@pytest.mark.parametrize(
-    "signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_interrupt_terminates_child_processes(tmp_path, runner, signum):
     program = (
         "import sys\n"
@@ -243,9 +231,7 @@ def test_run_locally_limits_parallel_processes(tmp_path):
     program += "p.touch(); time.sleep(0.3); print(len(list(p.parent.glob('*')))); p.unlink()"
     running = tmp_path / "running"
     running.mkdir()
-    commands = {
-        tmp_path / str(i): [sys.executable, "-c", program, str(running / str(i))] for i in range(5)
-    }
+    commands = {tmp_path / str(i): [sys.executable, "-c", program, str(running / str(i))] for i in range(5)}
     statuses = [item for poll in launchers.run_locally(commands, 2) for item in poll.items()]
     assert dict(statuses) == dict.fromkeys(commands, 0) and len(statuses) == 5
     assert max(int((folder / "log.txt").read_text()) for folder in commands) == 2

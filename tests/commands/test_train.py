@@ -24,16 +24,7 @@ from bigan_jax.errors import UserError
 from bigan_jax.runtime.run_config import read_config
 from bigan_jax.training.loop import epoch_order
 from bigan_jax.training.saving.checkpoints import CheckpointManager
-from tests.helpers.runs import (
-    ROOT,
-    SMALL,
-    SMALL_BIGAN,
-    command,
-    configured,
-    environment,
-    flags,
-    launch,
-)
+from tests.helpers.runs import ROOT, SMALL, SMALL_BIGAN, command, configured, environment, flags, launch
 
 CAE = "configs/cae.py"
 BIGAN = "configs/improved_bigan.py:phantom,no_perceptual"
@@ -43,11 +34,7 @@ BIGAN = "configs/improved_bigan.py:phantom,no_perceptual"
 def finished(tmp_path_factory):
     """The workdir of a small CAE that the command trained, and the finished process."""
     workdir = tmp_path_factory.mktemp("runs") / "cae"
-    result = launch(
-        f"--config={CAE}:phantom",
-        f"--workdir={workdir}",
-        *flags(SMALL | {"phases.phase1.epochs": 4}),
-    )
+    result = launch(f"--config={CAE}:phantom", f"--workdir={workdir}", *flags(SMALL | {"phases.phase1.epochs": 4}))
     return workdir, result
 
 
@@ -139,11 +126,7 @@ def test_package_that_is_not_installed_trains(tmp_path, monkeypatch):
 
 
 def test_color_affects_score_and_error_map(tmp_path):
-    fields = SMALL_BIGAN | {
-        "data.channels": 3,
-        "phases.phase1.epochs": 1,
-        "phases.phase2.epochs": 0,
-    }
+    fields = SMALL_BIGAN | {"data.channels": 3, "phases.phase1.epochs": 1, "phases.phase2.epochs": 0}
     config = configured(improved_bigan, "phantom,no_perceptual", fields)
     evaluation = bigan_jax.train(config, tmp_path)
     assert np.isfinite(evaluation["auroc"]) and evaluation["baselines"]["pca_8"] is not None
@@ -190,9 +173,7 @@ def check_error(arguments, words, tmp_path):
     Returns what a command that reports whether it imported JAX printed last.
     """
     script = (
-        "import runpy, sys\n"
-        "try: runpy.run_path('launch.py', run_name='__main__')\n"
-        "finally: print('jax' in sys.modules)"
+        "import runpy, sys\ntry: runpy.run_path('launch.py', run_name='__main__')\nfinally: print('jax' in sys.modules)"
     )
     workdir = [] if any("workdir" in a for a in arguments) else [f"--workdir={tmp_path / 'run'}"]
     result = subprocess.run(
@@ -232,19 +213,14 @@ def check_error(arguments, words, tmp_path):
         ([f"--config={CAE}", "--config.data.dir=x"], ["are drawn", "cae.py:folder"]),
         ([f"--config={CAE}", "--config.sweep.seeds=2"], ["--mode=sweep"]),
         (["--mode=predict", "--workdir=x", "--input=a", "--output=b", "c"], ["quoted"]),
-        (
-            ["--mode=predict", "--workdir=no", "--input=.", "--output=b"],
-            ["no does not exist. Train a run"],
-        ),
+        (["--mode=predict", "--workdir=no", "--input=.", "--output=b"], ["no does not exist. Train a run"]),
         ([], ["--config=configs/improved_bigan.py:phantom"]),
         (["--mode=evaluate", "--config.seed=1"], ["--config.seed", "--config=configs/"]),
         (["--mode=evaluate", "--workdir=/nonexistent"], ["/nonexistent", "Train a run"]),
         ([f"--config={CAE}", "--bacth_size=3"], ["bacth_size"]),
     ],
 )
-def test_errors_of_flags_and_folders_are_reported_before_jax_is_imported(
-    arguments, words, tmp_path
-):
+def test_errors_of_flags_and_folders_are_reported_before_jax_is_imported(arguments, words, tmp_path):
     assert check_error(arguments, words, tmp_path) == "False"
 
 
@@ -285,9 +261,7 @@ def test_help_imports_no_large_package():
         "try: runpy.run_path('launch.py', run_name='__main__')\n"
         "except SystemExit: print([m for m in sys.modules if '.' not in m])"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert "--compilation_cache" in result.stdout and "--config:" in result.stdout
     loaded = ast.literal_eval(result.stdout.splitlines()[-1])
     large = {"jax", "jaxlib", "flax", "numpy", "scipy", "sklearn", "matplotlib", "PIL", "torch"}
@@ -302,11 +276,7 @@ def test_resume_after_kills_equals_uninterrupted_run(tmp_path):
     arguments = [f"--config={BIGAN}", f"--workdir={workdirs[1]}", *fields]
     for rows in (2, 5):
         with subprocess.Popen(
-            command(arguments),
-            cwd=ROOT,
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            command(arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
             wait_for_rows(workdirs[1] / "train.jsonl", rows, process)
             process.send_signal(signal.SIGKILL)
@@ -338,14 +308,10 @@ def final_state(workdir):
     return restore(parse_settings(read_config(workdir)), workdir, 1)[0]
 
 
-@pytest.mark.parametrize(
-    ("ablation", "last"), [("no_perceptual", "reconstruction"), ("plain", "adversarial")]
-)
+@pytest.mark.parametrize(("ablation", "last"), [("no_perceptual", "reconstruction"), ("plain", "adversarial")])
 def test_last_objective_of_a_network_is_active(ablation, last):
     """Its statistics are those that `batch_statistics` selects for scoring."""
-    objectives = build(
-        parse_settings(improved_bigan.get_config(f"phantom,{ablation}")), 1, 10
-    ).detector.objectives
+    objectives = build(parse_settings(improved_bigan.get_config(f"phantom,{ablation}")), 1, 10).detector.objectives
     assert [name for name, o in objectives.items() if "generator" in o.networks][-1] == last
 
 

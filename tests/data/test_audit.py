@@ -116,16 +116,10 @@ NOT_DUPLICATES = {
 def test_near_duplicates_are_distinguished_from_similar_images(make):
     """All changed copies are found, but not mirrored or cropped ones or other images."""
     images = make(160)
-    changed = [
-        (i, name, change) for i, (name, change) in enumerate((DUPLICATES | NOT_DUPLICATES).items())
-    ]
+    changed = [(i, name, change) for i, (name, change) in enumerate((DUPLICATES | NOT_DUPLICATES).items())]
     test = [change(images[i]) for i, _, change in changed] + images[140:]
     audit = leaks.audit_dataset(
-        dataset(
-            make_split(images[:120], "train"),
-            make_split(images[120:140], "cal"),
-            make_split(test, "test"),
-        )
+        dataset(make_split(images[:120], "train"), make_split(images[120:140], "cal"), make_split(test, "test"))
     )
     pairs = {
         (c.first.path, c.second.path)
@@ -137,10 +131,7 @@ def test_near_duplicates_are_distinguished_from_similar_images(make):
     assert len(audit.duplicates) == len(DUPLICATES)
     assert finding_of(audit, "exact duplicates across splits").result == "none"
     near = finding_of(audit, "near duplicates across splits")
-    assert (
-        near.meaning
-        and near.result == "7 of 31 test images; 7 training or calibration images (7 pairs)"
-    )
+    assert near.meaning and near.result == "7 of 31 test images; 7 training or calibration images (7 pairs)"
 
 
 def test_pairs_equal_a_loop_over_all_pairs(monkeypatch):
@@ -164,9 +155,7 @@ def test_pairs_equal_a_loop_over_all_pairs(monkeypatch):
     for block in (70, 2000, 10**6):
         monkeypatch.setattr(duplicates, "MAX_DISTANCES", block)
         first, second, distance = duplicates.near_duplicates(signature, max_distance, max_relative)
-        assert dict(zip(zip(first, second, strict=True), distance, strict=True)) == pytest.approx(
-            expected, abs=1e-9
-        )
+        assert dict(zip(zip(first, second, strict=True), distance, strict=True)) == pytest.approx(expected, abs=1e-9)
         assert (np.diff(distance) >= 0).all()
 
 
@@ -175,9 +164,7 @@ def test_all_exact_duplicates_of_repeated_images_are_found():
     split = np.array(["test"] * 7 + ["calibration"] * 2 + ["train"] * 3)
     pairs = duplicates.exact_duplicates(pixel_hash, split)
     row_pairs = set(zip(*pairs[:2], strict=True))
-    for i, j in combinations(
-        range(len(pixel_hash)), 2
-    ):  # within a split only some pairs are listed
+    for i, j in combinations(range(len(pixel_hash)), 2):  # within a split only some pairs are listed
         if pixel_hash[i] == pixel_hash[j] and split[i] != split[j] and i < 7:
             assert any(i in pair and split[pair[1]] == split[j] for pair in row_pairs), (i, j)
         if pixel_hash[i] == pixel_hash[j]:
@@ -188,9 +175,7 @@ def test_all_exact_duplicates_of_repeated_images_are_found():
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_images_have_no_pairs(count):
     assert len(duplicates.near_duplicates(np.ones((count, 4)) / 2).first) <= 1
-    pairs = duplicates.exact_duplicates(
-        np.array(["a"] * count, str), np.array(["test"] * count, str)
-    )
+    pairs = duplicates.exact_duplicates(np.array(["a"] * count, str), np.array(["test"] * count, str))
     assert len(pairs.first) == max(0, count - 1)
 
 
@@ -198,9 +183,7 @@ def test_blank_images_are_only_exact_duplicates():
     """A black and a gray image have no shape in common; two black ones have all pixels."""
     blank = [Image.new("L", (96, 96), value) for value in (0, 0, 90, 200)]
     audit = leaks.audit_dataset(plain(blank[1:], blank[:1]))
-    assert [(c.first.split, c.second.split, c.distance) for c in audit.duplicates] == [
-        ("test", "train", 0.0)
-    ]
+    assert [(c.first.split, c.second.split, c.distance) for c in audit.duplicates] == [("test", "train", 0.0)]
 
 
 def test_conflicting_labels():
@@ -239,17 +222,13 @@ def test_neighboring_numbers_matter_if_images_are_similar(video):
     path = np.array([f"good/frame_{i:04d}.png" for i in range(120)])
     images = make_split(frames, "good")._replace(path=path, group=path)
     remainder = np.arange(120) % 5
-    mixed = dataset(
-        images.select(remainder > 1), images.select(remainder == 1), images.select(remainder == 0)
-    )
+    mixed = dataset(images.select(remainder > 1), images.select(remainder == 1), images.select(remainder == 0))
     finding = finding_of(leaks.audit_dataset(mixed), "neighboring file numbers")
     assert bool(finding.meaning) == video
     assert finding.result.startswith("119 pairs look" if video else "119 pairs do not look")
     assert finding.result.endswith("71 across splits")
     index = np.arange(120)
-    split = dataset(
-        images.select(index > 50), images.select(index < 10), images.select(abs(index - 30) < 18)
-    )
+    split = dataset(images.select(index > 50), images.select(index < 10), images.select(abs(index - 30) < 18))
     finding = finding_of(leaks.audit_dataset(split), "neighboring file numbers")
     assert finding.result.endswith("none across splits") and not finding.meaning
 
@@ -265,17 +244,13 @@ def test_brightness_that_predicts_the_label():
     clean.test.image[: n // 2] = clean.test.image[: n // 2] // 2  # darker: the other sign
     audit = leaks.audit_dataset(clean)
     means = clean.test.image.mean((1, 2, 3))
-    assert audit.shortcut_aurocs["mean intensity"] == pytest.approx(
-        1 - roc_auc_score(clean.test.label, means)
-    )
+    assert audit.shortcut_aurocs["mean intensity"] == pytest.approx(1 - roc_auc_score(clean.test.label, means))
     assert "mean intensity" in finding_of(audit, "shortcut features").result
     assert any("shortcut features" in warning for warning in audit.warnings)
     shuffled = rng.permutation(clean.test.label)
     audit = leaks.audit_dataset(clean._replace(test=clean.test._replace(label=shuffled)))
     assert not finding_of(audit, "shortcut features").meaning
-    one_class = leaks.audit_dataset(
-        clean._replace(test=clean.test._replace(label=np.zeros(n, bool)))
-    )
+    one_class = leaks.audit_dataset(clean._replace(test=clean.test._replace(label=np.zeros(n, bool))))
     assert one_class.shortcut_aurocs == {} and not one_class.warnings
 
 
@@ -297,9 +272,7 @@ def test_features_alone_and_combined():
     assert shortcut_aurocs(random, group_label, groups, conditions)[COMBINED] > 0.95
     assert shortcut_aurocs(random, group_label, group.astype(str), conditions)[COMBINED] < 0.8
     few = label[:8]
-    assert not significant(
-        {"lucky": best_sign_auroc(np.array([9, 1, 2, 8, 3, 4, 7, 5.0]), few)}, few
-    )
+    assert not significant({"lucky": best_sign_auroc(np.array([9, 1, 2, 8, 3, 4, 7, 5.0]), few)}, few)
 
 
 def test_random_conditions_are_not_a_leak():
@@ -342,9 +315,7 @@ def test_conditions_without_training_images_or_with_one_class():
     train.condition[:15] = 1
     test.label[[0, 25]] = True
     test.label[10:20] = True
-    audit = leaks.audit_dataset(
-        dataset(train, make_split(scenes(5, seed=3), "cal"), test, ("nut", "bolt", "gear"))
-    )
+    audit = leaks.audit_dataset(dataset(train, make_split(scenes(5, seed=3), "cal"), test, ("nut", "bolt", "gear")))
     assert finding_of(audit, "conditions without training images").result == "gear"
     assert finding_of(audit, "conditions with one class").result == "gear"
     counts = {(b["split"], b["condition"]): (b["normal"], b["anomalous"]) for b in audit.balance}
@@ -358,9 +329,7 @@ def test_five_thousand_images_take_seconds():
     images[4321] = images[7] // 2
     label = np.arange(1400) % 2 == 0
     data = dataset(
-        make_split(images[1500:], "train"),
-        make_split(images[1400:1500], "c"),
-        make_split(images[:1400], "t", label),
+        make_split(images[1500:], "train"), make_split(images[1400:1500], "c"), make_split(images[:1400], "t", label)
     )
     began = time.process_time()
     audit = leaks.audit_dataset(data)

@@ -12,9 +12,7 @@ from bigan_jax.errors import UserError
 from tests.data.test_loading import load, write, write_mask
 
 
-@pytest.mark.parametrize(
-    ("source", "column"), [("brain", "patient"), ("folder", "group"), ("folder", "patient")]
-)
+@pytest.mark.parametrize(("source", "column"), [("brain", "patient"), ("folder", "group"), ("folder", "patient")])
 def test_metadata_groups_are_not_divided(source, column, tmp_path):
     rows = []
     for i in range(60):
@@ -100,9 +98,7 @@ def test_metadata_conditions(column, tmp_path):
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
-@pytest.mark.parametrize(
-    "header", [("file", "group"), ("File ", "Patient"), ("File", '"a;,;b"', "GROUP")]
-)
+@pytest.mark.parametrize("header", [("file", "group"), ("File ", "Patient"), ("File", '"a;,;b"', "GROUP")])
 def test_metadata_of_any_spreadsheet(separator, header, tmp_path):
     fill = ["x"] * (len(header) - 2)
     rows = header, [".\\normal\\a.png", *fill, "Zoe"], ["normal/b.png", *fill, "Zoe"], ["c.png"]
@@ -120,8 +116,7 @@ def test_metadata_may_list_volumes_and_never_divides_known_groups(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "table",
-    ["", "\n", "file,subject\n", "file_name,text\na.png,b\n", b"\xff\xfe\0", '"' + "x" * 200_000],
+    "table", ["", "\n", "file,subject\n", "file_name,text\na.png,b\n", b"\xff\xfe\0", '"' + "x" * 200_000]
 )
 def test_invalid_metadata_is_noted_or_an_error(table, tmp_path):
     """Next to a user's own images such a file may be about anything; for patients it is wrong."""

@@ -131,11 +131,7 @@ def tiff(values):
     return content
 
 
-@given(
-    hnp.arrays(np.uint8, (9, 12), elements=st.integers(0, 100)),
-    st.integers(1, 400),
-    st.integers(0, 25_000),
-)
+@given(hnp.arrays(np.uint8, (9, 12), elements=st.integers(0, 100)), st.integers(1, 400), st.integers(0, 25_000))
 def test_stretch_is_invariant_to_scale_and_offset(image, scale, offset):
     low, high = np.percentile(image.astype(float), (1, 99))
     assume(high > low)
@@ -236,9 +232,7 @@ def test_all_unreadable_files_are_listed_with_reasons(tmp_path):
         (tmp_path / name).write_bytes(content)
     NOISE.save(tmp_path / "fine.png")
     NOISE.save(tmp_path / "fine.jpg", "PNG")  # a wrong suffix is accepted
-    results = read_files(
-        lambda x, _: read_image(x, 8, 1), tmp_path, list_images(tmp_path), "images"
-    )
+    results = read_files(lambda x, _: read_image(x, 8, 1), tmp_path, list_images(tmp_path), "images")
     images, unreadable_files = split_unreadable(results)
     reasons = dict(unreadable_files)
     assert reasons.keys() == REFUSED.keys()

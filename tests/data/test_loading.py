@@ -18,14 +18,7 @@ from bigan_jax.data.layouts.grouping import group_by_camera
 from bigan_jax.data.records import ImageRecord
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.source import require_data_folder
-from bigan_jax.data.split import (
-    CALIBRATION,
-    TEST,
-    TRAIN,
-    assign_groups,
-    hash_to_unit,
-    split_records,
-)
+from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, assign_groups, hash_to_unit, split_records
 from bigan_jax.errors import UserError
 from tests.helpers.datasets import everything
 
@@ -67,8 +60,7 @@ def test_every_split_gets_a_group(groups, seed):
 @given(names, names, seeds)
 def test_assignment_is_independent_of_order_and_of_other_groups(groups, more, seed):
     expected = {
-        g: TEST if (u := hash_to_unit(seed, g)) < 0.2 else CALIBRATION if u < 0.28 else TRAIN
-        for g in groups | more
+        g: TEST if (u := hash_to_unit(seed, g)) < 0.2 else CALIBRATION if u < 0.28 else TRAIN for g in groups | more
     }
     if len({expected[g] for g in groups}) == 3:  # no split would be empty
         few = assign_groups(groups, seed, 0.2, 0.1)
@@ -107,10 +99,7 @@ def test_fraction_of_zero_leaves_the_split_empty():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=40, max_size=80), seeds)
 def test_groups_are_not_divided_and_anomalous_images_are_test_only(images, seed):
-    records = [
-        ImageRecord(str(i), label, f"patient {patient}")
-        for i, (patient, label) in enumerate(images)
-    ]
+    records = [ImageRecord(str(i), label, f"patient {patient}") for i, (patient, label) in enumerate(images)]
     if len({r.group for r in records if not r.label}) < 3:
         return
     splits, notes = split_records(records, seed, 0.2, 0.1)
@@ -183,8 +172,7 @@ def test_folder_with_another_layout_is_not_used_as_normal_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("normal", "anomalous"),
-    [("Normal", "Anomalous"), ("ok", "nok"), ("GOOD", "bad"), ("good", "Defective/scratch")],
+    ("normal", "anomalous"), [("Normal", "Anomalous"), ("ok", "nok"), ("GOOD", "bad"), ("good", "Defective/scratch")]
 )
 def test_folder_names_are_labels(normal, anomalous, tmp_path):
     for i in range(20):
@@ -198,12 +186,7 @@ def test_folder_names_are_labels(normal, anomalous, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names",
-    [
-        ("train/normal", "test/normal", "test/anomalous"),
-        ("a/Defect", "b"),
-        ("a/good", "a/scrap", "b/good"),
-    ],
+    "names", [("train/normal", "test/normal", "test/anomalous"), ("a/Defect", "b"), ("a/good", "a/scrap", "b/good")]
 )
 def test_mixed_subfolders_are_not_used_as_normal_images(names, tmp_path):
     for name in names:
@@ -262,9 +245,7 @@ def test_no_image_gets_the_mask_of_another(tmp_path):
     write_mask(tmp_path / "tumor_mask" / "glioma" / "0.png")
     loaded = load("brain", tmp_path)
     test = loaded.test.select(loaded.test.label)
-    assert test.path[test.has_mask].tolist() == [
-        "glioma/0.png"
-    ]  # the other mask is still ambiguous
+    assert test.path[test.has_mask].tolist() == ["glioma/0.png"]  # the other mask is still ambiguous
     write_mask(tmp_path / "tumor_mask" / "meningioma" / "0.png")
     assert load("brain", tmp_path).test.has_mask.all()
 

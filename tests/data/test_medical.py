@@ -9,14 +9,7 @@ import pytest
 
 from bigan_jax.data import loading
 from bigan_jax.data.files import medical
-from bigan_jax.data.files.images import (
-    image_size,
-    list_images,
-    read_encoded,
-    read_files,
-    read_image,
-    read_mask,
-)
+from bigan_jax.data.files.images import image_size, list_images, read_encoded, read_files, read_image, read_mask
 from bigan_jax.data.files.unreadable import split_unreadable
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.errors import UserError
@@ -60,9 +53,7 @@ def test_dicom_is_rescaled_stretched_and_not_inverted(tmp_path):
     write_dicom(tmp_path / "inverse.DCM", pixels, PhotometricInterpretation="MONOCHROME1")
     values = next(medical.read_slices(tmp_path / "plain.dcm", [None]))
     np.testing.assert_array_equal(values, pixels * 2.0 - 1024)
-    plain, inverse = (
-        read_image(tmp_path / name, 16, 1)[..., 0] for name in ("plain.dcm", "inverse.DCM")
-    )
+    plain, inverse = (read_image(tmp_path / name, 16, 1)[..., 0] for name in ("plain.dcm", "inverse.DCM"))
     np.testing.assert_allclose(plain, stretched(pixels), atol=0.51)
     np.testing.assert_allclose(inverse, stretched(-pixels), atol=0.51)
     color = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -93,9 +84,7 @@ def write_nifti(path, values, scale=(1, 0), version=1):
     nibabel.save(image, path)
 
 
-@pytest.mark.parametrize(
-    ("name", "version"), [("scan.nii", 1), ("scan.nii.gz", 1), ("s.nii.gz", 2)]
-)
+@pytest.mark.parametrize(("name", "version"), [("scan.nii", 1), ("scan.nii.gz", 1), ("s.nii.gz", 2)])
 def test_volume_is_listed_as_slices_along_the_third_axis(tmp_path, name, version):
     values = np.random.default_rng(0).integers(0, 4000, (20, 16, 12)).astype(np.int16)
     write_nifti(tmp_path / "a" / name, values, (2.0, 1.0), version)
@@ -159,9 +148,7 @@ def test_reasons_of_unreadable_medical_files(tmp_path):
     (tmp_path / "huge.nii.gz").unlink()
     (tmp_path / "text.nii.gz").write_text("no volume")
     (tmp_path / "text.dcm").write_text("no DICOM")
-    write_dicom(
-        tmp_path / "large.dcm", noise[..., 0].astype(np.uint16), Rows=30_000, Columns=30_000
-    )
+    write_dicom(tmp_path / "large.dcm", noise[..., 0].astype(np.uint16), Rows=30_000, Columns=30_000)
     deflated = pydicom.uid.DeflatedExplicitVRLittleEndian
     write_dicom(tmp_path / "deflated.dcm", noise[..., 0].astype(np.uint16), syntax=deflated)
     names = list_images(tmp_path)

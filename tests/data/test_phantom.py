@@ -14,10 +14,7 @@ DEFECTS = [(domain, name) for domain, module in phantom.DOMAINS.items() for name
 def draw_many(domain, indices, anomalous=False, size=64):
     defects = list(phantom.DOMAINS[domain].DEFECTS)
     return np.stack(
-        [
-            phantom.draw(domain, i, size, 1, defects[i % len(defects)] if anomalous else None)[0]
-            for i in indices
-        ]
+        [phantom.draw(domain, i, size, 1, defects[i % len(defects)] if anomalous else None)[0] for i in indices]
     )
 
 
@@ -72,15 +69,9 @@ def test_mean_image_does_not_solve_it(domain):
 
 def test_loading_splits_by_seed_and_keeps_conditions():
     options = dict(image_size=16, channels=1, phantom_normal=60, phantom_anomalous=7)
-    first = loading.load_dataset(
-        DataSettings("phantom", category="leaf, head", split_seed=0, **options)
-    )
-    again = loading.load_dataset(
-        DataSettings("phantom", category="leaf, head", split_seed=0, **options)
-    )
-    other = loading.load_dataset(
-        DataSettings("phantom", category="leaf, head", split_seed=1, **options)
-    )
+    first = loading.load_dataset(DataSettings("phantom", category="leaf, head", split_seed=0, **options))
+    again = loading.load_dataset(DataSettings("phantom", category="leaf, head", split_seed=0, **options))
+    other = loading.load_dataset(DataSettings("phantom", category="leaf, head", split_seed=1, **options))
     assert first.conditions == ("leaf", "head")
     assert first.test.label.sum() == 14 and not first.train.label.any()
     assert sum(len(split.label) for split in first[:3]) == 134

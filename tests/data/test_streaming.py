@@ -57,9 +57,7 @@ def make_runner(image, scanned=False):
 @cache  # several tests use its compiled programs
 def compiled_runner(local, scanned, streamed):
     images = TrainingSet(IMAGES if streamed else jnp.asarray(IMAGES), CONDITION)
-    return epoch_runner.EpochRunner(
-        DETECTOR, OPTIMIZERS, AugmentationSettings(), {}, images, scanned
-    )
+    return epoch_runner.EpochRunner(DETECTOR, OPTIMIZERS, AugmentationSettings(), {}, images, scanned)
 
 
 @cache
@@ -82,9 +80,7 @@ def test_streaming_equals_images_in_memory(monkeypatch, local, scanned):
         runner, state = make_runner(image, scanned)
         logs, steps = [], []
         for order in orders():
-            state, row = runner.epoch(
-                state, OBJECTIVES, order, lambda n, _, steps=steps: steps.append(n)
-            )
+            state, row = runner.epoch(state, OBJECTIVES, order, lambda n, _, steps=steps: steps.append(n))
             logs.append(row)
         if not scanned:  # BatchNorm statistics are collected by the host's loop in any case
             state = runner.with_statistics(state, np.arange(88).reshape(11, 8))
@@ -193,8 +189,7 @@ def test_streamed_folder_equals_folder_in_memory(tmp_path):
 def test_streamed_phantom_equals_phantom_in_memory():
     options = dict(image_size=16, window=True, phantom_normal=20, phantom_anomalous=2)
     lazy, in_memory = (
-        loading.load_dataset(DataSettings("phantom", stream=stream, **options))
-        for stream in (True, False)
+        loading.load_dataset(DataSettings("phantom", stream=stream, **options)) for stream in (True, False)
     )
     assert isinstance(lazy.train.image, LazyImages)
     np.testing.assert_array_equal(lazy.train.image[:], in_memory.train.image)

@@ -58,9 +58,7 @@ def by_path(dataset):
 def same(first, second):
     """Whether two datasets have the same splits with the same images."""
     return all(
-        np.array_equal(a, b)
-        for fields in zip(first[:3], second[:3], strict=True)
-        for a, b in zip(*fields, strict=True)
+        np.array_equal(a, b) for fields in zip(first[:3], second[:3], strict=True) for a, b in zip(*fields, strict=True)
     )
 
 
@@ -107,8 +105,7 @@ def test_tfds_reads_the_original_bytes(tmp_path, load):
 
 
 @pytest.mark.parametrize(
-    ("source", "builder"),
-    [("folder", "image_folder"), ("brain", "brain_mri"), ("plant", "plant_disease")],
+    ("source", "builder"), [("folder", "image_folder"), ("brain", "brain_mri"), ("plant", "plant_disease")]
 )
 def test_builder_of_each_source(tmp_path, load, source, builder):
     for i in range(20):
@@ -139,9 +136,7 @@ def test_prepared_data_are_reused_until_a_file_changes(tmp_path, load):
     assert not np.array_equal(again[path], by_path(first)[path])
     file.unlink()
     assert path not in by_path(load("mvtec", folder))
-    assert (
-        len(list((tmp_path / "tfds" / "mvtec_ad").iterdir())) == 1
-    )  # the stale dataset was removed
+    assert len(list((tmp_path / "tfds" / "mvtec_ad").iterdir())) == 1  # the stale dataset was removed
 
 
 def test_added_files_do_not_change_the_split_of_others(tmp_path, load):
@@ -304,9 +299,7 @@ def prepare_plant_village(tfds_dir, folder):
                 "image/filename": tfds.features.Text(),
                 "label": tfds.features.ClassLabel(names=classes),
             }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, _):
             return {"train": self._generate_examples()}
@@ -328,9 +321,7 @@ def convert_to_tfrecord(path):
     source = tfds.builder_from_directory(path).as_data_source(
         "train", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
-    records = b"".join(
-        struct.pack("<QI", len(raw), 0) + raw + struct.pack("<I", 0) for raw in source
-    )
+    records = b"".join(struct.pack("<QI", len(raw), 0) + raw + struct.pack("<I", 0) for raw in source)
     file.with_name(file.name.replace("array_record", "tfrecord")).write_bytes(records)
     file.unlink()
     info = path / "dataset_info.json"
@@ -426,10 +417,7 @@ def test_bucket_equals_a_local_folder(tmp_path, load, bucket):
         assert same(load("mvtec", "s3://mine/mvtec"), local)
         shutil.rmtree(tmp_path / "cache")  # another machine
     assert same(load("mvtec", folder, **remote), local)
-    assert {p.rsplit("/", 3)[1].split("-")[0] for p in bucket.find("s3://mine/tfds")} == {
-        "bottle",
-        "pill",
-    }
+    assert {p.rsplit("/", 3)[1].split("-")[0] for p in bucket.find("s3://mine/tfds")} == {"bottle", "pill"}
     file = "pill/train/good/000.png"
     bucket.put_file(str(draw(folder / file, seed=9, size=(41, 41))), f"s3://mine/mvtec/{file}")
     changed = by_path(load("mvtec", "s3://mine/mvtec", **remote))[file]

@@ -39,9 +39,7 @@ def test_paper_score_equals_dm_pix_and_squared_error(channels):
     ssim_error = 1 - np.asarray(dm_pix.ssim(image, other))
     np.testing.assert_allclose(terms.value["mse"], mse, rtol=1e-5)
     np.testing.assert_allclose(terms.value["ssim"], ssim_error, atol=1e-5)
-    np.testing.assert_allclose(
-        anomaly_score.score(PAPER, terms), 0.7 * mse + 0.3 * ssim_error, atol=1e-5
-    )
+    np.testing.assert_allclose(anomaly_score.score(PAPER, terms), 0.7 * mse + 0.3 * ssim_error, atol=1e-5)
     np.testing.assert_allclose(
         anomaly_score.combined_map(PAPER, terms),
         0.7 * np.square(image - other).mean(-1) + 0.3 * np.asarray(terms.map["ssim"]),
@@ -81,17 +79,12 @@ def test_standardized_terms_have_unit_deviation():
         alone = ScoreFormula({name: 1.0}).standardized(deviations)
         assert np.std(anomaly_score.score(alone, terms)) == pytest.approx(1, rel=1e-4)
     # The unit of a term does not matter once it is standardized.
-    scaled = ScoreTerms(
-        terms.value | {"mse": terms.value["mse"] * 1000},
-        terms.map | {"mse": terms.map["mse"] * 1000},
-    )
+    scaled = ScoreTerms(terms.value | {"mse": terms.value["mse"] * 1000}, terms.map | {"mse": terms.map["mse"] * 1000})
     for reduction in anomaly_score.REDUCTIONS:
         formula = PAPER._replace(reduction=reduction)
         np.testing.assert_allclose(
             anomaly_score.score(formula.standardized(deviations), terms),
-            anomaly_score.score(
-                formula.standardized(anomaly_score.standard_deviations(scaled)), scaled
-            ),
+            anomaly_score.score(formula.standardized(anomaly_score.standard_deviations(scaled)), scaled),
             rtol=1e-4,
         )
 
@@ -105,9 +98,7 @@ def test_invalid_formulas():
         anomaly_score.formula({"mse": 0.0, "ssim": 0.0}, "mean")
     with pytest.raises(UserError, match=r"standardize .* that of ssim is 0"):
         PAPER.standardized({"mse": 1.0, "ssim": 0.0})
-    assert anomaly_score.formula({"mse": 1, "perceptual": 0}, "max") == ScoreFormula(
-        {"mse": 1.0}, "max"
-    )
+    assert anomaly_score.formula({"mse": 1, "perceptual": 0}, "max") == ScoreFormula({"mse": 1.0}, "max")
 
 
 def test_score_table_has_each_score_once():
@@ -118,11 +109,7 @@ def test_score_table_has_each_score_once():
     rows = anomaly_score.score_table(terms, label, deviations, used, standardized=True)
     scores = [(row.score, row.standardize, row.reduction) for row in rows]
     paper, custom = "0.7 mse + 0.3 ssim", "0.5 mse + 0.1 ssim"
-    names = [
-        ("mse", False),
-        ("ssim", False),
-        *((s, f) for s in (paper, custom) for f in (False, True)),
-    ]
+    names = [("mse", False), ("ssim", False), *((s, f) for s in (paper, custom) for f in (False, True))]
     assert scores == [(*name, reduction) for name in names for reduction in ("mean", "max", "top1")]
     assert [s for s, row in zip(scores, rows, strict=True) if row.paper] == [(paper, False, "mean")]
     assert [s for s, row in zip(scores, rows, strict=True) if row.used] == [(custom, True, "top1")]
@@ -140,11 +127,7 @@ def test_score_table_with_one_term_in_use():
     terms = random_terms(10)
     label = np.arange(10) < 5
     rows = anomaly_score.score_table(
-        terms,
-        label,
-        anomaly_score.standard_deviations(terms),
-        ScoreFormula({"mse": 3.0}, "max"),
-        True,
+        terms, label, anomaly_score.standard_deviations(terms), ScoreFormula({"mse": 3.0}, "max"), True
     )
     assert [(row.score, row.reduction) for row in rows if row.used] == [("mse", "max")]
     constant = {"mse": 0.0, "ssim": 1.0}  # mse cannot be standardized
@@ -156,8 +139,7 @@ def test_perceptual_map_is_the_feature_difference_at_image_size():
     image, other = image_pair(n=2, size=32)
     rng = np.random.default_rng(1)
     features, others = (
-        [rng.random((2, 8, 8, 5), np.float32), rng.random((2, 16, 16, 3), np.float32)]
-        for _ in range(2)
+        [rng.random((2, 8, 8, 5), np.float32), rng.random((2, 16, 16, 3), np.float32)] for _ in range(2)
     )
     terms = anomaly_score.terms(image, other, (features, others))
     np.testing.assert_allclose(terms.value["perceptual"], losses.perceptual(features, others))
@@ -171,6 +153,4 @@ def test_perceptual_map_is_the_feature_difference_at_image_size():
     row, column = np.unravel_index(spot.argmax(), spot.shape)
     assert 4 <= row < 8 and 24 <= column < 28 and spot[12:].max() == 0
     score = anomaly_score.score(ScoreFormula({"mse": 1.0, "perceptual": 0.1}), terms)
-    np.testing.assert_allclose(
-        score, terms.value["mse"] + 0.1 * jnp.asarray(terms.value["perceptual"]), rtol=1e-6
-    )
+    np.testing.assert_allclose(score, terms.value["mse"] + 0.1 * jnp.asarray(terms.value["perceptual"]), rtol=1e-6)

@@ -109,13 +109,9 @@ def test_corners_are_eight_pixels_at_128():
 def test_only_brightness_gets_its_better_sign():
     label = np.array([False, False, True, True])
     descending = np.array([4.0, 3.0, 2.0, 1.0])
-    aurocs = baselines.baseline_aurocs(
-        {"mean_image": descending, "mean_intensity": descending}, label
-    )
+    aurocs = baselines.baseline_aurocs({"mean_image": descending, "mean_intensity": descending}, label)
     assert aurocs == {"mean_image": 0.0, "mean_intensity": 1.0}
-    assert baselines.baseline_aurocs({"mean_intensity": descending}, label & False) == {
-        "mean_intensity": None
-    }
+    assert baselines.baseline_aurocs({"mean_intensity": descending}, label & False) == {"mean_intensity": None}
 
 
 def test_invalid_input():

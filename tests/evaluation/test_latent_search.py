@@ -17,9 +17,7 @@ from bigan_jax.models import anogan
 
 SHAPE = (16, 16, 1)
 STEPS, RATE = 20, 0.02
-ANOGAN = partial(
-    anogan.create, shape=SHAPE, latent=6, widths=(4, 8), search_steps=STEPS, search_rate=RATE
-)
+ANOGAN = partial(anogan.create, shape=SHAPE, latent=6, widths=(4, 8), search_steps=STEPS, search_rate=RATE)
 close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
 
 
@@ -116,9 +114,7 @@ def test_restarts_are_never_worse(state, images):
 
 def test_scorer_runs_the_search(state, images):
     """Neither the padding of the last batch nor the order of images matters."""
-    scorer = AnomalyScorer(
-        ANOGAN(), state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=2
-    )
+    scorer = AnomalyScorer(ANOGAN(), state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=2)
     scores = scorer.score(images, progress="test")
     backwards = scorer.score(images[::-1])
     close(scores.native, backwards.native[::-1])

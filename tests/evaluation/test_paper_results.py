@@ -40,13 +40,8 @@ def is_possible_on_a_grid(row):
     """Evaluates the definitions on a fine grid of prevalences, recalls and specificities."""
     _, accuracy, precision, recall, f1, specificity = row
     around = np.linspace(-0.00049, 0.00049, 9)
-    p, r, s = np.meshgrid(
-        np.linspace(0.0005, 0.9995, 2000), recall + around, specificity + around, indexing="ij"
-    )
-    pairs = (
-        (p * r + (1 - p) * s, accuracy),
-        (p * r / (p * r + (1 - p) * (1 - s)), precision),
-    )
+    p, r, s = np.meshgrid(np.linspace(0.0005, 0.9995, 2000), recall + around, specificity + around, indexing="ij")
+    pairs = ((p * r + (1 - p) * s, accuracy), (p * r / (p * r + (1 - p) * (1 - s)), precision))
     exact = pairs[1][0]
     pairs += ((2 * exact * r / (exact + r), f1),)
     return np.all([abs(value - published) <= 0.0005 for value, published in pairs], axis=0).any()

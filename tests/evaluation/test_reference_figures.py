@@ -54,10 +54,7 @@ MEASURED = {
     "brain_mixed": (3, 0.05, (0.396, 0.595, None, 0.646, 0.925, 0.705)),
 }
 LEAKING = (0.492, 0.738, 0.889, 0.748, 0.615, 0.57)
-COLUMNS = (
-    *("mean_image", "pca_64", "nearest_neighbor"),
-    *("mahalanobis_16", "mean_intensity", "corner_pixels"),
-)
+COLUMNS = (*("mean_image", "pca_64", "nearest_neighbor"), *("mahalanobis_16", "mean_intensity", "corner_pixels"))
 
 
 def assert_as_measured(splits, values, tolerance):
@@ -67,9 +64,7 @@ def assert_as_measured(splits, values, tolerance):
             assert means[name] == pytest.approx(value, abs=tolerance), (name, splits)
 
 
-@pytest.mark.parametrize(
-    "preset", [pytest.param(p, marks=[] if p == "mvtec" else long) for p in MEASURED]
-)
+@pytest.mark.parametrize("preset", [pytest.param(p, marks=[] if p == "mvtec" else long) for p in MEASURED])
 def test_baselines_are_as_strong_as_measured(preset):
     n_splits, tolerance, values = MEASURED[preset]
     splits = [aurocs_of_baselines(load(preset, split_seed=seed)) for seed in range(n_splits)]
@@ -115,9 +110,7 @@ def test_paper_score_ranks_bottles_almost_as_ssim_alone():
     dataset = load("mvtec")
 
     def pca_scores(weights):
-        score = jax.jit(
-            lambda x, y: anomaly_score.score(ScoreFormula(weights), anomaly_score.terms(x, y))
-        )
+        score = jax.jit(lambda x, y: anomaly_score.score(ScoreFormula(weights), anomaly_score.terms(x, y)))
         return baseline_scores(dataset.train.image, dataset.test.image, score)["pca_64"]
 
     squared, ssim, both = map(pca_scores, ({"mse": 1.0}, {"ssim": 1.0}, PAPER.weights))

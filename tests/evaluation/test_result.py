@@ -121,9 +121,7 @@ def test_new_score_term_needs_one_entry(monkeypatch, tmp_path):
         maps = abs(image - reconstruction).mean(-1)
         return maps.mean((1, 2)), maps
 
-    monkeypatch.setitem(
-        anomaly_score.TERMS, "l1", ScoreTerm("absolute error", "l1_error", value_and_map)
-    )
+    monkeypatch.setitem(anomaly_score.TERMS, "l1", ScoreTerm("absolute error", "l1_error", value_and_map))
     config = cae.get_config("phantom")
     with config.unlocked(), config.ignore_type():
         config.data.image_size, config.data.phantom_normal = 32, 60
@@ -135,9 +133,7 @@ def test_new_score_term_needs_one_entry(monkeypatch, tmp_path):
     state = init_state(built.detector, built.optimizers, 0, settings.data.image_shape)
     dataset = load_dataset(settings.data)
     scorer = make_scorer(settings, built.detector, state, batch_size=16)
-    result, calibration, test = assess(
-        scorer, dataset, settings.score, settings.threshold, settings.identity
-    )
+    result, calibration, test = assess(scorer, dataset, settings.score, settings.threshold, settings.identity)
     reconstruction = test.reconstruction.astype(np.float32) / 255
     expected = abs(dataset.test.image.astype(np.float32) / 255 - reconstruction).mean((1, 2, 3))
     np.testing.assert_allclose(test.terms.value["l1"], expected, atol=0.002)

@@ -191,9 +191,7 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--target", choices=TARGETS, required=True)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument(
-        "--inputs", type=int, default=0, help="number of inputs, instead of --minutes"
-    )
+    parser.add_argument("--inputs", type=int, default=0, help="number of inputs, instead of --minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", default="", help="try one case, as printed by a finding")
     parser.add_argument("--home", default="", help=argparse.SUPPRESS)

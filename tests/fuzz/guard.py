@@ -96,10 +96,7 @@ class Guard:
         elif event == "exec":
             name = getattr(arguments[0], "co_filename", "")
             name = name if name.startswith("<") else os.path.abspath(name)
-            if (
-                not name.startswith(("<frozen", *_LIBRARIES, _REPOSITORY))
-                and not _makes_namedtuple()
-            ):
+            if not name.startswith(("<frozen", *_LIBRARIES, _REPOSITORY)) and not _makes_namedtuple():
                 self._seen.append(f"exec: {name}")
         elif event.startswith(_PROGRAMS):
             self._seen.append(f"{event}: {arguments!r:.200}")

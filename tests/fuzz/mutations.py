@@ -88,8 +88,6 @@ def corruptions(
     return st.tuples(names, st.sampled_from(wrappings), changes, names)
 
 
-def corrupt_inside(
-    content: bytes, changes: Sequence[Change], other: bytes, unwrap: Callable, wrap: Callable
-) -> bytes:
+def corrupt_inside(content: bytes, changes: Sequence[Change], other: bytes, unwrap: Callable, wrap: Callable) -> bytes:
     """Changes content inside a compression or checksums, so that they remain valid."""
     return wrap(corrupt(unwrap(content), changes, other))

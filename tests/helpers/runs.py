@@ -48,6 +48,4 @@ def environment():
 
 def launch(*arguments, check=True):
     """Runs launch.py as a user does, on one CPU device."""
-    return subprocess.run(
-        command(arguments), cwd=ROOT, env=environment(), capture_output=True, text=True, check=check
-    )
+    return subprocess.run(command(arguments), cwd=ROOT, env=environment(), capture_output=True, text=True, check=check)

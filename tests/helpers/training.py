@@ -75,9 +75,7 @@ def assert_near(actual, expected, tolerance=1e-3):
     1e-5 of 1.
     """
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(
-            a, b, rtol=0, atol=1e-5 + tolerance * np.abs(b).max(initial=0)
-        ),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 + tolerance * np.abs(b).max(initial=0)),
         actual,
         expected,
     )

@@ -11,21 +11,8 @@ from sklearn import metrics as sk
 
 from bigan_jax.errors import UserError
 from bigan_jax.metrics import bootstrap
-from bigan_jax.metrics.image import (
-    PredictAll,
-    auroc,
-    by_condition,
-    by_defect_type,
-    image_metrics,
-    predict_all,
-)
-from bigan_jax.metrics.thresholds import (
-    Oracle,
-    conformal_threshold,
-    decide,
-    manual_threshold,
-    oracle_threshold,
-)
+from bigan_jax.metrics.image import PredictAll, auroc, by_condition, by_defect_type, image_metrics, predict_all
+from bigan_jax.metrics.thresholds import Oracle, conformal_threshold, decide, manual_threshold, oracle_threshold
 
 # No deadline: a busy machine must not fail a test.
 few = settings(max_examples=40, deadline=None)
@@ -105,9 +92,7 @@ def test_note_if_few_groups_cannot_keep_the_rate():
 
 
 def test_conformal_note_has_the_required_number_of_images():
-    assert "at least 19 calibration images; there are 18" in (
-        conformal_threshold(np.arange(18.0), 0.05).note
-    )
+    assert "at least 19 calibration images; there are 18" in (conformal_threshold(np.arange(18.0), 0.05).note)
     assert conformal_threshold(np.arange(19.0), 0.05).note is None
     # In floats, 10 * (1 - 0.3) and the like may miss the integer.
     for rate in (0.1, 0.3, 0.7, 0.01, 0.07):
@@ -280,15 +265,11 @@ def test_intervals_cover_the_true_values():
     trials = 200
     for trial in range(trials):
         score = rng.normal(size=120) + label
-        found = bootstrap.bootstrap_intervals(
-            score, label, np.arange(120), 0.8, n_samples=200, seed=trial
-        )
+        found = bootstrap.bootstrap_intervals(score, label, np.arange(120), 0.8, n_samples=200, seed=trial)
         for name, (low, high) in found.items():
             covered[name] += low <= true[name] <= high
     # Four standard errors below 0.95 and a little more: percentiles of 120 images are narrow.
-    assert {
-        name: n / trials for name, n in covered.items() if not 0.87 <= n / trials <= 0.995
-    } == {}
+    assert {name: n / trials for name, n in covered.items() if not 0.87 <= n / trials <= 0.995} == {}
 
 
 def test_interval_by_patient_covers_and_by_image_does_not():

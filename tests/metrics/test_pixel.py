@@ -69,9 +69,7 @@ def test_pixel_metrics_with_16_bits_equal_exact_ones(low, high):
     assert found["average_precision"] == pytest.approx(sk.average_precision_score(*flat), abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "dtype, low, high", [("int8", -128, 127), ("uint16", 0, 765), ("int64", -9, 5 << 20)]
-)
+@pytest.mark.parametrize("dtype, low, high", [("int8", -128, 127), ("uint16", 0, 765), ("int64", -9, 5 << 20)])
 def test_pixel_metrics_of_integers(dtype, low, high):
     rng = np.random.default_rng(0)
     masks = ndimage.uniform_filter(rng.random((6, 64, 64)), (1, 9, 9)) > 0.53
@@ -87,14 +85,7 @@ def test_pixel_metrics_of_integers(dtype, low, high):
 def test_rounding_a_threshold_changes_no_decision():
     score = np.float32([0.1, 0.3, 0.7])
     between = (float(score[1]) + float(np.nextafter(score[1], np.float32(1)))) / 2
-    for threshold in (
-        float(score[1]),
-        np.nextafter(float(score[1]), 1),
-        between,
-        0.3,
-        0.7,
-        -np.inf,
-    ):
+    for threshold in (float(score[1]), np.nextafter(float(score[1]), 1), between, 0.3, 0.7, -np.inf):
         assert decide(score, threshold).tolist() == [float(s) >= threshold for s in score]
     assert decide(np.array([1, 2]), 1.5).tolist() == [False, True]
 

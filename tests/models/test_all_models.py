@@ -24,9 +24,7 @@ from bigan_jax.training.train_step import TrainingSet
 from tests.helpers.training import assert_near, gradient_recorder
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(
-    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common")
-)
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common"))
 SHAPE = (32, 32, 1)
 CONDITIONS = 2
 ALL = pytest.mark.parametrize("name", CONFIGS)
@@ -76,12 +74,7 @@ def begin(detector, dataset, optimizer=None):
     state = jax.jit(lambda: init_state(detector, optimizers, 3, SHAPE))()
     frozen = epoch_runner.replicate(dict(detector.frozen))
     runner = epoch_runner.EpochRunner(
-        detector,
-        optimizers,
-        AugmentationSettings(),
-        frozen,
-        epoch_runner.replicate(dataset),
-        False,
+        detector, optimizers, AugmentationSettings(), frozen, epoch_runner.replicate(dataset), False
     )
     return runner, epoch_runner.replicate(state)
 
@@ -91,9 +84,7 @@ def host(state):
 
 
 def scorer_of(detector, state):
-    return AnomalyScorer(
-        detector, state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=8
-    )
+    return AnomalyScorer(detector, state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -230,9 +221,7 @@ def test_every_trained_parameter_has_a_gradient(name, dataset, one_device):
     for objective, (networks, loss) in detector.objectives.items():
 
         def value(owned, loss=loss):
-            variables = {
-                n: {"params": p, **state.collections[n]} for n, p in (state.params | owned).items()
-            }
+            variables = {n: {"params": p, **state.collections[n]} for n, p in (state.params | owned).items()}
             net = Net(detector.networks, variables | dict(detector.frozen), train=True)
             return loss(net, batch, keys)[0]
 
@@ -260,10 +249,7 @@ def test_parameter_count_is_as_stated(name):
 
 @pytest.mark.parametrize(
     ("name", "argument", "fields"),
-    [
-        ("cae", "phantom", {"phases.phase1.epochs": 0}),
-        ("improved_bigan", "phantom,plain,no_adversarial", {}),
-    ],
+    [("cae", "phantom", {"phases.phase1.epochs": 0}), ("improved_bigan", "phantom,plain,no_adversarial", {})],
 )
 def test_schedule_that_trains_nothing_is_refused(name, argument, fields):
     config = importlib.import_module(f"configs.{name}").get_config(argument)

@@ -41,9 +41,7 @@ def random_net(detector):
         values = rng.uniform(0.5, 1.5, x.shape) if positive else rng.normal(0, 0.2, x.shape)
         return jnp.asarray(values, x.dtype)
 
-    variables = {
-        name: {"params": state.params[name]} | state.collections[name] for name in state.params
-    }
+    variables = {name: {"params": state.params[name]} | state.collections[name] for name in state.params}
     return Net(detector.networks, jax.tree.map_with_path(randomize, variables), train=False)
 
 
@@ -81,9 +79,7 @@ def test_extreme_log_variances_have_finite_loss_and_gradient(extreme):
     value, gradient = jax.value_and_grad(kl)(jnp.full((1, 128), extreme))
     assert np.isfinite(value) and np.isfinite(gradient).all()
     assert (np.sign(gradient) == np.sign(extreme)).all()
-    np.testing.assert_allclose(
-        vae.soft_limit(jnp.array([[-5.0, 0, 0.1, 5]]))[0, ::3], [-5, 5], 0.03
-    )
+    np.testing.assert_allclose(vae.soft_limit(jnp.array([[-5.0, 0, 0.1, 5]]))[0, ::3], [-5, 5], 0.03)
 
 
 @pytest.mark.parametrize("beta", [1.0, 4.0])
@@ -129,9 +125,7 @@ def test_only_weights_of_present_conditions_have_gradients():
     net = random_net(detector)
 
     def loss(variables):
-        return detector.objectives["elbo"].loss(
-            Net(detector.networks, variables, train=False), batch, keys(4)
-        )[0]
+        return detector.objectives["elbo"].loss(Net(detector.networks, variables, train=False), batch, keys(4))[0]
 
     gradient = jax.jit(jax.grad(loss))(net.variables)
     first = gradient["encoder"]["params"]["EncoderStage_0"]["Downsample_0"]["kernel"]
@@ -147,9 +141,7 @@ def test_cvae_with_one_condition_is_a_vae_with_a_note():
     for detector in (cvae, plain, VAE(conditions=3)):
         jax.tree.map(np.testing.assert_array_equal, random_net(detector).variables, net.variables)
         loss, _ = run(detector.objectives["elbo"].loss, net, batch, keys(4))
-        np.testing.assert_array_equal(
-            loss, run(plain.objectives["elbo"].loss, net, batch, keys(4))[0]
-        )
+        np.testing.assert_array_equal(loss, run(plain.objectives["elbo"].loss, net, batch, keys(4))[0])
     assert "the same condition" in cvae.notes[0]
     assert not plain.notes and not CVAE(conditions=2).notes
 

@@ -92,9 +92,7 @@ def batch():
 
 def run_in_training(detector, state, run):
     """Returns `run(net, keys)` for a network in training mode and six images."""
-    variables = {
-        name: {"params": state.params[name], **state.collections[name]} for name in state.params
-    }
+    variables = {name: {"params": state.params[name], **state.collections[name]} for name in state.params}
     keys = example_keys(jax.random.key(5), jnp.arange(6))
 
     def one_shard(_):
@@ -186,9 +184,7 @@ class DCGAN:
         else:
             s = self.statistics["EncoderStage_1"]["BatchNorm_0"]
             x = norm(x, stage["BatchNorm_0"], (np.asarray(s["mean"]), np.asarray(s["var"])))
-        joint = np.concatenate(
-            [leaky(x).reshape(len(x), -1), leaky(dense(z, self.p["Dense_0"]))], 1
-        )
+        joint = np.concatenate([leaky(x).reshape(len(x), -1), leaky(dense(z, self.p["Dense_0"]))], 1)
         hidden = leaky(dense(joint, self.p["Dense_1"]))
         return dense(hidden, self.p["Dense_2"])[:, 0], hidden
 
@@ -236,9 +232,7 @@ def test_ganomaly_halves_down_to_four_pixels():
 def test_anogan_losses_in_numpy(batch):
     state, detector = perturbed("anogan"), GANS["anogan"]
     z = run_in_training(
-        detector,
-        state,
-        lambda net, keys: jax.vmap(lambda k: jax.random.uniform(k, (LATENT,), minval=-1))(keys),
+        detector, state, lambda net, keys: jax.vmap(lambda k: jax.random.uniform(k, (LATENT,), minval=-1))(keys)
     )
     x, generated = 2 * np.asarray(batch.image) - 1, DCGAN(state, "generator").generate(z)
     discriminator = DCGAN(state, "discriminator")
@@ -335,9 +329,7 @@ def test_health_warns_of_a_diverging_run_only(name):
         for epoch in range(10):
             order = np.random.default_rng(epoch).permutation(32).reshape(4, 8)
             state, logs = run.epoch(state, tuple(RATES[name]), order)
-            factor_warnings += health.health_warnings(
-                {"epoch": epoch, **jax.tree.map(np.mean, logs)}
-            )
+            factor_warnings += health.health_warnings({"epoch": epoch, **jax.tree.map(np.mean, logs)})
     assert warnings[1] == []
     assert any("saturated" in warning for warning in warnings[100])
 

@@ -125,9 +125,7 @@ def test_dead_entries_are_reset_to_outputs_of_the_batch():
     distances = np.abs(books[0, 1][0][dead][:, None] - outputs.reshape(-1, DEPTH)).max(-1)
     assert distances.min(1).max() < 1e-4
     assert len(np.unique(distances.argmin(1))) > 4
-    np.testing.assert_allclose(
-        books[0, 1][0][~dead], without_reseeding["codebook"]["vectors"][0][~dead], rtol=1e-3
-    )
+    np.testing.assert_allclose(books[0, 1][0][~dead], without_reseeding["codebook"]["vectors"][0][~dead], rtol=1e-3)
 
 
 # --- detector ---
@@ -147,12 +145,7 @@ def test_codebook_is_the_same_on_one_and_four_devices(monkeypatch, reseed_dead):
         state = jax.jit(lambda: init_state(detector, optimizers, 3, SHAPE))()
         initial = jax.device_get(state)
         run = epoch_runner.EpochRunner(
-            detector,
-            optimizers,
-            AugmentationSettings(),
-            {},
-            epoch_runner.replicate(training_set),
-            scanned,
+            detector, optimizers, AugmentationSettings(), {}, epoch_runner.replicate(training_set), scanned
         )
         state, logs = run.epoch(epoch_runner.replicate(state), ("reconstruction",), order)
         trained = jax.device_get(epoch_runner.first(state))

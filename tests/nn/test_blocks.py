@@ -31,9 +31,7 @@ def test_residual_adds_the_upsampled_projection():
     kernel = variables["params"]["Dense_0"]["kernel"]
     skip = np.kron(np.einsum("bhwd,dc->bhwc", x, kernel), np.ones((1, 2, 2, 1)))
     np.testing.assert_allclose(
-        stage.apply(variables, x, train=False),
-        without.apply(variables, x, train=False) + skip,
-        atol=1e-5,
+        stage.apply(variables, x, train=False), without.apply(variables, x, train=False) + skip, atol=1e-5
     )
 
 

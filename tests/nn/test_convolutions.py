@@ -25,23 +25,17 @@ def draw(seed, shape, dtype=jnp.float32):
 def assert_near(actual, expected, dtype):
     scale = np.abs(np.asarray(expected, np.float32)).max()
     np.testing.assert_allclose(
-        np.asarray(actual, np.float32) / scale,
-        np.asarray(expected, np.float32) / scale,
-        atol=TOLERANCE[dtype],
+        np.asarray(actual, np.float32) / scale, np.asarray(expected, np.float32) / scale, atol=TOLERANCE[dtype]
     )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("b", "h", "w", "d", "c"), SIZES)
 def test_upsample_and_its_gradients_equal_flax(b, h, w, d, c, dtype):
-    module = nn.ConvTranspose(
-        c, (4, 4), (2, 2), padding="SAME", transpose_kernel=True, use_bias=False, dtype=dtype
-    )
+    module = nn.ConvTranspose(c, (4, 4), (2, 2), padding="SAME", transpose_kernel=True, use_bias=False, dtype=dtype)
     code, kernel = draw(0, (b, h, w, d), dtype), draw(1, (4, 4, c, d), dtype)
     image, back = jax.vjp(convolutions.upsample, code, kernel)
-    expected, expected_back = jax.vjp(
-        lambda x, k: module.apply({"params": {"kernel": k}}, x), code, kernel
-    )
+    expected, expected_back = jax.vjp(lambda x, k: module.apply({"params": {"kernel": k}}, x), code, kernel)
     assert image.shape == (b, 2 * h, 2 * w, c)
     assert_near(image, expected, dtype)
     cotangent = draw(2, image.shape, dtype)
@@ -56,9 +50,7 @@ def test_downsample_and_its_gradients_equal_flax(b, h, w, d, c, dtype):
     module = nn.Conv(d, (4, 4), (2, 2), padding="SAME", use_bias=False, dtype=dtype)
     image, kernel = draw(0, (b, 2 * h, 2 * w, c), dtype), draw(1, (4, 4, c, d), dtype)
     code, back = jax.vjp(convolutions.downsample, image, kernel)
-    expected, expected_back = jax.vjp(
-        lambda x, k: module.apply({"params": {"kernel": k}}, x), image, kernel
-    )
+    expected, expected_back = jax.vjp(lambda x, k: module.apply({"params": {"kernel": k}}, x), image, kernel)
     assert code.shape == (b, h, w, d)
     assert_near(code, expected, dtype)
     cotangent = draw(2, code.shape, dtype)

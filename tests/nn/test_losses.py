@@ -74,10 +74,7 @@ def test_perceptual_averages_layers_of_different_sizes(pair):
 
 
 @settings(deadline=None)
-@given(
-    hnp.arrays(np.float32, (2, 3, 4, 5), elements=st.floats(0, 100, width=32)),
-    st.floats(1, 50),
-)
+@given(hnp.arrays(np.float32, (2, 3, 4, 5), elements=st.floats(0, 100, width=32)), st.floats(1, 50))
 def test_unit_features_do_not_depend_on_scale(features, factor):
     (actual,) = losses.unit_features([jnp.asarray(features)])
     square = (features.astype(np.float64) ** 2).mean(-1, keepdims=True)

@@ -33,11 +33,7 @@ def features(weights, image, layers=TAPS, convention="torchvision", dtype=None):
 
 
 def test_first_kernel_equals_torchvision(weights):
-    rows = [
-        [-0.553731, 0.142705, 0.528961],
-        [-0.583124, 0.356551, 0.765662],
-        [-0.690221, -0.048019, 0.484092],
-    ]
+    rows = [[-0.553731, 0.142705, 0.528961], [-0.583124, 0.356551, 0.765662], [-0.690221, -0.048019, 0.484092]]
     first = weights.params["conv1_1"]
     np.testing.assert_allclose(first["kernel"][:, :, 0, 0], rows, atol=1e-6)
     bias = [0.403388, 0.377794, 0.464362, -0.322764]
@@ -86,9 +82,7 @@ def test_only_the_requested_layers_are_built_in_order():
     shapes = jax.eval_shape(VGG16(("relu2_1", "relu1_1")).init, jax.random.key(0), sample_image())
     assert list(shapes["params"]) == ["conv1_1", "conv1_2", "conv2_1"]
     loaded = load_weights("", ("relu2_1", "relu1_1"))
-    equal_shapes = jax.tree.map(
-        lambda made, read: made.shape == read.shape, shapes["params"], loaded.params
-    )
+    equal_shapes = jax.tree.map(lambda made, read: made.shape == read.shape, shapes["params"], loaded.params)
     assert jax.tree.all(equal_shapes)
     deep, shallow = features(loaded, sample_image(), ("relu2_1", "relu1_1"))
     assert (deep.shape[-1], shallow.shape[-1]) == (128, 64)

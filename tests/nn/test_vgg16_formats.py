@@ -16,14 +16,7 @@ from bigan_jax.errors import UserError
 from bigan_jax.nn.vgg16 import formats
 from bigan_jax.nn.vgg16 import weights as weights_module
 from bigan_jax.nn.vgg16.weights import load_weights, main
-from tests.helpers.weight_files import (
-    TORCH,
-    fake_torch,
-    package_file,
-    torch_state,
-    write_keras,
-    write_torch,
-)
+from tests.helpers.weight_files import TORCH, fake_torch, package_file, torch_state, write_keras, write_torch
 from tests.nn.test_vgg16 import GOLDEN, TAPS, features, sample_image
 
 SUFFIXES = [".ckpt", ".npz", ".pth", ".safetensors", ".h5", ".keras2.h5", ".keras3.h5"]
@@ -59,9 +52,7 @@ def sources(weights, tmp_path_factory):
 def test_every_format_gives_the_reference_activations(suffix, sources, torch):
     loaded = load_weights(str(sources[suffix]) if suffix else "", TAPS)
     assert loaded.convention == ("caffe" if suffix.endswith("h5") else "torchvision")
-    for (size, mean, std, top), taps in zip(
-        GOLDEN.values(), features(loaded, sample_image()), strict=True
-    ):
+    for (size, mean, std, top), taps in zip(GOLDEN.values(), features(loaded, sample_image()), strict=True):
         assert taps.shape == (1, *size) and taps.dtype == jnp.float32
         assert float(taps.mean()) == pytest.approx(mean, abs=1e-4)
         assert float(taps.std()) == pytest.approx(std, abs=1e-4)
@@ -186,10 +177,7 @@ def test_object_arrays_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda s: s.update({"features.5.bias": np.zeros(64, "f4")}),
-            "conv2_1/bias must have",
-        ),
+        (lambda s: s.update({"features.5.bias": np.zeros(64, "f4")}), "conv2_1/bias must have"),
         (lambda s: s.update({"features.5.bias": np.full(128, np.nan, "f4")}), "NaN or infinity"),
         (lambda s: s.pop("features.28.weight"), "conv5_3/kernel is missing"),
     ],
@@ -267,13 +255,7 @@ def test_command_converts(sources, weights, tmp_path, capsys):
 
 
 def test_command_fails_in_one_line(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "bigan_jax.nn.vgg16.weights",
-        "nowhere.pth",
-        str(tmp_path / "vgg16.npz"),
-    ]
+    command = [sys.executable, "-m", "bigan_jax.nn.vgg16.weights", "nowhere.pth", str(tmp_path / "vgg16.npz")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stdout == ""
     assert "nowhere.pth" in done.stderr and done.stderr.count("\n") == 1

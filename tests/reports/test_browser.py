@@ -116,9 +116,7 @@ def open_in_browser(tmp_path, page, *flags, width=None):
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     command += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
     command += ["--enable-logging=stderr", "--window-size=1200,900", *flags, "--dump-dom"]
-    result = subprocess.run(
-        [*command, path.as_uri()], capture_output=True, timeout=60, encoding="utf-8"
-    )
+    result = subprocess.run([*command, path.as_uri()], capture_output=True, timeout=60, encoding="utf-8")
     output = re.search(r'<pre id="result">(.*?)</pre>', result.stdout, re.S)
     assert output, result.stderr[-2000:]
     messages = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
@@ -128,11 +126,7 @@ def open_in_browser(tmp_path, page, *flags, width=None):
 def report_page(tmp_path):
     png = html_report.png_bytes(np.zeros((30, 60), np.uint8))
     path = html_report.write_report(
-        tmp_path / "report.html",
-        make_result(**FIELDS),
-        [],
-        {"roc_curve": png},
-        list(gallery_images()),
+        tmp_path / "report.html", make_result(**FIELDS), [], {"roc_curve": png}, list(gallery_images())
     )
     return path.read_text(encoding="utf-8")
 
@@ -195,9 +189,7 @@ def test_content_security_policy_blocks_unescaped_content(tmp_path):
         injected = f'<img src="{address}/image"><script>hacked = 1</script>'
         injected += f'<script src="{address}/script"></script><img src="x" onerror="hacked = 1">'
         page = report_page(tmp_path).replace("<main>", f"<main>{injected}")
-        result, messages = open_in_browser(
-            tmp_path, page, "--blink-settings=preferredColorScheme=0"
-        )
+        result, messages = open_in_browser(tmp_path, page, "--blink-settings=preferredColorScheme=0")
         server.shutdown()
     assert requests == [] and not result["hacked"]
     assert sum(message.startswith("refused") for message in result["errors"]) >= 4

@@ -52,8 +52,7 @@ def test_error_colors_have_a_fixed_scale():
 
 
 @pytest.mark.parametrize(
-    "counts, threshold",
-    [((9, 8, 7), 0.5), ((9, 0, 0), None), ((0, 1, 0), 99.0), ((0, 0, 0), 0.5)],
+    "counts, threshold", [((9, 8, 7), 0.5), ((9, 0, 0), None), ((0, 1, 0), 99.0), ((0, 0, 0), 0.5)]
 )
 def test_charts_are_drawn_without_a_class_or_threshold(counts, threshold):
     scores = random_scores(*counts)
@@ -117,10 +116,7 @@ def test_bands_equal_quantiles_of_resampled_curves():
             [np.interp(x, *zip(*roc_points, strict=True)) for x in np.linspace(0, 1, 101)]
         )  # fmt: skip
         precisions.append(
-            [
-                next(p for recall, p in pr_points if recall > 0 and recall >= x - 1e-9)
-                for x in np.linspace(0, 1, 101)
-            ]
+            [next(p for recall, p in pr_points if recall > 0 and recall >= x - 1e-9) for x in np.linspace(0, 1, 101)]
         )
     for name, values in (("roc", recalls), ("precision_recall", precisions)):
         x, low, high = bands[name]
@@ -181,9 +177,7 @@ def gallery_images():
     rng = np.random.default_rng(0)
     for i, path in enumerate(("first.png", UNTRUSTED, "long" * 100 + ".png")):
         images = rng.integers(0, 256, (2, 8, 8, 3 if i == 2 else 1), np.uint8)
-        error_maps = dict(
-            zip(LIMITS, rng.random((3, 8, 8)) * [[[0.01]], [[1]], [[0.5]]], strict=True)
-        )
+        error_maps = dict(zip(LIMITS, rng.random((3, 8, 8)) * [[[0.01]], [[1]], [[0.5]]], strict=True))
         mask = None if i == 1 else rng.random((8, 8)) > 0.5
         yield image_grid.GalleryImage(path, i > 0, "", 0.1 * i, i == 0, *images, error_maps, mask)
 

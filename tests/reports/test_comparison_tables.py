@@ -28,10 +28,7 @@ def comparison_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
     test = pictures(20, 63, per_group=1)
     bottle = {"dataset": "mvtec", "category": "bottle", "test": test}
-    contents = [
-        write_run(folder / "runs" / f"i{seed}", model="improved_bigan", seed=seed, **bottle)
-        for seed in (0, 1)
-    ]
+    contents = [write_run(folder / "runs" / f"i{seed}", model="improved_bigan", seed=seed, **bottle) for seed in (0, 1)]
     write_run(folder / "runs" / "n", model="improved_bigan", ablations=["no_se"], **bottle)
     write_run(folder / "runs" / "v", model="vae", native=0.66, **bottle)
     write_run(
@@ -96,9 +93,7 @@ def test_latex_escapes_untrusted_text(comparison_folder):
     assert r"\textbackslash{}input\{a\}" in text and r"\input" not in text
     for command in ("toprule", "midrule", "bottomrule", "cmidrule", "caption"):
         assert f"\\{command}" in text
-    commands = (
-        "toprule midrule bottomrule cmidrule caption begin end centering resizebox ifdim width"
-    )
+    commands = "toprule midrule bottomrule cmidrule caption begin end centering resizebox ifdim width"
     commands += " linewidth else fi multicolumn par smallskip footnotesize usepackage pm dag char"
     commands += " textbackslash textasciicircum textasciitilde textless textgreater textbar"
     commands += " textasciigrave"
@@ -184,12 +179,7 @@ def test_format_cell(cell, text):
 
 def test_csv_escapes_spreadsheet_formulas():
     text = tables.csv_text(["a", "b"], [["=1+1", -0.5], ["@x", None], ["fine\nline", "-2"]])
-    assert list(csv.reader(io.StringIO(text))) == [
-        ["a", "b"],
-        ["'=1+1", "-0.5"],
-        ["'@x", ""],
-        [r"fine\nline", "'-2"],
-    ]
+    assert list(csv.reader(io.StringIO(text))) == [["a", "b"], ["'=1+1", "-0.5"], ["'@x", ""], [r"fine\nline", "'-2"]]
 
 
 def test_command_exit_status_and_no_jax_import(tmp_path):
@@ -198,13 +188,9 @@ def test_command_exit_status_and_no_jax_import(tmp_path):
     (tmp_path / "runs" / "bad" / "evaluation.json").write_text("{")
     arguments = ["--mode=compare", f"--workdirs={tmp_path}/runs/*", f"--output={tmp_path}/out"]
     program = (
-        "import runpy, sys\n"
-        "try: runpy.run_path('launch.py', run_name='__main__')\n"
-        "finally: print('jax' in sys.modules)"
+        "import runpy, sys\ntry: runpy.run_path('launch.py', run_name='__main__')\nfinally: print('jax' in sys.modules)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "bad was skipped: evaluation.json is not valid JSON" in result.stdout
     assert result.stdout.splitlines()[-1] == "False"

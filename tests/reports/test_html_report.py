@@ -48,12 +48,7 @@ GRAY = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
 AUDIT = {
     "policy": "keep",
     "findings": [
-        {
-            "check": "exact duplicates across splits",
-            "result": UNTRUSTED,
-            "meaning": "",
-            "alarming": False,
-        },
+        {"check": "exact duplicates across splits", "result": UNTRUSTED, "meaning": "", "alarming": False},
         {"check": "shortcut features", "result": "1", "meaning": "Compare it.", "alarming": True},
     ],
     "shortcut_aurocs": {"sharpness": 0.93, "width": 0.5},
@@ -123,12 +118,7 @@ class Page(HTMLParser):
 
 def page(tmp_path, fields=None, history=(), figures=None, gallery=(), audit=None):
     path = write_report(
-        tmp_path / "new" / "report.html",
-        make_result(**FIELDS | (fields or {})),
-        history,
-        figures or {},
-        gallery,
-        audit,
+        tmp_path / "new" / "report.html", make_result(**FIELDS | (fields or {})), history, figures or {}, gallery, audit
     )
     return Page(path.read_text(encoding="utf-8"))
 
@@ -198,8 +188,7 @@ def test_optional_sections(tmp_path):
     }
     text = page(tmp_path, fields, gallery=list(gallery_images())).text
     for words in (
-        "ssim, terms standardized highest 0.702 mse used here mean 0.601 "
-        "0.7 mse + 0.3 ssim the paper's mean –",
+        "ssim, terms standardized highest 0.702 mse used here mean 0.601 0.7 mse + 0.3 ssim the paper's mean –",
         "A note on oracles.",
         f"{UNTRUSTED} 3 0.777 0.125",
         "leaf 5 2 3 – – 0.375",
@@ -217,40 +206,19 @@ def test_optional_sections(tmp_path):
 
 def test_config_is_shown_field_by_field(tmp_path):
     path = write_report(
-        tmp_path / "report.html",
-        make_result(),
-        [],
-        {},
-        [],
-        config={"data": {"dir": UNTRUSTED}, "n": 7},
+        tmp_path / "report.html", make_result(), [], {}, [], config={"data": {"dir": UNTRUSTED}, "n": 7}
     )
     assert f"Config data dir {UNTRUSTED} images 7" in Page(path.read_text(encoding="utf-8")).text
 
 
 def test_every_value_of_the_evaluation_is_shown(tmp_path):
     text = page(tmp_path, {}, history(), {}, list(gallery_images()), AUDIT).text
-    for value in (
-        "0.900",
-        "0.850 to 0.950",
-        "0.910",
-        "0.01234",
-        "0.835",
-        "0.870",
-        "0.550",
-        "0.912",
-        "0.899",
-    ):
+    for value in ("0.900", "0.850 to 0.950", "0.910", "0.01234", "0.835", "0.870", "0.550", "0.912", "0.899"):
         assert value in text, value
     for words in (
         *("oracle (uses test labels)", "A note on the rate.", "feature distance"),
         *("collapsed at epoch 3", "statistics re-estimated", "0.10.2", "ablations: no_se"),
-        *(
-            "cae on phantom leaf",
-            "Leak audit",
-            "shortcut features",
-            "PCA, 64 components",
-            "one, two",
-        ),
+        *("cae on phantom leaf", "Leak audit", "shortcut features", "PCA, 64 components", "one, two"),
         "do not locate defects better than raw intensity as a map (0.950)",
     ):
         assert words in text, words

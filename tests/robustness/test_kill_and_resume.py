@@ -26,12 +26,7 @@ from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
 from tests.helpers.runs import ROOT, command, environment, flags
 
-FIELDS = {
-    "data.image_size": 16,
-    "model.hidden": (8, 4),
-    "batch_size": 8,
-    "checkpoint.every": 2,
-}
+FIELDS = {"data.image_size": 16, "model.hidden": (8, 4), "batch_size": 8, "checkpoint.every": 2}
 TIMES = ("seconds", "images_per_second")
 
 
@@ -143,10 +138,7 @@ def kill_and_finish(stages, image_folder, home, epochs, seed=0):
         if (home / "run").exists():
             assert_no_truncated_file(home / "run")
     final = subprocess.run(
-        command(arguments(image_folder, home, epochs)),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
+        command(arguments(image_folder, home, epochs)), cwd=ROOT, env=environment(), capture_output=True
     )
     assert final.returncode == 0, final.stderr
     return kills
@@ -174,11 +166,7 @@ def assert_equal_runs(expected, killed, epochs):
 
 def run_uninterrupted(image_folder, home, epochs):
     subprocess.run(
-        command(arguments(image_folder, home, epochs)),
-        cwd=ROOT,
-        env=environment(),
-        check=True,
-        capture_output=True,
+        command(arguments(image_folder, home, epochs)), cwd=ROOT, env=environment(), check=True, capture_output=True
     )
 
 

@@ -37,13 +37,7 @@ INPUTS |= {"weights": 300, "checkpoints": 40, "tables": 300}
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_corrupt_files_are_reported_and_have_no_effect(target):
-    command = [
-        sys.executable,
-        "-m",
-        "tests.fuzz",
-        f"--target={target}",
-        f"--inputs={INPUTS[target]}",
-    ]
+    command = [sys.executable, "-m", "tests.fuzz", f"--target={target}", f"--inputs={INPUTS[target]}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
@@ -237,10 +231,7 @@ def test_nifti_extension_must_fit_in_the_header(tmp_path, size):
     content = content[:108] + struct.pack("<f", 352 + 32) + content[112:348] + b"\1\0\0\0"
     first = struct.pack("<ii", 16, 6) + bytes(8)
     path.write_bytes(gzip.compress(content + first + struct.pack("<ii", size, 6) + bytes(10**4)))
-    with (
-        limited_memory(),
-        pytest.raises(UserError, match=r"header extension of .* bytes in 16 bytes"),
-    ):
+    with limited_memory(), pytest.raises(UserError, match=r"header extension of .* bytes in 16 bytes"):
         medical.volume_shape(path)
     path.write_bytes(gzip.compress(content + first + first + bytes(10**4)))
     assert medical.volume_shape(path)
@@ -304,9 +295,7 @@ def test_hdf5_with_external_data_or_huge_chunks_is_refused(tmp_path):
     with pytest.raises(UserError, match="another file"):
         formats.read(tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        data = file.create_dataset(
-            name, (64,), "<f4", chunks=(2**27,), maxshape=(None,), compression="gzip"
-        )
+        data = file.create_dataset(name, (64,), "<f4", chunks=(2**27,), maxshape=(None,), compression="gzip")
         assert data.chunks
     with pytest.raises(UserError, match="chunks of more"):
         formats.read(tmp_path / "a.h5")

@@ -40,9 +40,7 @@ def corrupt_run(folder, name, change):
 
 def test_number_too_large_for_a_float_is_refused(tmp_path):
     huge = "1" + "0" * 400
-    workdir = corrupt_run(
-        tmp_path / "run", "evaluation.json", lambda t: t.replace('"f1": ', f'"f1": {huge}, "x": ')
-    )
+    workdir = corrupt_run(tmp_path / "run", "evaluation.json", lambda t: t.replace('"f1": ', f'"f1": {huge}, "x": '))
     with pytest.raises(UserError, match="f1: Number out of range"):
         read_run(workdir)
 
@@ -124,9 +122,7 @@ def test_link_that_leads_out_of_a_run_folder_is_refused(tmp_path, link):
 
 
 def test_network_larger_than_its_checkpoint_is_not_allocated(tmp_path):
-    state = TrainState(*[None] * len(TrainState._fields))._replace(
-        params={"w": np.ones((4, 4), np.float32)}
-    )
+    state = TrainState(*[None] * len(TrainState._fields))._replace(params={"w": np.ones((4, 4), np.float32)})
     checkpoints = CheckpointManager(tmp_path)
     checkpoints.save(Progress(1), state)
     checkpoints.close()
@@ -202,26 +198,15 @@ def test_pipes_and_huge_files_are_not_read(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"logs": {"a": 1}},
-        {"logs": []},
-        {"rollbacks": [{"epoch": 1}]},
-        {"seconds": "1"},
-        {"steps": 1.5},
-    ],
+    "change", [{"logs": {"a": 1}}, {"logs": []}, {"rollbacks": [{"epoch": 1}]}, {"seconds": "1"}, {"steps": 1.5}]
 )
 def test_invalid_progress_with_a_valid_checksum_is_damage(tmp_path, change, capsys):
-    state = TrainState(*[None] * len(TrainState._fields))._replace(
-        params={"w": np.ones(4, np.float32)}
-    )
+    state = TrainState(*[None] * len(TrainState._fields))._replace(params={"w": np.ones(4, np.float32)})
     checkpoints = CheckpointManager(tmp_path)
     for progress in Progress(1), Progress(2)._replace(**change):
         checkpoints.save(progress, state)
     checkpoints.close()
-    assert CheckpointManager(tmp_path, read_only=True).restore(state)[0] == Progress(1)._replace(
-        rollbacks=[]
-    )
+    assert CheckpointManager(tmp_path, read_only=True).restore(state)[0] == Progress(1)._replace(rollbacks=[])
     assert "checkpoints/2 is damaged (its progress is not what" in capsys.readouterr().err
 
 

@@ -126,9 +126,7 @@ def assert_equal_runs(workdir, expected):
     states, scores = [], []
     for folder in (workdir, expected):
         state, detector, _ = restore(parse_settings(config), folder, 1)
-        scorer = AnomalyScorer(
-            detector, state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), (16, 16, 1)
-        )
+        scorer = AnomalyScorer(detector, state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), (16, 16, 1))
         scores.append(scorer.score(image).score)
         # The decoder's first BatchNorm removes the code's bias. Its gradient is rounding errors,
         # for which Adam's steps are as large as for any gradient. The same holds in the first
@@ -140,8 +138,7 @@ def assert_equal_runs(workdir, expected):
         assert np.linalg.norm(np.subtract(a, b)) <= 1e-6 + 1e-3 * np.linalg.norm(b)
     np.testing.assert_allclose(*scores, rtol=1e-4)
     losses = [
-        [json.loads(line)["reconstruction/loss"] for line in (w / "train.jsonl").open()]
-        for w in (workdir, expected)
+        [json.loads(line)["reconstruction/loss"] for line in (w / "train.jsonl").open()] for w in (workdir, expected)
     ]
     assert len(losses[0]) == EPOCHS
     np.testing.assert_allclose(*losses, rtol=1e-4)
@@ -249,9 +246,7 @@ def test_only_task_of_a_job_is_a_single_process(monkeypatch, variable):
 
 def test_single_process_does_not_communicate(tmp_path):
     content = {"a": [1.5]}
-    assert (
-        distributed.broadcast_json(content) is content and distributed.broadcast(content) is content
-    )
+    assert distributed.broadcast_json(content) is content and distributed.broadcast(content) is content
     assert distributed.all_max(3) == 3 and distributed.shared_folder(tmp_path) == tmp_path
     distributed.require_equal("config", "anything")
     with distributed.primary_first("anything"):

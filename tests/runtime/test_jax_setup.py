@@ -24,11 +24,7 @@ SMALL = (
 def clean_environment(tmp_path, monkeypatch):
     """An environment without JAX's variables, restored after the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in (
-        FOLDER,
-        "JAX_ENABLE_COMPILATION_CACHE",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
-    ):
+    for name in (FOLDER, "JAX_ENABLE_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         monkeypatch.setenv(name, "")  # so that changes are undone
         monkeypatch.delenv(name)
 
@@ -127,9 +123,7 @@ def test_only_the_command_enables_the_cache(tmp_path):
     assert printed(f"--compilation_cache={tmp_path / 'here'}") == [str(tmp_path / "here"), "True"]
     assert printed("--compilation_cache=off") == ["None", "False"]
     script = "import bigan_jax.training, jax; print(jax.config.jax_compilation_cache_dir)"
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.split() == ["None"]
 
 
@@ -171,10 +165,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def page_faults_of_second_allocation(*arguments, **environment):
     result = subprocess.run(
-        [sys.executable, "-c", ALLOCATE_TWICE, *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
+        [sys.executable, "-c", ALLOCATE_TWICE, *arguments], capture_output=True, text=True, env=environment
     )
     if "not glibc" in result.stderr:
         pytest.skip("another C library")

@@ -20,15 +20,7 @@ from bigan_jax.runtime import preemption
 from bigan_jax.training import epoch_logger
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
-from tests.helpers.runs import (
-    ROOT,
-    SMALL,
-    SMALL_BIGAN,
-    command,
-    configured,
-    environment,
-    flags,
-)
+from tests.helpers.runs import ROOT, SMALL, SMALL_BIGAN, command, configured, environment, flags
 from tests.helpers.training import set_whole_epochs
 
 EPOCHS = 20_000
@@ -76,8 +68,7 @@ def popen(arguments, stdout):
 
 
 @pytest.mark.parametrize(
-    ("signum", "status", "reason"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ("signum", "status", "reason"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_first_signal_saves_and_prints_how_to_resume(tmp_path, signum, status, reason):
     workdir = tmp_path / "run with a space"
@@ -177,9 +168,7 @@ def test_signal_outside_of_training_ends_immediately():
         "except preemption.Stopped as stopped:\n    print(stopped.status, stopped)\n"
     )
     for signum, output in ((signal.SIGTERM, "143 terminated"), (None, "75 out of time")):
-        process = subprocess.Popen(
-            [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert process.stdout.readline() == "on\n"
         if signum:
             process.send_signal(signum)

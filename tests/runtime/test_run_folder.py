@@ -57,9 +57,7 @@ def test_lock_names_its_holder_and_ends_with_its_process(tmp_path):
         "from bigan_jax.runtime.lock import exclusive_lock\n"
         "with exclusive_lock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)\n"
     )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", program, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    holder = subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     host = os.uname().nodename
     with pytest.raises(UserError, match=f"in use .*process {holder.pid} on {host}.*--workdir"):

@@ -53,9 +53,7 @@ def test_translation_covers_its_range_and_repeats_border():
 def test_constant_and_range_are_kept():
     image = jnp.full((64, 16, 16, 3), 0.7)
     np.testing.assert_allclose(
-        augment(KEYS, image, AugmentationSettings(flip=True, translate=0.2, scale=0.3)),
-        0.7,
-        atol=1e-6,
+        augment(KEYS, image, AugmentationSettings(flip=True, translate=0.2, scale=0.3)), 0.7, atol=1e-6
     )
     noise = jax.random.bernoulli(jax.random.key(2), shape=(64, 16, 16, 1)).astype(jnp.float32)
     out = augment(KEYS, noise, AugmentationSettings(translate=0.2, scale=0.3))
@@ -86,11 +84,7 @@ def test_warp_equals_that_of_scipy():
     expected = np.stack(
         [
             ndimage.affine_transform(
-                image[..., channel],
-                matrix,
-                center - matrix @ (center + shift),
-                order=1,
-                mode="nearest",
+                image[..., channel], matrix, center - matrix @ (center + shift), order=1, mode="nearest"
             )
             for channel in range(2)
         ],
@@ -116,9 +110,7 @@ def test_rotation_is_combined_with_same_shift_and_scale():
     image = jnp.asarray(smooth, jnp.float32)
     options = dict(flip=True, translate=0.1, scale=0.2)
     moved, turned = (
-        jax.jit(partial(augment, settings=AugmentationSettings(**options, rotate=angle)))(
-            KEYS, image
-        )
+        jax.jit(partial(augment, settings=AugmentationSettings(**options, rotate=angle)))(KEYS, image)
         for angle in (0.0, 1e-4)
     )
     np.testing.assert_allclose(moved, turned, atol=1e-4)
@@ -137,9 +129,7 @@ def test_unused_augmentation_is_not_in_program():
     image = jnp.zeros((64, 8, 8, 1))
 
     def program(**options):
-        return str(
-            jax.make_jaxpr(lambda k, x: augment(k, x, AugmentationSettings(**options)))(KEYS, image)
-        )
+        return str(jax.make_jaxpr(lambda k, x: augment(k, x, AugmentationSettings(**options)))(KEYS, image))
 
     assert "random" not in program() and "mul" not in program()
     assert "gather" not in program(brightness=0.1) and "gather" not in program(scale=0.1)
@@ -147,9 +137,7 @@ def test_unused_augmentation_is_not_in_program():
     assert draws == {"rotate": 1, "brightness": 1}
 
 
-@pytest.mark.parametrize(
-    "invalid", [{"scale": 1.0}, {"rotate": -5}, {"brightness": 2}, {"translate": float("nan")}]
-)
+@pytest.mark.parametrize("invalid", [{"scale": 1.0}, {"rotate": -5}, {"brightness": 2}, {"translate": float("nan")}])
 def test_invalid_amounts_are_named(invalid):
     with pytest.raises(UserError, match=f"augment.{next(iter(invalid))} must be "):
         AugmentationSettings(**invalid)

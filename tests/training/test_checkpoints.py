@@ -38,9 +38,7 @@ LOGS = {"loss": [0.1, 1 / 3]}
 @pytest.fixture(scope="module")
 def states():
     """Three states that differ in every array, scalars and moments of the optimizer included."""
-    first = jax.device_get(
-        jax.jit(lambda: init_state(DETECTOR, {"reconstruction": optax.adam(0.1)}, 7, (16, 16, 1)))()
-    )
+    first = jax.device_get(jax.jit(lambda: init_state(DETECTOR, {"reconstruction": optax.adam(0.1)}, 7, (16, 16, 1)))())
     return [jax.tree.map(lambda x, n=n: x + np.array(n, x.dtype), first) for n in range(3)]
 
 
@@ -63,9 +61,7 @@ def files(folder):
 
 
 def test_restored_checkpoint_equals_saved_one(states, tmp_path):
-    progress = Progress(
-        4, 2, 7, LOGS, 0.5, TRAIN_LOG, [{"epoch": 2, "objective": "a", "rolled_back_to": 1}]
-    )
+    progress = Progress(4, 2, 7, LOGS, 0.5, TRAIN_LOG, [{"epoch": 2, "objective": "a", "rolled_back_to": 1}])
     checkpoints = CheckpointManager(tmp_path)
     assert checkpoints.restore(states[0]) is None
     checkpoints.save(progress, states[1])
@@ -84,9 +80,7 @@ def test_save_does_not_wait_for_state_to_leave_device(states, tmp_path, monkeypa
     released.set()
     checkpoints.close()
     assert checkpoints.names() == [(1, 0)]
-    assert equal(
-        fetch(CheckpointManager(tmp_path, read_only=True).restore(states[0])[1]), states[1]
-    )
+    assert equal(fetch(CheckpointManager(tmp_path, read_only=True).restore(states[0])[1]), states[1])
 
 
 def test_failed_save_is_raised_once_by_next_check(states, tmp_path, monkeypatch):
@@ -249,11 +243,7 @@ def test_frozen_weights_are_not_stored(tmp_path):
         | {"model.discriminator_widths": (4, 8), "model.discriminator_hidden": 8},
     )
     built = build(parse_settings(config), conditions=1, steps_per_epoch=1)
-    state = jax.jit(
-        lambda: init_state(
-            built.detector, built.optimizers, 0, parse_settings(config).data.image_shape
-        )
-    )()
+    state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, parse_settings(config).data.image_shape))()
     folder = saved(tmp_path, [state]).folder
     content = json.loads((folder / "1" / "progress" / "metadata").read_text())["content"]
     (name,) = built.detector.frozen

@@ -21,14 +21,7 @@ from bigan_jax.nn.blocks import BATCH_AXIS, BatchNorm
 from bigan_jax.training import epoch_logger, loop
 from bigan_jax.training.train_step import update
 from tests.helpers.runs import configured
-from tests.helpers.training import (
-    OBJECTIVES,
-    SHAPE,
-    TINY_BIGAN,
-    initial_states,
-    limit_devices,
-    make_runner,
-)
+from tests.helpers.training import OBJECTIVES, SHAPE, TINY_BIGAN, initial_states, limit_devices, make_runner
 
 CAE = cae.create(shape=SHAPE, latent=4, widths=(4,))
 INDICES = np.arange(16).reshape(2, 8)
@@ -59,9 +52,7 @@ def initial_state(detector):
     ],
     ids=["cae", "improved_bigan"],
 )
-def test_programs_compile_once_and_donate_state(
-    monkeypatch, compilations, detector, phases, scanned
-):
+def test_programs_compile_once_and_donate_state(monkeypatch, compilations, detector, phases, scanned):
     """The first epochs of each phase compile. The memory of a state is used again: the state is
     gone after an epoch, and JAX finds a use for all of it."""
     limit_devices(monkeypatch, 2)
@@ -101,9 +92,7 @@ def test_bfloat16_is_used_for_computation_alone(detector):
     """Convolutions and most products use it; states, averages and logs are float32."""
     for name in detector.objectives:
         after, logs = trace(lambda f: partial(jax.eval_shape, f), detector, name)
-        assert {leaf.dtype for leaf in jax.tree.leaves((after, logs))} <= set(
-            map(jnp.dtype, (jnp.float32, jnp.int32))
-        )
+        assert {leaf.dtype for leaf in jax.tree.leaves((after, logs))} <= set(map(jnp.dtype, (jnp.float32, jnp.int32)))
         products = []
         equations = list(walk(trace(jax.make_jaxpr, detector, name).jaxpr))
         for equation in equations:

@@ -100,9 +100,7 @@ def test_nonfinite_loss_ends_epoch(tmp_path, monkeypatch):
     steps = []
     monitor = epoch_logger.StepMonitor.__call__
     monkeypatch.setattr(
-        epoch_logger.StepMonitor,
-        "__call__",
-        lambda self, *args: steps.append(args[0]) or monitor(self, *args),
+        epoch_logger.StepMonitor, "__call__", lambda self, *args: steps.append(args[0]) or monitor(self, *args)
     )
     with pytest.raises(UserError, match=r"epoch 1, step 13: .*nan\.json lists all"):
         train(config, tmp_path, monkeypatch)

@@ -20,14 +20,7 @@ from bigan_jax.training.epoch_runner import EpochRunner
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
 from tests.helpers.runs import SMALL, SMALL_BIGAN, configured
-from tests.helpers.training import (
-    OBJECTIVES,
-    TINY_BIGAN,
-    initial_states,
-    limit_devices,
-    make_runner,
-    set_whole_epochs,
-)
+from tests.helpers.training import OBJECTIVES, TINY_BIGAN, initial_states, limit_devices, make_runner, set_whole_epochs
 
 EPOCHS = 4
 INDICES = np.arange(16).reshape(2, 8)
@@ -67,8 +60,7 @@ def train_recorded(workdir, monkeypatch, scanned, ahead=True):
             states = {name: checkpoints._read(name, like)[1] for name in checkpoints.names()}
             checkpoints.close()
     rows = [
-        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
-        for row in read_train_log(workdir)
+        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in read_train_log(workdir)
     ]
     return states, rows, events
 
@@ -117,10 +109,7 @@ def test_run_with_other_vgg16_weights_is_refused(tmp_path, monkeypatch):
         return weights._replace(params=jax.tree.map(lambda x: x / 2, weights.params))
 
     monkeypatch.setattr(vgg16_weights, "load_weights", load_others)
-    with (
-        pytest.raises(UserError, match=r"other VGG16 weights.*vgg16\.weights"),
-        prepare_jobs({tmp_path: config}),
-    ):
+    with pytest.raises(UserError, match=r"other VGG16 weights.*vgg16\.weights"), prepare_jobs({tmp_path: config}):
         pass
 
 

@@ -79,9 +79,7 @@ def test_constant_rate_is_adam_of_optax():
 def test_invalid_phases_and_rates_are_named():
     frequency = {"every": 1, "times": 1}
     with pytest.raises(UserError, match=r"'recons'.*'reconstruction'"):
-        schedules.parse_phases(
-            {"p": {"epochs": 1, "objectives": {"recons": frequency}}}, OBJECTIVES
-        )
+        schedules.parse_phases({"p": {"epochs": 1, "objectives": {"recons": frequency}}}, OBJECTIVES)
     for invalid in ({"every": 0}, {"times": -1}):
         phase = {"epochs": 1, "objectives": {"adversarial": frequency | invalid}}
         with pytest.raises(UserError, match="every at least 1"):

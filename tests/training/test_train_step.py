@@ -83,9 +83,7 @@ def test_only_owned_networks_change(objectives, expected):
     after = jax.device_get(device_layout.first(state))
     assert changed_networks(before, after) == expected
     assert after.step == 2
-    counts = {
-        name: int(optax.tree_utils.tree_get(s, "count")) for name, s in after.opt_state.items()
-    }
+    counts = {name: int(optax.tree_utils.tree_get(s, "count")) for name, s in after.opt_state.items()}
     assert counts == {name: 2 * objectives.count(name) for name in counts}
 
 

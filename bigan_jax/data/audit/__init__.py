@@ -1,22 +1,14 @@
 """The leak audit: finds what makes test results look better than the detector is.
 
-The audit may use test labels, because they only decide whether it warns. Its one action, dropping
-duplicates from the training and calibration images, depends on the pixels alone.
+The audit may use test labels, because they only decide whether it warns. Its one action, dropping duplicates from the
+training and calibration images, depends on the pixels alone.
 """
 
 import numpy as np
 
 from bigan_jax.data.audit import checks, duplicates, fingerprints, shortcuts
 from bigan_jax.data.audit.duplicates import Pairs, across_splits
-from bigan_jax.data.audit.result import (
-    DROPPED,
-    SPLITS,
-    AllImages,
-    Audit,
-    AuditImage,
-    Duplicate,
-    SplitRow,
-)
+from bigan_jax.data.audit.result import DROPPED, SPLITS, AllImages, Audit, AuditImage, Duplicate, SplitRow
 from bigan_jax.data.dataset import Dataset
 from bigan_jax.errors import UserError, printable, unknown_name
 
@@ -40,8 +32,8 @@ def audit_dataset(dataset: Dataset, policy: str = "stop") -> Audit:
 
     Args:
       dataset: images are read in blocks, so that they may be decoded on demand.
-      policy: what `drop_duplicates` will do: "stop" if there are exact duplicates across splits,
-        "drop" them from training and calibration, "drop_near" also near duplicates, or "keep" all.
+      policy: what `drop_duplicates` will do: "stop" if there are exact duplicates across splits, "drop" them from
+        training and calibration, "drop_near" also near duplicates, or "keep" all.
 
     Raises:
       UserError: the policy is unknown.
@@ -92,8 +84,7 @@ def drop_duplicates(dataset: Dataset, audit: Audit) -> Dataset:
     """Return the dataset without the images that the audit's policy drops, and a note about them.
 
     Raises:
-      UserError: the policy is "stop" and there are exact duplicates across splits, or a split would
-        become empty.
+      UserError: the policy is "stop" and there are exact duplicates across splits, or a split would become empty.
     """
     if audit.policy == "stop" and audit.n_exact:
         raise UserError(_exact_duplicates_message(audit))
@@ -138,15 +129,11 @@ def _split_rows(images, pixel_hash, dropped, conditions) -> list[SplitRow]:
     columns = (images.path, images.label, images.group, images.condition, split, pixel_hash)
     return [
         SplitRow(path, LABELS[label], group, conditions[condition], *others)
-        for path, label, group, condition, *others in zip(
-            *(column.tolist() for column in columns), strict=True
-        )
+        for path, label, group, condition, *others in zip(*(column.tolist() for column in columns), strict=True)
     ]
 
 
-def _listed_duplicates(
-    exact: Pairs, near: Pairs, images: AllImages, dataset: Dataset
-) -> list[Duplicate]:
+def _listed_duplicates(exact: Pairs, near: Pairs, images: AllImages, dataset: Dataset) -> list[Duplicate]:
     """List pairs across splits first, then pairs within a split, each by distance."""
     first, second, distance = map(np.concatenate, zip(exact, near, strict=True))
     within = images.split[first] == images.split[second]
@@ -178,8 +165,7 @@ def _exact_duplicates_message(audit: Audit) -> str:
         lines.append(f"  and {audit.n_exact - len(lines)} more")
     return "\n".join(
         [
-            f"{audit.n_exact} training or calibration images have the same pixels as an image in "
-            "another split:",
+            f"{audit.n_exact} training or calibration images have the same pixels as an image in another split:",
             *lines,
             "Use --config.data.duplicates=drop to drop them, or keep to keep them.",
         ]

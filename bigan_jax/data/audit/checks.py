@@ -8,9 +8,9 @@ from bigan_jax.data.audit.duplicates import Pairs, across_splits
 from bigan_jax.data.audit.result import SPLITS, AllImages, Finding
 from bigan_jax.data.dataset import Dataset
 
-# Similarity of neighboring file numbers (`shortcuts.neighbor_similarity`) from which they matter.
-# Measured: 0.50 on the phantom and 0.55 on bottle, where numbers mean nothing; 0.77 for views of
-# one leaf, 0.999 for slices of one head.
+# Similarity of neighboring file numbers (`shortcuts.neighbor_similarity`) from which they matter. Measured: 0.50 on
+# the phantom and 0.55 on bottle, where numbers mean nothing; 0.77 for views of one leaf, 0.999 for slices of one
+# head.
 SIMILAR_AUROC = 0.7
 
 
@@ -65,9 +65,7 @@ def conflicting_labels(exact: Pairs, near: Pairs, images: AllImages) -> Finding:
     if not n_pairs:
         return Finding(name, "none")
     return Finding(
-        name,
-        _count(n_pairs, "pair"),
-        "Duplicates are labeled normal and anomalous: look at the pairs in the report.",
+        name, _count(n_pairs, "pair"), "Duplicates are labeled normal and anomalous: look at the pairs in the report."
     )
 
 
@@ -130,8 +128,7 @@ def shortcut_features(aurocs: Mapping[str, float], significant: Mapping[str, flo
 def conditions_without_training_images(dataset: Dataset) -> Finding | None:
     """Report conditions that are tested but not trained; None if there are none."""
     n_test, n_train = (
-        np.bincount(images.condition, minlength=len(dataset.conditions))
-        for images in (dataset.test, dataset.train)
+        np.bincount(images.condition, minlength=len(dataset.conditions)) for images in (dataset.test, dataset.train)
     )
     return _conditions_finding(
         "conditions without training images",
@@ -145,8 +142,7 @@ def conditions_with_one_class(dataset: Dataset) -> Finding | None:
     """Report conditions, of several, with test images of one class only; None if there are none."""
     test, n_conditions = dataset.test, len(dataset.conditions)
     has_normal, has_anomalous = (
-        np.bincount(test.condition[test.label == label], minlength=n_conditions) > 0
-        for label in (False, True)
+        np.bincount(test.condition[test.label == label], minlength=n_conditions) > 0 for label in (False, True)
     )
     return _conditions_finding(
         "conditions with one class",

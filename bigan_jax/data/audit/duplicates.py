@@ -12,9 +12,9 @@ from bigan_jax.data.audit.fingerprints import normalize_rows
 from bigan_jax.data.layouts.grouping import group_by_camera
 from bigan_jax.data.records import ImageRecord
 
-# Measured at 128x128: JPEG at quality 50, half and a third of the size, and a contrast of 85 % have
-# distances below 0.012 on bottle and below 0.004 on the brains and on plant. Two different bottles
-# of MVTec have 0.028 or more, two slices of different patients 0.05, two views of one leaf 0.11.
+# Measured at 128x128: JPEG at quality 50, half and a third of the size, and a contrast of 85 % have distances below
+# 0.012 on bottle and below 0.004 on the brains and on plant. Two different bottles of MVTec have 0.028 or more, two
+# slices of different patients 0.05, two views of one leaf 0.11.
 MAX_DISTANCE = 0.015
 MAX_RELATIVE_DISTANCE = 0.1  # and near duplicates are ten times closer than other images of the set
 MAX_DISTANCES = 2**23  # distances in memory
@@ -39,15 +39,13 @@ def across_splits(pairs: Pairs, split: Shaped[np.ndarray, "n"]) -> Pairs:
 
 
 def signatures(
-    thumbnail: Float[np.ndarray, "n d"],
-    condition: Int[np.ndarray, "n"],
-    train: Bool[np.ndarray, "n"],
+    thumbnail: Float[np.ndarray, "n d"], condition: Int[np.ndarray, "n"], train: Bool[np.ndarray, "n"]
 ) -> Float[np.ndarray, "n d"]:
     """Subtract the mean training thumbnail of its condition from each, and normalize.
 
-    Images of parts under a fixed camera all look alike, also to a perceptual hash; they differ in
-    their deviation from the mean. The product of two rows is their correlation. Blank images become
-    zero, which is similar to nothing.
+    Images of parts under a fixed camera all look alike, also to a perceptual hash; they differ in their deviation
+    from the mean. The product of two rows is their correlation. Blank images become zero, which is similar to
+    nothing.
     """
     signature = np.empty_like(thumbnail)
     for c in np.unique(condition):
@@ -70,17 +68,14 @@ def exact_duplicates(pixel_hash: Shaped[np.ndarray, "n"], split: Shaped[np.ndarr
 
 
 def near_duplicates(
-    signature: Float[np.ndarray, "n d"],
-    max_distance: float = MAX_DISTANCE,
-    max_relative: float = MAX_RELATIVE_DISTANCE,
+    signature: Float[np.ndarray, "n d"], max_distance: float = MAX_DISTANCE, max_relative: float = MAX_RELATIVE_DISTANCE
 ) -> Pairs:
     """Find pairs with a small distance (1 - correlation), absolutely and for this set.
 
-    A distance is small for the set if it is at most `max_relative` of the distance from either
-    image to its k-th nearest, where k is the square root of n. This avoids false alarms in a set of
-    images that all look alike; more than k duplicates of one image count as the look of the set.
-    No labels are used. Mirrored, rotated and cropped images are not duplicates. Pairs are sorted by
-    distance.
+    A distance is small for the set if it is at most `max_relative` of the distance from either image to its k-th
+    nearest, where k is the square root of n. This avoids false alarms in a set of images that all look alike; more
+    than k duplicates of one image count as the look of the set. No labels are used. Mirrored, rotated and cropped
+    images are not duplicates. Pairs are sorted by distance.
     """
     n = len(signature)
     k = min(int(np.ceil(np.sqrt(n))), n - 1)
@@ -107,8 +102,8 @@ def near_duplicates(
 def file_number_neighbors(paths: Sequence[str], max_difference: int = 2) -> Pairs:
     """Find pairs of files whose names differ only in the last number, by at most `max_difference`.
 
-    Cameras and scanners number their files, so such files often show the same object. The distance
-    is the difference of the numbers.
+    Cameras and scanners number their files, so such files often show the same object. The distance is the difference
+    of the numbers.
     """
     numbers = [
         (*camera, row)

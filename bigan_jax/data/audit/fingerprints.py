@@ -27,9 +27,9 @@ class Fingerprints(NamedTuple):
 def fingerprint(images: Images) -> Fingerprints:
     """Compute fingerprints block by block, so that `images.image` may be decoded on demand.
 
-    Features are in [0, 1]. Of the gray image: mean, standard deviation, mean of the four corners,
-    largest difference between two corners, and sharpness (mean absolute difference of neighboring
-    pixels). Of a color image also saturation (mean of max - min).
+    Features are in [0, 1]. Of the gray image: mean, standard deviation, mean of the four corners, largest difference
+    between two corners, and sharpness (mean absolute difference of neighboring pixels). Of a color image also
+    saturation (mean of max - min).
     """
 
     def process_block(start: int) -> tuple:
@@ -79,8 +79,8 @@ def header_features(
 ) -> dict[str, Shaped[np.ndarray, "n"]]:
     """Read features of files from their headers; {} if a file cannot be read.
 
-    Width, height and aspect ratio as stored, file size in megabytes, bits per pixel, the sum of the
-    JPEG quantization tables (0 for other formats) and `encoding`, a string such as "JPEG RGB".
+    Width, height and aspect ratio as stored, file size in megabytes, bits per pixel, the sum of the JPEG quantization
+    tables (0 for other formats) and `encoding`, a string such as "JPEG RGB".
     """
 
     def read(path):
@@ -110,9 +110,7 @@ def header_features(
     }
 
 
-def frequency_encode(
-    values: Shaped[np.ndarray, "n"], reference: Shaped[np.ndarray, "m"]
-) -> Float[np.ndarray, "n"]:
+def frequency_encode(values: Shaped[np.ndarray, "n"], reference: Shaped[np.ndarray, "m"]) -> Float[np.ndarray, "n"]:
     """Replace each value by its relative frequency in the reference, to make strings numeric."""
     unique, counts = np.unique(reference, return_counts=True)
     frequency = dict(zip(unique.tolist(), counts / max(1, len(reference)), strict=True))

@@ -14,11 +14,7 @@ from bigan_jax.data.dataset import Dataset
 from bigan_jax.errors import UserError, printable
 from bigan_jax.runtime.files import read_bounded, write_csv, write_json
 
-SPLITS = (
-    "test",
-    "calibration",
-    "train",
-)  # of two duplicates, the one in the later split is dropped
+SPLITS = ("test", "calibration", "train")  # of two duplicates, the one in the later split is dropped
 DROPPED = "dropped"  # in place of the split, in split.csv
 MAX_SPLIT_BYTES = 256 * 2**20
 WIDTH = 100  # characters in a line of the terminal
@@ -98,9 +94,7 @@ class Audit(NamedTuple):
     @property
     def warnings(self) -> list[str]:
         """The alarming findings, in one or two sentences each."""
-        return [
-            f"Leak audit, {f.check}: {f.result}. {f.meaning}" for f in self.findings if f.meaning
-        ]
+        return [f"Leak audit, {f.check}: {f.result}. {f.meaning}" for f in self.findings if f.meaning]
 
     def write(self, workdir: Path) -> None:
         """Write audit.json. Raises UserError if it cannot be written."""
@@ -109,8 +103,8 @@ class Audit(NamedTuple):
     def write_split(self, workdir: Path) -> None:
         """Write split.csv when a run starts or resumes. Raises UserError if this fails.
 
-        Rows of earlier training images that are no longer among the current ones are kept, so that
-        such images are never used for a test.
+        Rows of earlier training images that are no longer among the current ones are kept, so that such images are
+        never used for a test.
         """
         current = self._training_hashes()
         removed = [row for row in _read_trained(workdir) if row.pixel_hash not in current]
@@ -128,13 +122,13 @@ class Audit(NamedTuple):
     def require_same_training_images(self, workdir: Path) -> None:
         """Check that the run in `workdir` can be resumed or evaluated with this split.
 
-        The config alone cannot show this: if the image folder moves, file names and therefore the
-        split may change, and so they may if metadata.csv changes. Images are compared by the hash
-        of their pixels. Duplicates of current training images are a matter of the audit.
+        The config alone cannot show this: if the image folder moves, file names and therefore the split may change,
+        and so they may if metadata.csv changes. Images are compared by the hash of their pixels. Duplicates of
+        current training images are a matter of the audit.
 
         Raises:
-          UserError: the run was trained on none of the current training images, or on images that
-            are now used for calibration or test.
+          UserError: the run was trained on none of the current training images, or on images that are now used for
+            calibration or test.
         """
         trained = {row.pixel_hash for row in _read_trained(workdir)}
         current = self._training_hashes()
@@ -178,14 +172,9 @@ class Audit(NamedTuple):
         lines = ["Leak audit", *_columns([["", "normal", "anomalous"], *self._class_counts()]), ""]
         lines += _columns([["! " * bool(f.meaning) + f.check, f.result] for f in self.findings])
         if aurocs := self.shortcut_aurocs:
-            listed = ", ".join(
-                f"{name} {value:.3f}" for name, value in aurocs.items() if value != 0.5
-            )
+            listed = ", ".join(f"{name} {value:.3f}" for name, value in aurocs.items() if value != 0.5)
             chance = ", ".join(name for name, value in aurocs.items() if value == 0.5)
-            lines += [
-                "",
-                *_wrap(f"AUROC of shortcut features on the test: {listed or 'none'}", "  "),
-            ]
+            lines += ["", *_wrap(f"AUROC of shortcut features on the test: {listed or 'none'}", "  ")]
             lines += _wrap(f"0.5 (chance level): {chance}", "  ") if chance else []
         alarming = [f for f in self.findings if f.meaning]
         lines += [""] * bool(alarming)

@@ -27,9 +27,8 @@ def shortcut_aurocs(
 ) -> dict[str, float]:
     """Compute the AUROC of each feature with its better sign, best first; {} with one class.
 
-    The condition, and COMBINED (all features and the condition), are scored by a cross-validated
-    logistic regression with no group in two folds. They are omitted for fewer than FOLDS groups of
-    a class.
+    The condition, and COMBINED (all features and the condition), are scored by a cross-validated logistic regression
+    with no group in two folds. They are omitted for fewer than FOLDS groups of a class.
     """
     if label.all() or not label.any():
         return {}
@@ -85,8 +84,8 @@ def neighbor_similarity(
 ) -> float | None:
     """Compute how reliably pairs are more similar than random pairs within the same strata.
 
-    This is the AUROC of their correlations, with a fixed seed: 0.5 if pairs are like random ones.
-    It is None for fewer than MIN_PAIRS pairs.
+    This is the AUROC of their correlations, with a fixed seed: 0.5 if pairs are like random ones. It is None for
+    fewer than MIN_PAIRS pairs.
     """
     first, second, _ = pairs
     if len(first) < MIN_PAIRS:

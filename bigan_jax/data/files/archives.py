@@ -58,13 +58,11 @@ def is_archive(name: str) -> bool:
     return bool(_SUFFIX.search(name)) and not is_medical(name)
 
 
-def extract_once(
-    archive: epath.Path, base_dir: Path, storage_flag: str = STORAGE_FLAG
-) -> epath.Path | None:
+def extract_once(archive: epath.Path, base_dir: Path, storage_flag: str = STORAGE_FLAG) -> epath.Path | None:
     """Extract an archive to `base_dir`/extracted/<name>-<hash of its path>.
 
-    This is done on first use and when the archive has changed. If the archive no longer exists,
-    its earlier extraction is used.
+    This is done on first use and when the archive has changed. If the archive no longer exists, its earlier
+    extraction is used.
 
     Args:
       archive: a .zip or .tar file, compressed or not.
@@ -75,8 +73,8 @@ def extract_once(
       The folder with the content; None if `archive` is a folder or was never extracted.
 
     Raises:
-      UserError: the file is not an archive, is corrupt, or has content that may do harm: links,
-        devices, paths out of the folder, too many or too large files.
+      UserError: the file is not an archive, is corrupt, or has content that may do harm: links, devices, paths out of
+        the folder, too many or too large files.
     """
     name = _SUFFIX.sub("", archive.name)
     target = base_dir / "extracted" / f"{name}-{path_hash(archive)}"
@@ -94,8 +92,7 @@ def extract_once(
     except _READ_ERRORS as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"{archive} cannot be extracted because the disk is full: choose another folder "
-                f"with {storage_flag}."
+                f"{archive} cannot be extracted because the disk is full: choose another folder with {storage_flag}."
             ) from error
         reason = printable(str(error)[:300]) or type(error).__name__
         raise UserError(
@@ -179,8 +176,8 @@ def _link_error(name, archive) -> UserError:
 def _zip_members(file: BinaryIO, archive: epath.Path) -> Iterator[Member]:
     zip_file = zipfile.ZipFile(file)
     infos = [info for info in zip_file.infolist() if not info.filename.endswith("/")]
-    # The directory at the end of the file is checked first, so that a harmful archive is refused
-    # before anything is extracted.
+    # The directory at the end of the file is checked first, so that a harmful archive is refused before anything is
+    # extracted.
     for info in infos:
         _relative_path(info.filename, archive)
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
@@ -207,9 +204,7 @@ class _LimitedStream:
         self.n_read += len(content)
         _check_limits(0, self.n_read, self.size, self.archive)
         if self.n_read > self.next_header + MAX_HEADER:
-            raise UserError(
-                f"{self.archive} has a header of more than {_format_bytes(MAX_HEADER)}."
-            )
+            raise UserError(f"{self.archive} has a header of more than {_format_bytes(MAX_HEADER)}.")
         return content
 
     def expect(self, n_bytes: float) -> None:

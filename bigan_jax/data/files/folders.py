@@ -9,13 +9,7 @@ from typing import NamedTuple
 from etils import epath
 
 from bigan_jax.data.files import medical
-from bigan_jax.data.files.images import (
-    SUFFIXES,
-    list_images,
-    map_in_threads,
-    read_encoded,
-    read_files,
-)
+from bigan_jax.data.files.images import SUFFIXES, list_images, map_in_threads, read_encoded, read_files
 from bigan_jax.data.files.medical import is_medical, split_slice
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.errors import UserError
@@ -75,9 +69,7 @@ def resolve_path(path: str | os.PathLike) -> epath.Path:
     try:
         resolved = epath.Path(path).expanduser()
     except KeyError as error:
-        raise UserError(
-            f"{path} has an unknown scheme: use a local path, gs://, s3://, az:// or hf://."
-        ) from error
+        raise UserError(f"{path} has an unknown scheme: use a local path, gs://, s3://, az:// or hf://.") from error
     if not is_remote(resolved):
         return epath.Path(os.path.realpath(resolved))
     try:
@@ -137,8 +129,8 @@ def select_files(root: epath.Path, names: Sequence[str]) -> DataFolder:
 
 def file_stamp(file: epath.Path) -> FileStamp:
     """Return a value that changes when the file does."""
-    # Not epath's stat(), which has no time of modification on S3, and locally fails for a user
-    # without a name, as in containers.
+    # Not epath's stat(), which has no time of modification on S3, and locally fails for a user without a name, as in
+    # containers.
     if is_remote(file):
         import fsspec
 
@@ -152,9 +144,7 @@ def file_stamp(file: epath.Path) -> FileStamp:
 
 
 def _reader(root) -> FileReader:
-    return lambda names, masks: read_files(
-        lambda source, _: read_encoded(source, masks), Path(root), names, "files"
-    )
+    return lambda names, masks: read_files(lambda source, _: read_encoded(source, masks), Path(root), names, "files")
 
 
 def _bucket_reader(root) -> FileReader:
@@ -163,9 +153,7 @@ def _bucket_reader(root) -> FileReader:
             raise UserError("DICOM and NIfTI in buckets are not supported: copy the folder here")
         return (root / name).read_bytes()
 
-    return lambda names, masks: map_in_threads(
-        lambda name: try_read(name, lambda: read(name)), names, "files"
-    )
+    return lambda names, masks: map_in_threads(lambda name: try_read(name, lambda: read(name)), names, "files")
 
 
 def _list_bucket(root: str) -> dict[str, FileStamp]:

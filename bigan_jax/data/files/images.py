@@ -23,9 +23,7 @@ SUFFIXES = medical.SUFFIXES | {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"),
     *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".avif"),
 }
-UNSUPPORTED_SUFFIXES = {
-    *(".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef"),
-}
+UNSUPPORTED_SUFFIXES = {*(".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef")}
 # Formats of the content, whatever the suffix. Some of Pillow's are excluded: EPS is a program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM", "TGA", "AVIF")
 MAX_PIXELS = 100_000_000  # a larger image is a mistake or an attack, and would fill the memory
@@ -49,9 +47,9 @@ class ImageFormat(NamedTuple):
 def list_images(folder: Path) -> list[str]:
     """List all images below `folder` as sorted relative paths with forward slashes.
 
-    A file with several slices is listed slice by slice (`bigan_jax.data.files.medical`). Hidden
-    files and folders are skipped. Linked folders are not entered; a link that leads out of
-    `folder` is listed itself, so that reading it reports the reason.
+    A file with several slices is listed slice by slice (`bigan_jax.data.files.medical`). Hidden files and folders are
+    skipped. Linked folders are not entered; a link that leads out of `folder` is listed itself, so that reading it
+    reports the reason.
     """
     paths = []
     for parent, folders, files in os.walk(folder, followlinks=False):
@@ -82,9 +80,8 @@ def read_image(
 ) -> UInt8[np.ndarray, "size size channels"]:
     """Decode one image to an `ImageFormat`, with its EXIF orientation applied.
 
-    Gray is the luma 0.299 R + 0.587 G + 0.114 B, 16-bit gray is divided by 257, and transparent
-    pixels become white. The image is resized with an antialiasing bilinear filter; one that is
-    not square is stretched, not cropped.
+    Gray is the luma 0.299 R + 0.587 G + 0.114 B, 16-bit gray is divided by 257, and transparent pixels become white.
+    The image is resized with an antialiasing bilinear filter; one that is not square is stretched, not cropped.
 
     Args:
       source: the image. DICOM and NIfTI slices are always stretched (`medical.slice_to_uint8`).
@@ -96,13 +93,12 @@ def read_image(
       Values from 0 to 255.
 
     Raises:
-      UserError: more than MAX_PIXELS or less than MIN_SIDE (checked before anything is decoded),
-        several images in one file, or values without a known range. A corrupt file raises the
-        exception of its decoder.
+      UserError: more than MAX_PIXELS or less than MIN_SIDE (checked before anything is decoded), several images in
+        one file, or values without a known range. A corrupt file raises the exception of its decoder.
     """
     with _open(source) as image:
-        # A large JPEG is decoded at a half, a quarter or an eighth of its size, but at no less
-        # than four times `size`: a fifth of the time at 12 megapixels, and within 2 of 255.
+        # A large JPEG is decoded at a half, a quarter or an eighth of its size, but at no less than four times
+        # `size`: a fifth of the time at 12 megapixels, and within 2 of 255.
         image.draft(None, (4 * size, 4 * size))
         return to_format(image, size, channels, window)
 
@@ -127,20 +123,18 @@ def _to_eight_bit_upright(image, window):
     image = ImageOps.exif_transpose(image)
     if not window:
         return _to_eight_bit(image)
-    # Stretching 16-bit values before the conversion keeps images with few of the 65,536 levels,
-    # and needs no known range.
+    # Stretching 16-bit values before the conversion keeps images with few of the 65,536 levels, and needs no known
+    # range.
     deep = image.mode.startswith(("I", "F"))
     values = np.asarray(image if deep else _to_eight_bit(image))
     return Image.fromarray(medical.percentile_stretch(values))
 
 
-def read_mask(
-    source: Source, size: int, expected_size: tuple[int, int] | None = None
-) -> Bool[np.ndarray, "size size"]:
+def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None = None) -> Bool[np.ndarray, "size size"]:
     """Decode one mask: True where at least half of a cell of the `size` x `size` grid is defect.
 
-    Every value except zero is defect, in any channel except alpha. A defect too small for that
-    rule is kept in the cells that it covers most, so that only an empty mask stays empty.
+    Every value except zero is defect, in any channel except alpha. A defect too small for that rule is kept in the
+    cells that it covers most, so that only an empty mask stays empty.
 
     Args:
       source: the mask.
@@ -148,8 +142,7 @@ def read_mask(
       expected_size: width and height of the mask's image (`image_size`).
 
     Raises:
-      UserError: the aspect ratio differs from that of the image. The mask may be scaled, but not
-        cropped or rotated.
+      UserError: the aspect ratio differs from that of the image. The mask may be scaled, but not cropped or rotated.
     """
     if (values := _slice_values(source)) is None:
         values = _mask_values(source)
@@ -157,9 +150,7 @@ def read_mask(
     if expected_size:
         difference = abs(width * expected_size[1] - height * expected_size[0])
         if difference > max(*expected_size, width, height):  # more than rounding of a scaled side
-            raise UserError(
-                f"a mask of {width}x{height} for an image of {expected_size[0]}x{expected_size[1]}"
-            )
+            raise UserError(f"a mask of {width}x{height} for an image of {expected_size[0]}x{expected_size[1]}")
     defect = values != 0 if values.ndim == 2 else values.any(axis=-1)
     cover = Image.fromarray(defect.astype(np.float32)).resize((size, size), Image.Resampling.BOX)
     cover = np.asarray(cover)
@@ -179,8 +170,8 @@ def image_size(source: Path | BinaryIO) -> tuple[int, int]:
 def read_encoded(source: Path | Num[np.ndarray, "h w ..."], mask: bool = False) -> bytes:
     """Return an image or mask as bytes that `read_image` and `read_mask` decode.
 
-    These are the bytes of the file. A slice becomes a PNG: stretched, or if it is a mask with 255
-    for every value except zero.
+    These are the bytes of the file. A slice becomes a PNG: stretched, or if it is a mask with 255 for every value
+    except zero.
     """
     if (values := _slice_values(source)) is None:
         return source.read_bytes()
@@ -217,8 +208,7 @@ def _open(source: Source) -> Iterator[Image.Image]:
     if (values := _slice_values(source)) is not None:
         yield Image.fromarray(medical.slice_to_uint8(values))
         return
-    # An open file, not its path: Pillow memory-maps plain TIFF files by path, and then rotates
-    # them wrongly.
+    # An open file, not its path: Pillow memory-maps plain TIFF files by path, and then rotates them wrongly.
     with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
         try:
             image = Image.open(file, formats=FORMATS)
@@ -234,9 +224,7 @@ def _open(source: Source) -> Iterator[Image.Image]:
 
 def _require_size(width, height):
     if width * height > MAX_PIXELS:
-        raise UserError(
-            f"{width}x{height} is more than {MAX_PIXELS // 10**6} megapixels: scale it down first"
-        )
+        raise UserError(f"{width}x{height} is more than {MAX_PIXELS // 10**6} megapixels: scale it down first")
     if min(width, height) < MIN_SIDE:
         raise UserError(f"{width}x{height} is too small: each side needs {MIN_SIDE} pixels or more")
 
@@ -275,10 +263,7 @@ def map_in_threads(work: Callable, items: Sequence, description: str) -> list:
 
 
 def read_files(
-    read: Callable[[Source, str], Shaped[np.ndarray, "..."] | bytes],
-    root: Path,
-    paths: Sequence[str],
-    description: str,
+    read: Callable[[Source, str], Shaped[np.ndarray, "..."] | bytes], root: Path, paths: Sequence[str], description: str
 ) -> list[Shaped[np.ndarray, "..."] | bytes | UnreadableFile]:
     """Return `read(source, path)` for all `paths` below `root`, in order.
 
@@ -300,9 +285,7 @@ def read_files(
         return [try_read(name, lambda name=name: read(next(sources), name)) for name in names]
 
     files = [list(names) for _, names in groupby(paths, lambda p: medical.split_slice(p)[0])]
-    return [
-        result for results in map_in_threads(read_file, files, description) for result in results
-    ]
+    return [result for results in map_in_threads(read_file, files, description) for result in results]
 
 
 def _sources(root, file, names):

@@ -1,7 +1,7 @@
 """Reads slices of DICOM and NIfTI files with pydicom and nibabel (the extra `medical`).
 
-Every slice of a file is an image: `scan.nii.gz#037` is slice 37, counted from 0 along the third
-stored axis (in DICOM: the frame). All slices of a file belong to one group.
+Every slice of a file is an image: `scan.nii.gz#037` is slice 37, counted from 0 along the third stored axis (in
+DICOM: the frame). All slices of a file belong to one group.
 """
 
 import importlib
@@ -49,8 +49,8 @@ def stem(name: str) -> tuple[str, int | None]:
 def image_group(root: Path, name: str) -> str:
     """Return the group of the image `root / name`: its volume, or for DICOM its patient.
 
-    A DICOM patient (or the study, if there is no patient ID) is represented by a hash of the ID, so
-    that reports do not disclose it. Any other image is a group of its own.
+    A DICOM patient (or the study, if there is no patient ID) is represented by a hash of the ID, so that reports do
+    not disclose it. Any other image is a group of its own.
     """
     file, _ = split_slice(name)
     if not _is_dicom(file):
@@ -81,8 +81,8 @@ def slice_notes(requested: Iterable[str], accounted_for: Iterable[str]) -> tuple
 def slice_names(file: Path) -> list[str]:
     """List the images in a file: its own name, or one name per slice if there are several.
 
-    An unreadable file keeps its own name, so that reading it reports the reason. Raises UserError
-    if the library for the format is not installed.
+    An unreadable file keeps its own name, so that reading it reports the reason. Raises UserError if the library for
+    the format is not installed.
     """
     _import_library(file)
     try:
@@ -125,9 +125,9 @@ def read_slices(
 ) -> Iterator[Num[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]]:
     """Read slices one by one, as physical values or 8-bit color; only one is in memory.
 
-    DICOM rescaling and NIfTI scaling are applied, and MONOCHROME1, in which high values are dark,
-    is negated. NIfTI slices are rotated so that the second axis points up, as in viewers. Numbers
-    count from 0; None is the only slice of a file. Raises UserError if a slice does not exist.
+    DICOM rescaling and NIfTI scaling are applied, and MONOCHROME1, in which high values are dark, is negated. NIfTI
+    slices are rotated so that the second axis points up, as in viewers. Numbers count from 0; None is the only slice
+    of a file. Raises UserError if a slice does not exist.
     """
     *_, n_slices = volume_shape(file)
     if None in numbers and n_slices > 1:
@@ -144,8 +144,8 @@ def slice_to_uint8(
 ) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
     """Convert physical values to gray by `percentile_stretch`; color is returned unchanged.
 
-    MR intensities have no unit, and the range of CT is far wider than the contrast within a slice.
-    Each slice is therefore scaled by itself, which hides an overall change of brightness.
+    MR intensities have no unit, and the range of CT is far wider than the contrast within a slice. Each slice is
+    therefore scaled by itself, which hides an overall change of brightness.
     """
     return values if values.ndim == 3 else percentile_stretch(values)
 
@@ -177,9 +177,7 @@ def _dicom_slices(file, numbers):
     with _BoundedReader(file.open("rb", buffering=0)) as stream:
         for pixels in iter_pixels(stream, indices=numbers):
             if pixels.ndim == 3 and pixels.dtype != np.uint8:
-                raise UserError(
-                    "DICOM color with more than 8 bits is not supported: save it as PNG"
-                )
+                raise UserError("DICOM color with more than 8 bits is not supported: save it as PNG")
             values = pixels if pixels.ndim == 3 else pixels * float(slope) + float(intercept)
             yield -values if interpretation == "MONOCHROME1" else values
 
@@ -239,13 +237,9 @@ def _dicom_header(file):
     with _BoundedReader(file.open("rb", buffering=0)) as stream:
         pydicom.filereader.read_preamble(stream, force=False)
         # Read like dcmread does, which decompresses a deflated file at once.
-        meta = pydicom.filereader.read_dataset(
-            stream, False, True, stop_when=lambda tag, *_: tag >> 16 != 2
-        )
+        meta = pydicom.filereader.read_dataset(stream, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
         if meta.get("TransferSyntaxUID") == _DEFLATED:
-            raise UserError(
-                "deflated DICOM is not supported, as its size is unknown: save it uncompressed"
-            )
+            raise UserError("deflated DICOM is not supported, as its size is unknown: save it uncompressed")
         stream.seek(0)
         return pydicom.dcmread(stream, stop_before_pixels=True)
 

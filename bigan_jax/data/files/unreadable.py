@@ -44,9 +44,7 @@ def try_read(path: str, work: Callable[[], Result]) -> Result | UnreadableFile:
         return UnreadableFile(path, reason)
 
 
-def split_unreadable(
-    results: Sequence[Result | UnreadableFile],
-) -> tuple[list[Result | None], list[UnreadableFile]]:
+def split_unreadable(results: Sequence[Result | UnreadableFile]) -> tuple[list[Result | None], list[UnreadableFile]]:
     """Return the results with None in place of unreadable files, and the unreadable files."""
     unreadable = [result for result in results if isinstance(result, UnreadableFile)]
     return [None if isinstance(r, UnreadableFile) else r for r in results], unreadable

@@ -28,14 +28,14 @@ class Layout:
       expected: the expected folders, and where to download the dataset; shown in errors.
       builder: name of the TFDS builder, and of the folder, of prepared data.
       description: what the prepared data are, for TFDS.
-      is_root: `is_root(path, folders)` tells whether the layout begins in the folder `path` ("" is
-        the data folder). `folders` has the relative paths of all folders with images at any depth.
-      list_datasets: `list_datasets(layout, folder, category)` lists the images of a folder that
-        has images. It returns, by name, the datasets that are prepared separately; most layouts
-        have one, named "". `category` is a comma list that may restrict them.
+      is_root: `is_root(path, folders)` tells whether the layout begins in the folder `path` ("" is the data folder).
+        `folders` has the relative paths of all folders with images at any depth.
+      list_datasets: `list_datasets(layout, folder, category)` lists the images of a folder that has images. It
+        returns, by name, the datasets that are prepared separately; most layouts have one, named "". `category` is a
+        comma list that may restrict them.
       reads_metadata: whether groups and conditions are read from metadata.csv.
-      strict_metadata: whether an invalid metadata.csv is an error; otherwise it is ignored and
-        noted, because such a file next to images may be about anything.
+      strict_metadata: whether an invalid metadata.csv is an error; otherwise it is ignored and noted, because such a
+        file next to images may be about anything.
       accepts_unlabeled: whether a folder without label folders is read as normal images.
       tfds_dataset: name of the TFDS dataset with class folders that replaces a missing folder.
     """

@@ -20,15 +20,14 @@ EXPECTED = """\
 def list_label_folders(layout: Layout, folder: DataFolder, category: str) -> dict[str, Listing]:
     """Lists images in folders that are named by label: NORMAL, ANOMALOUS and MASKS.
 
-    If the layout accepts it, a folder without them is listed as normal images. There is one dataset
-    and `category` is ignored.
+    If the layout accepts it, a folder without them is listed as normal images. There is one dataset and `category` is
+    ignored.
 
     Raises:
       UserError: there are no normal images, or subfolders suggest that others are among them.
     """
     normal_folders, anomalous_folders, mask_folders = (
-        sorted(name for name in folder.subfolders() if name.lower() in names)
-        for names in (NORMAL, ANOMALOUS, MASKS)
+        sorted(name for name in folder.subfolders() if name.lower() in names) for names in (NORMAL, ANOMALOUS, MASKS)
     )
     normal = [f"{name}/{file}" for name in normal_folders for file in folder.images(name)]
     anomalous = [f"{name}/{file}" for name in anomalous_folders for file in folder.images(name)]

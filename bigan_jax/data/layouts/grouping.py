@@ -26,8 +26,8 @@ _MAX_NUMBER = 10**18  # prepared data store 64 bits; a longer number is not of a
 def group_by_camera(record: ImageRecord) -> ImageRecord:
     """Assigns an image to its block of camera numbers; without a number it stays as it is.
 
-    The number is the last one in the name (`JR_HL_5807`, `<uuid>___JR_HL 5807`). Numbers that
-    follow the same words in one folder are a sequence.
+    The number is the last one in the name (`JR_HL_5807`, `<uuid>___JR_HL 5807`). Numbers that follow the same words
+    in one folder are a sequence.
     """
     path = PurePosixPath(record.path)
     name = _SUFFIX.sub("", _PREFIX.sub("", path.stem))
@@ -43,9 +43,8 @@ def group_by_camera(record: ImageRecord) -> ImageRecord:
 def apply_metadata(listing: Listing, folder: DataFolder, *, strict: bool) -> Listing:
     """Assigns the groups and conditions of metadata.csv.
 
-    A file has a column `file`, a path relative to its folder, and `group` or `patient`,
-    `condition` or `plane`, or both. An image without a group keeps its own. If one image has a
-    condition, all must have one.
+    A file has a column `file`, a path relative to its folder, and `group` or `patient`, `condition` or `plane`, or
+    both. An image without a group keeps its own. If one image has a condition, all must have one.
 
     Args:
       listing: the images of the folder, without conditions.
@@ -53,12 +52,11 @@ def apply_metadata(listing: Listing, folder: DataFolder, *, strict: bool) -> Lis
       strict: whether an invalid metadata.csv is an error. Otherwise it is ignored and noted.
 
     Returns:
-      The listing with groups, conditions and notes. Images of a condition without normal images
-      are removed.
+      The listing with groups, conditions and notes. Images of a condition without normal images are removed.
 
     Raises:
-      UserError: an image has two groups or conditions, or lacks a condition; a file lists no image
-        of the folder; or, if `strict`, a file is invalid.
+      UserError: an image has two groups or conditions, or lacks a condition; a file lists no image of the folder; or,
+        if `strict`, a file is invalid.
     """
     values, is_used, notes = {name: {} for name in _COLUMNS}, False, []
     for file in folder.metadata_files():
@@ -88,9 +86,7 @@ def apply_metadata(listing: Listing, folder: DataFolder, *, strict: bool) -> Lis
     if is_used:
         records, n_ungrouped = _assign_groups(records, values["group"])
         if n_ungrouped and (values["group"] or not values["condition"]):
-            notes.append(
-                f"{n_ungrouped} images have no group in {METADATA}: each is a group of its own"
-            )
+            notes.append(f"{n_ungrouped} images have no group in {METADATA}: each is a group of its own")
     if values["condition"]:
         records, conditions, skipped = _assign_conditions(records, values["condition"], folder.root)
     return Listing(records, conditions, (*listing.notes, *notes), skipped)
@@ -99,9 +95,7 @@ def apply_metadata(listing: Listing, folder: DataFolder, *, strict: bool) -> Lis
 def _assign_groups(records, group_of):
     # Slices of a volume and files of a patient stay together if only some of them are listed.
     merged = {r.group: group for r in records if (group := _value(group_of, r.path))}
-    grouped = [
-        r._replace(group=_value(group_of, r.path) or merged.get(r.group, r.group)) for r in records
-    ]
+    grouped = [r._replace(group=_value(group_of, r.path) or merged.get(r.group, r.group)) for r in records]
     return grouped, sum(r.group == r.path and r.group not in merged for r in records)
 
 

@@ -12,8 +12,8 @@ MAX_DEPTH = 2  # levels that are searched below the first one with several folde
 def find_layout_root(layout: Layout, folder: DataFolder) -> tuple[str, ...]:
     """Finds the folders in which a layout begins.
 
-    The highest level with such a folder counts. A layout that accepts folders without labels fits
-    nearly anything, and is found only if it is the only candidate of its level.
+    The highest level with such a folder counts. A layout that accepts folders without labels fits nearly anything,
+    and is found only if it is the only candidate of its level.
 
     Returns:
       Relative paths of one level, those with the most images first: ("",) for the data folder

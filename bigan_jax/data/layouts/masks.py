@@ -15,16 +15,14 @@ def find_masks(
     Args:
       folder: the data folder.
       mask_folders: the folders with masks, relative to `folder`.
-      mask_paths: by image, the paths that its mask may have in a mask folder, the most reliable
-        first. Suffixes are ignored, and the stem may have "_mask" appended.
+      mask_paths: by image, the paths that its mask may have in a mask folder, the most reliable first. Suffixes are
+        ignored, and the stem may have "_mask" appended.
 
     Returns:
-      By image, the path of its mask or None, and notes about what could not be paired. A mask that
-      fits several images is not used.
+      By image, the path of its mask or None, and notes about what could not be paired. A mask that fits several
+      images is not used.
     """
-    mask_of = {
-        stem(file): f"{name}/{file}" for name in mask_folders for file in folder.images(name)
-    }
+    mask_of = {stem(file): f"{name}/{file}" for name in mask_folders for file in folder.images(name)}
     candidates = {image: _candidates(mask_of, paths) for image, paths in mask_paths.items()}
     counts = Counter(mask for masks in candidates.values() for mask in set(masks))
     first = {image: next(iter(masks), None) for image, masks in candidates.items()}
@@ -44,7 +42,5 @@ def find_masks(
 
 
 def _candidates(mask_of, paths):
-    names = (
-        (name, index) for stem_, index in map(stem, paths) for name in (stem_, f"{stem_}_mask")
-    )
+    names = ((name, index) for stem_, index in map(stem, paths) for name in (stem_, f"{stem_}_mask"))
     return [mask_of[name] for name in names if name in mask_of]

@@ -19,11 +19,7 @@ is."""
 
 def _list_datasets(layout: Layout, folder: DataFolder, category: str) -> dict[str, Listing]:
     """Each category is a dataset; `folder` has categories or is the folder of one."""
-    paths = [
-        path
-        for path in ("", *sorted(folder.subfolders()))
-        if "good" in folder.subfolders(join(path, "train"))
-    ]
+    paths = [path for path in ("", *sorted(folder.subfolders())) if "good" in folder.subfolders(join(path, "train"))]
     if not paths:
         raise layout.error(f"{folder.root} has no folder train/good, and no category with one.")
     categories = {path or folder.root.name: path for path in paths}
@@ -48,9 +44,7 @@ def _list_category(folder, category, path) -> Listing:
             )
     # test/<defect type>/000.png has the mask ground_truth/<defect type>/000_mask.png.
     prefix = join(path, "")
-    mask_paths = {
-        r.path: (r.path.removeprefix(prefix).partition("/")[2],) for r in records if r.label
-    }
+    mask_paths = {r.path: (r.path.removeprefix(prefix).partition("/")[2],) for r in records if r.label}
     masks, notes = find_masks(folder, [join(path, "ground_truth")], mask_paths)
     records = [r._replace(mask=masks.get(r.path)) for r in records]
     return Listing(records, (category,), tuple(f"{category}: {note}" for note in notes))

@@ -39,9 +39,7 @@ def _list_species(layout, folder) -> Listing:
             for file in folder.images(name):
                 path, defect_type = f"{name}/{file}", state if label else "good"
                 records.append(ImageRecord(path, label, path, condition, defect_type))
-    return Listing(
-        records, tuple(conditions), skipped=tuple(s for s in states if s not in conditions)
-    )
+    return Listing(records, tuple(conditions), skipped=tuple(s for s in states if s not in conditions))
 
 
 def _is_root(path, folders):

@@ -1,8 +1,8 @@
 """Procedural images with exact defect masks, to run on before any download.
 
-Three domains are drawn with distance fields: `head` (an axial brain slice), `bottle` (a bottle
-mouth from above) and `leaf` (a leaf on plain ground). They resemble the real datasets and their
-defects, but do not replace them: report results on them as results on phantoms.
+Three domains are drawn with distance fields: `head` (an axial brain slice), `bottle` (a bottle mouth from above) and
+`leaf` (a leaf on plain ground). They resemble the real datasets and their defects, but do not replace them: report
+results on them as results on phantoms.
 """
 
 from pathlib import PurePosixPath
@@ -46,8 +46,8 @@ def draw(
 ) -> tuple[UInt8[np.ndarray, "size size channels"], Bool[np.ndarray, "size size"]]:
     """Draw an image (0 to 255) and its defect mask; both depend on the arguments alone.
 
-    Without a type of `defect` the image is clean: it equals the image with the defect outside of
-    the mask, and differs from it in every pixel of the mask.
+    Without a type of `defect` the image is clean: it equals the image with the defect outside of the mask, and
+    differs from it in every pixel of the mask.
     """
     domain = DOMAINS[category]
     key = (seed, sorted(DOMAINS).index(category), index)

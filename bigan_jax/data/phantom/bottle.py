@@ -24,12 +24,8 @@ NOISE = 0.007
 OUTSIDE, RIM, MOUTH = 0.90, 0.70, 0.50  # radii of the body, the lip and the opening
 
 # Gray value of the glass by radius, from the opening to the edge.
-_RADII = np.array(
-    [0, 0.44, 0.50, 0.515, 0.545, 0.57, 0.60, 0.63, 0.67, 0.70, 0.73, 0.77, 0.82, 0.87, 0.9]
-)
-_GRAYS = np.array(
-    [0.09, 0.10, 0.08, 0.30, 0.20, 0.34, 0.24, 0.42, 0.30, 0.46, 0.25, 0.16, 0.21, 0.30, 0.4]
-)
+_RADII = np.array([0, 0.44, 0.50, 0.515, 0.545, 0.57, 0.60, 0.63, 0.67, 0.70, 0.73, 0.77, 0.82, 0.87, 0.9])
+_GRAYS = np.array([0.09, 0.10, 0.08, 0.30, 0.20, 0.34, 0.24, 0.42, 0.30, 0.46, 0.25, 0.16, 0.21, 0.30, 0.4])
 _AMBER = np.array([0.80, 0.47, 0.25], np.float32)
 _GLASS = np.array([0.96, 1.0, 1.08], np.float32)
 
@@ -165,10 +161,4 @@ def film(rng: np.random.Generator, c: Canvas, bottle: Bottle, paint: Paint) -> D
     return Defect(fill(distance, 0.10) * fill(bottle.r - 0.47, 0.04), color)
 
 
-DEFECTS = {
-    "chip": chip,
-    "crack": crack,
-    "contamination": contamination,
-    "fiber": fiber,
-    "film": film,
-}
+DEFECTS = {"chip": chip, "crack": crack, "contamination": contamination, "fiber": fiber, "film": film}

@@ -59,9 +59,7 @@ def noise(rng: np.random.Generator, size: int, cells: int, octaves: int = 1) -> 
     return total
 
 
-def radial_noise(
-    rng: np.random.Generator, x: Field, y: Field, waves: int, strength: float
-) -> Field:
+def radial_noise(rng: np.random.Generator, x: Field, y: Field, waves: int, strength: float) -> Field:
     """Sum of sines with 2, 3, ... `waves` + 1 periods around the origin, for closed outlines.
 
     Amplitudes are random, proportional to `strength`, and decrease with the number of periods.

@@ -86,9 +86,7 @@ def scene(rng: np.random.Generator, c: Canvas) -> tuple[Paint, Head]:
     light = tissue
     light = bone_light + (light - bone_light) * fill(-brain_depth, 0.025)
     light = fat_light + (light - fat_light) * fill(-(depth + bone), 0.025)
-    light = light * fill(
-        -(depth + bone + fat * (0.75 + 0.35 * smoothstep(0.2, 0.9, np.abs(v)))), 0.03
-    )
+    light = light * fill(-(depth + bone + fat * (0.75 + 0.35 * smoothstep(0.2, 0.9, np.abs(v)))), 0.03)
     shading = 1 + 0.05 * noise(rng, size, 1) + rng.normal(0, 0.05) * u
     light = light * shading * rng.normal(1, 0.07) + 0.012
     light = light + 0.006 * noise(rng, size, 28) * (depth > -0.1)

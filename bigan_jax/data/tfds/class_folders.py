@@ -53,10 +53,7 @@ def open_class_folders(folder: epath.Path) -> DataFolder:
 
     def read(names: Sequence[str], masks: bool) -> list[bytes | UnreadableFile]:
         examples = (reader_of[name]() for name in names)
-        return [
-            info.features.deserialize_example_np(example, decoders=decoders)["image"]
-            for example in examples
-        ]
+        return [info.features.deserialize_example_np(example, decoders=decoders)["image"] for example in examples]
 
     return DataFolder(folder, files, read)
 
@@ -69,9 +66,7 @@ def _example_readers(info: tfds.core.DatasetInfo) -> Iterator[Callable[[], bytes
                 yield from _tfrecord_readers(file)
         else:
             method = tfds.decode.DeserializeMethod.RAW_BYTES
-            source = open_builder_safely(info.data_dir).as_data_source(
-                split.name, deserialize_method=method
-            )
+            source = open_builder_safely(info.data_dir).as_data_source(split.name, deserialize_method=method)
             yield from (partial(source.__getitem__, i) for i in range(len(source)))
 
 

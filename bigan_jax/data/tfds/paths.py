@@ -20,15 +20,13 @@ def prepared_path(tfds_dir: epath.Path, builder: str, name: str, root: epath.Pat
     Args:
       tfds_dir: the folder of all prepared data.
       builder: the builder of the layout.
-      name: the dataset's name. Different names have different folders, which have ASCII letters
-        only and show a readable part of the name.
+      name: the dataset's name. Different names have different folders, which have ASCII letters only and show a
+        readable part of the name.
       root: the data folder or archive.
     """
     readable = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("._")[:60] or "data"
     if readable != (name or "data"):
-        readable += (
-            f"-{blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=4).hexdigest()}"
-        )
+        readable += f"-{blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=4).hexdigest()}"
     return tfds_dir / builder / f"{readable}-{path_hash(root)}" / VERSION
 
 

@@ -1,7 +1,7 @@
 """Data folders as prepared TFDS datasets, without TensorFlow.
 
-The encoded bytes of images and masks are stored in ArrayRecord files, which are read in any order.
-TFDS's metadata.json has the listing and a fingerprint of the data folder.
+The encoded bytes of images and masks are stored in ArrayRecord files, which are read in any order. TFDS's
+metadata.json has the listing and a fingerprint of the data folder.
 """
 
 import io
@@ -56,9 +56,7 @@ class EncodedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(VERSION)
 
-    def __init__(
-        self, layout: Layout, config: str, index: dict, examples: Iterator[dict], data_dir: Path
-    ):
+    def __init__(self, layout: Layout, config: str, index: dict, examples: Iterator[dict], data_dir: Path):
         """Args: config: name of the dataset. index: content of metadata.json."""
         self.name, self._description = layout.builder, layout.description
         self._index, self._examples = index, examples
@@ -102,10 +100,7 @@ def fingerprint(listing: Listing, folder: DataFolder) -> str:
 
 
 def reopen_or_prepare(
-    layout: Layout,
-    path: epath.Path,
-    fingerprint: str,
-    open_data: Callable[[], tuple[Listing, FileReader]],
+    layout: Layout, path: epath.Path, fingerprint: str, open_data: Callable[[], tuple[Listing, FileReader]]
 ) -> PreparedDataset:
     """Opens a prepared dataset; it is prepared first if it is missing or stale.
 
@@ -149,13 +144,10 @@ def reopen(path: epath.Path) -> PreparedDataset | None:
         return None
 
 
-def prepare(
-    layout: Layout, path: epath.Path, listing: Listing, read: FileReader, fingerprint: str
-) -> PreparedDataset:
+def prepare(layout: Layout, path: epath.Path, listing: Listing, read: FileReader, fingerprint: str) -> PreparedDataset:
     """Writes a prepared dataset; it replaces an earlier one once it is complete.
 
-    Nothing is decoded. A file that cannot be read is recorded as unreadable. For arguments see
-    `reopen_or_prepare`.
+    Nothing is decoded. A file that cannot be read is recorded as unreadable. For arguments see `reopen_or_prepare`.
 
     Raises:
       UserError: the dataset cannot be written.
@@ -236,8 +228,7 @@ def _download(bucket: epath.Path, local: Path) -> None:
 def _upload(local: Path, bucket: epath.Path) -> None:
     """Copies a prepared dataset to a bucket, which cannot rename a folder.
 
-    A dataset without its index counts as missing, so the old index is removed first and the new
-    one is written last.
+    A dataset without its index counts as missing, so the old index is removed first and the new one is written last.
     """
     if bucket.exists():
         (bucket / INDEX_FILE).unlink(missing_ok=True)

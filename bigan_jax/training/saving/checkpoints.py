@@ -1,8 +1,8 @@
 """Checkpoints by Orbax: atomic, written in the background, and verified by checksums when read.
 
-A checkpoint is a folder with three items: the state, the text of the training log, and the progress
-with the checksums of all three. A checkpoint with any changed bit is never used. Checkpoints of
-earlier formats are not readable.
+A checkpoint is a folder with three items: the state, the text of the training log, and the progress with the
+checksums of all three. A checkpoint with any changed bit is never used. Checkpoints of earlier formats are not
+readable.
 """
 
 import hashlib
@@ -27,11 +27,7 @@ from bigan_jax.errors import UserError, one_line
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.files import refuse_links, write_error
 from bigan_jax.runtime.run_config import package_version
-from bigan_jax.training.saving.orbax_extras import (
-    BytesRestore,
-    BytesSave,
-    silence_abandoned_reads,
-)
+from bigan_jax.training.saving.orbax_extras import BytesRestore, BytesSave, silence_abandoned_reads
 from bigan_jax.training.saving.progress import Progress, validate_types
 from bigan_jax.training.saving.train_log import MAX_BYTES
 from bigan_jax.validation import POSITIVE_INTEGER, require
@@ -73,15 +69,12 @@ class CheckpointManager:
     They are folders named "<epochs>", or "<epochs>-<steps>" if the run was stopped within an epoch.
     """
 
-    def __init__(
-        self, workdir: str | Path, keep: int = 2, keep_every: int = 0, read_only: bool = False
-    ):
+    def __init__(self, workdir: str | Path, keep: int = 2, keep_every: int = 0, read_only: bool = False):
         """Opens the run's folder of checkpoints, and removes unfinished ones unless read-only.
 
         Args:
           workdir: the run's folder.
-          keep: number of latest checkpoints to keep; a checkpoint is deleted once later ones are
-            complete.
+          keep: number of latest checkpoints to keep; a checkpoint is deleted once later ones are complete.
           keep_every: epochs whose multiples keep their checkpoints, too; 0 for none.
           read_only: leaves all files as they are.
 
@@ -103,20 +96,14 @@ class CheckpointManager:
         # Each of several processes reads and writes alone: Orbax need not wait for the others.
         process = jax.process_index()
         multiprocessing = ocp.options.MultiprocessingOptions(
-            primary_host=process,
-            active_processes={process},
-            barrier_sync_key_prefix=str(process),
+            primary_host=process, active_processes={process}, barrier_sync_key_prefix=str(process)
         )
         handler = ocp.CompositeCheckpointHandler(
             composite_options=ocp.CompositeOptions(multiprocessing_options=multiprocessing)
         )
         # Orbax measures timeouts by the wall clock, which jumps when it is set or a laptop wakes.
-        no_timeout = ocp.options.AsyncOptions(
-            timeout_secs=_NO_TIMEOUT, create_directories_asynchronously=False
-        )
-        self._orbax = ocp.AsyncCheckpointer(
-            handler, async_options=no_timeout, multiprocessing_options=multiprocessing
-        )
+        no_timeout = ocp.options.AsyncOptions(timeout_secs=_NO_TIMEOUT, create_directories_asynchronously=False)
+        self._orbax = ocp.AsyncCheckpointer(handler, async_options=no_timeout, multiprocessing_options=multiprocessing)
         self._pending = None
 
     def names(self) -> list[tuple[int, int]]:
@@ -127,12 +114,12 @@ class CheckpointManager:
     def save(self, progress: Progress, state: TrainState) -> None:
         """Starts to write a checkpoint in the background.
 
-        Training may continue at once, but must not donate the state's memory before `wait`. Of
-        several processes, which all have the same state, only process 0 writes.
+        Training may continue at once, but must not donate the state's memory before `wait`. Of several processes,
+        which all have the same state, only process 0 writes.
 
         Raises:
-          UserError: the previous checkpoint could not be written. If this one cannot, the next
-            call, `raise_if_failed`, `wait` or `close` raises.
+          UserError: the previous checkpoint could not be written. If this one cannot, the next call,
+            `raise_if_failed`, `wait` or `close` raises.
         """
         name = progress.epochs, progress.step
         if name in self.names() or not distributed.is_primary():
@@ -178,17 +165,14 @@ class CheckpointManager:
                 if not (is_latest or is_kept or name in complete[-self._keep :]):
                     self._delete(name)
 
-    def restore(
-        self, like: TrainState, complete_epochs: bool = False
-    ) -> tuple[Progress, TrainState] | None:
+    def restore(self, like: TrainState, complete_epochs: bool = False) -> tuple[Progress, TrainState] | None:
         """Returns the latest valid checkpoint on the default device, or None if there is none.
 
         A damaged checkpoint is reported and, unless read-only, moved to the folder "damaged".
 
         Args:
           like: a state of the same shapes, abstract or not.
-          complete_epochs: skips checkpoints within an epoch, whose BatchNorm statistics are not
-            those for inference.
+          complete_epochs: skips checkpoints within an epoch, whose BatchNorm statistics are not those for inference.
 
         Raises:
           UserError: all checkpoints are damaged, or they have a state of other shapes.
@@ -220,8 +204,8 @@ class CheckpointManager:
             self._orbax.close()
 
     def _check_size(self, like):
-        """Refuses a config with far more parameters than the files can hold: arrays of zeros take
-        no room on disk, but all of their size in memory."""
+        """Refuses a config with far more parameters than the files can hold: arrays of zeros take no room on disk,
+        but all of their size in memory."""
         disk_bytes = sum(path.lstat().st_size for path in self.folder.rglob("*"))
         state_bytes = sum(x.size * np.dtype(x.dtype).itemsize for _, x in _paths(like._asdict()))
         if state_bytes > max(_UNLIMITED_BYTES, _MAX_RATIO * disk_bytes):
@@ -272,8 +256,7 @@ class CheckpointManager:
                 path.rename(folder / path.name)
             moved = f", and was moved to {folder / path.name}"
         print(
-            f"Warning: {path} is damaged ({one_line(error, 200)}){moved}: the checkpoint before it "
-            "is used",
+            f"Warning: {path} is damaged ({one_line(error, 200)}){moved}: the checkpoint before it is used",
             file=sys.stderr,
         )
 
@@ -298,9 +281,7 @@ def tree_digest(tree: PyTree) -> str:
 
 def _abstract(state):
     sharding = SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state._asdict()
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state._asdict())
 
 
 def _paths(tree):

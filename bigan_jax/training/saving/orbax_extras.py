@@ -47,8 +47,8 @@ class BytesRestore(CheckpointArgs):
 
 @cache
 def silence_abandoned_reads() -> None:
-    """Suppresses the errors that Python and asyncio print, now or later, for reads that Orbax
-    abandoned; call it once a damaged checkpoint has been found."""
+    """Suppresses the errors that Python and asyncio print, now or later, for reads that Orbax abandoned; call it once
+    a damaged checkpoint has been found."""
     previous_hook = sys.unraisablehook
 
     def hook(unraisable):
@@ -56,9 +56,7 @@ def silence_abandoned_reads() -> None:
             previous_hook(unraisable)
 
     sys.unraisablehook = hook
-    logging.getLogger("asyncio").addFilter(
-        lambda record: "exception was never retrieved" not in record.getMessage()
-    )
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 def _is_abandoned_read(unraisable):

@@ -47,9 +47,7 @@ class Progress(NamedTuple):
           seconds: their duration.
         """
         joined = {name: [*self.logs.get(name, []), *new.tolist()] for name, new in logs.items()}
-        return self._replace(
-            step=step, logs={**self.logs, **joined}, seconds=self.seconds + seconds
-        )
+        return self._replace(step=step, logs={**self.logs, **joined}, seconds=self.seconds + seconds)
 
     def describe(self) -> str:
         """Returns the position in words, for messages."""

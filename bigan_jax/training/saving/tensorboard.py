@@ -15,8 +15,8 @@ from bigan_jax.runtime.files import write_error
 class TensorBoardWriter:
     """Writes scalars to an event file from the caller's thread.
 
-    tensorboardX's SummaryWriter has a thread of its own, which a full disk ends; whoever adds to it
-    then waits forever.
+    tensorboardX's SummaryWriter has a thread of its own, which a full disk ends; whoever adds to it then waits
+    forever.
     """
 
     def __init__(self, folder: Path, first_step: int):

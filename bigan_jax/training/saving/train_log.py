@@ -74,9 +74,7 @@ def _is_row(row):
         isinstance(row.pop("phase"), str)
         and _is_list_of(str, row.pop("health"))
         and are_rollbacks(row.pop("rollbacks"))
-        and all(
-            _is_list_of(int | float | None, v if isinstance(v, list) else [v]) for v in row.values()
-        )
+        and all(_is_list_of(int | float | None, v if isinstance(v, list) else [v]) for v in row.values())
     )
 
 

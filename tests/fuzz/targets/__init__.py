@@ -6,13 +6,4 @@ folder, lets the package read them, and yields the error messages of files that 
 UserError is a rejection too; any other exception is a finding.
 """
 
-TARGETS = (
-    "images",
-    "archives",
-    "medical",
-    "settings",
-    "results",
-    "weights",
-    "checkpoints",
-    "tables",
-)
+TARGETS = ("images", "archives", "medical", "settings", "results", "weights", "checkpoints", "tables")

@@ -90,9 +90,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
         yield stderr.getvalue()
     if kind != "tokens":  # these may change the config, and with it the networks
         restored = _arrays(scorer._variables[0])
-        assert any(all(map(np.array_equal, restored, saved)) for saved in SAVED), (
-            "restored a state that was not saved"
-        )
+        assert any(all(map(np.array_equal, restored, saved)) for saved in SAVED), "restored a state that was not saved"
     assert set(scorer.conditions) <= set(result.conditions)
 
 
@@ -126,10 +124,4 @@ def _link(workdir, change):
     os.symlink(outside, path)
 
 
-_CHANGES = {
-    "corrupt": _corrupt_files,
-    "tokens": _replace_tokens,
-    "copied": _copy,
-    "removed": _remove,
-    "linked": _link,
-}
+_CHANGES = {"corrupt": _corrupt_files, "tokens": _replace_tokens, "copied": _copy, "removed": _remove, "linked": _link}

@@ -33,18 +33,7 @@ def _seeds() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "words"
     seeds = {}
-    for image_format in (
-        "PNG",
-        "JPEG",
-        "TIFF",
-        "WEBP",
-        "BMP",
-        "GIF",
-        "JPEG2000",
-        "PPM",
-        "TGA",
-        "AVIF",
-    ):
+    for image_format in ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM", "TGA", "AVIF"):
         seeds[f"gray.{image_format}"] = _saved(gray, image_format)
         seeds[f"color.{image_format}"] = _saved(color, image_format)
     for image_format in "PNG", "TIFF", "WEBP", "TGA", "JPEG2000":
@@ -94,9 +83,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
     data.mkdir()
     (file := data / f"a{suffix}").write_bytes(content)
     for channels in 1, 3:
-        results = images.read_files(
-            lambda x, _, c=channels: images.read_image(x, 8, c), data, [file.name], "images"
-        )
+        results = images.read_files(lambda x, _, c=channels: images.read_image(x, 8, c), data, [file.name], "images")
         yield from (r.reason for r in results if isinstance(r, UnreadableFile))
     for read in (
         lambda: images.read_mask(io.BytesIO(content), 8),
@@ -130,10 +117,7 @@ def _chunks(png, changes, other):
 
 def _png(chunks):
     parts = [
-        struct.pack(">I", len(content))
-        + name
-        + content
-        + struct.pack(">I", zlib.crc32(name + content))
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
         for name, content in chunks
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

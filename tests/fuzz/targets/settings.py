@@ -44,14 +44,10 @@ _values = st.one_of(
 _names = st.one_of(
     st.sampled_from(FIELDS),
     st.sampled_from(FIELDS),
-    st.tuples(st.sampled_from(FIELDS), st.sampled_from(["[0]", ".x", "[", "['a']", ".", " "])).map(
-        "".join
-    ),
+    st.tuples(st.sampled_from(FIELDS), st.sampled_from(["[0]", ".x", "[", "['a']", ".", " "])).map("".join),
     _text,
 )
-_override = st.tuples(_names, st.sampled_from(["=", "=", "=", "", " "]), _values).map(
-    lambda part: "--" + "".join(part)
-)
+_override = st.tuples(_names, st.sampled_from(["=", "=", "=", "", " "]), _values).map(lambda part: "--" + "".join(part))
 cases = st.tuples(st.sampled_from(FILES), _arguments, st.lists(_override, max_size=3)) | st.tuples(
     _text, _arguments, st.just([])
 )
@@ -64,9 +60,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
     arguments = [f"--config={file}:{argument}", *overrides]
     os.chdir(ROOT)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", lock_config=True, flag_values=values, sys_argv=arguments
-    )
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=arguments)
     try:
         cli.parse_flags(["launch.py", *arguments], values)
     except flags.Error as error:  # Absl's message, with the usage

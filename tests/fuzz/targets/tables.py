@@ -14,8 +14,7 @@ from tests.fuzz.mutations import changes, corrupt
 
 NAMES = [f"normal/{i}.png" for i in range(4)]
 SEEDS = [
-    separator.join(["file", column])
-    + "".join(f"{end}{n}{separator}a{i // 2}" for i, n in enumerate(NAMES))
+    separator.join(["file", column]) + "".join(f"{end}{n}{separator}a{i // 2}" for i, n in enumerate(NAMES))
     for separator, column, end in ((",", "group", "\n"), (";", "patient", "\r\n"))
 ]
 cases = st.tuples(st.booleans(), st.integers(0, len(SEEDS) - 1), changes)

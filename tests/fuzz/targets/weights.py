@@ -64,9 +64,7 @@ GADGETS = (
     b"\x93", b"S'os'\nS'system'\n\x93", b"L" + b"9" * 5000 + b"L\n", b"U\x04keys", b"}U\x04keys",
     b"N}U\x08__code__N\x73\x86b", b"h\x00\x86\x86q\x01",
 )  # fmt: skip
-_gadgets = st.lists(
-    st.tuples(st.integers(0, 2**16), st.integers(0, len(GADGETS) - 1)), min_size=1, max_size=5
-)
+_gadgets = st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, len(GADGETS) - 1)), min_size=1, max_size=5)
 _members = st.lists(st.tuples(st.integers(0, 60), changes), min_size=1, max_size=2)
 cases = st.one_of(
     st.tuples(st.sampled_from(sorted(SEEDS)), st.just("bytes"), changes),
@@ -109,10 +107,7 @@ def _with_members(content, spoils):
 
 
 def _rezipped(content, change, method=zipfile.ZIP_STORED):
-    with (
-        zipfile.ZipFile(io.BytesIO(content)) as old,
-        zipfile.ZipFile(buffer := io.BytesIO(), "w", method) as new,
-    ):
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer := io.BytesIO(), "w", method) as new:
         for i, info in enumerate(old.infolist()):
             new.writestr(info.filename, change(i, old.read(info)), method)
     return buffer.getvalue()
@@ -125,9 +120,4 @@ def _with_header(content, replacements):
     return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
-_MUTATIONS = {
-    "bytes": corrupt,
-    "pickle": _with_gadgets,
-    "members": _with_members,
-    "header": _with_header,
-}
+_MUTATIONS = {"bytes": corrupt, "pickle": _with_gadgets, "members": _with_members, "header": _with_header}
