@@ -156,15 +156,6 @@ def test_runs_on_different_images_under_one_name_are_not_seeds_of_one_row(tmp_pa
     assert "other pictures than" in note and "data.name" in note
 
 
-def test_missing_config_field_means_its_default(tmp_path):
-    """A field that one config lacks may differ from that of another."""
-    write_run(tmp_path / "old", config={"model.latent": 16})
-    write_run(tmp_path / "new", config={"model.latent": 16, "data.window": True}, seed=1)
-    (dataset,) = compare_runs(read_runs(tmp_path))
-    labels = {row.label for row in dataset.rows}
-    assert labels == {"cae [data.window=false]", "cae [data.window=true]"}
-
-
 def test_threshold_note_of_a_run_is_repeated(tmp_path):
     write_run(tmp_path / "a", model="cae", evaluation={"threshold_note": "from 3 groups only"})
     write_run(tmp_path / "b", model="vae")
