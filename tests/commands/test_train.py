@@ -213,7 +213,7 @@ def check_error(arguments, words, tmp_path):
         ([f"--config={CAE}", "--config.data.dir=x"], ["are drawn", "cae.py:folder"]),
         ([f"--config={CAE}", "--config.sweep.seeds=2"], ["--mode=sweep"]),
         (["--mode=predict", "--workdir=x", "--input=a", "--output=b", "c"], ["quoted"]),
-        (["--mode=predict", "--workdir=no", "--input=.", "--output=b"], ["no does not exist. Train a run"]),
+        (["--mode=predict", "--workdir=no", "--input=.", "--output=b"], ["no does not exist"]),
         ([], ["--config=configs/improved_bigan.py:phantom"]),
         (["--mode=evaluate", "--config.seed=1"], ["--config.seed", "--config=configs/"]),
         (["--mode=evaluate", "--workdir=/nonexistent"], ["/nonexistent", "Train a run"]),
