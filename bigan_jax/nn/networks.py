@@ -18,6 +18,11 @@ def _scale(key, shape, dtype=jnp.float32):
     return 1 + _kernel(key, shape, dtype)
 
 
+def to_signed(image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Maps images from [0, 1] to [-1, 1], the range of DCGAN's networks."""
+    return 2 * image - 1
+
+
 class DCGANEncoder(nn.Module):
     """The encoder of a DCGAN, or its discriminator (Radford et al. 2016, Sec. 3 and 4).
 
