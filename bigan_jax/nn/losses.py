@@ -41,7 +41,7 @@ def unit_features(features: Sequence[Float[Array, "b _h _w _c"]]) -> list[Float[
     return [x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-3) for x in features]
 
 
-def bce(logits: Float[Array, "b"], target: float) -> Float[Array, ""]:
+def bce(logits: Float[Array, "b"], target: float | int) -> Float[Array, ""]:
     """Binary cross-entropy of logits with one label, 0 or 1, averaged over the batch."""
     return optax.sigmoid_binary_cross_entropy(logits, jnp.full_like(logits, target)).mean()
 

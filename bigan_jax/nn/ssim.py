@@ -65,7 +65,7 @@ def _gaussian_blur(image: Float[Array, "b h w c"]) -> Float[Array, "b h-10 w-10 
 
 
 @functools.cache
-def _band(size: int) -> Float[np.ndarray, "size-10 size"]:
+def _band(size: int) -> Float[np.ndarray, "rows size"]:
     """The matrix that filters along an axis of `size` pixels."""
     band = np.zeros((size - SSIM_WINDOW + 1, size), np.float32)
     for row in range(len(band)):

@@ -52,7 +52,7 @@ class VGG16(nn.Module):
 
 
 @jax.custom_vjp
-def _relu(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+def _relu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """nn.relu whose gradient needs only its result.
 
     A GPU then fuses it into the convolution, and the convolution's own output is never stored.
