@@ -24,7 +24,7 @@ def mae(x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]) -> Float[Array, 
 
 
 def perceptual(
-    features: Sequence[Float[Array, "b h w c"]], others: Sequence[Float[Array, "b h w c"]]
+    features: Sequence[Float[Array, "b _h _w _c"]], others: Sequence[Float[Array, "b _h _w _c"]]
 ) -> Float[Array, "b"]:
     """Mean squared difference of a network's features, averaged over layers (Johnson et al. 2016, Sec. 3.2)."""
     errors = [mse(x.astype(jnp.float32), y.astype(jnp.float32)) for x, y in zip(features, others, strict=True)]

@@ -79,7 +79,7 @@ def test_unit_features_do_not_depend_on_scale(features, factor):
     (actual,) = losses.unit_features([jnp.asarray(features)])
     square = (features.astype(np.float64) ** 2).mean(-1, keepdims=True)
     np.testing.assert_allclose(actual, features / np.sqrt(square + 1e-3), rtol=1e-4, atol=1e-6)
-    unscaled, scaled = losses.unit_features([jnp.asarray(features + 1), factor * (features + 1)])
+    unscaled, scaled = losses.unit_features([jnp.asarray(features + 1), jnp.asarray(factor * (features + 1))])
     np.testing.assert_allclose(scaled, unscaled, rtol=1e-3)
     np.testing.assert_allclose(jnp.square(unscaled).mean(-1), 1, rtol=2e-3)
 
