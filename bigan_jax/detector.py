@@ -19,41 +19,25 @@ Variables = dict[str, PyTree]  # Flax variables of a network: {"params": ..., "b
 
 
 class Batch(NamedTuple):
-    """Images as losses and scores receive them.
+    """Images as losses and scores receive them."""
 
-    Attributes:
-      image: images in [0, 1].
-      condition: class labels that are known of normal and anomalous images alike, such as the species.
-      latent: in scoring, the result of the detector's latent search, if it has one.
-    """
-
-    image: Float[Array, "b h w c"]
-    condition: Int[Array, "b"]
-    latent: PyTree = None
+    image: Float[Array, "b h w c"]  # in [0, 1]
+    condition: Int[Array, "b"]  # class labels known of normal and anomalous images alike, such as the species
+    latent: PyTree = None  # in scoring, the result of the detector's latent search, if it has one
 
 
 class Objective(NamedTuple):
-    """A loss and the networks that it updates.
-
-    Attributes:
-      networks: names of the networks whose parameters and collections (BatchNorm statistics, ...) the objective
-        updates.
-      loss: maps (net, batch, keys [b]) to the loss, a scalar, and scalars to log by name.
-    """
+    """A loss and the networks that it updates: their parameters and collections, such as BatchNorm statistics."""
 
     networks: tuple[str, ...]
+    # Returns the loss and scalars to log by name.
     loss: Callable[["Net", Batch, Key[Array, "b"]], tuple[Float[Array, ""], Logs]]
 
 
 class LatentSearch(NamedTuple):
     """An iterative search for each image's latent code, for detectors without an encoder.
 
-    It runs at scoring time, separately for each image of a batch.
-
-    Attributes:
-      steps: number of steps.
-      start: maps (net, batch, keys [b]) to the initial search state, a tree of arrays [b, ...].
-      step: maps (net, batch, search state) to the next search state.
+    It runs at scoring time, separately for each image of a batch. Its state is a tree of arrays [b, ...].
     """
 
     steps: int
@@ -62,47 +46,29 @@ class LatentSearch(NamedTuple):
 
 
 class Detector(NamedTuple):
-    """A model, as networks and pure functions.
+    """A model, as networks and pure functions."""
 
-    Attributes:
-      networks: Flax modules by name, called as `net(name, ...)`. A network that no objective updates is frozen.
-      objectives: objectives by name; the active ones take their update steps in this order.
-      reconstruct: maps (net, batch, keys [b]) to reconstructions [b, h, w, c] in [0, 1].
-      native_score: maps (net, batch, keys [b]) to anomaly scores [b], if the model's paper defines its own score.
-      frozen: variables of the frozen networks, by name.
-      search: a search that runs before `reconstruct` and `native_score`; its result is in `batch.latent`.
-      averaging: decay of the moving average of weights that is used for scoring; 0 for none.
-      notes: messages about this detector on these data, for the log and the report.
-    """
-
-    networks: Mapping[str, nn.Module]
-    objectives: Mapping[str, Objective]
+    networks: Mapping[str, nn.Module]  # called as `net(name, ...)`; those that no objective updates are frozen
+    objectives: Mapping[str, Objective]  # the active ones take their update steps in this order
+    # Returns reconstructions in [0, 1].
     reconstruct: Callable[["Net", Batch, Key[Array, "b"]], Float[Array, "b h w c"]]
+    # Returns the anomaly scores that the model's paper defines, if it does.
     native_score: Callable[["Net", Batch, Key[Array, "b"]], Float[Array, "b"]] | None = None
-    frozen: Mapping[str, Variables] = {}
-    search: LatentSearch | None = None
-    averaging: float = 0.0
-    notes: tuple[str, ...] = ()
+    frozen: Mapping[str, Variables] = {}  # variables of the frozen networks
+    search: LatentSearch | None = None  # runs before `reconstruct` and `native_score`; result in `batch.latent`
+    averaging: float = 0.0  # decay of the moving average of weights that is used for scoring; 0 for none
+    notes: tuple[str, ...] = ()  # messages about this detector on these data, for the log and the report
 
 
 class TrainState(NamedTuple):
-    """The state of training, as a checkpoint stores it.
+    """The state of training, as a checkpoint stores it."""
 
-    Attributes:
-      step: number of training steps taken.
-      seed: the run's random seed.
-      params: parameters by network.
-      collections: other Flax collections by network: BatchNorm statistics, codebooks.
-      opt_state: optimizer state by objective.
-      average: moving average of the parameters by network; empty if the detector has none.
-    """
-
-    step: Int[Array, ""]
+    step: Int[Array, ""]  # number of training steps taken
     seed: Int[Array, ""]
-    params: dict[str, PyTree]
-    collections: dict[str, dict[str, PyTree]]
-    opt_state: dict[str, PyTree]
-    average: dict[str, PyTree]
+    params: dict[str, PyTree]  # by network
+    collections: dict[str, dict[str, PyTree]]  # other Flax collections by network: BatchNorm statistics, codebooks
+    opt_state: dict[str, PyTree]  # by objective
+    average: dict[str, PyTree]  # moving average of `params`; empty if the detector has none
 
 
 class Net:
@@ -135,13 +101,14 @@ class _InitNet(Net):
     """Initializes the variables of a network when it is first called."""
 
     def __init__(self, key, networks, variables):
-        super().__init__(networks, dict(variables), train=False)
+        super().__init__(networks, variables, train=False)
         self.key = key
 
     def __call__(self, name, *args, **kwargs):
         if name not in self.variables:
             key = jax.random.fold_in(self.key, sorted(self.networks).index(name))
-            self.variables[name] = self.networks[name].init(key, *args, train=False, **kwargs)
+            variables = self.networks[name].init(key, *args, train=False, **kwargs)
+            self.variables = {**self.variables, name: variables}
         return super().__call__(name, *args, **kwargs)
 
 
@@ -164,13 +131,8 @@ def init_state(
 ) -> TrainState:
     """Returns the state before the first step.
 
-    Every loss is evaluated once, which shows the shapes of its networks' inputs.
-
-    Args:
-      detector: the detector.
-      optimizers: optimizer by objective.
-      seed: the run's random seed.
-      shape: (height, width, channels) of the images.
+    Every loss is evaluated once, which shows the shapes of its networks' inputs. `optimizers` are by objective, and
+    `shape` is the (height, width, channels) of the images.
     """
     key = jax.random.key(seed)
     net = _InitNet(key, detector.networks, detector.frozen)

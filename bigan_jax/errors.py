@@ -11,13 +11,9 @@ class UserError(Exception):
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str], like: str = "") -> UserError:
-    """Returns the error for a name that is not one of `choices`, with a suggestion.
+    """Returns the error for a `kind` of name, such as "model", that is not one of `choices`.
 
-    Args:
-      kind: what is named, such as "model".
-      name: the unknown name.
-      choices: the known names.
-      like: the text whose closest choice is suggested; by default the name.
+    It suggests the choice that is closest to `like`, by default to the name.
     """
     choices = sorted(choices)
     matches = difflib.get_close_matches(like or name, choices, n=1)
@@ -31,18 +27,12 @@ def printable_lines(error: BaseException) -> str:
 
 
 def one_line(error: BaseException, max_length: int) -> str:
-    """Returns the first `max_length` characters of an error's message in one printable line.
-
-    The type's name if the message is empty.
-    """
+    """Returns the start of an error's message in one printable line, or its type if the message is empty."""
     return printable(" ".join(str(error).split())[:max_length]) or type(error).__name__
 
 
 def printable(text: str) -> str:
-    """Escapes control, formatting and undecodable characters, such as \\x1b.
-
-    A file name can then not move the cursor or reverse the direction of the text after it.
-    """
+    """Escapes control, formatting and undecodable characters, such as \\x1b, which could rearrange a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -10,9 +10,9 @@ from bigan_jax.errors import UserError
 
 
 class Range(NamedTuple):
-    """The values that a setting accepts: a description for messages, and a test."""
+    """The values that a setting accepts."""
 
-    description: str
+    description: str  # for messages
     accepts: Callable[[object], bool]
 
 
@@ -25,12 +25,9 @@ UNIT = Range("a number from 0 to 1", lambda n: _is_number(n) and 0 <= n <= 1)
 
 
 def require(field: str, value: object, allowed: Range) -> None:
-    """Raises UserError that names the config field, its value and what it accepts.
+    """Raises UserError unless a value, or each of a non-empty list or tuple of values, is in range.
 
-    Args:
-      field: dotted name below `config`, such as "model.latent".
-      value: a value, or a non-empty list or tuple of values that must all be in range.
-      allowed: the range.
+    The field is its dotted name below `config`, such as "model.latent".
     """
     values = value if isinstance(value, list | tuple) else (value,)
     if not values or not all(map(allowed.accepts, values)):
@@ -38,15 +35,7 @@ def require(field: str, value: object, allowed: Range) -> None:
 
 
 def require_finite(values: Num[np.ndarray, "..."], name: str) -> Float[np.ndarray, "..."]:
-    """Returns the values as floats; a floating type is kept.
-
-    Args:
-      values: numbers of any shape.
-      name: what a value is called in the message.
-
-    Raises:
-      ValueError: a value is infinite or NaN.
-    """
+    """Returns the values as floats, keeping a floating type, or raises ValueError if one is infinite or NaN."""
     values = np.asarray(values)
     values = values if np.issubdtype(values.dtype, np.floating) else values.astype(np.float64)
     if not np.isfinite(values).all():

@@ -1,6 +1,7 @@
-"""Detectors, one per file.
+"""Detectors, one per file, each with two public names.
 
-Each file has `create(*, shape, conditions, dtype, ...) -> Detector`, whose further arguments are the fields of
-config.model, and `FIELD_RANGES`, the values that these fields accept. A numeric field that is not listed accepts
-numbers of at least 0.
+- `FIELD_RANGES`: the values that the fields of config.model accept; by default numbers of at least 0.
+- `create(*, shape, conditions, dtype, ...) -> Detector`, with the fields of config.model as further arguments. `shape`
+  is the (height, width, channels) of the images, both sides divisible by 2 ** len(widths) unless stated otherwise.
+  `conditions` is the number of classes of `Batch.condition`, and `dtype` that of the computations.
 """

@@ -2,12 +2,9 @@
 
 Schlegl et al. 2017, "Unsupervised Anomaly Detection with Generative Adversarial Networks to Guide Marker Discovery",
 Sec. 2; reference implementation LeeDoYup/AnoGAN-tf, model.py. Its 5x5 kernels are 4x4 here, as in all detectors of
-this project.
+this project. 8,820,418 parameters at 128x128x1.
 
-8,820,418 parameters at 128x128x1.
-
-The networks take and return images in [-1, 1], as in the reference: the weights of the two terms of the search are
-for that range. `reconstruct` returns images in [0, 1].
+The networks take and return images in [-1, 1], as in the reference: the weights of the search's terms require it.
 """
 
 from typing import NamedTuple
@@ -15,44 +12,36 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PyTree
 
-from bigan_jax.detector import Detector, LatentSearch, Objective
+from bigan_jax.detector import Detector, LatentSearch, Objective, example_keys
 from bigan_jax.nn import losses
 from bigan_jax.nn.losses import spread_logs
-from bigan_jax.nn.networks import DCGANEncoder, DCGANGenerator
+from bigan_jax.nn.networks import DCGANEncoder, DCGANGenerator, to_signed
 from bigan_jax.validation import DECAY, POSITIVE, POSITIVE_INTEGER, UNIT
 
 FIELD_RANGES = {
-    "latent": POSITIVE_INTEGER,
-    "widths": POSITIVE_INTEGER,
-    "search_steps": POSITIVE_INTEGER,
+    **dict.fromkeys(("latent", "widths", "search_steps", "restarts"), POSITIVE_INTEGER),
     "search_rate": POSITIVE,
     "search_b1": DECAY,
     "feature_weight": UNIT,
-    "restarts": POSITIVE_INTEGER,
 }
 
 
 class SearchState(NamedTuple):
-    """The state of the latent search for a batch of images.
-
-    Attributes:
-      codes: the current codes of each image.
-      adam: Adam's state, separate for each image.
-      features: discriminator features of the images, which the search does not change.
-    """
+    """The state of the latent search for a batch of images."""
 
     codes: Float[Array, "b restarts z"]
-    adam: PyTree
-    features: Float[Array, "b i j d"]
+    adam: PyTree  # Adam's state, separate for each image
+    features: Float[Array, "b i j d"]  # discriminator features of the images, which the search does not change
 
 
 def create(
     *,
     shape: tuple[int, int, int],
     conditions: int = 1,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     latent: int = 100,
     widths: tuple[int, ...] = (64, 128, 256, 512),
     search_steps: int = 500,
@@ -64,12 +53,7 @@ def create(
     """Creates the generator and discriminator of a DCGAN, and the search that scores images.
 
     Args:
-      shape: (height, width, channels); height and width divisible by 2 ** len(widths).
-      conditions: number of conditions; not used.
-      dtype: of the computations.
-      latent: size of the code.
       widths: channels of the discriminator's convolutions; the generator has them in reverse.
-      search_steps: number of steps of the search.
       search_rate: learning rate of the search's Adam.
       search_b1: decay of the first moment of the search's Adam.
       feature_weight: weight of the difference of discriminator features, from 0 to 1; the difference of images has
@@ -89,28 +73,25 @@ def create(
         return net("discriminator", images)[0][:, 0]
 
     def discriminator_loss(net, batch, keys):
-        real = logits(net, _signed(batch.image))
+        real = logits(net, to_signed(batch.image))
         fake = logits(net, generated(net, keys))
         return losses.bce(real, 1) + losses.bce(fake, 0), losses.discriminator_logs(real, fake)
 
     def generator_loss(net, batch, keys):
         images = generated(net, keys)
-        return losses.bce(logits(net, images), 1), spread_logs(images, _signed(batch.image))
-
-    # --- scoring ---
+        return losses.bce(logits(net, images), 1), spread_logs(images, to_signed(batch.image))
 
     def distance(net, batch, features, codes) -> Float[Array, "b restarts"]:
         """Distance of the codes' images from the batch, in pixels and discriminator features."""
         images = net("generator", codes.reshape(-1, latent))
         _, generated_features = net("discriminator", images)
-        residual = _absolute_difference(_signed(batch.image), images)
+        residual = _absolute_difference(to_signed(batch.image), images)
         return (1 - feature_weight) * residual + feature_weight * _absolute_difference(features, generated_features)
 
     def start(net, batch, keys):
-        codes = jax.vmap(
-            lambda key: jax.vmap(lambda i: _prior(jax.random.fold_in(key, i), latent))(jnp.arange(restarts))
-        )(keys)
-        _, features = net("discriminator", _signed(batch.image))
+        restart_keys = jax.vmap(lambda key: example_keys(key, jnp.arange(restarts)))(keys)
+        codes = jax.vmap(jax.vmap(lambda key: _prior(key, latent)))(restart_keys)
+        _, features = net("discriminator", to_signed(batch.image))
         return SearchState(codes, jax.vmap(adam.init)(codes), features)
 
     def step(net, batch, search):
@@ -145,10 +126,6 @@ def create(
 def _prior(key: Key[Array, ""], latent: int) -> Float[Array, "z"]:
     """Uniform in [-1, 1], as in the paper; 500 steps of 1e-3 reach most of that range."""
     return jax.random.uniform(key, (latent,), minval=-1, maxval=1)
-
-
-def _signed(image):
-    return 2 * image - 1
 
 
 def _absolute_difference(x: Float[Array, "b h w c"], candidates: Float[Array, "n h w c"]) -> Float[Array, "b restarts"]:

@@ -13,6 +13,7 @@ function, and codes of E that leave the prior should raise the score.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.nn import losses
@@ -21,10 +22,7 @@ from bigan_jax.nn.networks import ConvDecoder, ConvEncoder, JointDiscriminator
 from bigan_jax.validation import DECAY, POSITIVE_INTEGER, UNIT
 
 FIELD_RANGES = {
-    "latent": POSITIVE_INTEGER,
-    "widths": POSITIVE_INTEGER,
-    "discriminator_widths": POSITIVE_INTEGER,
-    "discriminator_hidden": POSITIVE_INTEGER,
+    **dict.fromkeys(("latent", "widths", "discriminator_widths", "discriminator_hidden"), POSITIVE_INTEGER),
     "discriminator_dropout": DECAY,
     "feature_weight": UNIT,
     "averaging": DECAY,
@@ -35,7 +33,7 @@ def create(
     *,
     shape: tuple[int, int, int],
     conditions: int = 1,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     latent: int = 256,
     widths: tuple[int, ...] = (64, 128, 256, 512),
     discriminator_widths: tuple[int, ...] = (64, 128, 256, 512),
@@ -47,12 +45,7 @@ def create(
     """Creates encoder E, generator G and discriminator D(x, z).
 
     Args:
-      shape: (height, width, channels); height and width divisible by 2 ** len(widths).
-      conditions: number of conditions; not used.
-      dtype: of the computations.
-      latent: size of the code.
       widths: channels of E's convolutions; G has them in reverse.
-      discriminator_widths: channels of D's convolutions.
       discriminator_hidden: size of D's dense layers.
       discriminator_dropout: dropout rate of every layer of D in training, as in the reference implementation. Without
         dropout, D memorizes some hundred images within a few epochs.

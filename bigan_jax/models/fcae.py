@@ -1,13 +1,13 @@
-"""Fully connected autoencoder, the paper's FCAE.
+"""Fully connected autoencoder, the paper's FCAE, for images of any shape.
 
-17,124,480 parameters at 128x128x1, nearly all of them in the first and the last layer, which have one weight for each
-pair of a pixel and a hidden unit.
+17,124,480 parameters at 128x128x1, nearly all in the first and the last layer: one per pixel and hidden unit.
 """
 
 import math
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from bigan_jax.detector import Detector, Objective
@@ -19,13 +19,10 @@ FIELD_RANGES = {"hidden": POSITIVE_INTEGER}
 
 
 class DenseStack(nn.Module):
-    """Dense layers, all but the last followed by BatchNorm and LeakyReLU.
-
-    Maps [b, n] to [b, widths[-1]]; computes in `dtype` and returns float32.
-    """
+    """Dense layers, all but the last followed by BatchNorm and LeakyReLU."""
 
     widths: tuple[int, ...]
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n"], train: bool) -> Float[Array, "b m"]:
@@ -39,16 +36,12 @@ def create(
     *,
     shape: tuple[int, int, int],
     conditions: int = 1,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     hidden: tuple[int, ...] = (512, 256, 128),
 ) -> Detector:
     """Creates dense layers from pixels to a code and back, trained on the mean squared error.
 
-    Args:
-      shape: (height, width, channels), any.
-      conditions: number of conditions; not used.
-      dtype: of the computations.
-      hidden: widths of the encoder's layers, the last of which is the code; the decoder has them in reverse.
+    `hidden` has the widths of the encoder's layers, the last of which is the code; the decoder has them in reverse.
     """
     networks = {
         "encoder": DenseStack(tuple(hidden), dtype=dtype),

@@ -4,23 +4,21 @@ The score is the difference of the two codes, which is small for normal images.
 
 Akcay et al. 2018, "GANomaly: Semi-Supervised Anomaly Detection via Adversarial Training", Sec. 3; reference
 implementation samet-akcay/ganomaly, lib/networks.py and lib/model.py. Unlike anomalib's variant, it compares the
-features of the discriminator D, not its outputs.
+features of the discriminator D, not its outputs. 49,515,648 parameters at 128x128x1.
 
-49,515,648 parameters at 128x128x1.
-
-The networks take and return images in [-1, 1], as in the reference: the loss weights are for that range.
-`reconstruct` returns images in [0, 1]. The reference reinitializes D when its loss falls below 1e-5; here
-training/health.py warns long before.
+The networks take and return images in [-1, 1], as in the reference: the loss weights are for that range. The
+reference reinitializes D when its loss falls below 1e-5; here training/health.py warns long before.
 """
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.errors import UserError
 from bigan_jax.nn import losses
 from bigan_jax.nn.losses import spread_logs
-from bigan_jax.nn.networks import DCGANEncoder, DCGANGenerator
+from bigan_jax.nn.networks import DCGANEncoder, DCGANGenerator, to_signed
 from bigan_jax.validation import POSITIVE_INTEGER
 
 FIELD_RANGES = {"latent": POSITIVE_INTEGER, "width": POSITIVE_INTEGER}
@@ -32,7 +30,7 @@ def create(
     *,
     shape: tuple[int, int, int],
     conditions: int = 1,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     latent: int = 100,
     width: int = 64,
     adversarial_weight: float = 1.0,
@@ -42,10 +40,7 @@ def create(
     """Creates two encoders, the generator between them, and a discriminator of the same shape.
 
     Args:
-      shape: (height, width, channels); height and width the same power of two, 8 or more.
-      conditions: number of conditions; not used.
-      dtype: of the computations.
-      latent: size of the codes.
+      shape: height and width are the same power of two, 8 or more.
       width: channels of the first convolution; each further one doubles them, down to 4x4 pixels.
       adversarial_weight: weight of the squared difference of D's features.
       reconstruction_weight: weight of the absolute difference of images.
@@ -79,7 +74,7 @@ def create(
         return reconstruction, code, net("second_encoder", reconstruction)[0]
 
     def generator_loss(net, batch, keys):
-        x = _signed(batch.image)
+        x = to_signed(batch.image)
         reconstruction, code, second_code = autoencode(net, x)
         _, features = net("discriminator", x)
         _, reconstruction_features = net("discriminator", reconstruction)
@@ -94,17 +89,17 @@ def create(
         return loss, terms | spread_logs(reconstruction, x)
 
     def discriminator_loss(net, batch, keys):
-        x = _signed(batch.image)
+        x = to_signed(batch.image)
         reconstruction = lax.stop_gradient(net("generator", net("encoder", x)[0]))
         real, fake = (net("discriminator", y)[0][:, 0] for y in (x, reconstruction))
         return losses.bce(real, 1) + losses.bce(fake, 0), losses.discriminator_logs(real, fake)
 
     def reconstruct(net, batch, keys):
-        code, _ = net("encoder", _signed(batch.image))
+        code, _ = net("encoder", to_signed(batch.image))
         return (net("generator", code) + 1) / 2
 
     def native_score(net, batch, keys):
-        _, code, second_code = autoencode(net, _signed(batch.image))
+        _, code, second_code = autoencode(net, to_signed(batch.image))
         return jnp.square(code - second_code).mean(1)
 
     return Detector(
@@ -116,7 +111,3 @@ def create(
         reconstruct=reconstruct,
         native_score=native_score,
     )
-
-
-def _signed(image):
-    return 2 * image - 1

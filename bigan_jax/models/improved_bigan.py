@@ -1,15 +1,15 @@
 """The paper's Improved BiGAN: attention, residual connections, two phases, a perceptual loss.
 
 Das et al., "Leveraging GANs, Autoencoders and their Combined Deep Learning Architectures for Anomaly Detection in
-Multi-Domain Image Data", Sec. III. Details that the paper leaves open are config fields.
-
-34,253,084 parameters at 128x128x1, 19,927,361 of them in D.
+Multi-Domain Image Data", Sec. III. Details that the paper leaves open are config fields. 34,253,084 parameters at
+128x128x1, 19,927,361 of them in D.
 """
 
 from collections.abc import Mapping
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.errors import UserError, unknown_name
@@ -21,10 +21,7 @@ from bigan_jax.nn.vgg16.network import VGG16
 from bigan_jax.validation import COUNT, POSITIVE_INTEGER
 
 FIELD_RANGES = {
-    "latent": POSITIVE_INTEGER,
-    "widths": POSITIVE_INTEGER,
-    "discriminator_widths": POSITIVE_INTEGER,
-    "discriminator_hidden": POSITIVE_INTEGER,
+    **dict.fromkeys(("latent", "widths", "discriminator_widths", "discriminator_hidden"), POSITIVE_INTEGER),
     "se_ratio": COUNT,
 }
 
@@ -36,7 +33,7 @@ def create(
     *,
     shape: tuple[int, int, int],
     conditions: int = 1,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     vgg16_weights: str | None = "",
     latent: int = 256,
     widths: tuple[int, ...] = (64, 128, 256, 512),
@@ -54,14 +51,9 @@ def create(
     """Creates encoder E, generator G, discriminator D(x, z), and VGG16 for the perceptual term.
 
     Args:
-      shape: (height, width, channels); height and width divisible by 2 ** len(widths).
-      conditions: number of conditions; not used.
-      dtype: of the computations.
       vgg16_weights: a file of weights, "" for those of the installed package (vgg16.weights.load_weights), or None
         for a detector that only scores.
-      latent: size of the code.
       widths: channels of E's convolutions; G has half of each, in reverse.
-      discriminator_widths: channels of D's convolutions.
       discriminator_hidden: size of D's dense layers.
       se_ratio: reduction ratio of squeeze-and-excitation in E and G; 0 for none.
       residual: whether each stage of G has a residual connection.
@@ -87,28 +79,22 @@ def create(
     frozen = {}
     weights = {name: weight for name, weight in reconstruction_terms.items() if weight}
     if not weights:
-        raise UserError(
-            "config.model.reconstruction_terms are all 0. Set a weight above 0 for one of "
-            + ", ".join(reconstruction_terms)
-        )
-    if "perceptual" in weights and vgg16_weights is None:
+        names = ", ".join(reconstruction_terms)
+        raise UserError(f"config.model.reconstruction_terms are all 0. Set a weight above 0 for one of {names}")
+    if "perceptual" in weights:
         networks["vgg16"] = VGG16(perceptual_layers, dtype=dtype, unit_features=unit_features)
-    elif "perceptual" in weights:
-        loaded = vgg16.load_weights(vgg16_weights, perceptual_layers)
-        networks["vgg16"] = VGG16(perceptual_layers, loaded.convention, dtype, unit_features)
-        frozen["vgg16"] = {"params": loaded.params}
+        if vgg16_weights is not None:
+            loaded = vgg16.load_weights(vgg16_weights, perceptual_layers)
+            networks["vgg16"] = networks["vgg16"].clone(convention=loaded.convention)
+            frozen["vgg16"] = {"params": loaded.params}
 
     def reconstruct(net, batch, keys):
         return net("generator", net("encoder", batch.image))
 
+    errors = {"mse": losses.mse, "mae": losses.mae, "ssim": ssim.ssim_error}
+
     def composite(net, x, y):
-        terms = {}
-        if "mse" in weights:
-            terms["mse"] = losses.mse(x, y).mean()
-        if "mae" in weights:
-            terms["mae"] = losses.mae(x, y).mean()
-        if "ssim" in weights:
-            terms["ssim"] = ssim.ssim_error(x, y).mean()
+        terms = {name: error(x, y).mean() for name, error in errors.items() if name in weights}
         if "perceptual" in weights:
             target, features = lax.stop_gradient(net("vgg16", x)), net("vgg16", y)
             terms["perceptual"] = losses.perceptual(target, features).mean()

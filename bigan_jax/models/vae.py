@@ -17,6 +17,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from bigan_jax.detector import Detector, Objective
@@ -35,7 +36,7 @@ def create(
     *,
     shape: tuple[int, int, int],
     conditions: int = 1,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     latent: int = 128,
     widths: tuple[int, ...] = (32, 64, 128, 256),
     beta: float = 1.0,
@@ -44,22 +45,16 @@ def create(
     """Creates a CAE with a Gaussian code, trained on the evidence lower bound.
 
     Args:
-      shape: (height, width, channels); height and width divisible by 2 ** len(widths).
-      conditions: number of conditions in the data set.
-      dtype: of the computations.
-      latent: size of the code.
       widths: channels of the encoder's convolutions; the decoder has them in reverse.
       beta: weight of the KL divergence, for the reduction in the module's docstring.
-      conditional: whether the networks get the condition: the encoder as one constant plane per condition,
-        concatenated with the image, the decoder one-hot, concatenated with the code. With one condition this is the
-        VAE.
+      conditional: whether the encoder gets a constant plane per condition, concatenated with the image, and the
+        decoder the condition one-hot, concatenated with the code. With one condition this is the VAE.
     """
     networks = {
         "encoder": ConvEncoder(2 * latent, widths, dtype=dtype),
         "decoder": ConvDecoder(shape, widths[-1], widths[-2::-1], dtype=dtype),
     }
-    # Number of condition planes.
-    depth = conditions if conditional and conditions > 1 else 0
+    depth = conditions if conditional and conditions > 1 else 0  # number of condition planes
 
     def one_hot(batch):
         return jax.nn.one_hot(batch.condition, depth)  # [b, 0] without conditions
@@ -85,23 +80,17 @@ def create(
         kl = kl_from_prior(mean, log_variance).mean()
         return math.prod(shape) * mse + beta * kl, {"mse": mse, "kl": kl}
 
-    detector = Detector(
+    note = "all images have the same condition, so the conditional VAE is a VAE here"
+    return Detector(
         networks=networks,
         objectives={"elbo": Objective(("encoder", "decoder"), negative_elbo)},
         reconstruct=reconstruct,
+        notes=(note,) if conditional and not depth else (),
     )
-    if conditional and not depth:
-        detector = detector._replace(
-            notes=("all images have the same condition, so the conditional VAE is a VAE here",)
-        )
-    return detector
 
 
 def kl_from_prior(mean: Float[Array, "b z"], log_variance: Float[Array, "b z"]) -> Float[Array, "b"]:
-    """Returns KL(N(mean, variance) || N(0, I)) in nats, summed over dimensions.
-
-    Kingma and Welling 2014, Appendix B.
-    """
+    """Returns KL(N(mean, variance) || N(0, I)) in nats (Kingma and Welling 2014, Appendix B)."""
     return 0.5 * (jnp.square(mean) + jnp.expm1(log_variance) - log_variance).sum(-1)
 
 

@@ -3,10 +3,9 @@
 Van den Oord et al. 2017, Sec. 3; architecture, loss weights and codebook follow sonnet's vqvae.py
 (VectorQuantizerEMA) and its CIFAR-10 example. The sigmoid at the end is an addition.
 
-Reduction: the squared error is averaged over pixels, channels and the batch and divided by `data_variance`; the
-commitment loss is averaged over the batch, positions and dimensions of the code. As in sonnet.
-
-658,625 parameters at 128x128x1, and a codebook of 512 vectors of 64 numbers.
+Reduction, as in sonnet: the squared error is averaged over pixels, channels and the batch and divided by
+`data_variance`; the commitment loss is averaged over the batch, positions and dimensions of the code. 658,625
+parameters at 128x128x1, and a codebook of 512 vectors of 64 numbers.
 """
 
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from bigan_jax.detector import Detector, Objective
@@ -24,14 +24,10 @@ from bigan_jax.nn.convolutions import conv1x1, conv3x3
 from bigan_jax.validation import COUNT, DECAY, POSITIVE, POSITIVE_INTEGER
 
 FIELD_RANGES = {
-    "widths": POSITIVE_INTEGER,
+    **dict.fromkeys(("widths", "residual_width", "latent", "codes"), POSITIVE_INTEGER),
+    **dict.fromkeys(("epsilon", "data_variance"), POSITIVE),
     "residual_layers": COUNT,
-    "residual_width": POSITIVE_INTEGER,
-    "latent": POSITIVE_INTEGER,
-    "codes": POSITIVE_INTEGER,
     "decay": DECAY,
-    "epsilon": POSITIVE,
-    "data_variance": POSITIVE,
 }
 
 # An entry is dead when the moving average of its uses per step is below this: it was never used, or, at a decay of
@@ -40,19 +36,12 @@ DEAD_BELOW = 0.01
 
 
 class Quantized(NamedTuple):
-    """The quantized output of the encoder.
+    """The quantized output of the encoder."""
 
-    Attributes:
-      code: nearest codebook vectors, with a straight-through gradient to the encoder.
-      commitment: mean squared distance of the encoder's output from these vectors.
-      perplexity: of the use of entries in the batch on all devices, from 1 to their number.
-      dead: number of entries that are hardly used.
-    """
-
-    code: Float[Array, "b h w d"]
-    commitment: Float[Array, ""]
-    perplexity: Float[Array, ""]
-    dead: Float[Array, ""]
+    code: Float[Array, "b h w d"]  # nearest codebook vectors, with a straight-through gradient to the encoder
+    commitment: Float[Array, ""]  # mean squared distance of the encoder's output from these vectors
+    perplexity: Float[Array, ""]  # of the use of entries in the batch on all devices, from 1 to their number
+    dead: Float[Array, ""]  # number of entries that are hardly used
 
 
 class Codebook(nn.Module):
@@ -60,18 +49,12 @@ class Codebook(nn.Module):
 
     As in sonnet, the averages start at 0 and are debiased, so an entry that the first batch does not use moves to the
     origin. All values are float32 and, in training, cover all devices.
-
-    Attributes:
-      size: number of entries.
-      decay: of the moving averages of each entry's uses and of the sum of its assigned outputs.
-      epsilon: added to each count of uses (Laplace smoothing).
-      reseed_dead: whether dead entries are set to random outputs of the batch.
     """
 
-    size: int
-    decay: float
-    epsilon: float
-    reseed_dead: bool
+    size: int  # number of entries
+    decay: float  # of the moving averages of each entry's uses and of the sum of its assigned outputs
+    epsilon: float  # added to each count of uses (Laplace smoothing)
+    reseed_dead: bool  # whether dead entries are set to random outputs of the batch
 
     @nn.compact
     def __call__(self, outputs: Float[Array, "b h w d"], keys: Key[Array, "b"], train: bool) -> Quantized:
@@ -85,13 +68,14 @@ class Codebook(nn.Module):
         indices = nearest(flat, vectors.value)
         quantized = vectors.value[indices].reshape(outputs.shape)
         assigned = jax.nn.one_hot(indices, self.size)
-        batch_uses = sum_over_devices(assigned.sum(0), train)
+        batch_uses = assigned.sum(0)
 
         if train:
+            batch_uses = lax.psum(batch_uses, BATCH_AXIS)
             # The moving average of 1, which is 1 - decay ** step, debiases the others.
             weight.value = self.decay * weight.value + 1 - self.decay
             rate = (1 - self.decay) / weight.value
-            batch_sums = sum_over_devices(jnp.matmul(assigned.T, flat, precision="highest"), train)
+            batch_sums = lax.psum(jnp.matmul(assigned.T, flat, precision="highest"), BATCH_AXIS)
             uses.value += rate * (batch_uses - uses.value)
             sums.value += rate * (batch_sums - sums.value)
         dead = uses.value < DEAD_BELOW
@@ -121,7 +105,7 @@ class ResidualStack(nn.Module):
 
     layers: int
     width: int
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -139,7 +123,7 @@ class QuantizingEncoder(nn.Module):
     residual_width: int
     latent: int
     codebook: Codebook
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"], keys: Key[Array, "b"], train: bool) -> Quantized:
@@ -159,7 +143,7 @@ class Decoder(nn.Module):
     widths: tuple[int, ...]
     residual_layers: int
     residual_width: int
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, code: Float[Array, "b h w d"], train: bool) -> Float[Array, "b H W c"]:
@@ -175,7 +159,7 @@ def create(
     *,
     shape: tuple[int, int, int],
     conditions: int = 1,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     widths: tuple[int, ...] = (64, 128),
     residual_layers: int = 2,
     residual_width: int = 32,
@@ -190,20 +174,16 @@ def create(
     """Creates encoder, codebook and decoder, trained on the squared error and commitment loss.
 
     Args:
-      shape: (height, width, channels); height and width divisible by 2 ** len(widths).
-      conditions: number of conditions; not used.
       dtype: of the computations outside of the codebook.
       widths: channels of the encoder's strided convolutions; the decoder has them in reverse.
       residual_layers: number of residual blocks in the encoder, and in the decoder.
       residual_width: channels of their 3x3 convolutions.
       latent: length of the codebook's vectors.
       codes: number of the codebook's vectors.
-      decay: see `Codebook`.
-      epsilon: see `Codebook`.
+      decay, epsilon, reseed_dead: see `Codebook`.
       commitment: weight of the loss that pulls the encoder's outputs to their vectors.
       data_variance: variance of the pixels, by which the squared error is divided. 0.06 is sonnet's value for
         CIFAR-10; gray images in [0, 1] have about the same.
-      reseed_dead: see `Codebook`.
     """
     codebook = Codebook(codes, decay, epsilon, reseed_dead)
     residual = (residual_layers, residual_width)
@@ -218,13 +198,8 @@ def create(
     def reconstruction_loss(net, batch, keys):
         quantized = net("encoder", batch.image, keys)
         mse = losses.mse(batch.image, net("decoder", quantized.code)).mean()
-        logs = {
-            "mse": mse,
-            "commitment": quantized.commitment,
-            "perplexity": quantized.perplexity,
-            "dead_codes": quantized.dead,
-        }
-        return mse / data_variance + commitment * quantized.commitment, logs
+        logs = {"mse": mse, "commitment": quantized.commitment, "perplexity": quantized.perplexity}
+        return mse / data_variance + commitment * quantized.commitment, logs | {"dead_codes": quantized.dead}
 
     return Detector(
         networks=networks,
@@ -244,11 +219,6 @@ def perplexity(uses: Float[Array, "k"]) -> Float[Array, ""]:
     return jnp.exp(jax.scipy.special.entr(uses / uses.sum()).sum())
 
 
-def sum_over_devices(x: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
-    """Returns the sum over devices in training; otherwise there is no axis to sum over."""
-    return lax.psum(x, BATCH_AXIS) if train else x
-
-
 def draw_outputs(keys: Key[Array, "b"], outputs: Float[Array, "b n d"], count: int) -> Float[Array, "count d"]:
     """Draws `count` random outputs of the batch on all devices, the same ones on each of them.
 
@@ -258,8 +228,8 @@ def draw_outputs(keys: Key[Array, "b"], outputs: Float[Array, "b n d"], count: i
 
     def propose(key, image_outputs):
         priority_key, index_key = jax.random.split(key)
-        index = jax.random.randint(index_key, count, 0, len(image_outputs))
-        return jax.random.uniform(priority_key, count), image_outputs[index]
+        index = jax.random.randint(index_key, (count,), 0, len(image_outputs))
+        return jax.random.uniform(priority_key, (count,)), image_outputs[index]
 
     priorities, proposals = jax.vmap(propose)(keys, outputs)  # [b, count], [b, count, d]
     selected = priorities == lax.pmax(priorities.max(0), BATCH_AXIS)

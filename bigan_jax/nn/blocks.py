@@ -10,12 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import random
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from bigan_jax.nn.convolutions import Downsample, Initializer, Upsample
 
-# The axis over which training steps are mapped: statistics are of the batch on all devices.
-BATCH_AXIS = "batch"
+BATCH_AXIS = "batch"  # over which training steps are mapped: statistics are of the batch on all devices
 
 # Momentum 0: the collection holds the last batch's statistics only. They are averaged over the training images before
 # inference uses them.
@@ -27,51 +27,38 @@ leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
 def dropout(keys: Key[Array, "b"], features: Float[Array, "b *d"], rate: float) -> Float[Array, "b *d"]:
     """Sets each value to 0 with probability `rate` and scales the others to keep the mean.
 
-    Args:
-      keys: one per image; unlike Flax's dropout, the mask does not depend on how a batch is divided among devices.
-      features: values of any shape after the batch axis.
-      rate: from 0 to below 1.
+    Unlike with Flax's dropout, the mask does not depend on how a batch is divided among devices.
     """
     keep = jax.vmap(lambda key: random.bernoulli(key, 1 - rate, features.shape[1:]))(keys)
     return jnp.where(keep, features / (1 - rate), 0)
 
 
 class SqueezeExcite(nn.Module):
-    """Channel attention: global average pool, two dense layers, multiply (Hu et al. 2018, Sec. 3).
+    """Channel attention: global average pool, two dense layers, multiply (Hu et al. 2018, Sec. 3)."""
 
-    Attributes:
-      ratio: factor by which the first dense layer reduces the channels.
-    """
-
-    ratio: int = 16
-    dtype: jnp.dtype | None = None
+    ratio: int = 16  # factor by which the first dense layer reduces the channels
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, features: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         channels = features.shape[-1]
-        squeezed = features.mean((1, 2))
-        squeezed = nn.relu(nn.Dense(max(1, channels // self.ratio), dtype=self.dtype)(squeezed))
+        squeezed = nn.relu(nn.Dense(max(1, channels // self.ratio), dtype=self.dtype)(features.mean((1, 2))))
         gate = nn.sigmoid(nn.Dense(channels, dtype=self.dtype)(squeezed))
         return features * gate[:, None, None, :]
 
 
-def dense(features: int, dtype: jnp.dtype | None, kernel_init: Initializer | None) -> nn.Dense:
+def dense(features: int, dtype: DTypeLike | None, kernel_init: Initializer | None) -> nn.Dense:
     """Returns a dense layer; without `kernel_init` it has Flax's default initializer."""
     return nn.Dense(features, dtype=dtype, kernel_init=kernel_init or nn.linear.default_kernel_init)
 
 
 class EncoderStage(nn.Module):
-    """Halves height and width: strided convolution, BatchNorm, LeakyReLU, squeeze-and-excitation.
-
-    Attributes:
-      se_ratio: ratio of squeeze-and-excitation; 0 for none.
-      normalize: whether there is a BatchNorm.
-    """
+    """Halves height and width: strided convolution, BatchNorm, LeakyReLU, squeeze-and-excitation."""
 
     features: int
-    se_ratio: int = 0
+    se_ratio: int = 0  # ratio of squeeze-and-excitation; 0 for none
     normalize: bool = True
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
     kernel_init: Initializer | None = None
 
     @nn.compact
@@ -84,17 +71,12 @@ class EncoderStage(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Doubles height and width: transposed convolution, BatchNorm, LeakyReLU, SE, residual.
-
-    Attributes:
-      se_ratio: ratio of squeeze-and-excitation; 0 for none.
-      residual: whether the input, projected to the stage's width and upsampled, is added.
-    """
+    """Doubles height and width: transposed convolution, BatchNorm, LeakyReLU, SE, residual."""
 
     features: int
-    se_ratio: int = 0
-    residual: bool = False
-    dtype: jnp.dtype | None = None
+    se_ratio: int = 0  # ratio of squeeze-and-excitation; 0 for none
+    residual: bool = False  # whether the input, projected to the stage's width and upsampled, is added
+    dtype: DTypeLike | None = None
     kernel_init: Initializer | None = None
 
     @nn.compact

@@ -1,20 +1,22 @@
 """4x4 convolutions of stride 2 and their adjoints, and 3x3 and 1x1 ones, in fast implementations.
 
 A convolution, its adjoint and its kernel gradient are each other's derivatives, and all derivatives here are defined
-that way. With automatic differentiation, XLA:CPU would compute the weight gradient of a transposed convolution with a
-reversed window, for which it has no fast kernel: 30 to 50 times slower than the same numbers as the weight gradient
-of the adjoint. XLA's own weight gradient of a convolution is slow on some CPUs too (times in docs/cpu.md). On a GPU,
-cuDNN's kernels are the fastest, except for images, whose few channels they pad (docs/gpu.md).
+that way: on CPUs, XLA's weight gradient of a transposed convolution is 30 to 50 times slower than that of the adjoint,
+and its own weight gradient of a convolution is slow on some too (docs/cpu.md). On a GPU, cuDNN's kernels are the
+fastest, except for images, whose few channels they pad (docs/gpu.md).
 """
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -63,8 +65,7 @@ def _same_kernel_gradient(image, code):
     """[b, h, w, c] and [b, h, w, d] -> [3, 3, c, d]"""
     if _on_cpu():
         return _same_kernel_gradient_by_rows(image, code)
-    few = _few_channels(image, code)
-    return (_image_kernel_gradient if few else _direct_same_kernel_gradient)(image, code)
+    return (_image_kernel_gradient if _few_channels(image, code) else _direct_same_kernel_gradient)(image, code)
 
 
 def _derive(forward, adjoint, kernel_gradient):
@@ -114,17 +115,14 @@ def _one_seed_at_a_time(convolve):
     def vectorized(seeds, mapped, *arguments):
         if seeds > 1 and not all(mapped):  # VGG16's kernels are shared: one convolution of all images
             return jax.vmap(convolve, [0 if x else None for x in mapped])(*arguments), True
-        results = [
-            single(*(x[seed] if m else x for x, m in zip(arguments, mapped, strict=True))) for seed in range(seeds)
-        ]
-        return jnp.stack(results), True
+        pairs = list(zip(arguments, mapped, strict=True))
+        return jnp.stack([single(*(x[seed] if m else x for x, m in pairs)) for seed in range(seeds)]), True
 
     return single
 
 
 def _convolution(image, kernel, stride):
-    strides, padding = (stride, stride), [(1, 1)] * 2
-    return lax.conv_general_dilated(image, kernel, strides, padding, dimension_numbers=_NHWC)
+    return lax.conv_general_dilated(image, kernel, (stride,) * 2, [(1, 1)] * 2, dimension_numbers=_NHWC)
 
 
 def _adjoint(code, kernel, stride):
@@ -160,8 +158,7 @@ _GRID_CHANNELS = 64  # of code or grid: above, XLA's own strided convolution is 
 def _space_to_depth_downsample(image, kernel):
     grid, taps = _grid(image), _taps(kernel)
     if grid.shape[-1] < kernel.shape[-1]:
-        shifted = [_shift_grid(grid, tap) for tap in _TAPS]
-        return jnp.concatenate(shifted, -1) @ taps.reshape(-1, kernel.shape[-1])
+        return jnp.concatenate([_shift_grid(grid, tap) for tap in _TAPS], -1) @ taps.reshape(-1, kernel.shape[-1])
     parts = jnp.einsum("bhwc,ijcd->bhwijd", grid, taps)
     return _sum_in_float32(_shift_grid(parts[:, :, :, *tap], tap) for tap in _TAPS)
 
@@ -172,8 +169,7 @@ def _space_to_depth_upsample(code, kernel):
         parts = jnp.einsum("bhwd,ijcd->bhwijc", code, taps)
         grid = _sum_in_float32(_shift_code(parts[:, :, :, *tap], tap) for tap in _TAPS)
     else:
-        taps = jnp.flip(taps, (0, 1)).swapaxes(2, 3)
-        grid = _direct_same(code, taps)
+        grid = _direct_same(code, flip_kernel(taps))
     batch, height, width, _ = grid.shape
     image = grid.reshape(batch, height, width, 2, 2, channels).swapaxes(2, 3)
     return image.reshape(batch, 2 * height, 2 * width, channels)[:, 1:-1, 1:-1]
@@ -183,15 +179,12 @@ def _space_to_depth_kernel_gradient(image, code):
     """One matrix product; the grid or the code, whichever has fewer channels, is copied per tap."""
     grid, depth = _grid(image), code.shape[-1]
     if grid.shape[-1] < depth:
-        shifted = [_shift_grid(grid, tap) for tap in _TAPS]
-        taps = _product(jnp.concatenate(shifted, -1), code)
+        taps = _product(jnp.concatenate([_shift_grid(grid, tap) for tap in _TAPS], -1), code)
     else:
-        shifted = [_shift_code(code, tap) for tap in _TAPS]
-        taps = _product(grid, jnp.concatenate(shifted, -1))
+        taps = _product(grid, jnp.concatenate([_shift_code(code, tap) for tap in _TAPS], -1))
         taps = taps.reshape(-1, 4, depth).swapaxes(0, 1)
-    channels = image.shape[-1]
-    taps = taps.reshape(2, 2, 2, 2, channels, depth)
-    return taps.swapaxes(1, 2).reshape(4, 4, channels, depth)
+    taps = taps.reshape(2, 2, 2, 2, -1, depth)
+    return taps.swapaxes(1, 2).reshape(4, 4, -1, depth)
 
 
 def _grid(image):
@@ -220,7 +213,7 @@ def _sum_in_float32(parts):
     """Sums in at least float32, as convolutions do."""
     parts = list(parts)
     dtype = parts[0].dtype
-    return sum(x.astype(jnp.promote_types(dtype, jnp.float32)) for x in parts).astype(dtype)
+    return jnp.asarray(sum(x.astype(jnp.promote_types(dtype, jnp.float32)) for x in parts)).astype(dtype)
 
 
 def _product(a, b):
@@ -242,11 +235,11 @@ def _same_by_product(image, kernel):
     if image.shape[-1] <= depth:
         return _around(image) @ kernel.reshape(-1, depth)
     parts = jnp.einsum("bhwc,ijcd->bhwijd", image, kernel)
-    taps = [(i, j) for i in range(3) for j in range(3)]
+    taps = itertools.product(range(3), repeat=2)
     return _sum_in_float32(_neighbors(_neighbors(parts[:, :, :, i, j], 1, [i]), 2, [j]) for i, j in taps)
 
 
-def flip_kernel(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "3 3 d c"]:
+def flip_kernel(kernel: Float[Array, "n n c d"]) -> Float[Array, "n n d c"]:
     """Returns the kernel with which `same` is the adjoint of `same` with this kernel."""
     return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
@@ -278,9 +271,7 @@ def _around(x, offsets=(0, 1, 2)):
 def _neighbors(x, axis, offsets):
     """Concatenates neighbors along an axis: 0 is the previous pixel, 1 the pixel, 2 the next."""
     padded = jnp.pad(x, [(int(i == axis),) * 2 for i in range(4)])
-    size = x.shape[axis]
-    shifted = [lax.slice_in_dim(padded, n, n + size, axis=axis) for n in offsets]
-    return jnp.concatenate(shifted, -1)
+    return jnp.concatenate([lax.slice_in_dim(padded, n, n + x.shape[axis], axis=axis) for n in offsets], -1)
 
 
 # --- layers ---------------------------------------------------------------------------------------
@@ -292,55 +283,44 @@ _lecun = nn.initializers.lecun_normal()
 _adjoint_lecun = nn.initializers.variance_scaling(4.0, "fan_in", "truncated_normal", in_axis=-1, out_axis=-2)
 
 
-class Downsample(nn.Module):
-    """4x4 convolution of stride 2: [b, h, w, c] -> [b, h/2, w/2, features].
-
-    `kernel_init` is LeCun's by default.
-    """
-
+class _Resampling(nn.Module):
     features: int
     use_bias: bool = True
-    dtype: jnp.dtype | None = None
-    kernel_init: Initializer | None = None
+    dtype: DTypeLike | None = None
+    kernel_init: Initializer | None = None  # LeCun's by default
+
+    def _convolve(self, convolution, x, shape, default_init):
+        kernel = self.param("kernel", self.kernel_init or default_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return convolution(x, kernel) if bias is None else convolution(x, kernel) + bias
+
+
+class Downsample(_Resampling):
+    """4x4 convolution of stride 2: [b, h, w, c] -> [b, h/2, w/2, features]."""
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 d"]:
-        shape = (4, 4, image.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init or _lecun, shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        image, kernel, bias = nn.dtypes.promote_dtype(image, kernel, bias, dtype=self.dtype)
-        code = downsample(image, kernel)
-        return code if bias is None else code + bias
+        return self._convolve(downsample, image, (4, 4, image.shape[-1], self.features), _lecun)
 
 
-class Upsample(nn.Module):
+class Upsample(_Resampling):
     """4x4 transposed convolution of stride 2: [b, h, w, d] -> [b, 2h, 2w, features].
 
-    The kernel [4, 4, features, d] is that of the convolution whose adjoint this is; `kernel_init` is LeCun's by
-    default.
+    The kernel [4, 4, features, d] is that of the convolution whose adjoint this is.
     """
-
-    features: int
-    use_bias: bool = True
-    dtype: jnp.dtype | None = None
-    kernel_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, code: Float[Array, "b h w d"]) -> Float[Array, "b 2*h 2*w c"]:
-        shape = (4, 4, self.features, code.shape[-1])
-        kernel = self.param("kernel", self.kernel_init or _adjoint_lecun, shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        code, kernel, bias = nn.dtypes.promote_dtype(code, kernel, bias, dtype=self.dtype)
-        image = upsample(code, kernel)
-        return image if bias is None else image + bias
+        return self._convolve(upsample, code, (4, 4, self.features, code.shape[-1]), _adjoint_lecun)
 
 
-def conv3x3(features: int, dtype: jnp.dtype | None = None, name: str | None = None) -> nn.Conv:
+def conv3x3(features: int, dtype: DTypeLike | None = None, name: str | None = None) -> nn.Conv:
     """3x3 convolution of stride 1: [b, h, w, c] -> [b, h, w, features]."""
     return nn.Conv(features, (3, 3), dtype=dtype, name=name, conv_general_dilated=_same_for_flax)
 
 
-def conv1x1(features: int, dtype: jnp.dtype | None = None) -> nn.Conv:
+def conv1x1(features: int, dtype: DTypeLike | None = None) -> nn.Conv:
     """1x1 convolution: [b, h, w, c] -> [b, h, w, features]."""
     return nn.Conv(features, (1, 1), dtype=dtype, conv_general_dilated=_product_for_flax)
 

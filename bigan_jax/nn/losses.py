@@ -24,16 +24,9 @@ def mae(x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]) -> Float[Array, 
 
 
 def perceptual(
-    features: Sequence[Float[Array, "b h w c"]], others: Sequence[Float[Array, "b h w c"]]
+    features: Sequence[Float[Array, "b _h _w _c"]], others: Sequence[Float[Array, "b _h _w _c"]]
 ) -> Float[Array, "b"]:
-    """Mean squared difference of a network's features, averaged over layers.
-
-    The feature reconstruction loss of Johnson et al. 2016, Sec. 3.2.
-
-    Args:
-      features: features of the first images, by layer.
-      others: features of the second images, by layer.
-    """
+    """Mean squared difference of a network's features, averaged over layers (Johnson et al. 2016, Sec. 3.2)."""
     errors = [mse(x.astype(jnp.float32), y.astype(jnp.float32)) for x, y in zip(features, others, strict=True)]
     return jnp.stack(errors).mean(0)
 
@@ -44,14 +37,11 @@ def unit_features(features: Sequence[Float[Array, "b _h _w _c"]]) -> list[Float[
     Strong and weak activations then have the same weight. Zhang et al. 2018, "The unreasonable effectiveness of deep
     features", Sec. 3, scale their length to 1. Features near 0 remain so.
     """
-    scaled = []
-    for x in features:
-        x = x.astype(jnp.float32)
-        scaled.append(x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-3))
-    return scaled
+    features = [x.astype(jnp.float32) for x in features]
+    return [x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-3) for x in features]
 
 
-def bce(logits: Float[Array, "b"], target: float) -> Float[Array, ""]:
+def bce(logits: Float[Array, "b"], target: float | int) -> Float[Array, ""]:
     """Binary cross-entropy of logits with one label, 0 or 1, averaged over the batch."""
     return optax.sigmoid_binary_cross_entropy(logits, jnp.full_like(logits, target)).mean()
 
@@ -59,14 +49,10 @@ def bce(logits: Float[Array, "b"], target: float) -> Float[Array, ""]:
 def weighted_sum(
     weights: Mapping[str, float], terms: Mapping[str, Float[Array, ""]]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns the weighted sum of named terms, and the terms to log.
-
-    Raises:
-      ValueError: weights and terms have different names.
-    """
+    """Returns the weighted sum of named terms, and the terms to log. Raises ValueError if names differ."""
     if unmatched := set(weights) ^ set(terms):
         raise ValueError(f"weights and terms differ in {sorted(unmatched)}")
-    return sum(weights[name] * term for name, term in terms.items()), dict(terms)
+    return jnp.asarray(sum(weights[name] * term for name, term in terms.items())), dict(terms)
 
 
 def standard_normal(keys: Key[Array, "b"], size: int) -> Float[Array, "b size"]:

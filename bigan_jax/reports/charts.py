@@ -31,8 +31,8 @@ def to_png(figure: Figure) -> bytes:
     """Encodes a figure as PNG. The bytes are reproducible: they hold no date and no version."""
     stream = io.BytesIO()
     # Stronger compression takes three times as long and saves a tenth of the size.
-    options = {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 3}}
-    figure.savefig(stream, format="png", dpi=150, **options)
+    pil_kwargs = {"compress_level": 3}
+    figure.savefig(stream, format="png", dpi=150, metadata={"Software": None}, pil_kwargs=pil_kwargs)
     return stream.getvalue()
 
 
@@ -101,11 +101,7 @@ def roc_curve(
 ) -> Figure:
     """Draws the ROC curve; if a class is missing, an empty frame with the reason.
 
-    Args:
-      score: anomaly scores of the test images.
-      label: True for anomalous images.
-      threshold: its operating point is marked, unless None.
-      band: 95 % band of the recall over the false positive rate.
+    `label` is True for anomalous images, `band` the 95 % band of the recall. The threshold's operating point is marked.
     """
     figure, (axes,) = new_figure(1, (4.2, 4.2))
     axes.set(xlabel="false positive rate (1 - specificity)", ylabel="recall")
@@ -124,10 +120,7 @@ def roc_curve(
 def precision_recall_curve(
     score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"], threshold: float | None, band: Band | None = None
 ) -> Figure:
-    """Draws precision over recall, with the arguments of `roc_curve`; `band` is of the precision.
-
-    A horizontal line marks the prevalence, which is the precision of chance.
-    """
+    """Draws precision over recall, with the arguments of `roc_curve`; `band` is of the precision."""
     figure, (axes,) = new_figure(1, (4.2, 4.2))
     axes.set(xlabel="recall", ylabel="precision")
     if _prepare_curve(axes, label):
@@ -157,8 +150,7 @@ def new_figure(
     left, right, bottom, gap = 0.7, 0.15, 0.52, 0.75
     axes_width = (width - right - columns * (left + legend)) / columns
     axes_height = (height - top - bottom - (rows - 1) * gap) / rows
-    spacing = {"left": left / width, "right": 1 - (right + legend) / width}
-    spacing |= {"wspace": (left + legend) / axes_width}
+    spacing = {"left": left / width, "right": 1 - (right + legend) / width, "wspace": (left + legend) / axes_width}
     spacing |= {"bottom": bottom / height, "top": 1 - top / height, "hspace": gap / axes_height}
     figure = Figure(figsize=size, facecolor="white")
     all_axes = list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=spacing).flat)

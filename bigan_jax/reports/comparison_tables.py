@@ -14,23 +14,21 @@ _HEADINGS = {"auroc": "AUROC", "f1": "F1", "pixel_auroc": "pixel AUROC"}
 _SEED_NOTE = "Mean ± standard deviation over seeds, including their splits where these differ."
 _SCORE_NOTE = "All metrics are those of the common score, except for the native score."
 _CALIBRATION_NOTE = (
-    "Calibration: mean score of the calibration images, which are normal and not trained on. Lower "
-    "means better reconstruction. Selecting a model by it needs no labels, but a model that copies "
-    "any input has a low score too."
+    "Calibration: mean score of the calibration images, which are normal and not trained on. Lower means better "
+    "reconstruction. Selecting a model by it needs no labels, but a model that copies any input has a low score too."
 )
 _INTERVAL_NOTE = (
-    "In parentheses: the 95 % interval of a paired bootstrap. Both models are tested on the same "
-    "images, resampled alike by group, and seeds are averaged. The interval describes other test "
-    "images, not other seeds. If it contains 0, the difference may be chance."
+    "In parentheses: the 95 % interval of a paired bootstrap. Both models are tested on the same images, resampled "
+    "alike by group, and seeds are averaged. The interval describes other test images, not other seeds. If it "
+    "contains 0, the difference may be chance."
 )
 _SPLITS_NOTE = (
-    "Over several splits: mean ± standard deviation of the differences on each split. This is not "
-    "an interval, because the test sets of several splits share images."
+    "Over several splits: mean ± standard deviation of the differences on each split. This is not an interval, because "
+    "the test sets of several splits share images."
 )
 _PUBLISHED_NOTE = (
-    "Prevalence: the fractions of anomalous test images for which the published accuracy, "
-    "precision and F1 follow from the published recall and specificity, within rounding. †: the "
-    "published row is inconsistent, for the reason below."
+    "Prevalence: the fractions of anomalous test images for which the published accuracy, precision and F1 follow from "
+    "the published recall and specificity, within rounding. †: the published row is inconsistent, for the reason below."
 )
 CSV_HEADER = (
     *("source", "dataset", "category", "model", "ablations", "quick", "variant", "seed"),
@@ -49,12 +47,9 @@ def overview(comparisons: Sequence[DatasetComparison]) -> list[Table]:
     if len(comparisons) < 2:
         return []
     aurocs = [{row.label: row.values["auroc"] for row in c.rows} for c in comparisons]
-    rank = {name: i for i, name in enumerate(MODELS)}
-    order = {
-        row.label: (rank.get(row.model, len(rank)), row.label) for comparison in comparisons for row in comparison.rows
-    }
-    labels = sorted(order, key=order.get)
-    rows = [[label, *(by_label.get(label) for by_label in aurocs)] for label in labels]
+    rank: dict[str, int] = {name: i for i, name in enumerate(MODELS)}
+    order = sorted({(rank.get(row.model, len(rank)), row.label) for c in comparisons for row in c.rows})
+    rows = [[label, *(by_label.get(label) for by_label in aurocs)] for _, label in order]
     rows.append(["strongest training-free baseline", *(c.baseline for c in comparisons)])
     columns = [("", "model"), *(("AUROC", comparison.title) for comparison in comparisons)]
     return [Table("Overview", columns, rows, [_SEED_NOTE])]
@@ -69,11 +64,9 @@ def csv_rows(comparisons: Iterable[DatasetComparison]) -> Iterator[list]:
     for comparison in comparisons:
         dataset = [comparison.dataset, comparison.category]
         rows = {row.label: row for row in comparison.rows}
-        names = {
-            label: [row.model, "+".join(row.ablations), str(row.quick).lower(), row.variant]
-            for label, row in rows.items()
-        }
+        names = {}
         for label, row in rows.items():
+            names[label] = [row.model, "+".join(row.ablations), str(row.quick).lower(), row.variant]
             note = "inconsistent: " + "; ".join(row.inconsistencies) if row.inconsistencies else ""
             for metric, spread in row.values.items():
                 if spread:
@@ -87,21 +80,20 @@ def csv_rows(comparisons: Iterable[DatasetComparison]) -> Iterator[list]:
         pairs = [("difference", label, value) for label, value in comparison.differences.items()]
         pairs += [("ablation", label, value) for (_, label), value in comparison.ablations.items()]
         for source, label, value in pairs:
-            n_seeds = len(rows[label].runs)
-            values = ["", "", n_seeds, "", "", value]
+            n = len(rows[label].runs)
+            values = ["", "", n, "", "", value]
             if isinstance(value, Difference):
-                n = n_seeds if value.std is None else value.splits
+                n = n if value.std is None else value.splits
                 values = [value.value, value.std, n, *(value.interval or ("", "")), ""]
             yield [source, *dataset, *names[label], "", "auroc", *values]
         if paper := paper_results.paper_table(comparison.dataset, comparison.category):
             for model, values in paper.rows.items():
                 reason = paper_results.contradiction(dict(zip(METRICS, values, strict=True))) or ""
                 for metric, value in zip(METRICS, values, strict=True):
-                    source = ["published", *dataset, model, *[""] * 4]
-                    yield [*source, metric, value, *[""] * 4, reason]
+                    yield ["published", *dataset, model, *[""] * 4, metric, value, *[""] * 4, reason]
 
 
-def _heading(metric):
+def _heading(metric: str) -> str:
     return _HEADINGS.get(metric, metric)
 
 
@@ -115,8 +107,7 @@ def _results(comparison):
     }
     notes = [_SEED_NOTE, _SCORE_NOTE]
     notes += [_CALIBRATION_NOTE] * any(row.values["calibration_score"] for row in comparison.rows)
-    title = f"Results on {comparison.title}"
-    return _metric_table(title, columns, comparison.rows, [*notes, *comparison.notes])
+    return _metric_table(f"Results on {comparison.title}", columns, comparison.rows, [*notes, *comparison.notes])
 
 
 def _localization(comparison):
@@ -132,7 +123,6 @@ def _localization(comparison):
 def _metric_table(
     title: str, columns: dict[str, tuple[str, str]], rows: Iterable[ComparisonRow], notes: Sequence[str]
 ) -> Table:
-    """A table with a row per detector and a column per metric."""
     cells = [
         [row.label + " †" * bool(row.inconsistencies), len(row.runs), *(_cell(row, name) for name in columns)]
         for row in rows
@@ -157,7 +147,6 @@ def _differences(comparison):
 
 
 def _difference_notes(values):
-    """The notes on the types of differences that occur."""
     over_splits = {v.std is not None for v in values if isinstance(v, Difference)}
     return [_INTERVAL_NOTE] * (False in over_splits) + [_SPLITS_NOTE] * (True in over_splits)
 
@@ -189,8 +178,7 @@ def _ablations(comparison):
             fields = differing_fields(row, full_row).items()
             changes = (f"{field} {new}, not {old}" for field, (new, old) in fields)
             notes.append(f"{label}: {'; '.join(changes) or 'the same config'}")
-            differences = [_difference(row, full_row, metric) for metric in metrics]
-            rows.append([label, len(row.runs), value, *differences])
+            rows.append([label, len(row.runs), value, *(_difference(row, full_row, metric) for metric in metrics)])
         yield Table(f"Ablations of {full} on {comparison.title}", columns, rows, notes)
 
 
@@ -204,14 +192,13 @@ def _published(comparison):
     paper = paper_results.paper_table(comparison.dataset, comparison.category)
     if not paper:
         return
-    columns = [("", "model")]
-    columns += [(_heading(name), source) for name in METRICS for source in ("measured", "published")]
-    columns += [("published", "prevalence")]
+    pairs = ((_heading(name), source) for name in METRICS for source in ("measured", "published"))
+    columns = [("", "model"), *pairs, ("published", "prevalence")]
     rows, notes = [], [_PUBLISHED_NOTE]
     if comparison.dataset == "brain_mixed":
         notes.append("The paper does not say which brain dataset it used. The other candidate is brain.")
     for model, values in paper.rows.items():
-        published = dict(zip(METRICS, values, strict=True))
+        published: dict[str, float] = dict(zip(METRICS, values, strict=True))
         reason = paper_results.contradiction(published)
         if reason:
             notes.append(f"Published row of {MODELS[model]}: {reason}")
@@ -223,6 +210,5 @@ def _published(comparison):
             name = MODELS[model] + variant + " †" * bool(reason)
             pairs = [(row and row.values[metric], published[metric]) for metric in METRICS]
             rows.append([name, *(cell for pair in pairs for cell in pair), prevalence])
-    published_table = f"the paper's Table {paper.number} ({paper.title})"
-    title = f"Results on {comparison.title}, compared with {published_table}"
+    title = f"Results on {comparison.title}, compared with the paper's Table {paper.number} ({paper.title})"
     yield Table(title, columns, rows, notes)

@@ -1,6 +1,6 @@
 """Writes the files of an evaluation: scores.csv, figures/, report.html and evaluation.json."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,31 +26,18 @@ def write_evaluation(
 ) -> EvaluationResult:
     """Writes all files of an evaluation to the run's folder and prints a summary.
 
-    evaluation.json is deleted first and written last, so that its presence marks a complete evaluation. Warnings of
-    the leak audit and of the training health checks are added to the result's warnings.
-
-    Args:
-      workdir: the run's folder.
-      config: the run's config, shown in the report.
-      test: the test images.
-      audit: the leak audit of the data set.
-      assessment: the result, and the scores of the calibration and test images.
-
-    Returns:
-      The result with all warnings.
-
-    Raises:
-      UserError: a file could not be written.
+    evaluation.json is deleted first and written last, so that its presence marks a complete evaluation. Returns the
+    result with the warnings of the leak audit and of the training health checks added. Raises UserError if a file
+    could not be written.
     """
     history = read_train_log(workdir)
     result = assessment.result
     result = result.replace(warnings=[*result.warnings, *audit.warnings, *_training_warnings(history)])
     assessment = assessment._replace(result=result)
     (workdir / "evaluation.json").unlink(missing_ok=True)
-    decision = decide(assessment.test.score, result.threshold)
     classes = {"label": class_names(test.label), "group": test.group}
-    rows = score_rows(test.path, assessment.test, decision, classes)
-    write_csv(workdir / "scores.csv", [list(rows[0]), *(row.values() for row in rows)])
+    rows = score_rows(test.path, assessment.test, decide(assessment.test.score, result.threshold), classes)
+    write_csv(workdir / "scores.csv", [list(rows[0]), *(list(row.values()) for row in rows)])
     _write_figures_and_report(workdir, config, test, audit, assessment, history)
     write_json(workdir / "evaluation.json", result.as_dict())
     _print_summary(result, workdir)
@@ -63,44 +50,33 @@ def class_names(anomalous: Bool[np.ndarray, "n"]) -> list[str]:
 
 
 def score_rows(
-    paths: Sequence[str],
+    paths: Iterable[str],
     scores: Scores,
     decision: Bool[np.ndarray, "n"],
-    before: Mapping[str, Sequence[str]],
-    after: Mapping[str, Sequence[str]] | None = None,
+    before: Mapping[str, Iterable[str]],
+    after: Mapping[str, Iterable[str]] | None = None,
 ) -> list[dict[str, str]]:
-    """Returns the rows of a scores.csv, with a text per column.
-
-    Args:
-      paths: the names of the images.
-      scores: their scores.
-      decision: True for images that are called anomalous.
-      before: more columns, before those of the scores.
-      after: more columns, after those of the scores.
-    """
+    """Returns the rows of a scores.csv, with a text per column and more columns before and after the scores."""
     columns = {name: [f"{v:.8g}" for v in values] for name, values in scores.columns.items()}
-    columns = {"path": paths, **before, **columns, **(after or {})}
-    columns["decision"] = class_names(decision)
+    columns = {"path": paths, **before, **columns, **(after or {}), "decision": class_names(decision)}
     if scores.native is not None:
         columns["native"] = [f"{value:.8g}" for value in scores.native]
     texts = zip(*columns.values(), strict=True)
     return [dict(zip(columns, map(printable, row), strict=True)) for row in texts]
 
 
-def _training_warnings(history: Sequence[Mapping]) -> list[str]:
+def _training_warnings(history: Sequence[dict]) -> list[str]:
     """Returns the last epoch's health warnings, their earlier number, and all rollbacks."""
     checks = [row.get("health", []) for row in history]
     earlier = sum(map(bool, checks[:-1]))
     warnings = list(checks[-1]) if checks else []
     if earlier:
         warnings.append(f"the health check warned in {earlier} epochs before the last (see train.jsonl)")
-    for number, rollback in enumerate(rollbacks(history), 1):
-        warnings.append(
-            f"Training diverged in epoch {rollback['epoch']} ({rollback['objective']}) and was "
-            f"rolled back to the state after epoch {rollback['rolled_back_to']}, with "
-            f"{0.5**number:g} of the learning rates."
-        )
-    return warnings
+    return warnings + [
+        f"Training diverged in epoch {rollback['epoch']} ({rollback['objective']}) and was rolled back to the state "
+        f"after epoch {rollback['rolled_back_to']}, with {0.5**number:g} of the learning rates."
+        for number, rollback in enumerate(rollbacks(history), 1)
+    ]
 
 
 def _write_figures_and_report(workdir, config, test, audit, assessment, history):
@@ -110,22 +86,14 @@ def _write_figures_and_report(workdir, config, test, audit, assessment, history)
         write_atomic(workdir / "figures" / f"{name}.png", png)
     for name in ("error_maps", "healthy_and_anomalous"):
         del pngs[name]  # the report's gallery shows the same images, and more
-    html_report.write_report(
-        workdir / "report.html",
-        result,
-        history,
-        pngs,
-        figures.report_gallery(test, scores, result.threshold),
-        audit.as_dict(images=True),
-        config.to_dict(),
-    )
+    gallery = figures.report_gallery(test, scores, result.threshold)
+    content = result, history, pngs, gallery, audit.as_dict(images=True), config.to_dict()
+    html_report.write_report(workdir / "report.html", *content)
 
 
 def _print_summary(result: EvaluationResult, workdir: Path) -> None:
     auroc, recall, specificity, f1 = map(format_cell, (result.auroc, result.recall, result.specificity, result.f1))
-    interval = ""
-    if result.auroc_ci:
-        interval = " (95 % interval {:.3f} to {:.3f})".format(*result.auroc_ci)
+    interval = " (95 % interval {:.3f} to {:.3f})".format(*result.auroc_ci) if result.auroc_ci else ""
     print(
         f"{result.model} on {result.dataset}: AUROC {auroc}{interval}\n"
         f"{verdict(result).sentence}\n"
@@ -133,10 +101,8 @@ def _print_summary(result: EvaluationResult, workdir: Path) -> None:
         f"recall {recall}, specificity {specificity}, F1 {f1}"
     )
     if result.oracle.f1 is not None:
-        print(
-            "Oracle, chosen by the test labels, not a result: "
-            f"F1 {result.oracle.f1:.3f} at {result.oracle.threshold:.4g}"
-        )
+        oracle = f"F1 {result.oracle.f1:.3f} at {result.oracle.threshold:.4g}"
+        print(f"Oracle, chosen by the test labels, not a result: {oracle}")
     for warning in filter(None, [result.threshold_note, *result.warnings]):
         print(f"Warning: {warning}")
     print(f"Report: {workdir / 'report.html'}")

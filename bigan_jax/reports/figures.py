@@ -23,40 +23,24 @@ def evaluation_figures(
     limits: dict[str, float],
     history: list[dict],
 ) -> dict[str, bytes]:
-    """Draws all figures of an evaluation.
+    """Draws all figures of an evaluation as PNG files, by name.
 
-    Args:
-      test: the test images.
-      scores: their scores, reconstructions and error maps.
-      calibration: the scores of the calibration images.
-      threshold: scores at or above it are decided anomalous.
-      limits: the error of the brightest color, by error map.
-      history: the rows of train.jsonl.
-
-    Returns:
-      PNG bytes by figure name.
+    `calibration` are the scores of the calibration images, `limits` the error of the brightest color by error map, and
+    `history` the rows of train.jsonl.
     """
-    normal, anomalous = scores.score[~test.label], scores.score[test.label]
-    data = scores.score, test.label, threshold
-    bands = curve_bands(scores.score, test.label, test.group) or {}
-    pr_band = bands.get("precision_recall")
+    score, label = scores.score, test.label
+    bands = curve_bands(score, label, test.group) or {}
     figures = {
-        "score_histogram": charts.score_histogram(normal, anomalous, calibration, threshold),
-        "roc_curve": charts.roc_curve(*data, bands.get("roc")),
-        "precision_recall_curve": charts.precision_recall_curve(*data, pr_band),
+        "score_histogram": charts.score_histogram(score[~label], score[label], calibration, threshold),
+        "roc_curve": charts.roc_curve(score, label, threshold, bands.get("roc")),
+        "precision_recall_curve": charts.precision_recall_curve(score, label, threshold, bands.get("precision_recall")),
         "training_curves": training_curves(history),
     }
-    representative, *by_class = (
-        _gallery_images(test, scores, threshold, indices)
-        for indices in (
-            representative_indices(test.label, scores.score),
-            evenly_ranked(scores.score, ~test.label),
-            evenly_ranked(scores.score, test.label),
-        )
-    )
+    chosen = representative_indices(label, score), evenly_ranked(score, ~label), evenly_ranked(score, label)
+    representative, normal, anomalous = (_gallery_images(test, scores, threshold, indices) for indices in chosen)
     grids = {
         "error_maps": image_grid.error_map_grid(representative, limits),
-        "healthy_and_anomalous": image_grid.normal_and_anomalous_grid(*by_class, limits["combined"]),
+        "healthy_and_anomalous": image_grid.normal_and_anomalous_grid(normal, anomalous, limits["combined"]),
     }
     pngs = {name: charts.to_png(figure) for name, figure in figures.items()}
     return pngs | {name: png_bytes(np.asarray(grid.image)) for name, grid in grids.items()}
@@ -64,8 +48,7 @@ def evaluation_figures(
 
 def report_gallery(test: Images, scores: Scores, threshold: float) -> list[GalleryImage]:
     """Returns the test images of the report's gallery, at most 180."""
-    indices = representative_indices(test.label, scores.score, count=30)
-    return _gallery_images(test, scores, threshold, indices)
+    return _gallery_images(test, scores, threshold, representative_indices(test.label, scores.score, count=30))
 
 
 def representative_indices(label: Bool[np.ndarray, "n"], score: Float[np.ndarray, "n"], count: int = 2) -> list[int]:
@@ -80,10 +63,7 @@ def representative_indices(label: Bool[np.ndarray, "n"], score: Float[np.ndarray
 
 
 def evenly_ranked(score: Float[np.ndarray, "n"], selected: Bool[np.ndarray, "n"], count: int = 4) -> list[int]:
-    """Returns indices of `count` selected images at even steps of their rank by score.
-
-    Neither the best nor the worst cases are preferred.
-    """
+    """Returns indices of `count` selected images at even steps of their rank by score: no cherry-picking."""
     ranked = np.flatnonzero(selected)[np.argsort(score[selected])]
     count = min(count, len(ranked))
     return ranked[(2 * np.arange(count) + 1) * len(ranked) // (2 * max(count, 1))].tolist()
@@ -100,7 +80,7 @@ def _gallery_images(test: Images, scores: Scores, threshold: float, indices: Ite
             decision=bool(decide(scores.score[i], threshold)),
             image=test.image[i],
             reconstruction=scores.reconstruction[i],
-            error_maps={name: maps[i] for name, maps in error_maps.items()},
+            error_maps={name: np.asarray(maps[i]) for name, maps in error_maps.items()},
             mask=test.mask[i] if test.has_mask[i] else None,
         )
         for i in indices

@@ -49,9 +49,6 @@ def png_bytes(
       array: gray [h w] or [h w 1], RGB [h w 3], or [h w] indices of `palette`. A palette takes half the bytes of RGB.
       longest: the largest side in pixels; a larger image is shrunk in proportion.
       palette: RGB colors.
-
-    Raises:
-      TypeError: the array is not uint8.
     """
     if array.dtype != np.uint8:
         raise TypeError(f"png_bytes requires uint8 pixels (got {array.dtype}).")

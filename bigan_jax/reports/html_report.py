@@ -1,7 +1,4 @@
-"""Writes report.html: one self-contained file with the results and test images of a run.
-
-Styles and script are inline, and images are data: URIs.
-"""
+"""Writes report.html: one self-contained file with the results and test images of a run."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -43,43 +40,29 @@ def write_report(
     audit: Mapping | None = None,
     config: Mapping | None = None,
 ) -> Path:
-    """Writes the report of an evaluation.
+    """Writes the report of an evaluation to the .html file `path`, and returns the path.
 
     Args:
-      path: the .html file; missing folders are created.
-      result: the evaluation.
       history: the rows of train.jsonl, which may be empty.
       figures: PNG bytes by name. The names in CAPTIONS come first and have captions.
       gallery: test images, in any order.
       audit: the content of audit.json. The images of its first pairs may have an `image`, uint8.
       config: the content of config.json.
 
-    Returns:
-      The path.
-
     Raises:
       UserError: the file cannot be written.
     """
-    names = [name for name in CAPTIONS if name in figures]
-    names += [name for name in figures if name not in CAPTIONS]
-    metrics = {True: {}, False: {}}
-    for name, metric in IMAGE_METRICS.items():
-        metrics[metric.uses_threshold][name] = metric
+    names = [name for name in CAPTIONS if name in figures] + [name for name in figures if name not in CAPTIONS]
     html = render_html(
         "report.html.jinja",
         filters={
-            "number": format_cell,
-            "interval": _interval,
-            "precise": _precise,
-            "data_uri": data_uri,
-            "png": png_bytes,
-            "label": label,
-            "builtins": msgspec.to_builtins,
+            **{"number": format_cell, "interval": _interval, "precise": _precise, "label": label},
+            **{"data_uri": data_uri, "png": png_bytes, "builtins": msgspec.to_builtins},
         },
         tests={"table": _is_table},
         e=result,
-        decision_metrics=metrics[True],
-        ranking_metrics=metrics[False],
+        decision_metrics={name: metric for name, metric in IMAGE_METRICS.items() if metric.uses_threshold},
+        ranking_metrics={name: metric for name, metric in IMAGE_METRICS.items() if not metric.uses_threshold},
         pixel_metrics=PIXEL_METRICS,
         terms=TERMS,
         baselines=_by_auroc({**result.baselines, MODEL: result.auroc}.items(), lambda row: row[1]),
@@ -99,11 +82,7 @@ def write_report(
 
 def _by_auroc(rows, auroc_of):
     """Sorts rows by falling AUROC, with undefined ones last."""
-
-    def rank(row):
-        return -1.0 if auroc_of(row) is None else auroc_of(row)
-
-    return sorted(rows, key=rank, reverse=True)
+    return sorted(rows, key=lambda row: -1.0 if auroc_of(row) is None else auroc_of(row), reverse=True)
 
 
 def _training_summary(history: Sequence[Mapping]) -> dict[str, str]:
@@ -123,8 +102,7 @@ def _training_summary(history: Sequence[Mapping]) -> dict[str, str]:
 def _galleries(images: Sequence[GalleryImage], threshold: float, limit: float) -> list[tuple[str, list[dict]]]:
     """Returns titled galleries: worst cases, best cases, and the cases between.
 
-    Images are ranked by their margin, the distance of the score from the threshold, which is negative for a wrong
-    decision.
+    Images are ranked by the distance of the score from the threshold, which is negative for a wrong decision.
     """
 
     def margin(image: GalleryImage) -> float:
@@ -133,8 +111,7 @@ def _galleries(images: Sequence[GalleryImage], threshold: float, limit: float) -
     ranked = sorted(images, key=margin)
     cases = [{**_encoded(image, limit), "margin": margin(image), "verdict": _outcome(image)} for image in ranked]
     count = min(_N_EXTREMES, len(cases) // 2)
-    worst, between = cases[:count], cases[count : len(cases) - count]
-    best = cases[len(cases) - count :]
+    worst, between, best = cases[:count], cases[count : len(cases) - count], cases[len(cases) - count :]
     galleries = (("Worst cases", worst), ("Best cases", best[::-1]), ("Between", between))
     return [(title, chosen) for title, chosen in galleries if chosen]
 
@@ -142,13 +119,12 @@ def _galleries(images: Sequence[GalleryImage], threshold: float, limit: float) -
 def _encoded(image: GalleryImage, limit: float) -> dict:
     """Returns the fields of a gallery image, with its arrays as PNG bytes."""
     png = partial(png_bytes, longest=_MAX_IMAGE_SIDE)
-    levels = error_levels(image.error_maps["combined"], limit)
-    has_mask = image.mask is not None and image.label
+    mask = image.mask if image.label else None
     return image._asdict() | {
         "input": png(image.image),
         "reconstruction": png(image.reconstruction),
-        "error": png(levels, palette=ERROR_PALETTE),
-        "mask": png(image.mask.astype(np.uint8) * 255) if has_mask else None,
+        "error": png(error_levels(image.error_maps["combined"], limit), palette=ERROR_PALETTE),
+        "mask": None if mask is None else png(mask.astype(np.uint8) * 255),
     }
 
 
@@ -169,5 +145,6 @@ def _precise(value: float | None) -> str:
 
 def _is_table(value: object) -> bool:
     """Returns whether a config value is a list of objects, which is shown as a table."""
-    is_list = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    return is_list and all(isinstance(row, Mapping) for row in value)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return False
+    return len(value) > 0 and all(isinstance(row, Mapping) for row in value)

@@ -1,8 +1,6 @@
-"""Grids of images: input, reconstruction, error maps and true mask of test images.
+"""Grids of test images, drawn pixel by pixel with Pillow: Matplotlib takes ten times as long and blurs images."""
 
-The grids are drawn pixel by pixel with Pillow. Matplotlib takes ten times as long and blurs images.
-"""
-
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -15,8 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from bigan_jax.errors import printable
 from bigan_jax.reports.charts import ANOMALOUS_COLOR, MUTED_COLOR, TEXT_COLOR, error_map_rgb
 
-# In pixels: width of an image, gap between images, height of a block's title, of a column's heading, and of a
-# caption.
+# In pixels: width of an image, gap between images, height of a block's title, a column's heading and a caption.
 SIDE, GAP, TITLE, HEADING, CAPTION = 128, 6, 22, 46, 38
 EMPTY_GRAY = 235  # where there is no image
 
@@ -65,8 +62,7 @@ _MASK = _Column("true mask", lambda item: item.mask, 1.0, "", _gray)
 def error_map_grid(images: Sequence[GalleryImage], limits: Mapping[str, float]) -> "ImageSheet":
     """Draws a row per image: input, reconstruction, three error maps and true mask.
 
-    `limits` holds the error of the brightest color, the same on all rows, for each error map ("mse", "ssim",
-    "combined"). Their magnitudes differ by a factor of a hundred.
+    `limits` holds the error of the brightest color for each error map ("mse", "ssim", "combined").
     """
     maps = (
         _Column("squared error", lambda item: item.error_maps["mse"], limits["mse"], "intensity²"),
@@ -85,8 +81,7 @@ def normal_and_anomalous_grid(
     of the brightest color on both sides.
     """
     columns = (*_INPUT_AND_RECONSTRUCTION, _combined_error("error map", limit))
-    blocks = [_Block("Normal", columns, normal), _Block("Anomalous", (*columns, _MASK), anomalous)]
-    return _draw(blocks)
+    return _draw([_Block("Normal", columns, normal), _Block("Anomalous", (*columns, _MASK), anomalous)])
 
 
 class ImageSheet:
@@ -103,14 +98,14 @@ class ImageSheet:
 
     def write(
         self,
-        x: float,
-        y: float,
+        x: float | int,
+        y: float | int,
         text: str,
         size: int,
         anchor: str = "la",
         color: str = TEXT_COLOR,
         bold: bool = False,
-        max_width: float = np.inf,
+        max_width: float | int = np.inf,
     ) -> None:
         """Writes one line of text, with an anchor of Pillow at (x, y).
 
@@ -136,9 +131,8 @@ def _draw(blocks: Sequence[_Block]) -> ImageSheet:
     scale = max(1, round(SIDE / shapes[0][1]))
     height, width = (scale * side for side in shapes[0][:2])
     row_height, column_width = height + CAPTION, width + GAP
-    lefts = [GAP]
-    for block in blocks:
-        lefts.append(lefts[-1] + len(block.columns) * column_width + 3 * GAP)
+    block_widths = (len(block.columns) * column_width + 3 * GAP for block in blocks)
+    lefts = list(itertools.accumulate(block_widths, initial=GAP))
     top = TITLE * any(block.title for block in blocks) + HEADING
     n_rows = max(1, *(len(block.images) for block in blocks), 1)
     sheet = ImageSheet(lefts[-1] - 3 * GAP, top + n_rows * row_height)
@@ -169,19 +163,17 @@ def _draw_heading(sheet: ImageSheet, x: int, bottom: int, width: int, column: _C
     ramp = np.linspace(0, column.limit, width)[None].repeat(8, 0)
     sheet.paste(x, bottom - 26, column.to_rgb(ramp, column.limit))
     prefix = "≥ " if column.to_rgb is error_map_rgb else ""
-    maximum = f"{prefix}{column.limit:.2g} ({column.unit})"
     sheet.write(x, bottom - 15, "0", 10, color=MUTED_COLOR)
-    sheet.write(x + width, bottom - 15, maximum, 10, "ra", MUTED_COLOR)
+    sheet.write(x + width, bottom - 15, f"{prefix}{column.limit:.2g} ({column.unit})", 10, "ra", MUTED_COLOR)
 
 
 def _draw_caption(sheet: ImageSheet, x: int, y: int, width: int, item: GalleryImage) -> None:
     correct = item.label == item.decision
     label, decision = (("normal", "anomalous")[int(flag)] for flag in (item.label, item.decision))
     result = f"{label}, classified as {decision}" + ("" if correct else ": wrong")
-    style = {"size": 11, "color": TEXT_COLOR if correct else ANOMALOUS_COLOR}
-    style |= {"bold": not correct, "max_width": width}
-    sheet.write(x, y, _drawable(item.path), **style)
-    sheet.write(x, y + 15, f"score {item.score:.4g}: {result}", **style)
+    color = TEXT_COLOR if correct else ANOMALOUS_COLOR
+    for top, text in ((y, _drawable(item.path)), (y + 15, f"score {item.score:.4g}: {result}")):
+        sheet.write(x, top, text, 11, color=color, bold=not correct, max_width=width)
 
 
 def _drawable(name: str) -> str:

@@ -27,25 +27,24 @@ def write_overlays(
     output: Path,
     stretch: bool = False,
 ) -> list[UnreadableFile]:
-    """Writes an `overlay` of each image to error_maps/ and overlays/ in `output`.
+    """Writes an `overlay` of each named image to error_maps/ and overlays/ in `output`.
 
     Args:
       contents: the bytes of the image files, by name.
-      names: the images to draw.
-      error_maps: the error maps of these images.
+      names: the images to draw, whose error maps are `error_maps`.
       limit: the error of the brightest color.
-      output: the folder.
       stretch: whether to show images with percentile contrast stretching, as the networks see them.
 
     Returns:
       The files that could not be read.
     """
 
+    def draw(i: int) -> tuple[Image.Image, Image.Image]:
+        return overlay(read_full_size(io.BytesIO(contents[names[i]]), stretch), error_maps[i], limit)
+
     def write_one(i: int) -> UnreadableFile | None:
         name = names[i]
-        images = try_read(
-            name, lambda: overlay(read_full_size(io.BytesIO(contents[name]), stretch), error_maps[i], limit)
-        )
+        images = try_read(name, lambda: draw(i))
         if isinstance(images, UnreadableFile):
             return images
         for folder, image in zip(("error_maps", "overlays"), images, strict=True):
@@ -60,7 +59,6 @@ def write_overlays(
 def overlay(image: Image.Image, errors: Float[np.ndarray, "h w"], limit: float) -> tuple[Image.Image, Image.Image]:
     """Colors an error map, and blends it with its image: the higher the error, the more opaque.
 
-    `limit` is the error of the brightest color. As in all figures, it is computed from the calibration images.
     Returns the error map in colors and the overlay, both of the image's size.
     """
     levels = Image.fromarray(error_levels(errors, limit))
@@ -75,9 +73,8 @@ def overlay(image: Image.Image, errors: Float[np.ndarray, "h w"], limit: float) 
 def output_name(path: str) -> str:
     """Returns the path of an image's PNG file below error_maps/ and overlays/.
 
-    `a/b.jpg` becomes `a/b.jpg.png`. Two images never share a name, and no name leads out of the folder: characters
-    that file systems or terminals may misread are percent-encoded (%0A), and an overlong name is cut and ends in a
-    digest of the complete name.
+    `a/b.jpg` becomes `a/b.jpg.png`. Two images never share a name, and no name leads out of the folder: problematic
+    characters are percent-encoded (%0A), and an overlong name is cut and ends in a digest of the complete name.
     """
     *folders, file = (_safe_name(name) for name in path.split("/") if name)
     # No folder is called . or .., or as the PNG file of another image may be.
@@ -86,9 +83,8 @@ def output_name(path: str) -> str:
 
 
 def _safe_name(name: str) -> str:
-    name = "".join(
-        quote(c, safe="", errors="surrogateescape") if c in '%<>:"|?*\\' or not c.isprintable() else c for c in name
-    )
+    unsafe = {c for c in name if c in '%<>:"|?*\\' or not c.isprintable()}
+    name = "".join(quote(c, safe="", errors="surrogateescape") if c in unsafe else c for c in name)
     if len(name.encode()) > MAX_NAME_BYTES:
         digest = blake2b(name.encode(), digest_size=8).hexdigest()
         name = name.encode()[: MAX_NAME_BYTES - 17].decode(errors="ignore") + "~" + digest

@@ -28,8 +28,8 @@ class Table(NamedTuple):
 def format_cell(value: object) -> str:
     """Formats a value for people.
 
-    Floats from 0.01 to 1, which are mostly ratios, and 0 get three decimals. Floats of other magnitudes get three
-    significant digits. Spreads and differences always get three decimals. None and empty collections become a dash.
+    Spreads, differences, 0 and floats from 0.01 to 1, mostly ratios, get three decimals, other floats three significant
+    digits. None and empty collections become a dash.
     """
     match value:
         case Spread(mean, std, _):
@@ -58,18 +58,12 @@ def _signed(value):
 
 def spans(table: Table) -> list[tuple[str, int]]:
     """Returns the upper headings, each with the number of columns that it spans."""
-    result = []
-    for upper, group in itertools.groupby(upper for upper, _ in table.columns):
-        count = len(list(group))
-        result += [(upper, count)] if upper else [("", 1)] * count
-    return result
-
-
-# Markdown in GitHub's dialect
+    groups = [(upper, len(list(group))) for upper, group in itertools.groupby(upper for upper, _ in table.columns)]
+    return [span for upper, count in groups for span in ([(upper, count)] if upper else [("", 1)] * count)]
 
 
 def markdown(table: Table) -> str:
-    """Renders a table with its title as a heading of level 3 and its notes as a list."""
+    """Renders a table in GitHub's Markdown, with a heading of level 3 and its notes as a list."""
     headings = [" ".join(filter(None, column)) for column in table.columns]
     lines = [headings, *([format_cell(cell) for cell in row] for row in table.rows)]
     rows = [f"| {' | '.join(map(markdown_text, line))} |" for line in lines]
@@ -84,8 +78,6 @@ def markdown_text(text: str) -> str:
     escaped = html.escape(printable(text), quote=False)
     return re.sub(r"([\\`*_\[\]|~$!])", r"\\\1", escaped).replace("://", ":&#47;&#47;")
 
-
-# LaTeX, with booktabs
 
 _LATEX = str.maketrans(
     {
@@ -112,7 +104,6 @@ _LATEX = str.maketrans(
 
 def latex(table: Table) -> str:
     """Renders a table float with its caption, booktabs rules, upper headings (if any) and notes."""
-    width = len(table.columns)
     headings = []
     if any(upper for upper, _ in table.columns):
         cells, rules, column = [], [], 1
@@ -130,7 +121,7 @@ def latex(table: Table) -> str:
             r"\centering",
             rf"\caption{{{latex_text(table.title)}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
             *(r"\toprule", *headings, r"\midrule", *body, r"\bottomrule", r"\end{tabular}}"),
             *(rf"\par\smallskip{{\footnotesize {latex_text(note)}\par}}" for note in table.notes),
             r"\end{table}",
@@ -144,16 +135,10 @@ def latex_text(text: str) -> str:
     return printable(text).translate(_LATEX)
 
 
-# CSV
-
-
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[str | float | None]]) -> str:
     """Renders a CSV file. Text that a spreadsheet would run gets an apostrophe before it."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow([_csv_cell(cell) for cell in row])
+    csv.writer(stream, lineterminator="\n").writerows([header, *([_csv_cell(cell) for cell in row] for row in rows)])
     return stream.getvalue()
 
 

@@ -1,6 +1,7 @@
 """The chart of a training run: losses by epoch."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from bigan_jax.errors import printable
 from bigan_jax.reports import charts
 from bigan_jax.reports.charts import MUTED_COLOR, TEXT_COLOR
 
-COLORS = (*(charts.NORMAL_COLOR, charts.ANOMALOUS_COLOR, charts.CALIBRATION_COLOR), *("#CC79A7", TEXT_COLOR))
+COLORS = (charts.NORMAL_COLOR, charts.ANOMALOUS_COLOR, charts.CALIBRATION_COLOR, "#CC79A7", TEXT_COLOR)
 DASHES = ("-", "--", ":", "-.")
 KEYS_WITHOUT_CURVE = ("epoch", "phase", "step", "seconds", "images_per_second")
 MAX_COLUMNS = 2
@@ -53,11 +54,9 @@ def training_curves(train_log: Sequence[dict]) -> Figure:
     for axes in all_axes[len(panels) :]:
         axes.axis("off")
     if panels:
-        phases = [f"{name} (epochs {first} to {last})" for name, first, last in _phases(train_log)]
-        title = "Phases: " + ", ".join(phases)
-        if any(row.get("health") for row in train_log):
-            title += ". Cross: health warning"
-        figure.suptitle(printable(title), fontsize=8, color=MUTED_COLOR)
+        phases = ", ".join(f"{name} (epochs {first} to {last})" for name, first, last in _phases(train_log))
+        legend = ". Cross: health warning" if any(row.get("health") for row in train_log) else ""
+        figure.suptitle(printable(f"Phases: {phases}{legend}"), fontsize=8, color=MUTED_COLOR)
     else:
         charts.text_only(all_axes[0], "no training log")
     return figure
@@ -65,9 +64,8 @@ def training_curves(train_log: Sequence[dict]) -> Figure:
 
 def _panels(train_log) -> dict[str, list[str]]:
     """The keys of numbers by objective, in the order of their first appearance."""
-    keys = (key for row in train_log for key, value in row.items() if _is_number(value))
     panels = {}
-    for key in dict.fromkeys(keys):
+    for key in dict.fromkeys(key for row in train_log for key, value in row.items() if _is_number(value)):
         if key not in KEYS_WITHOUT_CURVE:
             panels.setdefault(key.partition("/")[0] if "/" in key else "other", []).append(key)
     return panels
@@ -76,8 +74,8 @@ def _panels(train_log) -> dict[str, list[str]]:
 def _phases(train_log) -> list[tuple[str, int, int]]:
     """Name, first and last epoch of each phase."""
     groups = itertools.groupby(train_log, key=lambda row: row.get("phase"))
-    phases = [(name, list(rows)) for name, rows in groups]
-    return [(str(name), rows[0]["epoch"], rows[-1]["epoch"]) for name, rows in phases]
+    phases = [(str(name), [row["epoch"] for row in rows]) for name, rows in groups]
+    return [(name, epochs[0], epochs[-1]) for name, epochs in phases]
 
 
 def _mark_epochs(axes: Axes, train_log) -> None:
@@ -86,12 +84,12 @@ def _mark_epochs(axes: Axes, train_log) -> None:
         axes.axvspan(first - 0.5, last + 0.5, color=MUTED_COLOR, alpha=0.15, linewidth=0)
     if warned := [row["epoch"] for row in train_log if row.get("health")]:
         # An empty line without clipping has no bounds, and the layout collapses.
-        on_axis = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-        axes.plot(warned, np.zeros(len(warned)), "x", color=TEXT_COLOR, markersize=4, **on_axis)
+        style = {"color": TEXT_COLOR, "markersize": 4, "transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot(warned, np.zeros(len(warned)), "x", **style)
     axes.set_xlim(train_log[0]["epoch"] - 0.5, train_log[-1]["epoch"] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch", fontsize=8)
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -61,13 +61,13 @@ def test_ssim_map_is_at_the_center_of_the_window(pair):
 
 
 def test_mse_and_mae(pair):
-    x, y = pair
+    x, y = map(jnp.asarray, pair)
     np.testing.assert_allclose(losses.mse(x, y), ((x - y) ** 2).mean((1, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(losses.mae(x, y), np.abs(x - y).mean((1, 2, 3)), rtol=1e-5)
 
 
 def test_perceptual_averages_layers_of_different_sizes(pair):
-    x, y = pair
+    x, y = map(jnp.asarray, pair)
     layers, others = (x, x[:, ::2]), (y, y[:, ::2])
     expected = (((x - y) ** 2).mean((1, 2, 3)) + ((x - y)[:, ::2] ** 2).mean((1, 2, 3))) / 2
     np.testing.assert_allclose(losses.perceptual(layers, others), expected, rtol=1e-5)
@@ -79,7 +79,7 @@ def test_unit_features_do_not_depend_on_scale(features, factor):
     (actual,) = losses.unit_features([jnp.asarray(features)])
     square = (features.astype(np.float64) ** 2).mean(-1, keepdims=True)
     np.testing.assert_allclose(actual, features / np.sqrt(square + 1e-3), rtol=1e-4, atol=1e-6)
-    unscaled, scaled = losses.unit_features([jnp.asarray(features + 1), factor * (features + 1)])
+    unscaled, scaled = losses.unit_features([jnp.asarray(features + 1), jnp.asarray(factor * (features + 1))])
     np.testing.assert_allclose(scaled, unscaled, rtol=1e-3)
     np.testing.assert_allclose(jnp.square(unscaled).mean(-1), 1, rtol=2e-3)
 
@@ -97,7 +97,7 @@ def test_bce_is_the_log_likelihood_of_extreme_logits():
 
 
 def test_weighted_sum_names_unmatched_terms():
-    total, logs = losses.weighted_sum({"a": 0.5, "b": 2.0}, {"a": 4.0, "b": 1.0})
+    total, logs = losses.weighted_sum({"a": 0.5, "b": 2.0}, {"a": jnp.float32(4), "b": jnp.float32(1)})
     assert total == 4.0 and logs == {"a": 4.0, "b": 1.0}
     with pytest.raises(ValueError, match="typo"):
-        losses.weighted_sum({"a": 1.0, "typo": 1.0}, {"a": 1.0})
+        losses.weighted_sum({"a": 1.0, "typo": 1.0}, {"a": jnp.float32(1)})

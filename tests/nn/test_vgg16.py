@@ -29,7 +29,7 @@ def sample_image(channels=3):
 
 def features(weights, image, layers=TAPS, convention="torchvision", dtype=None):
     with jax.default_matmul_precision("highest"):  # GPUs would round to TensorFloat-32
-        return VGG16(layers, convention, dtype).apply({"params": weights.params}, image)
+        return VGG16(layers, convention, dtype).apply({"params": weights.params}, jnp.asarray(image))
 
 
 def test_first_kernel_equals_torchvision(weights):
@@ -79,7 +79,7 @@ def test_bfloat16_is_close(weights):
 
 
 def test_only_the_requested_layers_are_built_in_order():
-    shapes = jax.eval_shape(VGG16(("relu2_1", "relu1_1")).init, jax.random.key(0), sample_image())
+    shapes = jax.eval_shape(VGG16(("relu2_1", "relu1_1")).init, jax.random.key(0), jnp.asarray(sample_image()))
     assert list(shapes["params"]) == ["conv1_1", "conv1_2", "conv2_1"]
     loaded = load_weights("", ("relu2_1", "relu1_1"))
     equal_shapes = jax.tree.map(lambda made, read: made.shape == read.shape, shapes["params"], loaded.params)
@@ -89,7 +89,7 @@ def test_only_the_requested_layers_are_built_in_order():
 
 
 def test_train_is_ignored_and_odd_sizes_pass(weights):
-    network, image = VGG16(("relu2_1",)), sample_image()[:, :37, :45]
+    network, image = VGG16(("relu2_1",)), jnp.asarray(sample_image()[:, :37, :45])
     (trained,) = network.apply({"params": weights.params}, image, train=True)
     (tested,) = network.apply({"params": weights.params}, image, train=False)
     np.testing.assert_array_equal(trained, tested)

