@@ -1,8 +1,8 @@
 """Additions to Orbax: an item type for plain bytes, and a filter for errors of abandoned reads."""
 
-import dataclasses
 import logging
 import sys
+from dataclasses import dataclass
 from functools import cache
 from inspect import iscoroutine
 from pathlib import Path
@@ -10,12 +10,12 @@ from pathlib import Path
 from orbax.checkpoint import CheckpointHandler
 from orbax.checkpoint.args import CheckpointArgs, register_with_handler
 
-# --- bytes, which JSON would first turn into text ---
-
 _FILE = "bytes"
 
 
 class _BytesHandler(CheckpointHandler):
+    """JSON, which Orbax has, would first turn bytes into text."""
+
     def save(self, directory: Path, args: "BytesSave") -> None:
         Path(directory, _FILE).write_bytes(args.content)
 
@@ -27,7 +27,7 @@ class _BytesHandler(CheckpointHandler):
 
 
 @register_with_handler(_BytesHandler, for_save=True)
-@dataclasses.dataclass
+@dataclass
 class BytesSave(CheckpointArgs):
     """Saves bytes as an item of a checkpoint."""
 
@@ -35,31 +35,24 @@ class BytesSave(CheckpointArgs):
 
 
 @register_with_handler(_BytesHandler, for_restore=True)
-@dataclasses.dataclass
+@dataclass
 class BytesRestore(CheckpointArgs):
     """Restores the bytes of an item; raises ValueError if there are more than `max_bytes`."""
 
     max_bytes: int
 
 
-# --- reads that Orbax abandons when a checkpoint is damaged ---
-
-
 @cache
 def silence_abandoned_reads() -> None:
-    """Suppresses the errors that Python and asyncio print, now or later, for reads that Orbax abandoned; call it once
-    a damaged checkpoint has been found."""
+    """Suppresses the errors that Python and asyncio print, now or later, for reads that Orbax abandoned in a damaged
+    checkpoint."""
     previous_hook = sys.unraisablehook
 
     def hook(unraisable):
-        if not _is_abandoned_read(unraisable):
+        source, error = unraisable.object, unraisable.exc_value
+        is_read = iscoroutine(source) and "orbax" in source.cr_code.co_filename
+        if not is_read and not (isinstance(error, RuntimeError) and "loop is closed" in str(error)):
             previous_hook(unraisable)
 
     sys.unraisablehook = hook
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
-
-
-def _is_abandoned_read(unraisable):
-    source, error = unraisable.object, unraisable.exc_value
-    is_read = iscoroutine(source) and "orbax" in source.cr_code.co_filename
-    return is_read or (isinstance(error, RuntimeError) and "loop is closed" in str(error))
