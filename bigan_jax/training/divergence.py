@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from bigan_jax.detector import TrainState
 from bigan_jax.errors import UserError, printable, unknown_name
@@ -113,7 +113,7 @@ def locate(
     initial_state: TrainState,
     objectives: tuple[str, ...],
     indices: Int[np.ndarray, "steps batch"],
-    paths: Sequence[str],
+    paths: Shaped[np.ndarray, "n"],
     progress: Progress,
     logs: Mapping[str, Float[np.ndarray, "done"]],
     state: TrainState,

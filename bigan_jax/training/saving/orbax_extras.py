@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from inspect import iscoroutine
+from os import PathLike
 from pathlib import Path
 
 from orbax.checkpoint import CheckpointHandler
@@ -16,13 +17,13 @@ _FILE = "bytes"
 class _BytesHandler(CheckpointHandler):
     """JSON, which Orbax has, would first turn bytes into text."""
 
-    def save(self, directory: Path, args: "BytesSave") -> None:
+    def save(self, directory: PathLike, args: "BytesSave") -> None:
         Path(directory, _FILE).write_bytes(args.content)
 
-    def restore(self, directory: Path, args: "BytesRestore") -> bytes:
+    def restore(self, directory: PathLike, args: "BytesRestore") -> bytes:
         path = Path(directory, _FILE)
         if path.stat().st_size > args.max_bytes:
-            raise ValueError(f"{directory.name} is larger than {args.max_bytes // 2**20} MiB")
+            raise ValueError(f"{path.parent.name} is larger than {args.max_bytes // 2**20} MiB")
         return path.read_bytes()
 
 
