@@ -36,7 +36,7 @@ from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import prepare_jobs
 from bigan_jax.configs import common, improved_bigan
 from bigan_jax.detector import init_state
-from bigan_jax.training import epoch_runner, schedules
+from bigan_jax.training import device_layout, epoch_runner, schedules
 from bigan_jax.training.epoch_logger import EpochLogger
 from bigan_jax.training.train_step import TrainingSet
 
@@ -145,8 +145,8 @@ class Bench:
             self.built.detector,
             self.built.optimizers,
             settings.augmentation,
-            epoch_runner.replicate(dict(self.built.detector.frozen)),
-            epoch_runner.replicate(self.training_set),
+            device_layout.replicate(dict(self.built.detector.frozen)),
+            device_layout.replicate(self.training_set),
             scanned=jax.default_backend() != "cpu",
             seeds=seeds,
         )

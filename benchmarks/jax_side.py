@@ -20,7 +20,7 @@ from bigan_jax.evaluation import anomaly_score
 from bigan_jax.evaluation.latent_search import LatentSearcher
 from bigan_jax.nn.blocks import BATCH_AXIS
 from bigan_jax.runtime.jax_setup import keep_freed_memory
-from bigan_jax.training import epoch_runner, schedules
+from bigan_jax.training import device_layout, epoch_runner, schedules
 from bigan_jax.training.train_step import update
 
 ACCELERATOR_STEPS = 20  # in an epoch
@@ -64,13 +64,13 @@ class JaxSide:
             detector,
             self.optimizers,
             parse_settings(self.config).augmentation,
-            epoch_runner.replicate(self.frozen),
-            epoch_runner.replicate(self.training_set),
+            device_layout.replicate(self.frozen),
+            device_layout.replicate(self.training_set),
         )
 
     def start(self) -> None:
         """Resets the state to the initial weights."""
-        self.state = epoch_runner.replicate(self._init())
+        self.state = device_layout.replicate(self._init())
 
     # --- description for the other side ---
 
@@ -96,7 +96,7 @@ class JaxSide:
 
     def layers(self) -> dict[str, list[dict[str, np.ndarray]]]:
         """The layers of each network, as in sharing.layers."""
-        return sharing.layers(self.detector, epoch_runner.first(self.state), self.shape)
+        return sharing.layers(self.detector, device_layout.first(self.state), self.shape)
 
     # --- steps ---
 
@@ -151,12 +151,12 @@ class JaxSide:
         if jax.default_backend() == "cpu":  # the programs of the step are in the cache
             updates = (self._update(name).compile() for name in self.active[phase])
             return sum(map(counting.of_compiled, updates))
-        batch_shape, state = (self.task.batch, *self.shape), epoch_runner.first(self.state)
+        batch_shape, state = (self.task.batch, *self.shape), device_layout.first(self.state)
         return counting.of_step(self.detector, self.optimizers, self.active[phase], state, batch_shape)
 
     def _update(self, name):
         """The lowered update of one loss, mapped as in EpochRunner: the cache has its program."""
-        state, frozen = self.state, epoch_runner.replicate(self.frozen)
+        state, frozen = self.state, device_layout.replicate(self.frozen)
         batch = jax.eval_shape(
             lambda: Batch(jnp.zeros((1, self.task.batch, *self.shape)), jnp.zeros((1, self.task.batch), jnp.int32))
         )
@@ -218,13 +218,13 @@ class JaxSide:
             net = inference_net(self.detector, state, self.frozen)
             return self.detector.search.start(net, batch, keys).codes
 
-        return jax.jit(start)(epoch_runner.first(self.state))
+        return jax.jit(start)(device_layout.first(self.state))
 
     def _score_arguments(self):
         image = jnp.asarray(self.training_set.image[: self.task.batch]) / 255
         batch = Batch(image, jnp.asarray(self.training_set.condition[: self.task.batch]))
         keys = example_keys(jax.random.key(0), jnp.arange(self.task.batch))
-        return epoch_runner.first(self.state), self.frozen, batch, keys
+        return device_layout.first(self.state), self.frozen, batch, keys
 
     def scores(self, count) -> float:
         """Seconds to score `count` batches, or to repeat the latent search of one `count` times."""

@@ -41,7 +41,7 @@ def train(args):
     from bigan_jax.commands.settings import parse_settings
     from bigan_jax.data.files.images import read_image
     from bigan_jax.data.streaming import LazyImages
-    from bigan_jax.training import epoch_runner
+    from bigan_jax.training import device_layout, epoch_runner
     from bigan_jax.training.augmentation import AugmentationSettings
     from bigan_jax.training.loop import epoch_order
     from bigan_jax.training.train_step import TrainingSet
@@ -61,9 +61,9 @@ def train(args):
         training_set = TrainingSet(LazyImages(read, names, shape), condition)
     else:
         image = np.random.default_rng(0).integers(0, 256, (args.images, *shape), np.uint8)
-        training_set = epoch_runner.replicate(TrainingSet(image, condition))
+        training_set = device_layout.replicate(TrainingSet(image, condition))
     runner = epoch_runner.EpochRunner(built.detector, built.optimizers, AugmentationSettings(), {}, training_set)
-    state, active = epoch_runner.replicate(state), tuple(built.detector.objectives)
+    state, active = device_layout.replicate(state), tuple(built.detector.objectives)
 
     seconds = []
     for epoch in range(1 + args.epochs):

@@ -22,7 +22,7 @@ from bigan_jax.nn.vgg16 import weights as vgg16_weights
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.lock import exclusive_lock
 from bigan_jax.runtime.run_config import require_same_config, write_config
-from bigan_jax.training import epoch_runner
+from bigan_jax.training import device_layout, epoch_runner
 from bigan_jax.training.epoch_runner import EpochRunner
 from bigan_jax.training.run import FROZEN_DIGEST_FILE, TrainingJob
 from bigan_jax.training.saving.checkpoints import tree_digest
@@ -115,8 +115,8 @@ def _make_runner(settings, built, images, steps, scale, scanned=None, seeds=0):
         built.detector,
         make_optimizers(settings, built.detector, built.phases, steps, scale),
         settings.augmentation,
-        epoch_runner.replicate(dict(built.detector.frozen)),
-        training_set if settings.data.stream else epoch_runner.replicate(training_set),
+        device_layout.replicate(dict(built.detector.frozen)),
+        training_set if settings.data.stream else device_layout.replicate(training_set),
         scanned=scanned,
         seeds=seeds,
     )

@@ -16,24 +16,13 @@ _MAXIMUM = {"translate": 1, "scale": 0.9, "rotate": 180, "brightness": 1}
 
 @dataclass(frozen=True)
 class AugmentationSettings:
-    """The validated fields of `config.augment` (the paper, Sec. IV-B).
+    """The validated fields of `config.augment` (the paper, Sec. IV-B); raises UserError for one out of range."""
 
-    Attributes:
-      flip: whether each image is mirrored left to right with probability 1/2.
-      translate: each shift is uniform in [-translate, translate], as a fraction of the size.
-      scale: the zoom factor about the center is uniform in [1 - scale, 1 + scale].
-      rotate: the angle about the center is uniform in [-rotate, rotate], in degrees.
-      brightness: the factor is uniform in [1 - brightness, 1 + brightness]; the result is clipped at 1.
-
-    Raises:
-      UserError: a value is negative or above its maximum.
-    """
-
-    flip: bool = False
-    translate: float = 0.0
-    scale: float = 0.0
-    rotate: float = 0.0
-    brightness: float = 0.0
+    flip: bool = False  # whether each image is mirrored left to right with probability 1/2
+    translate: float = 0.0  # each shift is uniform in [-translate, translate], as a fraction of the size
+    scale: float = 0.0  # the zoom factor about the center is uniform in [1 - scale, 1 + scale]
+    rotate: float = 0.0  # the angle about the center is uniform in [-rotate, rotate], in degrees
+    brightness: float = 0.0  # the factor is uniform in [1 - brightness, 1 + brightness]; the result is clipped at 1
 
     def __post_init__(self):
         for name, maximum in _MAXIMUM.items():
@@ -50,7 +39,6 @@ def augment(
     Args:
       keys: one key per image, so that an image's result does not depend on the others.
       image: values in [0, 1]; so are the result's. Pixels from outside the image repeat its border.
-      settings: the amounts.
     """
     translate, scale, rotate = settings.translate, settings.scale, settings.rotate
     if settings.flip:

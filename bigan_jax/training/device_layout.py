@@ -1,9 +1,6 @@
 """How states and batches lie on the devices; the only module that uses `pmap` and shardings.
 
-All arrays on the devices have a leading axis over this process's devices. Several seeds are trained by one program:
-every state, batch and log then has an axis of seeds after the first. If the number of seeds is a multiple of the
-number of devices, each device trains some of the seeds alone, without waiting for others; otherwise every device has
-all seeds and a part of each seed's batch.
+All arrays on the devices have a leading axis over this process's devices.
 """
 
 from collections.abc import Callable
@@ -36,10 +33,8 @@ def _split(tree, number):
 
 def replicate(tree: PyTree) -> PyTree:
     """Returns the tree with a copy on each of this process's devices."""
-    if not jax.tree.leaves(tree):  # JAX 0.10 cannot map a function without results over processes
-        return tree
-    devices = np.arange(jax.local_device_count())
-    return _replicate(devices, tree)
+    # JAX 0.10 cannot map a function without results over processes.
+    return _replicate(np.arange(jax.local_device_count()), tree) if jax.tree.leaves(tree) else tree
 
 
 def scatter(tree: PyTree) -> PyTree:
@@ -64,33 +59,25 @@ def copy(tree: PyTree) -> PyTree:
 class DeviceLayout:
     """Places states and batches on the devices, and maps steps over them.
 
-    Attributes:
-      seeds: number of states trained in parallel; 0 for a single one without an axis of seeds.
-      shards_seeds: whether each device has some of the seeds, with their entire batches.
+    If several seeds are trained, every state, batch and log has an axis of seeds after that of the devices. If their
+    number is a multiple of the number of devices, each device trains some of the seeds alone, without waiting for
+    others; otherwise every device has all seeds and a part of each seed's batch.
     """
 
     def __init__(self, seeds: int = 0):
-        self.seeds = seeds
+        self.seeds = seeds  # number of states trained in parallel; 0 for a single one without an axis of seeds
         divisible = jax.process_count() == 1 and seeds % jax.local_device_count() == 0
-        self.shards_seeds = bool(seeds) and divisible
-        axis = "seeds" if self.shards_seeds else BATCH_AXIS
-        self._pmap = partial(jax.pmap, axis_name=axis)
-        self._identity = self._pmap(lambda x: x)
+        self.shards_seeds = bool(seeds) and divisible  # whether devices have some of the seeds, with entire batches
+        self.pmap = partial(jax.pmap, axis_name="seeds" if self.shards_seeds else BATCH_AXIS)
+        self._identity = self.pmap(lambda x: x)
 
     def vmap_over_seeds(self, step: Callable, *axes: int | None) -> Callable:
-        """Vectorizes a device's step over the seeds that the device has.
-
-        Args:
-          step: the step for one seed.
-          *axes: 0 for each argument with an axis of seeds, None for the others.
-        """
-        if self.shards_seeds:
-            step = _with_batch_axis(step)
-        return jax.vmap(step, axes) if self.seeds else step
-
-    def pmap(self, step: Callable, **options: object) -> Callable:
-        """Maps a device's step over all devices. The options are those of `jax.pmap`."""
-        return self._pmap(step, **options)
+        """Vectorizes a step over the device's seeds; `axes`: 0 for each argument with an axis of seeds, else None."""
+        if not self.shards_seeds:
+            return jax.vmap(step, axes) if self.seeds else step
+        # The axis over which a step averages has length 1 and is part of the device's own program.
+        mapped = jax.vmap(step, in_axes=None, axis_name=BATCH_AXIS, axis_size=1)
+        return jax.vmap(lambda *arguments: jax.tree.map(lambda x: x[0], mapped(*arguments)), axes)
 
     def to_devices(self, state: PyTree) -> PyTree:
         """Places a state, with a leading axis of seeds if there are several, on the devices."""
@@ -108,19 +95,14 @@ class DeviceLayout:
         tree = self.from_devices(tree)
         return _split(tree, self.seeds) if self.seeds else [tree]
 
-    def log_from_devices(self, log: Num[np.ndarray, "local *seeds n"]) -> Num[np.ndarray, "*seeds n"]:
+    def log_from_devices(self, log: Num[np.ndarray, "local *local_seeds n"]) -> Num[np.ndarray, "*seeds n"]:
         """Undoes the layout of a log that was fetched to the host."""
         return log.reshape(-1, log.shape[-1]) if self.shards_seeds else log[0]
 
-    def shard_indices(self, indices: Int[np.ndarray, "steps *seeds batch"]) -> Int[np.ndarray, "local steps *seeds b"]:
+    def shard_indices(
+        self, indices: Int[np.ndarray, "steps *seeds batch"]
+    ) -> Int[np.ndarray, "local steps *local_seeds b"]:
         """Returns each local device's part of every batch, or of the seeds."""
         local, axis = jax.local_device_count(), 1 if self.shards_seeds else -1
         shards = np.stack(np.split(indices, jax.device_count(), axis))
         return shards[jax.process_index() * local :][:local]
-
-
-def _with_batch_axis(step):
-    """For a device with entire batches: the axis over which a step averages has length 1 and is part of the device's
-    own program."""
-    mapped = jax.vmap(step, in_axes=None, axis_name=BATCH_AXIS, axis_size=1)
-    return lambda *arguments: jax.tree.map(lambda x: x[0], mapped(*arguments))

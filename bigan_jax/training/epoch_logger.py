@@ -18,13 +18,7 @@ _CHECK_EVERY = 10  # steps between two checks of the losses: reading a loss wait
 
 
 def make_progress_bar(epochs: int, steps: int, progress: Progress) -> tqdm:
-    """Returns a progress bar over all steps of a training, disabled in all processes but one.
-
-    Args:
-      epochs: number of epochs of the schedule.
-      steps: number of steps of each epoch.
-      progress: where the run starts or resumes.
-    """
+    """Returns a progress bar over all steps of a training, disabled in all processes but one."""
     return tqdm(
         total=epochs * steps,
         initial=progress.epochs * steps + progress.step,
@@ -46,16 +40,7 @@ class EpochLogger:
     def log_epoch(self, progress: Progress, schedule: ScheduledEpoch, progress_bar: tqdm) -> Progress:
         """Logs the epoch that has just finished, and prints its health warnings.
 
-        Args:
-          progress: the run's progress, with the logs of all steps of the epoch.
-          schedule: the epoch's position in the schedule.
-          progress_bar: where warnings are printed.
-
-        Returns:
-          The progress at the beginning of the next epoch.
-
-        Raises:
-          UserError: a file could not be written.
+        Returns the progress at the beginning of the next epoch. Raises UserError if a file could not be written.
         """
         row = _row(progress, schedule, self._batch_size)
         for warning in row["health"]:
@@ -71,69 +56,47 @@ class EpochLogger:
 
 
 class StepMonitor:
-    """Shows the steps of an epoch, and ends it at a stop request or a loss that is not finite.
-
-    Attributes:
-      steps_done: number of dispatched steps of the epoch, those before a resumption included.
-    """
+    """Shows the steps of an epoch, and ends it at a stop request or a loss that is not finite."""
 
     def __init__(self, progress_bar: tqdm, steps_done: int, steps: int, stop_request: StopRequest):
-        self.steps_done, self._progress_bar = steps_done, progress_bar
-        self._steps, self._stop_request = steps, stop_request
+        self.steps_done = steps_done  # number of dispatched steps, those before a resumption included
+        self._progress_bar, self._steps, self._stop_request = progress_bar, steps, stop_request
         self._steps_before = self._steps_shown = steps_done
 
     def __call__(self, steps: int, logs: dict) -> bool:
-        """Counts dispatched steps; the callback of `EpochRunner.dispatch`.
+        """Counts the steps dispatched so far, and returns whether the epoch ends here.
 
-        Args:
-          steps: number of steps dispatched since the monitor was created.
-          logs: logs of the last of them.
-
-        Returns:
-          Whether the epoch ends here.
+        The callback of `EpochRunner.dispatch`, with the logs of the last step.
         """
         before, self.steps_done = self.steps_done, self._steps_before + steps
         if self.steps_done == self._steps:
             return False  # `finish` reads the logs of the last step
         check = self.steps_done // _CHECK_EVERY > before // _CHECK_EVERY
-        diverged = False
-        if check:
-            losses = _losses(logs)
-            diverged = not divergence.losses_are_finite(losses)
-            self._show(losses)
-        else:
-            self._count()
+        losses = _losses(logs) if check else {}
+        self._show(losses)
         # Several processes would wait for each other, too, and compare their requests less often.
         if check or not distributed.is_multiprocess():
             self._stop_request.acted_on = distributed.all_max(self._stop_request.received or 0)
-        return diverged or self._stop_request.acted_on > 0
+        return self._stop_request.acted_on > 0 or not divergence.losses_are_finite(losses)
 
     def finish(self, logs: dict) -> int:
-        """Shows the losses of the last step, and returns the number of steps done.
-
-        Args:
-          logs: logs of all steps of the epoch.
-        """
+        """Shows the losses of the last step, from the logs of all steps, and returns the number of steps done."""
         self._show({name: values[..., -1:] for name, values in _losses(logs).items()})
         return self.steps_done
 
     def _show(self, losses):
-        texts = {n.removesuffix("/loss"): f"{np.ravel(v)[0]:.3g}" for n, v in losses.items()}
-        self._progress_bar.set_postfix(texts, refresh=False)
-        self._count()
-
-    def _count(self):
+        if losses:
+            texts = {n.removesuffix("/loss"): f"{np.ravel(v)[0]:.3g}" for n, v in losses.items()}
+            self._progress_bar.set_postfix(texts, refresh=False)
         self._progress_bar.update(self.steps_done - self._steps_shown)
         self._steps_shown = self.steps_done
 
 
-def _losses(logs):
-    """Each objective's total loss; train.jsonl also has its terms."""
+def _losses(logs):  # without their terms
     return {name: values for name, values in logs.items() if name.endswith("/loss")}
 
 
 def _row(progress, schedule, batch_size) -> dict:
-    """The row of train.jsonl of the epoch that has just finished."""
     row = {
         "epoch": progress.epochs + 1,
         "phase": schedule.phase.name,

@@ -1,14 +1,7 @@
-"""Runs epochs of training steps on the devices of one or several processes.
-
-A step is composed of the same functions everywhere. On accelerators an epoch is one scanned program. On CPUs each
-function is mapped over the devices and called in a loop on the host, because XLA:CPU runs convolutions inside a loop
-up to 27 times slower than outside.
-
-Images are either replicated on all devices or streamed: then the images of the next steps are read ahead and placed
-on the devices that use them. Nothing else depends on this.
-"""
+"""Runs epochs of training steps on the devices of one or several processes."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -17,48 +10,42 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from bigan_jax.data.streaming import prefetch
 from bigan_jax.detector import Detector, TrainState, tree_mean
 from bigan_jax.errors import UserError
+from bigan_jax.training import train_step
 from bigan_jax.training.augmentation import AugmentationSettings
-from bigan_jax.training.device_layout import DeviceLayout, copy, first, replicate, scatter
-from bigan_jax.training.train_step import (
-    TrainingSet,
-    batch_statistics,
-    finish_step,
-    prepare_batch,
-    update,
-    with_statistics,
-)
-
-__all__ = ["STATISTICS", "EpochRunner", "copy", "first", "replicate", "steps_and_batch_size"]
+from bigan_jax.training.device_layout import DeviceLayout, scatter
+from bigan_jax.training.train_step import TrainingSet
 
 STATISTICS = ("statistics",)  # names the program of BatchNorm statistics among those of epochs
 _CHUNK = 16 * 2**20  # bytes of streamed images that one scanned program takes
-_StepCallback = Callable[[int, dict], bool | None]
+Objectives = tuple[str, ...]  # the objective of each update of a step, in order
+Indices = Int[np.ndarray, "steps *seeds batch"]  # of the training images of each batch, over all devices
+Logs = dict[str, Float[Array, "..."]]  # of one or several steps, on the devices
+LogsByStep = dict[str, Float[np.ndarray, "*seeds done"]]
+# Receives the number of steps dispatched so far and the logs of the last one; no further step is dispatched if it
+# returns True.
+StepCallback = Callable[[int, Logs], bool | None]
 
 
 def steps_and_batch_size(batch_size: int, images: int) -> tuple[int, int]:
     """Returns the number of steps per epoch and the batch size over all devices.
 
-    Args:
-      batch_size: the requested batch size, at least 1.
-      images: the number of training images; if there are fewer than `batch_size`, one batch holds all that the
-        devices can share evenly.
-
-    Raises:
-      UserError: the devices cannot share a batch evenly.
+    If there are fewer training images than the requested batch size, one batch holds all that the devices can share
+    evenly. Raises UserError if they cannot share a batch evenly.
     """
     devices = jax.device_count()
     if batch_size % devices:
         raise UserError(f"config.batch_size must be a multiple of {devices}, the number of devices (got {batch_size}).")
     if images < devices:
         raise UserError(
-            f"{images} training images are too few for {devices} devices. Use fewer devices, for "
-            "example with CUDA_VISIBLE_DEVICES=0 or --num_processes=1."
+            f"{images} training images are too few for {devices} devices. Use fewer devices, for example with "
+            "CUDA_VISIBLE_DEVICES=0 or --num_processes=1."
         )
     batch_size = min(batch_size, images // devices * devices)
     return images // batch_size, batch_size
@@ -67,16 +54,15 @@ def steps_and_batch_size(batch_size: int, images: int) -> tuple[int, int]:
 class EpochRunner:
     """Trains a detector by the epoch, one state or several vectorized over seeds.
 
-    Attributes:
-      layout: how states and batches lie on the devices; `layout.to_devices` gives the states that the methods take.
-      frozen: replicated variables of the frozen networks.
-      training_set: the training images.
+    The methods take states of `layout.to_devices`. A step is composed of the same functions everywhere. On accelerators
+    an epoch is one scanned program. On CPUs each function is mapped over the devices and called in a loop on the host,
+    because XLA:CPU runs convolutions inside a loop up to 27 times slower than outside.
     """
 
     def __init__(
         self,
         detector: Detector,
-        optimizers: Mapping,
+        optimizers: Mapping[str, optax.GradientTransformation],
         augmentation: AugmentationSettings,
         frozen: PyTree,
         training_set: TrainingSet,
@@ -86,103 +72,83 @@ class EpochRunner:
         """Builds the programs; each is compiled when it is first used, or by `compile_ahead`.
 
         Args:
-          detector: networks and objectives.
-          optimizers: by objective.
-          augmentation: augmentation of the training images.
           frozen: replicated variables of the frozen networks.
-          training_set: replicated; or on the host (LazyImages or an array) to be streamed.
-          scanned: whether an epoch, or a chunk of a streamed one, is one program. By default it is on all devices but
-            CPUs, where that is slower.
+          training_set: replicated; or on the host to be streamed: the images of the next steps are read ahead and
+            placed on the devices that use them.
+          scanned: whether an epoch, or a chunk of a streamed one, is one program; by default except on CPUs.
           seeds: number of states trained in parallel; 0 for a single one without an axis of seeds.
         """
         self.frozen, self.training_set, self.layout = frozen, training_set, DeviceLayout(seeds)
         self._streamed = not isinstance(training_set.image, jax.Array)
         self._scanned = jax.default_backend() != "cpu" if scanned is None else scanned
         vmap, pmap = self.layout.vmap_over_seeds, self.layout.pmap
-        self._prepare = vmap(partial(prepare_batch, augmentation=augmentation), 0, None, 0)
+
+        def prepare(settings):
+            return vmap(partial(train_step.prepare_batch, augmentation=settings), 0, None, 0)
+
+        def program(step, **options):  # of one step, which is a part of the epoch's program if that is scanned
+            return step if self._scanned else pmap(step, **options)
+
+        self._prepare = program(prepare(augmentation))
         self._updates = {
-            name: vmap(partial(update, detector, optimizers[name], name), 0, None, 0, None)
+            name: program(
+                vmap(partial(train_step.update, detector, optimizers[name], name), 0, None, 0, None),
+                in_axes=(0, 0, 0, None),
+                donate_argnums=0,
+            )
             for name in detector.objectives
         }
-        self._finish_step = vmap(partial(finish_step, detector), 0)
-        self._prepare_plain = vmap(partial(prepare_batch, augmentation=AugmentationSettings()), 0, None, 0)
-        self._batch_statistics = vmap(partial(batch_statistics, detector), 0, None, 0)
+        self._finish_step = program(vmap(partial(train_step.finish_step, detector), 0), donate_argnums=0)
+        self._prepare_plain = prepare(AugmentationSettings())
+        self._batch_statistics = vmap(partial(train_step.batch_statistics, detector), 0, None, 0)
         self._statistics = pmap(self._summed_statistics if self._scanned else self._step_statistics)
         self._programs, self._compiling, self._compilers = {}, {}, None
-        if not self._scanned:
-            self._prepare = pmap(self._prepare)
-            self._updates = {
-                name: pmap(f, in_axes=(0, 0, 0, None), donate_argnums=0) for name, f in self._updates.items()
-            }
-            self._finish_step = pmap(self._finish_step, donate_argnums=0)
 
     def epoch(
-        self,
-        state: TrainState,
-        objectives: tuple[str, ...],
-        indices: Int[np.ndarray, "steps *seeds batch"],
-        on_step: _StepCallback = lambda done, logs: None,
-    ) -> tuple[TrainState, dict[str, Float[np.ndarray, "*seeds done"]]]:
-        """Dispatches an epoch, waits for it, and returns the state and each log by step.
-
-        Args: as those of `dispatch`.
-        """
+        self, state: TrainState, objectives: Objectives, indices: Indices, on_step: StepCallback = lambda *_: None
+    ) -> tuple[TrainState, LogsByStep]:
+        """Dispatches an epoch as `dispatch` does, waits for it, and returns the state and each log by step."""
         state, logs = self.dispatch(state, objectives, indices, on_step)
         return state, self.fetch_logs(logs)
 
     def dispatch(
-        self,
-        state: TrainState,
-        objectives: tuple[str, ...],
-        indices: Int[np.ndarray, "steps *seeds batch"],
-        on_step: _StepCallback = lambda done, logs: None,
-    ) -> tuple[TrainState, list[dict]]:
-        """Dispatches an epoch to the devices without waiting for its results.
+        self, state: TrainState, objectives: Objectives, indices: Indices, on_step: StepCallback = lambda *_: None
+    ) -> tuple[TrainState, list[Logs]]:
+        """Dispatches an epoch to the devices; returns, without waiting, the new state and logs for `fetch_logs`.
 
-        Args:
-          state: the state, whose memory is used again (it is donated).
-          objectives: the objective of each update of a step, in order.
-          indices: indices of the training images of each batch, over all devices.
-          on_step: called with the number of steps dispatched so far and the logs of the last one, which are still on
-            the devices; if it returns True, no further step is dispatched.
-
-        Returns:
-          The new state, and the logs for `fetch_logs`.
+        The memory of the old state is used again (it is donated).
         """
         if not len(indices):
             return state, []
         self._wait_for_compilation(objectives)
-        run = self._epoch_program(objectives) if self._scanned else self._single_step(objectives)
+        run = self._epoch_program(objectives) if self._scanned else partial(self._step, objectives)
         all_logs, done = [], 0
         with closing(self._chunks(indices, self._scanned)) as chunks:
             for images, places in chunks:
-                state, logs, last = run(state, self.frozen, images, places)
+                state, logs, *last = run(state, self.frozen, images, places)
                 all_logs.append(logs)
                 if self._streamed:  # otherwise chunks of images would accumulate on the devices
                     jax.block_until_ready(all_logs[-2:-1])
                 done += places.shape[1] if self._scanned else 1
-                if on_step(done, last):
+                if on_step(done, last[0] if self._scanned else logs):
                     break
         return state, all_logs
 
-    def fetch_logs(self, logs: list[dict]) -> dict[str, Float[np.ndarray, "*seeds done"]]:
+    def fetch_logs(self, logs: list[Logs]) -> LogsByStep:
         """Waits for a dispatched epoch and returns each of its logs by step."""
-        logs = jax.device_get(logs)
-        names = logs[0] if logs else ()
-        return {name: self._by_step([of_chunk[name] for of_chunk in logs]) for name in names}
-
-    def _by_step(self, parts):
-        """[*seeds, steps] of a log, from [local, *seeds] by step or, scanned, by chunk of steps."""
-        log = np.concatenate(parts, 1) if self._scanned else np.stack(parts, 1)
-        return self.layout.log_from_devices(np.moveaxis(log, 1, -1))
+        if not logs:
+            return {}
+        # Each log is [local, *seeds] by step or, scanned, [local, steps, *seeds] by chunk of steps.
+        join = np.concatenate if self._scanned else np.stack
+        by_step = jax.tree.map(lambda *parts: np.moveaxis(join(parts, 1), 1, -1), *jax.device_get(logs))
+        return {name: self.layout.log_from_devices(log) for name, log in by_step.items()}
 
     def step_by_step(
-        self, state: TrainState, objectives: tuple[str, ...], indices: Int[np.ndarray, "steps batch"]
-    ) -> Iterator[tuple[int, str, TrainState, dict]]:
+        self, state: TrainState, objectives: Objectives, indices: Int[np.ndarray, "steps batch"]
+    ) -> Iterator[tuple[int, str, TrainState, Logs]]:
         """Runs an epoch update by update; only of a runner that is not scanned.
 
-        Yields:
-          The step from 0, the objective, the state after its update, and the update's logs.
+        Yields the step from 0, the objective, the state after its update, and the update's logs.
         """
         with closing(self._chunks(indices, scanned=False)) as chunks:
             for step, (images, places) in enumerate(chunks):
@@ -191,9 +157,7 @@ class EpochRunner:
                     yield step, name, state, logs
                 state = self._finish_step(state)
 
-    def _chunks(
-        self, indices: Int[np.ndarray, "steps *seeds batch"], scanned: bool
-    ) -> Iterator[tuple[TrainingSet, Int[np.ndarray, "local ..."]]]:
+    def _chunks(self, indices, scanned):
         """Yields the inputs of the epoch's programs: images, and indices into them of one step [local, b] or,
         scanned, of several [local, steps, b]."""
         shards = self.layout.shard_indices(indices)
@@ -206,9 +170,10 @@ class EpochRunner:
             steps = max(1, _CHUNK // (shards[:, 0].size * image_bytes))
             parts = [shards[:, i : i + steps] for i in range(0, len(indices), steps)]
         if self._streamed:
-            return prefetch(self._fetch, parts)
-        # An explicit transfer: a guard in the tests shows that an epoch makes no other one.
-        return ((self.training_set, scatter(part)) for part in parts)
+            yield from prefetch(self._fetch, parts)
+        else:
+            for part in parts:
+                yield self.training_set, scatter(part)  # explicit, for the tests' guard against transfers
 
     def _fetch(self, indices):
         """Reads images onto the devices that use them; returns them, and indices into them."""
@@ -219,12 +184,11 @@ class EpochRunner:
         return scatter((images, np.broadcast_to(places, indices.shape)))
 
     def _step(self, objectives, state, frozen, images, indices):
-        """A log of an objective with several updates is their mean."""
-        values = {}
+        values = defaultdict(list)  # several of a log of an objective with several updates
         for _, new_state, logs in self._objective_steps(objectives, state, frozen, images, indices):
             state = new_state
             for name, value in logs.items():
-                values.setdefault(name, []).append(value)
+                values[name].append(value)
         return self._finish_step(state), {name: tree_mean(v) for name, v in values.items()}
 
     def _objective_steps(self, objectives, state, frozen, images, indices):
@@ -232,13 +196,6 @@ class EpochRunner:
         for update_index, name in enumerate(objectives, 1):
             state, logs = self._updates[name](state, frozen, batch, update_index)
             yield name, state, logs
-
-    def _single_step(self, objectives):
-        def run(*arguments):
-            state, logs = self._step(objectives, *arguments)
-            return state, logs, logs
-
-        return run
 
     def _epoch_program(self, objectives):
         """A program of many steps; returns the state, the logs of all steps, and the last one's."""
@@ -256,16 +213,11 @@ class EpochRunner:
         """Whether an epoch is one compiled program."""
         return self._scanned and not self._streamed
 
-    def compile_ahead(
-        self, state: TrainState, programs: Iterable[tuple[str, ...]], indices: Int[np.ndarray, "steps *seeds batch"]
-    ) -> None:
-        """Starts to compile epochs in parallel, as each may take a minute; `dispatch` waits for its own. The program
-        of BatchNorm statistics, if there are any, is compiled last.
+    def compile_ahead(self, state: TrainState, programs: Iterable[Objectives], indices: Indices) -> None:
+        """Starts to compile epochs in parallel, as each may take a minute; `dispatch` waits for its own.
 
-        Args:
-          state: a state; only its shapes matter.
-          programs: the objectives of each epoch program, in the order in which they are needed.
-          indices: indices of an epoch; only their shape matters.
+        The epochs are compiled in the order of `programs`, and the program of BatchNorm statistics, if there are any,
+        last. Only the shapes of the state and of the indices of an epoch matter.
         """
         inputs = state, self.frozen, self.training_set, scatter(self.layout.shard_indices(indices))
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), inputs)
@@ -275,19 +227,14 @@ class EpochRunner:
             functions[STATISTICS] = self._statistics
         for name, function in functions.items():
             # JAX keeps the result with the function and uses it at the call.
-            compile_it = function.lower(*shapes).compile
-            self._compiling[name] = self._compilers.submit(compile_it)
+            self._compiling[name] = self._compilers.submit(function.lower(*shapes).compile)
 
     def _wait_for_compilation(self, name):
         if name in self._compiling:
             self._compiling.pop(name).result()
 
-    def is_compiled(self, name: tuple[str, ...]) -> bool:
-        """Returns whether a program's compilation is finished and did not fail.
-
-        Args:
-          name: the objectives of an epoch, or STATISTICS.
-        """
+    def is_compiled(self, name: Objectives) -> bool:
+        """Returns whether the compilation of an epoch's objectives, or of STATISTICS, is finished and did not fail."""
         compiling = self._compiling.get(name)
         return compiling is None or (compiling.done() and compiling.exception() is None)
 
@@ -297,13 +244,8 @@ class EpochRunner:
             self._compilers.shutdown(cancel_futures=True)
         self._compiling.clear()
 
-    def with_statistics(self, state: TrainState, indices: Int[np.ndarray, "steps *seeds batch"]) -> TrainState:
-        """Returns the state with BatchNorm statistics averaged over batches without augmentation.
-
-        Args:
-          state: the state.
-          indices: indices of the training images of each batch, over all devices.
-        """
+    def with_statistics(self, state: TrainState, indices: Indices) -> TrainState:
+        """Returns the state with BatchNorm statistics averaged over batches without augmentation."""
         if not _has_statistics(state):
             return state
         self._wait_for_compilation(STATISTICS)
@@ -316,7 +258,7 @@ class EpochRunner:
                 # devices could deadlock, each holding some threads of the CPU.
                 if not self.epoch_is_one_program:
                     jax.block_until_ready(total)
-        return with_statistics(state, jax.tree.map(lambda x: x / len(indices), total))
+        return train_step.with_statistics(state, jax.tree.map(lambda x: x / len(indices), total))
 
     def _step_statistics(self, state, frozen, images, indices):
         return self._batch_statistics(state, frozen, self._prepare_plain(state, images, indices))

@@ -1,9 +1,4 @@
-"""The training loop: dispatches epochs to the devices, then logs and checkpoints their results.
-
-One run is trained, or several that differ in their seed alone, vectorized over seeds. When an epoch is one compiled
-program and takes less than a second, the next epoch is dispatched before the results of the previous one are read.
-Logging and checkpointing then overlap with computation.
-"""
+"""The training loop: dispatches epochs to the devices, then logs and checkpoints their results."""
 
 import time
 from collections import deque
@@ -20,63 +15,48 @@ from tqdm import tqdm
 from bigan_jax.detector import TrainState
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.preemption import StopRequest
-from bigan_jax.training import device_layout, divergence, schedules
+from bigan_jax.training import device_layout, divergence
 from bigan_jax.training.epoch_logger import EpochLogger, StepMonitor, make_progress_bar
 from bigan_jax.training.epoch_runner import STATISTICS, EpochRunner
 from bigan_jax.training.run import TrainingRun
 from bigan_jax.training.saving.progress import Progress
-from bigan_jax.training.schedules import ScheduledEpoch
+from bigan_jax.training.schedules import ScheduledEpoch, active_objectives, schedule_at
 
 STOP_NOTICE = "finishing and saving the current work; press Ctrl-C again to quit at once"
 _LONG_EPOCH = 1.0  # seconds; the host's work is small against longer epochs
 
 
 class EpochResult(NamedTuple):
-    """The result of an epoch, or of the rest of a resumed one, for one run.
-
-    Attributes:
-      run: the run.
-      progress: its progress before these steps.
-      initial_state: the replicated state before these steps; None for several runs.
-      objectives: the updates of each step.
-      indices: the training images of each step.
-      logs: each log by step.
-    """
+    """The result of an epoch, or of the rest of a resumed one, for one run."""
 
     run: TrainingRun
-    progress: Progress
-    initial_state: TrainState | None
-    objectives: tuple[str, ...]
-    indices: Int[np.ndarray, "steps batch"]
-    logs: Mapping[str, Float[np.ndarray, "done"]]
+    progress: Progress  # before these steps
+    initial_state: TrainState | None  # replicated, before these steps; None for several runs
+    objectives: tuple[str, ...]  # the updates of each step
+    indices: Int[np.ndarray, "steps batch"]  # the training images of each step
+    logs: Mapping[str, Float[np.ndarray, "done"]]  # each log by step
 
 
 def train_epochs(runs: Sequence[TrainingRun], runner: EpochRunner, stop_request: StopRequest) -> list[EpochResult]:
     """Trains to the end of the schedule, or until a stop is requested or a run diverges.
 
-    Runs that do not diverge are saved, and their `progress` and `state` are up to date.
-
-    Args:
-      runs: with equal progress, and different in their seed alone.
-      runner: for as many seeds.
-      stop_request: checked after each epoch and within epochs.
+    The runs have equal progress, and differ in their seed alone. Those that do not diverge are saved, and their
+    `progress` and `state` are up to date. Raises UserError if a file could not be written.
 
     Returns:
       The result of the last epoch of each run that diverged.
-
-    Raises:
-      UserError: a file could not be written.
     """
     job, start = runs[0].job, runs[0].progress
     for run in runs:
         run.job.mark_started()
     with ExitStack() as stack:
-        progress_bar = stack.enter_context(closing(make_progress_bar(job.epochs, job.steps_per_epoch, start)))
-        loggers = {
-            run: stack.enter_context(closing(EpochLogger(run.job.workdir, run.progress, job.batch_size)))
-            for run in runs
-        }
-        loop = stack.enter_context(closing(TrainLoop(loggers, runner, stop_request, progress_bar)))
+
+        def closed_at_end(resource):
+            return stack.enter_context(closing(resource))
+
+        progress_bar = closed_at_end(make_progress_bar(job.epochs, job.steps_per_epoch, start))
+        loggers = {run: closed_at_end(EpochLogger(run.job.workdir, run.progress, job.batch_size)) for run in runs}
+        loop = closed_at_end(TrainLoop(loggers, runner, stop_request, progress_bar))
         loop.compile_ahead()
         pending = deque()
         for number in range(start.epochs, job.epochs):
@@ -94,65 +74,42 @@ def train_epochs(runs: Sequence[TrainingRun], runner: EpochRunner, stop_request:
     return list(loop.diverged.values())
 
 
-def epoch_order(seed: int, epoch: int, images: int, steps: int, batch_size: int) -> np.ndarray:
-    """Returns the shuffled image indices of an epoch, a function of seed and epoch alone.
+def epoch_order(
+    seed: int, epoch: int, images: int, steps: int, batch_size: int
+) -> Int[np.ndarray, "{steps} {batch_size}"]:
+    """Returns the shuffled image indices of an epoch, a function of seed and epoch (from 0) alone.
 
-    Args:
-      seed: the run's seed.
-      epoch: the epoch, from 0.
-      images: the number of training images; those that do not fill a batch are left out.
-      steps: the number of steps.
-      batch_size: the number of images of each step.
-
-    Returns:
-      Indices of shape [steps, batch_size].
+    Of the number of training images, those that do not fill a batch are left out.
     """
     shuffled = np.random.default_rng((seed, epoch)).permutation(images)
     return shuffled[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
 
 
 class Snapshot(NamedTuple):
-    """A run's state after an epoch, on one device.
-
-    Attributes:
-      state: the state.
-      finite: whether the values of each network are finite; still on the device.
-    """
+    """A run's state after an epoch, on one device."""
 
     state: TrainState
-    finite: dict[str, Bool[Array, ""]]
+    finite: dict[str, Bool[Array, ""]]  # whether the values of each network are finite
 
 
 class PendingEpoch(NamedTuple):
-    """An epoch that was dispatched to the devices and has not been finished.
-
-    Attributes:
-      schedule: the epoch's position in the schedule.
-      indices: each run's image indices.
-      initial_state: as in `EpochResult`.
-      logs: logs of its steps, still on the devices.
-      save_checkpoint: whether its final state is to be saved.
-      snapshots: each run's final state, taken at once if the next epoch may be dispatched before this one is
-        finished; otherwise None.
-      monitor: counts its steps.
-      started: `time.perf_counter()` at its dispatch.
-    """
+    """An epoch that was dispatched to the devices and has not been finished."""
 
     schedule: ScheduledEpoch
-    indices: list[Int[np.ndarray, "steps batch"]]
-    initial_state: TrainState | None
-    logs: list[dict]
-    save_checkpoint: bool
-    snapshots: list[Snapshot] | None
+    indices: list[Int[np.ndarray, "steps batch"]]  # each run's
+    initial_state: TrainState | None  # as in `EpochResult`
+    logs: list[dict]  # on the devices
+    save_checkpoint: bool  # whether its final state is to be saved
+    snapshots: list[Snapshot] | None  # each run's final state, taken at once if the next epoch may be dispatched early
     monitor: StepMonitor
-    started: float
+    started: float  # `time.perf_counter()` at its dispatch
 
 
 class TrainLoop:
-    """Dispatches and finishes the epochs of one or several runs, in order.
+    """Dispatches and finishes the epochs of one run, or of several that differ in their seed alone, in order.
 
-    Attributes:
-      diverged: the runs with a value that is not finite, with the result of their last epoch.
+    When an epoch is one compiled program and takes less than a second, the next epoch is dispatched before the results
+    of the previous one are read. Logging and checkpointing then overlap with computation.
     """
 
     def __init__(
@@ -165,7 +122,7 @@ class TrainLoop:
         self.loggers, self.runner = loggers, runner
         self.stop_request, self.progress_bar = stop_request, progress_bar
         self.runs, self.job = list(loggers), next(iter(loggers)).job
-        self.diverged: dict[TrainingRun, EpochResult] = {}
+        self.diverged: dict[TrainingRun, EpochResult] = {}  # of the last epoch of runs with values that are not finite
         self.results: dict[TrainingRun, EpochResult] = {}  # of the epoch that finished last
         self.last_finished, self.last_seconds = 0.0, 0.0  # when it finished; how long it took
         self.unsaved_steps: int | None = None  # its number of steps, if its state is not saved
@@ -173,22 +130,18 @@ class TrainLoop:
             # The step of an epoch with another number of images has no meaning in this one.
             if run.progress.steps != self.job.steps_per_epoch:
                 run.progress = run.progress.at_step(0, self.job.steps_per_epoch)
+        self._has_seeds = runner.layout.seeds > 0
         states = [run.state for run in self.runs]
-        self.state = runner.layout.to_devices(
-            jax.tree.map(lambda *x: jnp.stack(x), *states) if self._has_seeds else states[0]
-        )
+        state = jax.tree.map(lambda *x: jnp.stack(x), *states) if self._has_seeds else states[0]
+        self.state = runner.layout.to_devices(state)
         # Several processes must agree after each epoch on whether to continue.
         self.runs_ahead = runner.epoch_is_one_program and not distributed.is_multiprocess()
-
-    @property
-    def _has_seeds(self):
-        return self.runner.layout.seeds > 0
 
     def compile_ahead(self) -> None:
         """Starts to compile the programs of all remaining epochs, if an epoch is one program."""
         if self.runs_ahead:
             remaining = range(self.runs[0].progress.epochs, self.job.epochs)
-            programs = dict.fromkeys(schedules.active_objectives(self._schedule(n)) for n in remaining)
+            programs = dict.fromkeys(active_objectives(self._schedule(n)) for n in remaining)
             self.runner.compile_ahead(self.state, programs, self._stack(self._indices(0)))
 
     def close(self) -> None:
@@ -198,28 +151,23 @@ class TrainLoop:
     def may_run_ahead(self, number: int) -> bool:
         """Returns whether an epoch may be dispatched before the previous one is finished.
 
-        It may not if its programs are still being compiled, as the previous epoch's log would wait for them, and need
-        not if epochs are long.
+        If its programs were still being compiled, the previous epoch's log would wait for them.
         """
-        programs = [schedules.active_objectives(self._schedule(number)), *[STATISTICS] * self._is_saved(number)]
+        programs = [active_objectives(self._schedule(number)), *[STATISTICS] * self._is_saved(number)]
         compiled = all(map(self.runner.is_compiled, programs))
         return self.runs_ahead and self.last_seconds < _LONG_EPOCH and compiled
 
     def dispatch_epoch(self, number: int) -> PendingEpoch:
         """Dispatches an epoch, or the rest of a resumed one, to the devices."""
         self.results = {}  # frees initial states that are no longer needed
-        job, schedule = self.job, self._schedule(number)
-        description = f"epoch {number + 1}/{job.epochs} {schedule.phase.name}"
-        self.progress_bar.set_description(description, False)
-        progress = self.runs[0].progress
+        job, schedule, progress = self.job, self._schedule(number), self.runs[0].progress
+        self.progress_bar.set_description(f"epoch {number + 1}/{job.epochs} {schedule.phase.name}", False)
         steps_done = progress.step if number == progress.epochs else 0
         indices = [of_run[steps_done:] for of_run in self._indices(number)]
         initial_state = None if self._has_seeds else device_layout.copy(self.state)
         monitor = StepMonitor(self.progress_bar, steps_done, job.steps_per_epoch, self.stop_request)
         started = time.perf_counter()
-        self.state, logs = self.runner.dispatch(
-            self.state, schedules.active_objectives(schedule), self._stack(indices), monitor
-        )
+        self.state, logs = self.runner.dispatch(self.state, active_objectives(schedule), self._stack(indices), monitor)
         save = self._is_saved(number) and monitor.steps_done == job.steps_per_epoch
         snapshots = self._take_snapshots(monitor.steps_done) if save and self.runs_ahead else None
         return PendingEpoch(schedule, indices, initial_state, logs, save, snapshots, monitor, started)
@@ -228,15 +176,14 @@ class TrainLoop:
         """Waits for an epoch, updates each run's progress, logs it, and saves a checkpoint if due.
 
         A run with a loss that is not finite is recorded in `self.diverged`; its epoch is neither logged nor saved.
-
-        Raises:
-          UserError: an earlier checkpoint, a log or an event file could not be written.
+        Raises UserError if an earlier checkpoint, a log or an event file could not be written.
         """
         logs = self.runner.fetch_logs(epoch.logs)
-        seconds = self._seconds_since_last_epoch(epoch.started)
-        steps_done = epoch.monitor.finish(logs)
-        self.unsaved_steps = steps_done
-        objectives = schedules.active_objectives(epoch.schedule)
+        now = time.perf_counter()
+        # Only the seconds that the devices had for this epoch alone.
+        self.last_seconds, self.last_finished = now - max(epoch.started, self.last_finished), now
+        steps_done = self.unsaved_steps = epoch.monitor.finish(logs)
+        objectives = active_objectives(epoch.schedule)
         self.results = {
             run: EpochResult(run, run.progress, epoch.initial_state, objectives, indices, run_logs)
             for run, indices, run_logs in zip(self.runs, epoch.indices, self._per_run(logs), strict=True)
@@ -244,7 +191,7 @@ class TrainLoop:
         }
         for run, result in self.results.items():
             run.checkpoints.raise_if_failed()
-            run.progress = run.progress.after(steps_done, result.logs, seconds / len(self.runs))
+            run.progress = run.progress.after(steps_done, result.logs, self.last_seconds / len(self.runs))
             if not divergence.losses_are_finite(result.logs):
                 self.diverged[run] = result
             elif steps_done == self.job.steps_per_epoch:
@@ -258,7 +205,6 @@ class TrainLoop:
             self._save(self._take_snapshots(self.unsaved_steps))
 
     def _save(self, snapshots):
-        """Updates each run's state, and saves it if all its values are finite."""
         self.unsaved_steps = None
         for run, (state, finite) in zip(self.runs, snapshots, strict=True):
             run.state = state
@@ -270,8 +216,7 @@ class TrainLoop:
                 self.diverged[run] = self.results[run]
 
     def _take_snapshots(self, steps_done):
-        """After a complete epoch, the BatchNorm statistics become those of the training images, unless all runs have
-        diverged."""
+        """Estimates BatchNorm statistics after a complete epoch, unless all runs have diverged."""
         if steps_done == self.job.steps_per_epoch and len(self.diverged) < len(self.runs):
             # Shuffled as in training. Images are sorted by condition, and a batch of one condition would lack the
             # variance between conditions.
@@ -280,18 +225,11 @@ class TrainLoop:
         states = self.runner.layout.unstack_seeds(self.state)
         return [Snapshot(state, divergence.finite_networks(state)) for state in states]
 
-    def _seconds_since_last_epoch(self, started):
-        """Seconds that the devices had for this epoch alone."""
-        now = time.perf_counter()
-        self.last_seconds, self.last_finished = now - max(started, self.last_finished), now
-        return self.last_seconds
-
     def _is_saved(self, number):
-        epochs_done = number + 1
-        return epochs_done == self.job.epochs or epochs_done % self.job.checkpointing.every == 0
+        return number + 1 == self.job.epochs or (number + 1) % self.job.checkpointing.every == 0
 
     def _schedule(self, number):
-        return schedules.schedule_at(self.job.built.phases, number)
+        return schedule_at(self.job.built.phases, number)
 
     def _indices(self, number):
         shape = len(self.job.dataset.train.image), self.job.steps_per_epoch, self.job.batch_size
@@ -302,6 +240,5 @@ class TrainLoop:
         return np.stack(indices, 1) if self._has_seeds else indices[0]
 
     def _per_run(self, logs):
-        if not self._has_seeds:
-            return [logs]
-        return [{name: log[i] for name, log in logs.items()} for i in range(len(self.runs))]
+        seeds = range(self.runner.layout.seeds)
+        return [{name: log[i] for name, log in logs.items()} for i in seeds] or [logs]

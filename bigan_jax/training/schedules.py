@@ -3,8 +3,9 @@
 The active objectives are a function of the epoch alone, so that a resumed run continues as if it had never stopped.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import optax
@@ -14,43 +15,26 @@ from bigan_jax.validation import DECAY, POSITIVE, require
 
 
 class UpdateFrequency(NamedTuple):
-    """How often an objective is updated.
+    """How often an objective is updated."""
 
-    Attributes:
-      every: the objective is active in every `every`-th epoch of its phase, from the first.
-      times: its number of updates in each step of such an epoch.
-    """
-
-    every: int = 1
-    times: int = 1
+    every: int = 1  # the objective is active in every `every`-th epoch of its phase, from the first
+    times: int = 1  # its number of updates in each step of such an epoch
 
 
 class Phase(NamedTuple):
-    """A part of the schedule with one set of objectives.
-
-    Attributes:
-      name: its name in `config.phases`.
-      epochs: its number of epochs.
-      objectives: update frequency of each objective, in the order of the updates of a step.
-    """
+    """A part of the schedule with one set of objectives."""
 
     name: str
     epochs: int
-    objectives: dict[str, UpdateFrequency]
+    objectives: dict[str, UpdateFrequency]  # in the order of the updates of a step
 
 
 class ScheduledEpoch(NamedTuple):
-    """An epoch's position in the schedule.
-
-    Attributes:
-      phase: its phase.
-      phase_index: index of the phase, from 0.
-      epoch: the epoch within the phase, from 0.
-    """
+    """An epoch's position in the schedule."""
 
     phase: Phase
-    phase_index: int
-    epoch: int
+    phase_index: int  # from 0
+    epoch: int  # within the phase, from 0
 
 
 def parse_phases(phases: Mapping[str, Mapping], objectives: Iterable[str]) -> tuple[Phase, ...]:
@@ -80,11 +64,7 @@ def total_epochs(phases: Iterable[Phase]) -> int:
 
 
 def schedule_at(phases: Iterable[Phase], epoch: int) -> ScheduledEpoch:
-    """Returns the position of an epoch, counted from 0 over all phases.
-
-    Raises:
-      IndexError: the schedule has fewer epochs.
-    """
+    """Returns the position of an epoch, counted from 0 over all phases; raises IndexError after the last."""
     for index, phase in enumerate(phases):
         if epoch < phase.epochs:
             return ScheduledEpoch(phase, index, epoch)
@@ -93,10 +73,7 @@ def schedule_at(phases: Iterable[Phase], epoch: int) -> ScheduledEpoch:
 
 
 def active_objectives(position: ScheduledEpoch) -> tuple[str, ...]:
-    """Returns the objective of each update of a step of this epoch, in order.
-
-    An objective is listed once for each of its updates.
-    """
+    """Returns the objective of each update of a step of this epoch, in order."""
     return tuple(
         name
         for name, frequency in position.phase.objectives.items()
@@ -107,58 +84,45 @@ def active_objectives(position: ScheduledEpoch) -> tuple[str, ...]:
 
 def updates_by_phase(phases: Iterable[Phase], objective: str, steps_per_epoch: int) -> list[int]:
     """Returns the number of an objective's updates in each phase."""
-    counts = []
-    for phase in phases:
-        frequency = phase.objectives.get(objective, UpdateFrequency(times=0))
-        active_epochs = -(-phase.epochs // frequency.every)
-        counts.append(active_epochs * frequency.times * steps_per_epoch)
-    return counts
+    never = UpdateFrequency(times=0)
+    frequencies = [(phase.epochs, phase.objectives.get(objective, never)) for phase in phases]
+    return [-(-epochs // every) * times * steps_per_epoch for epochs, (every, times) in frequencies]
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """The validated fields of `config.optimizers.<objective>`.
+    """The validated fields of `config.optimizers.<objective>`; raises UserError for one out of range.
 
-    Attributes:
-      learning_rate: the constant learning rate, or the peak of the cycle.
-      b1, b2: Adam's decay rates.
-      rate: "constant"; or "one_cycle" (Smith and Topin 2018): in each phase the rate rises linearly from
-        learning_rate / 25 to learning_rate over the first 30 % of the updates, then falls to zero along a cosine.
-      objective: the objective, for messages.
-
-    Raises:
-      UserError: a value is out of range, or the schedule is unknown.
+    With the rate "one_cycle" (Smith and Topin 2018), in each phase the rate rises linearly from learning_rate / 25 to
+    learning_rate over the first 30 % of the updates, then falls to zero along a cosine.
     """
 
-    learning_rate: float
-    b1: float = 0.9
+    learning_rate: float  # constant, or the peak of the cycle
+    b1: float = 0.9  # decay rates of Adam
     b2: float = 0.999
-    rate: str = "constant"
-    objective: str = "*"
+    rate: str = "constant"  # or "one_cycle"
+    objective: str = "*"  # for messages
 
     def __post_init__(self):
-        require(f"optimizers.{self.objective}.learning_rate", self.learning_rate, POSITIVE)
-        require(f"optimizers.{self.objective}.b1", self.b1, DECAY)
-        require(f"optimizers.{self.objective}.b2", self.b2, DECAY)
+        for name, allowed in (("learning_rate", POSITIVE), ("b1", DECAY), ("b2", DECAY)):
+            require(f"optimizers.{self.objective}.{name}", getattr(self, name), allowed)
         if self.rate not in ("constant", "one_cycle"):
             raise unknown_name("rate of an optimizer", self.rate, ["constant", "one_cycle"])
 
 
-def make_optimizer(updates: list[int], settings: OptimizerSettings, scale: float = 1.0) -> optax.GradientTransformation:
-    """Returns Adam (Kingma and Ba 2015) with the settings' learning rate schedule.
+def make_optimizer(
+    updates: Sequence[int], settings: OptimizerSettings, scale: float = 1.0
+) -> optax.GradientTransformation:
+    """Returns Adam (Kingma and Ba 2015) for a number of updates in each phase.
 
-    Args:
-      updates: the objective's number of updates in each phase.
-      settings: learning rate, decay rates and learning rate schedule.
-      scale: factor of the learning rate.
+    The settings' learning rate is multiplied by `scale`.
     """
     learning_rate = settings.learning_rate * scale
-    if settings.rate == "constant":
-        return optax.adam(learning_rate, settings.b1, settings.b2)
-    counts = [n for n in updates if n] or [1]
-    cycles = [_one_cycle(n, learning_rate) for n in counts]
-    ends = [sum(counts[: i + 1]) for i in range(len(counts) - 1)]
-    return optax.adam(optax.join_schedules(cycles, ends), settings.b1, settings.b2)
+    if settings.rate == "one_cycle":
+        counts = [n for n in updates if n] or [1]
+        cycles = [_one_cycle(n, learning_rate) for n in counts]
+        learning_rate = optax.join_schedules(cycles, list(accumulate(counts[:-1])))
+    return optax.adam(learning_rate, settings.b1, settings.b2)
 
 
 def _one_cycle(updates, peak):

@@ -1,20 +1,20 @@
-"""One training step: prepare a batch, update each active objective in turn, finish the step.
+"""One training step: prepare a batch, update each active objective in turn, finish the step; and BatchNorm statistics.
 
-Also BatchNorm statistics for inference ("precise BN"). The functions run on each device of the mapped axis
-`BATCH_AXIS`. schedules.py decides which objectives are active; epoch_runner.py and device_layout.py spread steps over
-devices.
+The functions run on each device of the mapped axis `BATCH_AXIS`.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int, PyTree, UInt8
 
+from bigan_jax.data.streaming import LazyImages
 from bigan_jax.detector import (
     Batch,
     Detector,
@@ -33,14 +33,15 @@ from bigan_jax.training.augmentation import AugmentationSettings, augment
 class TrainingSet(NamedTuple):
     """Training images: all, or the next of a stream; on the devices or on the host."""
 
-    image: UInt8[Array, "n h w c"]
-    condition: Int[Array, "n"]
+    image: UInt8[Array | np.ndarray, "n h w c"] | LazyImages
+    condition: Int[Array | np.ndarray, "n"]
 
 
 def prepare_batch(
     state: TrainState, training_set: TrainingSet, indices: Int[Array, "b"], augmentation: AugmentationSettings
 ) -> Batch:
     """Returns this device's batch: gathered by index, scaled to [0, 1] and augmented."""
+    assert not isinstance(training_set.image, LazyImages)  # the runner has read its images
     image = training_set.image[indices].astype(jnp.float32) / 255
     keys = _step_keys(state, 0, len(indices))
     return Batch(augment(keys, image, augmentation), training_set.condition[indices])
@@ -53,17 +54,14 @@ def update(
     state: TrainState,
     frozen: Mapping[str, Variables],
     batch: Batch,
-    update_index: Int[Array, ""],
+    update_index: int | Int[Array, ""],
 ) -> tuple[TrainState, Logs]:
     """Takes one update step of one objective: gradient, optimizer and Flax collections.
 
     Only the networks that the objective owns change. Gradients, collections and logs are averaged over the devices.
 
     Args:
-      detector: networks and objectives.
-      optimizer: the objective's optimizer.
-      name: the objective.
-      state: the state before the update.
+      optimizer: the optimizer of the objective `name`.
       frozen: variables of the frozen networks.
       batch: this device's part of the batch.
       update_index: position of the update within the step, from 1; each draws noise of its own.
@@ -84,7 +82,7 @@ def update(
     gradients, logs, collections = _average_over_devices((gradients, logs, collections))
     changes, opt_state = optimizer.update(gradients, state.opt_state[name], owned)
     state = state._replace(
-        params=state.params | optax.apply_updates(owned, changes),
+        params=state.params | cast(dict, optax.apply_updates(owned, changes)),
         collections=state.collections | collections,
         opt_state=state.opt_state | {name: opt_state},
     )
@@ -124,26 +122,22 @@ def batch_statistics(
 def with_statistics(state: TrainState, mean: dict[str, PyTree]) -> TrainState:
     """Returns the state with BatchNorm statistics replaced by their mean over batches.
 
-    This is "precise BN" (Wu and Johnson 2021, Sec. 3). Parameters and codebooks stay as they are, and later training
-    does not depend on the statistics.
+    This is "precise BN" (Wu and Johnson 2021, Sec. 3); parameters, codebooks and later training do not depend on it.
     """
     return state._replace(collections={n: c | mean.get(n, {}) for n, c in state.collections.items()})
 
 
 def _step_keys(state, purpose, batch_size):
-    """Returns one key per image. purpose: 0 for augmentation, from 1 for the step's updates."""
+    """One key per image. purpose: 0 for augmentation, from 1 for the step's updates."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), purpose)
     first = lax.axis_index(BATCH_AXIS) * batch_size
     return example_keys(key, first + jnp.arange(batch_size))
 
 
 def _average_over_devices(tree):
-    """Returns the mean over all devices.
-
-    Several processes on CPUs reduce one concatenated vector, because each reduction takes milliseconds however small
-    it is. Compilers for accelerators combine reductions themselves, without the copies. For a single device, XLA:CPU
-    would copy every array; the mean is skipped.
-    """
+    """Several processes on CPUs reduce one concatenated vector, because each reduction takes milliseconds however
+    small it is. Compilers for accelerators combine reductions themselves, without the copies. For a single device,
+    XLA:CPU would copy every array; the mean is skipped."""
     if lax.axis_size(BATCH_AXIS) == 1:
         return tree
     if jax.default_backend() != "cpu" or jax.process_count() == 1:

@@ -22,7 +22,7 @@ from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import baselines
 from bigan_jax.models import fcae
-from bigan_jax.training import epoch_runner
+from bigan_jax.training import device_layout, epoch_runner
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.loop import epoch_order
 from bigan_jax.training.train_step import TrainingSet
@@ -50,8 +50,8 @@ def make_runner(image, scanned=False):
     streamed = isinstance(image, LazyImages)
     runner = compiled_runner(jax.local_device_count(), scanned, streamed)
     images = TrainingSet(image, CONDITION)
-    runner.training_set = images if streamed else epoch_runner.replicate(images)
-    return runner, epoch_runner.replicate(initial_state())
+    runner.training_set = images if streamed else device_layout.replicate(images)
+    return runner, device_layout.replicate(initial_state())
 
 
 @cache  # several tests use its compiled programs

@@ -8,7 +8,7 @@ import optax
 
 from bigan_jax.detector import init_state
 from bigan_jax.models import improved_bigan
-from bigan_jax.training import epoch_runner, loop
+from bigan_jax.training import device_layout, epoch_runner, loop
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.train_step import TrainingSet
 
@@ -44,8 +44,8 @@ def make_runner(detector, optimizer, scanned, seeds=0, streamed=False):
         detector,
         dict.fromkeys(detector.objectives, optimizer),
         _AUGMENTATION,
-        epoch_runner.replicate(dict(detector.frozen)),
-        training_set() if streamed else epoch_runner.replicate(training_set()),
+        device_layout.replicate(dict(detector.frozen)),
+        training_set() if streamed else device_layout.replicate(training_set()),
         scanned,
         seeds,
     )

@@ -16,7 +16,7 @@ from bigan_jax.detector import Batch, Net, example_keys, inference_net, init_sta
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.anomaly_score import ScoreFormula
 from bigan_jax.evaluation.scorer import AnomalyScorer
-from bigan_jax.training import epoch_runner
+from bigan_jax.training import device_layout, epoch_runner
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
@@ -72,15 +72,15 @@ def dataset():
 def begin(detector, dataset, optimizer=None):
     optimizers = dict.fromkeys(detector.objectives, optimizer or optax.adam(1e-3))
     state = jax.jit(lambda: init_state(detector, optimizers, 3, SHAPE))()
-    frozen = epoch_runner.replicate(dict(detector.frozen))
+    frozen = device_layout.replicate(dict(detector.frozen))
     runner = epoch_runner.EpochRunner(
-        detector, optimizers, AugmentationSettings(), frozen, epoch_runner.replicate(dataset), False
+        detector, optimizers, AugmentationSettings(), frozen, device_layout.replicate(dataset), False
     )
-    return runner, epoch_runner.replicate(state)
+    return runner, device_layout.replicate(state)
 
 
 def host(state):
-    return jax.device_get(epoch_runner.first(state))
+    return jax.device_get(device_layout.first(state))
 
 
 def scorer_of(detector, state):
@@ -137,7 +137,7 @@ def test_objective_changes_only_its_networks_and_lowers_its_loss(name, dataset, 
 def test_images_are_scored_independently(name, dataset, one_device):
     detector = tiny(name)
     runner, state = begin(detector, dataset)
-    state = epoch_runner.first(runner.with_statistics(state, np.arange(16).reshape(2, 8)))
+    state = device_layout.first(runner.with_statistics(state, np.arange(16).reshape(2, 8)))
     scorer = scorer_of(detector, state)
     batch_scores = scorer.score(dataset.image, dataset.condition)
     assert batch_scores.reconstruction.shape == dataset.image.shape
@@ -157,7 +157,7 @@ def test_images_are_scored_independently(name, dataset, one_device):
 def test_reconstructions_are_in_range_before_rounding(name, dataset, one_device):
     detector = tiny(name)
     _, state = begin(detector, dataset)
-    net = inference_net(detector, epoch_runner.first(state), detector.frozen)
+    net = inference_net(detector, device_layout.first(state), detector.frozen)
     batch = Batch(jnp.asarray(dataset.image / 255, jnp.float32), jnp.asarray(dataset.condition))
     keys = jnp.broadcast_to(jax.random.key(0), 16)
     if detector.search:
@@ -178,7 +178,7 @@ def test_one_and_four_devices_agree(name, dataset, monkeypatch):
         runner, initial_state = begin(detector, dataset, gradient_recorder())
         initial_state = host(initial_state)
         for _ in range(devices // 4 + 1):
-            state, logs = runner.epoch(epoch_runner.replicate(initial_state), objectives, order)
+            state, logs = runner.epoch(device_layout.replicate(initial_state), objectives, order)
             state = runner.with_statistics(state, order)
             results.append((without_spread(logs), host(state)))
     assert_near(*results[:2])
@@ -188,7 +188,7 @@ def test_one_and_four_devices_agree(name, dataset, monkeypatch):
 @ALL
 def test_saved_and_restored_states_are_equal(name, dataset, one_device, tmp_path):
     _, state = begin(tiny(name), dataset)
-    saved = epoch_runner.first(state)
+    saved = device_layout.first(state)
     checkpoints = CheckpointManager(tmp_path)
     checkpoints.save(Progress(1), saved)
     checkpoints.close()
@@ -204,7 +204,7 @@ def test_bfloat16_stays_near_float32(name, dataset, one_device):
         detector = tiny(name, dtype=dtype)
         runner, state = begin(detector, dataset)
         state, logs = runner.epoch(state, tuple(detector.objectives), np.arange(8)[None])
-        state = epoch_runner.first(runner.with_statistics(state, np.arange(8)[None]))
+        state = device_layout.first(runner.with_statistics(state, np.arange(8)[None]))
         assert np.isfinite(list(logs.values())).all()
         assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
         images.append(scorer_of(detector, state).score(dataset.image).reconstruction)
@@ -215,7 +215,7 @@ def test_bfloat16_stays_near_float32(name, dataset, one_device):
 def test_every_trained_parameter_has_a_gradient(name, dataset, one_device):
     detector = tiny(name)
     _, state = begin(detector, dataset)
-    state = epoch_runner.first(state)
+    state = device_layout.first(state)
     batch = Batch(jnp.asarray(dataset.image / 255, jnp.float32), jnp.asarray(dataset.condition))
     keys = example_keys(jax.random.key(0), jnp.arange(16))
     for objective, (networks, loss) in detector.objectives.items():

@@ -14,7 +14,7 @@ from bigan_jax.detector import Batch, Net, example_keys, inference_net, init_sta
 from bigan_jax.errors import UserError
 from bigan_jax.models import anogan, bigan, ganomaly
 from bigan_jax.nn.blocks import BATCH_AXIS
-from bigan_jax.training import epoch_runner, health
+from bigan_jax.training import device_layout, epoch_runner, health
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.train_step import TrainingSet
 
@@ -65,7 +65,7 @@ def runner(name):
     optimizers = {k: adam(learning_rate=rate, b1=0.5) for k, rate in RATES[name].items()}
     state = jax.jit(lambda: init_state(GANS[name], optimizers, 0, SHAPE))()
     run = epoch_runner.EpochRunner(
-        GANS[name], optimizers, AugmentationSettings(), {}, epoch_runner.replicate(training_set())
+        GANS[name], optimizers, AugmentationSettings(), {}, device_layout.replicate(training_set())
     )
     return run, jax.device_get(state)
 
@@ -305,8 +305,8 @@ def test_native_scores_are_independent(batch, name):
 )
 def test_only_owned_networks_change(name, objective, trained):
     run, before = runner(name)
-    after, _ = run.epoch(epoch_runner.replicate(before), (objective,), np.arange(8)[None])
-    after = jax.device_get(epoch_runner.first(after))
+    after, _ = run.epoch(device_layout.replicate(before), (objective,), np.arange(8)[None])
+    after = jax.device_get(device_layout.first(after))
     for network in GANS[name].networks:
         unchanged = jax.tree.map(
             np.array_equal,
@@ -325,7 +325,7 @@ def test_health_warns_of_a_diverging_run_only(name):
     for factor, factor_warnings in warnings.items():
         state = jax.tree.map(np.copy, initial)
         state.opt_state["discriminator"].hyperparams["learning_rate"] *= np.float32(factor)
-        state = epoch_runner.replicate(state)
+        state = device_layout.replicate(state)
         for epoch in range(10):
             order = np.random.default_rng(epoch).permutation(32).reshape(4, 8)
             state, logs = run.epoch(state, tuple(RATES[name]), order)

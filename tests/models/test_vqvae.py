@@ -10,7 +10,7 @@ import pytest
 from bigan_jax.detector import init_state
 from bigan_jax.models import vqvae
 from bigan_jax.nn.blocks import BATCH_AXIS
-from bigan_jax.training import epoch_runner
+from bigan_jax.training import device_layout, epoch_runner
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.train_step import TrainingSet
 from tests.helpers.training import assert_near, gradient_recorder
@@ -145,11 +145,11 @@ def test_codebook_is_the_same_on_one_and_four_devices(monkeypatch, reseed_dead):
         state = jax.jit(lambda: init_state(detector, optimizers, 3, SHAPE))()
         initial = jax.device_get(state)
         run = epoch_runner.EpochRunner(
-            detector, optimizers, AugmentationSettings(), {}, epoch_runner.replicate(training_set), scanned
+            detector, optimizers, AugmentationSettings(), {}, device_layout.replicate(training_set), scanned
         )
-        state, logs = run.epoch(epoch_runner.replicate(state), ("reconstruction",), order)
-        trained = jax.device_get(epoch_runner.first(state))
-        state = jax.device_get(epoch_runner.first(run.with_statistics(state, order)))
+        state, logs = run.epoch(device_layout.replicate(state), ("reconstruction",), order)
+        trained = jax.device_get(device_layout.first(state))
+        state = jax.device_get(device_layout.first(run.with_statistics(state, order)))
         jax.tree.map(np.testing.assert_array_equal, state.collections, trained.collections)
         results.append((logs, state.opt_state, state.params, state.collections))
     assert_near(*results)

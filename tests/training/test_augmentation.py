@@ -62,7 +62,7 @@ def test_constant_and_range_are_kept():
 
 def test_result_depends_on_own_key_alone():
     image = jax.random.uniform(jax.random.key(1), (64, 8, 8, 1))
-    for others in {}, {"rotate": 20, "brightness": 0.2}:
+    for others in {}, {"rotate": 20.0, "brightness": 0.2}:
         run = jax.jit(partial(augment, settings=AugmentationSettings(True, 0.2, 0.1, **others)))
         batch, single = run(KEYS, image), run(KEYS[5:6], image[5:6])
         np.testing.assert_allclose(batch[5], single[0], atol=1e-6)
@@ -137,7 +137,9 @@ def test_unused_augmentation_is_not_in_program():
     assert draws == {"rotate": 1, "brightness": 1}
 
 
-@pytest.mark.parametrize("invalid", [{"scale": 1.0}, {"rotate": -5}, {"brightness": 2}, {"translate": float("nan")}])
+@pytest.mark.parametrize(
+    "invalid", [{"scale": 1.0}, {"rotate": -5.0}, {"brightness": 2.0}, {"translate": float("nan")}]
+)
 def test_invalid_amounts_are_named(invalid):
     with pytest.raises(UserError, match=f"augment.{next(iter(invalid))} must be "):
         AugmentationSettings(**invalid)

@@ -1,8 +1,6 @@
-"""Checkpoints by Orbax: atomic, written in the background, and verified by checksums when read.
+"""Checkpoints by Orbax: atomic, written in the background, and never used if any bit has changed.
 
-A checkpoint is a folder with three items: the state, the text of the training log, and the progress with the
-checksums of all three. A checkpoint with any changed bit is never used. Checkpoints of earlier formats are not
-readable.
+A checkpoint is a folder of the state, the text of the training log, and the progress with the checksums of all three.
 """
 
 import hashlib
@@ -10,7 +8,6 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,30 +41,18 @@ _executor = ThreadPoolExecutor(1, "checkpoint")
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """The validated fields of `config.checkpoint`.
+    """The validated fields of `config.checkpoint`; raises UserError unless `every` is a positive integer."""
 
-    Attributes:
-      every: number of epochs between two checkpoints.
-      keep: number of latest checkpoints to keep, at least 1.
-      keep_every: epochs whose multiples keep their checkpoints, too; 0 for none.
-
-    Raises:
-      UserError: `every` is not a positive integer.
-    """
-
-    every: int = 10
-    keep: int = 2
-    keep_every: int = 0
+    every: int = 10  # number of epochs between two checkpoints
+    keep: int = 2  # number of latest checkpoints to keep, at least 1
+    keep_every: int = 0  # epochs whose multiples keep their checkpoints, too; 0 for none
 
     def __post_init__(self):
         require("checkpoint.every", self.every, POSITIVE_INTEGER)
 
 
 class CheckpointManager:
-    """The checkpoints of one run.
-
-    They are folders named "<epochs>", or "<epochs>-<steps>" if the run was stopped within an epoch.
-    """
+    """The checkpoints of one run: folders "<epochs>", or "<epochs>-<steps>" if it was stopped within an epoch."""
 
     def __init__(self, workdir: str | Path, keep: int = 2, keep_every: int = 0, read_only: bool = False):
         """Opens the run's folder of checkpoints, and removes unfinished ones unless read-only.
@@ -98,9 +83,8 @@ class CheckpointManager:
         multiprocessing = ocp.options.MultiprocessingOptions(
             primary_host=process, active_processes={process}, barrier_sync_key_prefix=str(process)
         )
-        handler = ocp.CompositeCheckpointHandler(
-            composite_options=ocp.CompositeOptions(multiprocessing_options=multiprocessing)
-        )
+        options = ocp.CompositeOptions(multiprocessing_options=multiprocessing)
+        handler = ocp.CompositeCheckpointHandler(composite_options=options)
         # Orbax measures timeouts by the wall clock, which jumps when it is set or a laptop wakes.
         no_timeout = ocp.options.AsyncOptions(timeout_secs=_NO_TIMEOUT, create_directories_asynchronously=False)
         self._orbax = ocp.AsyncCheckpointer(handler, async_options=no_timeout, multiprocessing_options=multiprocessing)
@@ -115,11 +99,8 @@ class CheckpointManager:
         """Starts to write a checkpoint in the background.
 
         Training may continue at once, but must not donate the state's memory before `wait`. Of several processes,
-        which all have the same state, only process 0 writes.
-
-        Raises:
-          UserError: the previous checkpoint could not be written. If this one cannot, the next call,
-            `raise_if_failed`, `wait` or `close` raises.
+        which all have the same state, only process 0 writes. If this fails, the next call, `raise_if_failed`, `wait`
+        or `close` raises UserError.
         """
         name = progress.epochs, progress.step
         if name in self.names() or not distributed.is_primary():
@@ -128,7 +109,7 @@ class CheckpointManager:
         self._pending = _executor.submit(self._save, name, progress, state)
 
     def _save(self, name, progress, state):
-        """Fetches and hashes the state, which takes an accelerator's host a second, and writes."""
+        """Fetches and hashes the state, which takes the host of an accelerator a second, and writes."""
         tree = jax.device_get(state._asdict())
         content = progress._asdict()
         train_log = content.pop("train_log").encode()
@@ -149,8 +130,7 @@ class CheckpointManager:
     def wait(self) -> None:
         """Waits for the pending checkpoint, then deletes those that need not be kept.
 
-        Raises:
-          UserError: it could not be written.
+        Raises UserError if it could not be written.
         """
         with self._write_errors():
             pending, self._pending = self._pending, None
@@ -159,11 +139,13 @@ class CheckpointManager:
             self._orbax.wait_until_finished()
             names = self.names()
             complete = [name for name in names if not name[1]]
-            for name in names:
-                is_latest = name == names[-1]
-                is_kept = self._keep_every and not name[1] and name[0] % self._keep_every == 0
-                if not (is_latest or is_kept or name in complete[-self._keep :]):
-                    self._delete(name)
+            kept = {names[-1], *complete[-self._keep :]} if names else set()
+            if self._keep_every:
+                kept |= {name for name in complete if name[0] % self._keep_every == 0}
+            for name in (name for name in names if name not in kept):
+                path = self._path(name)
+                # First renamed: it is never a checkpoint with missing files.
+                shutil.rmtree(path.rename(path.with_name(path.name + ".deleting")))
 
     def restore(self, like: TrainState, complete_epochs: bool = False) -> tuple[Progress, TrainState] | None:
         """Returns the latest valid checkpoint on the default device, or None if there is none.
@@ -191,8 +173,7 @@ class CheckpointManager:
                 self._quarantine(name, error)
         if names:
             raise UserError(
-                f"every checkpoint of {self.workdir} is damaged. Put back a copy, or give another "
-                "--workdir to start again."
+                f"every checkpoint of {self.workdir} is damaged. Put back a copy, or start again in another --workdir."
             )
         return None
 
@@ -210,9 +191,8 @@ class CheckpointManager:
         state_bytes = sum(x.size * np.dtype(x.dtype).itemsize for _, x in _paths(like._asdict()))
         if state_bytes > max(_UNLIMITED_BYTES, _MAX_RATIO * disk_bytes):
             raise UserError(
-                f"config.json in {self.workdir} describes networks of {state_bytes / 2**30:,.0f} "
-                f"GiB, but the checkpoints have {disk_bytes / 2**30:.2g} GiB: they do not belong "
-                "together. Put back the config.json that the run wrote."
+                f"config.json in {self.workdir} describes networks of {state_bytes / 2**30:,.0f} GiB, but the "
+                f"checkpoints have {disk_bytes / 2**30:.2g} GiB. Put back the config.json that the run wrote."
             )
 
     def _path(self, name):
@@ -238,10 +218,12 @@ class CheckpointManager:
         shapes = {path: shape for path, (*shape, _) in leaves.items()}
         if shapes != {path: [str(x.dtype), list(x.shape)] for path, x in _paths(like._asdict())}:
             raise UserError(
-                f"{path} has a state of other shapes than this config describes; bigan_jax "
-                f"{version} wrote it. Resume with that version, or give another --workdir."
+                f"{path} has a state of other shapes than this config describes; bigan_jax {version} wrote it. "
+                "Resume with that version, or give another --workdir."
             )
-        tree = self._restore_items(path, state=ocp.args.StandardRestore(_abstract(like)))["state"]
+        device = SingleDeviceSharding(jax.local_devices()[0])
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like._asdict())
+        tree = self._restore_items(path, state=ocp.args.StandardRestore(abstract))["state"]
         if _leaves(jax.device_get(tree)) != leaves:
             raise ValueError("the checksum of its state does not match")
         return progress, TrainState(**tree)
@@ -260,14 +242,8 @@ class CheckpointManager:
             file=sys.stderr,
         )
 
-    def _delete(self, name):
-        path = self._path(name)
-        deleting = path.with_name(path.name + ".deleting")  # never a checkpoint with missing files
-        path.rename(deleting)
-        shutil.rmtree(deleting)
-
     @contextmanager
-    def _write_errors(self) -> Iterator[None]:
+    def _write_errors(self):
         try:
             yield
         except Exception as error:  # those of TensorStore are not OSErrors
@@ -279,11 +255,6 @@ def tree_digest(tree: PyTree) -> str:
     return _sha256_json(_leaves(jax.device_get(tree)))
 
 
-def _abstract(state):
-    sharding = SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state._asdict())
-
-
 def _paths(tree):
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
@@ -291,17 +262,14 @@ def _paths(tree):
 
 def _leaves(tree) -> dict[str, list]:
     """[dtype, shape, SHA-256] of each array by its path."""
-    paths, arrays = zip(*_paths(tree), strict=True)
+
+    def describe(leaf):
+        path, array = leaf
+        digest = _sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        return path, [str(array.dtype), list(array.shape), digest]
+
     with ThreadPoolExecutor() as threads:  # hashing releases the interpreter's lock
-        digests = list(threads.map(_sha256_array, arrays))
-    return {
-        path: [str(array.dtype), list(array.shape), digest]
-        for path, array, digest in zip(paths, arrays, digests, strict=True)
-    }
-
-
-def _sha256_array(array):
-    return _sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        return dict(threads.map(describe, _paths(tree)))
 
 
 def _sha256_json(content):

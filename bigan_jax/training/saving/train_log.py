@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from bigan_jax.runtime.files import read_bounded, write_atomic, write_error
 
@@ -10,17 +11,10 @@ MAX_BYTES = 2**28
 
 
 class TrainLog:
-    """Appends rows to train.jsonl, each as soon as its epoch ends.
-
-    Attributes:
-      text: the content of the file.
-    """
+    """Appends rows to train.jsonl, each as soon as its epoch ends; `text` is the content of the file."""
 
     def __init__(self, workdir: Path, text: str):
-        """Rewrites the file with the text of a checkpoint.
-
-        Later rows are dropped; their epochs are trained again.
-        """
+        """Rewrites the file with the text of a checkpoint: the epochs of later rows are trained again."""
         self._path, self.text = workdir / "train.jsonl", text
         write_atomic(self._path, text)
 
@@ -36,10 +30,7 @@ class TrainLog:
 
 
 def read_train_log(workdir: Path) -> list[dict]:
-    """Returns the rows of train.jsonl up to the first that is truncated or that no run writes.
-
-    There are none without the file.
-    """
+    """Returns the rows of train.jsonl, if it exists, up to the first that is truncated or that no run writes."""
     path, rows = workdir / "train.jsonl", []
     text = read_bounded(path, MAX_BYTES).decode(errors="replace") if path.exists() else ""
     for line in text.splitlines():
@@ -58,7 +49,7 @@ def rollbacks(rows: Iterable[dict]) -> list[dict]:
     return next((row["rollbacks"] for row in reversed([*rows]) if "rollbacks" in row), [])
 
 
-def are_rollbacks(values: object) -> bool:
+def are_rollbacks(values: Any) -> bool:
     """Returns whether a value is a list of rollbacks as a run writes them."""
     types = {"epoch": int, "objective": str, "rolled_back_to": int}
     return _is_list_of(dict, values) and all(
