@@ -66,9 +66,8 @@ class DataSettings:
             raise unknown_name("config.data.source", self.source, sources)
         if self.source == PHANTOM and self.dir:
             raise UserError(
-                f"config.data.dir={self.dir} is not used: the images of the phantom are drawn. "
-                "Name the dataset with the layout of the folder, such as "
-                "--config=configs/cae.py:folder."
+                f"config.data.dir={self.dir} is not used: the images of the phantom are drawn. Name the dataset with "
+                "the layout of the folder, such as --config=configs/cae.py:folder."
             )
         require("data.image_size", self.image_size, _IMAGE_SIZE)
         require("data.channels", self.channels, _CHANNELS)

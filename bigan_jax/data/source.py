@@ -234,9 +234,8 @@ def _merge(settings, root, datasets, notes) -> FolderSource:
     skipped = [name for dataset in datasets for name in dataset.listing.skipped]
     if category and not known + skipped:
         raise UserError(
-            f"config.data.category={category}: {root} has no categories when the source "
-            f"{layout.name!r} reads it. Leave the field empty, or use a folder with those images "
-            "alone."
+            f"config.data.category={category}: {root} has no categories when the source {layout.name!r} reads it. "
+            "Leave the field empty, or use a folder with those images alone."
         )
     names = select_categories(category, known + skipped) if known + skipped else [layout.name]
     conditions = tuple(name for name in names if name not in skipped)

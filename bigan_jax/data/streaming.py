@@ -75,8 +75,7 @@ class LazyImages:
         except Exception as error:  # decoders raise nearly any exception for a corrupt file
             raise UserError(
                 f"The image {self._names[row]} cannot be read: {error or type(error).__name__}\n"
-                "Fix or remove it and run the same command again: training resumes from its last "
-                "checkpoint."
+                "Fix or remove it and run the same command again: training resumes from its last checkpoint."
             ) from error
 
 

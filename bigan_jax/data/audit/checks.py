@@ -101,9 +101,8 @@ def neighboring_file_numbers(pairs: Pairs, auroc: float | None, images: AllImage
     return Finding(
         name,
         result,
-        "They may show the same object in training and in the test: set groups in metadata.csv "
-        "and train in a new --workdir (layouts folder and brain), or split by blocks of camera "
-        "numbers (layout plant).",
+        "They may show the same object in training and in the test: set groups in metadata.csv and train in a new "
+        "--workdir (layouts folder and brain), or split by blocks of camera numbers (layout plant).",
     )
 
 

@@ -78,9 +78,8 @@ def apply_metadata(listing: Listing, folder: DataFolder, *, strict: bool) -> Lis
         row_of = dict(rows)
         if rows and not any(_value(row_of, r.path) for r in listing.records):
             raise UserError(
-                f"{folder.root / file} lists no image of the folder: it has {_short(rows[0][0])}, "
-                f"but the images have paths such as {_short(listing.records[0].path)}. Give paths "
-                f"relative to the folder of {METADATA}."
+                f"{folder.root / file} lists no image of the folder: it has {_short(rows[0][0])}, but the images have "
+                f"paths such as {_short(listing.records[0].path)}. Give paths relative to the folder of {METADATA}."
             )
     records, conditions, skipped = listing.records, (), ()
     if is_used:
