@@ -80,7 +80,7 @@ def _read(source: ImageSource, records: list[ImageRecord], image_format: ImageFo
 def _is_informative(record: ImageRecord, image: np.ndarray, mask: np.ndarray | None) -> bool:
     """Whether an image is used; blank slices and slices of an anomaly without a defect are not."""
     is_slice = split_slice(record.path)[1] is not None
-    return not is_slice or (np.ptp(image) > 0 and (mask is None or bool(mask.any())))
+    return not is_slice or bool(np.ptp(image) > 0 and (mask is None or mask.any()))
 
 
 def _read_on_demand(source: ImageSource, records: list[ImageRecord], image_format: ImageFormat) -> _Loaded:

@@ -15,7 +15,7 @@ from bigan_jax.data.files.folders import DataFolder, is_remote, local_folder, op
 from bigan_jax.data.files.images import ImageFormat, Mask, Pixels, count_unsupported, image_size, read_image, read_mask
 from bigan_jax.data.files.medical import percentile_stretch
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
-from bigan_jax.data.layouts.base import MIN_NORMAL, Layout, select_categories
+from bigan_jax.data.layouts.base import MIN_NORMAL, select_categories
 from bigan_jax.data.layouts.locate import find_layout_root
 from bigan_jax.data.records import ImageRecord, Listing
 from bigan_jax.data.settings import DataSettings
@@ -164,9 +164,7 @@ def open_folder_source(settings: DataSettings) -> FolderSource:
     return _merge(layout, settings, root, datasets, notes)
 
 
-def _open_layout_root(
-    layout: Layout, root: epath.Path, tfds_dir: epath.Path
-) -> tuple[DataFolder | None, tuple[str, ...]]:
+def _open_layout_root(layout, root, tfds_dir) -> tuple[DataFolder | None, tuple[str, ...]]:
     """Opens the folder in which the layout begins; None if there is no data folder."""
     root = archives.extract_once(root, local_folder(tfds_dir)) or root
     if not root.is_dir():

@@ -35,7 +35,7 @@ class LazyImages:
 
     def __getitem__(
         self, indices: int | slice | Int[np.ndarray, "m"] | Bool[np.ndarray, "n"]
-    ) -> UInt8[np.ndarray, "m h w c"]:
+    ) -> UInt8[np.ndarray, "... h w c"]:
         """Decodes the images at `indices`, as in NumPy. Raises UserError with the name of an unreadable image."""
         rows = self._rows[indices]
         if rows.ndim == 0:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Num, Shaped
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -20,7 +20,7 @@ MIN_PAIRS = 20  # pairs from which a similarity is estimated
 
 
 def shortcut_aurocs(
-    features: Mapping[str, Float[np.ndarray, "n"]],
+    features: Mapping[str, Num[np.ndarray, "n"]],
     label: Bool[np.ndarray, "n"],
     group: Shaped[np.ndarray, "n"],
     condition: Int[np.ndarray, "n"],
@@ -53,7 +53,7 @@ def _cross_validated_auroc(values, label, group):
     return _auroc(score, label)
 
 
-def best_sign_auroc(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> float:
+def best_sign_auroc(score: Num[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> float:
     """Return the AUROC of `score` or of its negative, whichever is higher."""
     value = _auroc(score, label)
     return max(value, 1 - value)

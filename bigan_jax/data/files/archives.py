@@ -3,6 +3,7 @@
 import bz2
 import errno
 import gzip
+import io
 import json
 import lzma
 import re
@@ -184,7 +185,7 @@ def _zip_members(file: BinaryIO, archive: epath.Path) -> Iterator[Member]:
 class _LimitedStream:
     """Limits what a stream decompresses to, including the headers and the data after the end."""
 
-    def __init__(self, stream: IO[bytes], size: int, archive: epath.Path):
+    def __init__(self, stream: io.IOBase, size: int, archive: epath.Path):
         self.stream, self.size, self.archive = stream, size, archive
         self.n_read, self.next_header = 0, 0.0
 
@@ -196,7 +197,7 @@ class _LimitedStream:
             raise UserError(f"{self.archive} has a header of more than {_format_bytes(MAX_HEADER)}.")
         return content
 
-    def expect(self, n_bytes: float) -> None:
+    def expect(self, n_bytes: int | float) -> None:
         """Allow `n_bytes`, of a file or of the padding at the end, before the next header."""
         self.next_header = self.n_read + n_bytes
 

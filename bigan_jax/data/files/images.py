@@ -33,7 +33,7 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 _ORIENTATION = 0x0112  # EXIF tag
 
 # A file or a slice (by its name), an open file in one of FORMATS, or the values of a slice.
-Source = Path | BinaryIO | Num[np.ndarray, "h w ..."]
+Source = Path | BinaryIO | io.BytesIO | Num[np.ndarray, "h w ..."]
 Pixels = UInt8[np.ndarray, "size size channels"]  # 0 to 255
 Mask = Bool[np.ndarray, "size size"]  # True: defect
 
@@ -135,7 +135,7 @@ def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None =
     return (cover > 0) & (cover >= min(0.5, cover.max()) - 1e-6)
 
 
-def image_size(source: Path | BinaryIO) -> tuple[int, int]:
+def image_size(source: Path | BinaryIO | io.BytesIO) -> tuple[int, int]:
     """Width and height of an image as displayed, read from its header."""
     if isinstance(source, Path) and medical.is_medical(source.name):
         width, height, _ = medical.volume_shape(Path(medical.split_slice(str(source))[0]))

@@ -1,7 +1,4 @@
-"""Groups of related images, which are never divided between splits, and conditions.
-
-Groups come from metadata.csv or from camera numbers in file names; conditions from metadata.csv.
-"""
+"""Groups of related images, from metadata.csv or camera numbers in file names, and conditions from metadata.csv."""
 
 import csv
 import io
@@ -45,7 +42,7 @@ def apply_metadata(listing: Listing, folder: DataFolder, *, strict: bool) -> Lis
     condition without normal images are removed.
 
     Raises UserError if an image has two groups or conditions, or lacks a condition, if a file lists no image of the
-    folder or, if `strict`, if a file is invalid. Without `strict` such a file is ignored and noted.
+    folder or, if `strict`, if a file is invalid. Otherwise it is ignored and noted.
     """
     values, is_used, notes = {name: {} for name in _COLUMNS}, False, []
     for file in folder.metadata_files():

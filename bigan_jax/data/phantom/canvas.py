@@ -4,12 +4,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Shaped
-from numpy.typing import ArrayLike
+from jaxtyping import Float, Shaped
 
-Field = Float32[np.ndarray, "s s"]  # one value per pixel
-Paint = Float32[np.ndarray, "s s 3"]  # RGB in [0, 1]
+Field = Float[np.ndarray, "s s"]  # one value per pixel
+Paint = Float[np.ndarray, "s s 3"]  # RGB in [0, 1]
 
+Color = Float[np.ndarray, "3"] | tuple[float, float, float]  # RGB in [0, 1]
 Point = tuple[float, float]  # Python floats: NumPy's would turn every field into float64
 
 
@@ -32,10 +32,10 @@ class Defect(NamedTuple):
     """The cover (0 to 1) and the colors of a defect, to be laid over a clean image."""
 
     cover: Field
-    paint: Paint | Float32[np.ndarray, "3"]
+    paint: Paint | Color
 
 
-def over(under: Paint, cover: Field, paint: ArrayLike) -> Paint:
+def over(under: Paint, cover: Field, paint: Paint | Color) -> Paint:
     """Lay `paint` (a color or an image) over `under`."""
     return under + cover[..., None] * (np.asarray(paint, np.float32) - under)
 

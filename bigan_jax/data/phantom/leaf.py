@@ -34,9 +34,9 @@ def scene(rng: np.random.Generator, c: Canvas) -> tuple[Paint, Leaf]:
     t = np.clip((along + 1) / 2, 0, 1)
     half = width * 1.72 * t ** rng.normal(0.88, 0.02) * (1 - t) ** rng.normal(0.42, 0.015)
     wave = 0.014 * noise(rng, size, 4) + 0.006 * noise(rng, size, 14)
-    edge = (np.abs(across) - half) * 0.8 + wave * smoothstep(0, 0.15, t)
+    edge = (np.abs(across) - half) * 0.8 + wave * smoothstep(0.0, 0.15, t)
     edge = np.maximum(edge, (np.abs(along) - 1) * length)
-    stalk = segment_distance(across, along * length, (0, 0.9 * length), (0, 1.14 * length)) - 0.020
+    stalk = segment_distance(across, along * length, (0.0, 0.9 * length), (0.0, 1.14 * length)) - 0.020
     edge = np.minimum(edge, stalk)
 
     tone = np.array([0.60, 0.57, 0.62]) * rng.normal(1, 0.045) * rng.normal(1, 0.012, 3)
