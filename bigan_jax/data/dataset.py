@@ -23,13 +23,12 @@ class Images(NamedTuple):
 
     def select(self, indices: Int[np.ndarray, "m"] | Bool[np.ndarray, "n"] | slice) -> "Images":
         """Returns the rows at `indices` in that order; lazy images stay lazy."""
-        image, *others, mask, has_mask = self
-        if not isinstance(image, LazyImages):
-            return Images(*(field[indices] for field in self))
-        image = image.subset(indices)
+        if not isinstance(self.image, LazyImages):
+            return Images._make(field[indices] for field in self)
+        image = self.image.subset(indices)
+        others = {name: field[indices] for name, field in self._asdict().items() if name not in ("image", "mask")}
         # Lazy images are training images, without defects; this view takes no memory.
-        mask = np.broadcast_to(False, (len(image), *mask.shape[1:]))
-        return Images(image, *(field[indices] for field in others), mask, has_mask[indices])
+        return Images(image=image, mask=np.broadcast_to(False, (len(image), *self.mask.shape[1:])), **others)
 
 
 class Dataset(NamedTuple):

@@ -21,15 +21,7 @@ ImageInput = str | Path | Image.Image | UInt8[np.ndarray, "h w *c"]
 
 
 def load_images(inputs: Sequence[ImageInput], image_format: ImageFormat) -> UInt8[np.ndarray, "n size size channels"]:
-    """Decodes images as `read_image` does.
-
-    Args:
-      inputs: files, Pillow images or arrays.
-      image_format: of the result.
-
-    Raises:
-      UserError: an input is not an image. The message has the name or index of the first one.
-    """
+    """Decodes images as `read_image` does. Raises UserError with the name or index of the first that is no image."""
 
     def read(index: int) -> np.ndarray | UnreadableFile:
         image = inputs[index]
@@ -64,12 +56,8 @@ def _to_pillow(image):
 def open_inputs(source: str | Path, temporary: Path) -> Iterator[tuple[DataFolder, list[str]]]:
     """Opens the folder of the images that `source` names, and lists their names.
 
-    Args:
-      source: an image, a folder with all below it, an archive, or a pattern of images and folders.
-      temporary: a folder in which an archive is extracted until the context ends.
-
-    Raises:
-      UserError: there is no such file, or no image.
+    `source` is an image, a folder, an archive (extracted in `temporary` until the context ends), or a pattern of
+    images and folders. Raises UserError if there is no such file, or no image.
     """
     path = resolve_path(source)
     if path.is_dir():
@@ -81,6 +69,7 @@ def open_inputs(source: str | Path, temporary: Path) -> Iterator[tuple[DataFolde
     elif archives.is_archive(path.name):
         with tempfile.TemporaryDirectory(prefix=".extracted-", dir=temporary) as base_dir:
             folder = archives.extract_once(path, Path(base_dir), storage_flag="--output=DIR")
+            assert folder is not None  # the archive exists
             yield _all_images(open_folder(folder), source)
     else:
         names = [path.name] if is_remote(path) else image_names(Path(path))

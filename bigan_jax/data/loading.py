@@ -14,6 +14,8 @@ from bigan_jax.data.streaming import LazyImages
 from bigan_jax.errors import UserError
 from bigan_jax.runtime import distributed
 
+_Loaded = tuple[Images, list[UnreadableFile]]
+
 
 def load_dataset(settings: DataSettings) -> Dataset:
     """Reads and splits the images of a data folder, or of the phantom.
@@ -23,13 +25,11 @@ def load_dataset(settings: DataSettings) -> Dataset:
     square are stretched. With `settings.stream`, training images are decoded once to check them, and later on demand
     (`LazyImages`), so that they are never all in memory; calibration and test images always are.
 
-    Returns:
-      Training and calibration images, which are normal, and test images (`split_records`), with notes for the user.
-
     Raises:
       UserError: a name, folder or layout is wrong, images are too few for the splits, or files cannot be read. All
         unreadable files are in one error; with `settings.skip_unreadable` they are skipped and counted in the notes.
     """
+    source: ImageSource
     if settings.layout is None:
         source = PhantomSource(settings)
     else:
@@ -59,18 +59,15 @@ def load_dataset(settings: DataSettings) -> Dataset:
     return Dataset(splits[TRAIN], splits[CALIBRATION], splits[TEST], source.conditions, notes, source.open)
 
 
-def _read(
-    source: ImageSource, records: list[ImageRecord], image_format: ImageFormat
-) -> tuple[Images, list[UnreadableFile]]:
+def _read(source: ImageSource, records: list[ImageRecord], image_format: ImageFormat) -> _Loaded:
     """Reads images and masks; an image stays if only its mask is unreadable."""
     results = map_in_threads(source.read, records, "images")
     unreadable = [x for result in results for x in result if isinstance(x, UnreadableFile)]
-    rows = [
-        (record, image, None if isinstance(mask, UnreadableFile) else mask)
-        for record, (image, mask) in zip(records, results, strict=True)
-        if not isinstance(image, UnreadableFile)
-    ]
-    rows = [row for row in rows if _is_informative(*row)]
+    rows = []
+    for record, (image, mask) in zip(records, results, strict=True):
+        row = record, image, None if isinstance(mask, UnreadableFile) else mask
+        if not isinstance(image, UnreadableFile) and _is_informative(*row):
+            rows.append(row)
     size, channels, _ = image_format
     images = np.zeros((len(rows), size, size, channels), np.uint8)
     masks = np.zeros(images.shape[:3], bool)
@@ -83,12 +80,10 @@ def _read(
 def _is_informative(record: ImageRecord, image: np.ndarray, mask: np.ndarray | None) -> bool:
     """Whether an image is used; blank slices and slices of an anomaly without a defect are not."""
     is_slice = split_slice(record.path)[1] is not None
-    return not is_slice or (np.ptp(image) > 0 and (mask is None or bool(mask.any())))
+    return not is_slice or bool(np.ptp(image) > 0 and (mask is None or mask.any()))
 
 
-def _read_on_demand(
-    source: ImageSource, records: list[ImageRecord], image_format: ImageFormat
-) -> tuple[Images, list[UnreadableFile]]:
+def _read_on_demand(source: ImageSource, records: list[ImageRecord], image_format: ImageFormat) -> _Loaded:
     """The same for training images, without keeping them in memory."""
     unreadable = []
     if source.open:  # drawn images need no check
@@ -119,13 +114,6 @@ def _to_images(records, images, masks) -> Images:
     # The mask of an anomalous image without a defect pixel counts as unknown.
     has_mask = ~label
     has_mask[label] = masks[label].any(axis=(1, 2))
-    return Images(
-        image=images,
-        label=label,
-        group=np.array([r.group for r in records], str),
-        condition=np.array([r.condition for r in records], np.int32),
-        defect_type=np.array([r.defect_type for r in records], str),
-        path=np.array([r.path for r in records], str),
-        mask=masks,
-        has_mask=has_mask,
-    )
+    condition = np.array([r.condition for r in records], np.int32)
+    text = {name: np.array([getattr(r, name) for r in records], str) for name in ("group", "defect_type", "path")}
+    return Images(image=images, label=label, condition=condition, mask=masks, has_mask=has_mask, **text)

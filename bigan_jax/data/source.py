@@ -1,27 +1,18 @@
 """Where images come from: a data folder, or the phantom. Both are an `ImageSource`."""
 
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
-import numpy as np
 from etils import epath
-from jaxtyping import Bool, UInt8
 
 from bigan_jax.data import phantom
 from bigan_jax.data.files import archives
-from bigan_jax.data.files.folders import (
-    DataFolder,
-    FileReader,
-    is_remote,
-    local_folder,
-    open_folder,
-    resolve_path,
-    tfds_data_dir,
-)
-from bigan_jax.data.files.images import ImageFormat, count_unsupported, image_size, read_image, read_mask
+from bigan_jax.data.files.folders import DataFolder, is_remote, local_folder, open_folder, resolve_path, tfds_data_dir
+from bigan_jax.data.files.images import ImageFormat, Mask, Pixels, count_unsupported, image_size, read_image, read_mask
 from bigan_jax.data.files.medical import percentile_stretch
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.data.layouts.base import MIN_NORMAL, select_categories
@@ -34,30 +25,25 @@ from bigan_jax.errors import UserError
 if TYPE_CHECKING:
     from bigan_jax.data.tfds.prepared import PreparedDataset
 
-Pixels = UInt8[np.ndarray, "size size channels"]
-Mask = Bool[np.ndarray, "size size"]
-
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """The images of a dataset: a record of each, and its pixels on demand.
+    """The images of a dataset: a record of each, and its pixels on demand."""
 
-    Attributes:
-      root: what messages call the source.
-      records: all images.
-      conditions: names, indexed by the `condition` of a record.
-      notes: messages to the user.
-      open: returns the encoded file of an image or mask by its path; None if images are drawn.
-    """
-
-    root: epath.Path | str
-    records: list[ImageRecord]
-    conditions: tuple[str, ...]
-    notes: tuple[str, ...]
-    open: Callable[[str], BinaryIO] | None
+    @property
+    def root(self) -> os.PathLike | str: ...  # what messages call the source
+    @property
+    def records(self) -> list[ImageRecord]: ...
+    @property
+    def conditions(self) -> tuple[str, ...]: ...  # names, indexed by the `condition` of a record
+    @property
+    def notes(self) -> tuple[str, ...]: ...  # messages to the user
+    @property
+    def open(self) -> Callable[[str], BinaryIO] | None: ...  # encoded image or mask of a path; None if drawn
 
     def read(self, record: ImageRecord) -> tuple[Pixels | UnreadableFile, Mask | UnreadableFile | None]:
         """Returns an image in the format of the networks, and its mask if it has one."""
+        ...
 
 
 class PhantomSource:
@@ -74,36 +60,24 @@ class PhantomSource:
     def read(self, record: ImageRecord) -> tuple[Pixels, Mask]:
         """Draws an image and its mask."""
         size, channels, window = self._format
-        image, mask = phantom.draw(
-            self.conditions[record.condition],
-            phantom.index_of(record.path),
-            size,
-            channels,
-            record.defect_type if record.label else None,
-        )
+        category, defect = self.conditions[record.condition], record.defect_type if record.label else None
+        image, mask = phantom.draw(category, phantom.index_of(record.path), size, channels, defect)
         return percentile_stretch(image) if window else image, mask
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """The images of a data folder or archive, which are read from prepared data.
-
-    `locations` has, by the path of an image or mask, the prepared dataset with it, its index and its feature.
-    """
+    """The images of a data folder or archive, which are read from prepared data."""
 
     root: epath.Path
     records: list[ImageRecord]
     conditions: tuple[str, ...]
     notes: tuple[str, ...]
     image_format: ImageFormat
-    locations: dict[str, tuple["PreparedDataset", int, str]]
+    locations: dict[str, tuple["PreparedDataset", int, str]]  # dataset, index and feature of an image or mask by path
 
     def open(self, path: str) -> io.BytesIO:
-        """Opens the encoded image or mask with a path of the records.
-
-        Raises:
-          UserError: it could not be read when the data were prepared.
-        """
+        """Opens an encoded image or mask. Raises UserError if it was unreadable when the data were prepared."""
         dataset, index, feature = self.locations[path]
         if path in dataset.unreadable:
             raise UserError(dataset.unreadable[path])
@@ -124,13 +98,10 @@ class FolderSource:
 
 
 def require_data_folder(settings: DataSettings) -> None:
-    """Checks that the data folder, or what replaces a missing one, exists.
+    """Raises UserError if no data folder is set, or if it does not exist and nothing replaces it.
 
     It imports neither JAX nor TFDS. Earlier extractions, prepared data and the TFDS dataset of the layout can replace
     a missing folder.
-
-    Raises:
-      UserError: no folder is set, or it does not exist and nothing replaces it.
     """
     if (layout := settings.layout) is None:
         return
@@ -149,52 +120,48 @@ def require_data_folder(settings: DataSettings) -> None:
 def open_folder_source(settings: DataSettings) -> FolderSource:
     """Opens a data folder; its data are prepared on first use and when they have changed.
 
-    Args:
-      settings: of a source with a layout. `dir` is a folder with the layout at most a few levels below, an archive of
-        one, or the TFDS dataset of the layout.
-
-    Raises:
-      UserError: the folder is missing or has another layout, a category is unknown, there are too few normal images,
-        prepared data cannot be written, or a package is not installed.
+    `settings.dir` is a folder with the layout at most a few levels below, an archive of one, or the TFDS dataset of
+    the layout. Raises UserError if it is missing or has another layout, a category is unknown, there are too few normal
+    images, prepared data cannot be written, or a package is not installed.
     """
+    layout = settings.layout
+    assert layout is not None  # the phantom has no folder
     require_data_folder(settings)
     try:  # TFDS takes longer to import than the phantom to draw
         from bigan_jax.data.tfds import class_folders, prepared
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: run pip install -e . again.") from error
-    layout = settings.layout
     tfds_dir, root = tfds_data_dir(settings.tfds_dir), resolve_path(settings.dir)
     folder, notes = _open_layout_root(layout, root, tfds_dir)
 
-    def prepare_folder(name: str, listing: Listing) -> "PreparedDataset":
+    def prepare_tfds_dataset(name: str, version: epath.Path) -> "PreparedDataset":
+        def open_data() -> tuple[Listing, DataFolder]:
+            class_folder = class_folders.open_class_folders(version)
+            return layout.list_folder(class_folder, "")[""], class_folder
+
+        path = prepared_path(tfds_dir, layout.builder, name, version)
+        return prepared.reopen_or_prepare(layout, path, class_folders.fingerprint(version), open_data)
+
+    def prepare_listing(name: str, listing: Listing, folder: DataFolder) -> "PreparedDataset":
         path = prepared_path(tfds_dir, layout.builder, name or root.name, root)
         fingerprint = prepared.fingerprint(listing, folder)
-        return prepared.reopen_or_prepare(layout, path, fingerprint, lambda: (listing, folder.read))
-
-    def prepare_tfds_dataset(version: epath.Path) -> "PreparedDataset":
-        def open_data() -> tuple[Listing, FileReader]:
-            class_folder = class_folders.open_class_folders(version)
-            return layout.list_folder(class_folder, "")[""], class_folder.read
-
-        path = prepared_path(tfds_dir, layout.builder, layout.tfds_dataset, version)
-        fingerprint = class_folders.fingerprint(version)
-        return prepared.reopen_or_prepare(layout, path, fingerprint, open_data)
+        return prepared.reopen_or_prepare(layout, path, fingerprint, lambda: (listing, folder))
 
     if layout.tfds_dataset and is_tfds_dataset(root, layout.tfds_dataset):
-        datasets = [prepare_tfds_dataset(root)]
+        datasets = [prepare_tfds_dataset(layout.tfds_dataset, root)]
     elif folder and folder.images():
         listings = layout.list_folder(folder, settings.category)
-        datasets = [prepare_folder(*item) for item in listings.items()]
+        datasets = [prepare_listing(*item, folder) for item in listings.items()]
     elif datasets := [*filter(None, map(prepared.reopen, prepared_paths(tfds_dir, layout.builder, root)))]:
         notes = (f"{root} is missing or empty: the data prepared from it in {tfds_dir} are used",)
     elif layout.tfds_dataset and (version := find_tfds_dataset(tfds_dir, layout.tfds_dataset)):
-        datasets = [prepare_tfds_dataset(version)]
+        datasets = [prepare_tfds_dataset(layout.tfds_dataset, version)]
         notes = (f"{root} is missing or empty: the TFDS dataset {version} is used",)
     elif folder:
         layout.list_folder(folder, settings.category)  # raises, as it is empty
     else:
         raise layout.error(f"There is no folder {root}.")
-    return _merge(settings, root, datasets, notes)
+    return _merge(layout, settings, root, datasets, notes)
 
 
 def _open_layout_root(layout, root, tfds_dir) -> tuple[DataFolder | None, tuple[str, ...]]:
@@ -207,18 +174,15 @@ def _open_layout_root(layout, root, tfds_dir) -> tuple[DataFolder | None, tuple[
     path, *others = find_layout_root(layout, folder) or ("",)
     if not path:
         return folder, notes
-    note = f"the layout begins in the folder {path}"
-    if others:
-        note += f"; {', '.join(others)} skipped"
+    note = f"the layout begins in the folder {path}" + f"; {', '.join(others)} skipped" * bool(others)
     n_used = sum(len(folder.images(name)) for name in (path, *others))
     if n_unused := len(folder.images()) - n_used:
         note += f"; {n_unused} images elsewhere in {root} are not used"
     notes = (note, *notes)
     layout_root = folder.subfolder(path)
     if layout.reads_metadata:
-        used = {f"{path}/{file}" for file in layout_root.metadata_files()}
-        unused = sorted({*folder.metadata_files()} - used)
-        notes += tuple(f"{file} is not used: move it to {path}" for file in unused)
+        unused = {*folder.metadata_files()} - {f"{path}/{file}" for file in layout_root.metadata_files()}
+        notes += tuple(f"{file} is not used: move it to {path}" for file in sorted(unused))
     return layout_root, notes
 
 
@@ -227,20 +191,18 @@ def _unsupported_note(root):
     return (f"files in unsupported formats: {counts}. Convert them to PNG or JPEG",) * bool(counts)
 
 
-def _merge(settings, root, datasets, notes) -> FolderSource:
+def _merge(layout, settings, root, datasets, notes) -> FolderSource:
     """Joins the prepared datasets of a folder, restricted to the selected categories."""
-    layout, category = settings.layout, settings.category.strip()
+    category = settings.category.strip()
     known = [name for dataset in datasets for name in dataset.listing.conditions]
     skipped = [name for dataset in datasets for name in dataset.listing.skipped]
     if category and not known + skipped:
         raise UserError(
-            f"config.data.category={category}: {root} has no categories when the source "
-            f"{layout.name!r} reads it. Leave the field empty, or use a folder with those images "
-            "alone."
+            f"config.data.category={category}: {root} has no categories when the source {layout.name!r} reads it. "
+            "Leave the field empty, or use a folder with those images alone."
         )
     names = select_categories(category, known + skipped) if known + skipped else [layout.name]
-    conditions = tuple(name for name in names if name not in skipped)
-    if not conditions:
+    if not (conditions := tuple(name for name in names if name not in skipped)):
         raise layout.error(f"{', '.join(names)}: there are no normal images in {root}.")
     notes += tuple(f"{n} skipped: it has no normal images" for n in names if n in skipped)
     records, locations = [], {}
@@ -250,15 +212,13 @@ def _merge(settings, root, datasets, notes) -> FolderSource:
             name = dataset.listing.conditions[r.condition] if known else conditions[0]
             if name in conditions:
                 official = r.official_split if settings.official_split else None
-                condition = conditions.index(name)
-                records.append(r._replace(condition=condition, official_split=official))
+                records.append(r._replace(condition=conditions.index(name), official_split=official))
                 locations[r.path] = (dataset, i, "image")
                 if r.mask:
                     locations[r.mask] = (dataset, i, "mask")
-    n_normal = sum(not r.label for r in records)
-    if n_normal < MIN_NORMAL:
+    if (n_normal := sum(not r.label for r in records)) < MIN_NORMAL:
         raise layout.error(
-            f"Only {n_normal} normal images were found in {root}. At least {MIN_NORMAL} are "
-            "required, and good results need hundreds."
+            f"Only {n_normal} normal images were found in {root}. At least {MIN_NORMAL} are required, and good "
+            "results need hundreds."
         )
     return FolderSource(root, records, conditions, notes, settings.image_format, locations)

@@ -32,17 +32,8 @@ def assign_groups(
     The split of a group does not depend on the other groups, with one exception: a split that would be empty gets the
     group with the closest hash (the lowest one that is left for test and calibration, the highest one for training).
 
-    Args:
-      groups: names of groups; repeated names count once.
-      seed: of the hash.
-      test_fraction: fraction of the groups for TEST, in [0, 1); 0 leaves the split empty.
-      calibration_fraction: fraction of the remaining groups for CALIBRATION, in [0, 1); 0 leaves the split empty.
-
-    Returns:
-      The split of each group.
-
-    Raises:
-      UserError: there are fewer groups than splits.
+    `test_fraction` is that of the groups, `calibration_fraction` that of the remaining ones, both in [0, 1); 0 leaves
+    the split empty. Raises UserError if there are fewer groups than splits.
     """
     order = sorted((hash_to_unit(seed, group), group) for group in set(groups))
     hashes = [value for value, _ in order]
@@ -75,37 +66,27 @@ def split_records(
     images, and calibration images are taken from its training images. Anomalous images are test images; they are
     excluded if their group has normal images in training or calibration. Normal images within BORDER_MARGIN camera
     numbers of a border between blocks of different splits are excluded too, because neighboring numbers often show
-    the same object.
+    the same object. Returns the images by split, and notes on what was excluded.
 
-    Args:
-      records: the images.
-      seed: of the assignment of groups.
-      test_fraction: of the normal images, in [0, 1); ignored if there is an official split.
-      calibration_fraction: of the normal images that are not test images, in [0, 1).
-
-    Returns:
-      The images of TRAIN, CALIBRATION and TEST, and notes on what was excluded.
-
-    Raises:
-      UserError: there are too few groups, or a split that should have normal images has none.
+    Fractions are those of `assign_groups`; an official split replaces `test_fraction`. Raises UserError if there are
+    too few groups, or a split that should have normal images has none.
     """
     divisible = {r.group for r in records if not r.label and r.official_split != TEST}
     if any(r.official_split for r in records):
         test_fraction = 0.0
     split_of = assign_groups(divisible, seed, test_fraction, calibration_fraction)
 
-    def is_at_border(r: ImageRecord) -> bool:
-        sequence, number = r.camera
+    def is_at_border(group: str, sequence: str, number: int) -> bool:
         blocks = (camera_block(sequence, number + d) for d in (-BORDER_MARGIN, BORDER_MARGIN))
-        return any(split_of.get(b, split_of[r.group]) != split_of[r.group] for b in blocks)
+        return any(split_of.get(block, split_of[group]) != split_of[group] for block in blocks)
 
-    splits = {TRAIN: [], CALIBRATION: [], TEST: []}
+    splits: dict[str, list[ImageRecord]] = {TRAIN: [], CALIBRATION: [], TEST: []}
     excluded = Counter()
     for r in records:
         split = split_of.get(r.group, TEST)
         if r.label and split != TEST:
             excluded["anomalous images whose group has normal images in training"] += 1
-        elif not r.label and r.camera and is_at_border(r):
+        elif not r.label and r.camera and is_at_border(r.group, *r.camera):
             excluded["normal images at borders between camera blocks of different splits"] += 1
         else:
             splits[split].append(r)

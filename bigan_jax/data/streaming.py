@@ -17,23 +17,14 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class LazyImages:
-    """An array of `n` images that are decoded when they are indexed.
-
-    A pool of threads decodes them. `len`, `shape` and `dtype` are those of the array.
-    """
+    """An array of `n` images that a pool of threads decodes when they are indexed."""
 
     dtype = np.dtype(np.uint8)
 
     def __init__(
         self, read: Callable[[int], UInt8[np.ndarray, "h w c"]], names: Sequence[str], shape: tuple[int, int, int]
     ):
-        """Describes the images; none is decoded.
-
-        Args:
-          read: decodes the image of an index; called by several threads.
-          names: of the images, for errors.
-          shape: (h, w, c) of every image.
-        """
+        """Takes a function that decodes an image by index, names for errors, and the shape (h, w, c) of an image."""
         self.shape = (len(names), *shape)
         self._read, self._names = read, names
         self._rows = np.arange(len(names))
@@ -44,22 +35,14 @@ class LazyImages:
 
     def __getitem__(
         self, indices: int | slice | Int[np.ndarray, "m"] | Bool[np.ndarray, "n"]
-    ) -> UInt8[np.ndarray, "m h w c"]:
-        """Decodes the images at `indices`, as NumPy reads them; shape (h, w, c) for an integer.
-
-        Raises:
-          UserError: an image cannot be read; the message has its name.
-        """
+    ) -> UInt8[np.ndarray, "... h w c"]:
+        """Decodes the images at `indices`, as in NumPy. Raises UserError with the name of an unreadable image."""
         rows = self._rows[indices]
         if rows.ndim == 0:
             return self._decode(rows)
         images = np.empty((len(rows), *self.shape[1:]), np.uint8)
-
-        def fill(i: int) -> None:
-            images[i] = self._decode(rows[i])
-
-        for _ in self._threads.map(fill, range(len(rows))):
-            pass
+        for i, image in enumerate(self._threads.map(self._decode, rows)):
+            images[i] = image
         return images
 
     def subset(self, indices: Int[np.ndarray, "m"] | Bool[np.ndarray, "n"] | slice) -> "LazyImages":
@@ -75,21 +58,15 @@ class LazyImages:
         except Exception as error:  # decoders raise nearly any exception for a corrupt file
             raise UserError(
                 f"The image {self._names[row]} cannot be read: {error or type(error).__name__}\n"
-                "Fix or remove it and run the same command again: training resumes from its last "
-                "checkpoint."
+                "Fix or remove it and run the same command again: training resumes from its last checkpoint."
             ) from error
 
 
 def prefetch(read: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2) -> Iterator[Result]:
     """Yields `read(item)` for each item in order, read ahead by a thread.
 
-    Exceptions of `read` are raised when their result is due. The thread ends with the iterator: close it
-    (`contextlib.closing`) if a loop may end early.
-
-    Args:
-      read: called by the thread.
-      items: arguments of `read`.
-      ahead: maximum number of results that are read in advance.
+    At most `ahead` results are read in advance. Exceptions of `read` are raised when their result is due. The thread
+    ends with the iterator: close it (`contextlib.closing`) if a loop may end early.
     """
     items = iter(items)
     thread = ThreadPoolExecutor(1, "prefetch")

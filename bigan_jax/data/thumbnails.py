@@ -5,14 +5,10 @@ from jaxtyping import Float
 
 
 def thumbnails(images: Float[np.ndarray, "n h w c"], size: int = 16) -> Float[np.ndarray, "n features"]:
-    """Averages images by area to `size` x `size` pixels, and flattens them.
-
-    Image sizes need not be multiples of `size`.
-    """
+    """Averages images by area to `size` x `size` pixels, of which theirs need not be multiples, and flattens them."""
     rows, columns = (_area_average(length, size) for length in images.shape[1:3])
     n, height, width, channels = images.shape
-    low = rows @ images.reshape(n, height, width * channels)
-    low = low.reshape(n, size, width, channels)
+    low = (rows @ images.reshape(n, height, width * channels)).reshape(n, size, width, channels)
     return np.einsum("niwc,jw->nijc", low, columns, optimize=True).reshape(n, -1)
 
 

@@ -1,7 +1,6 @@
 """The leak audit: finds what makes test results look better than the detector is.
 
-The audit may use test labels, because they only decide whether it warns. Its one action, dropping duplicates from the
-training and calibration images, depends on the pixels alone.
+It may use test labels, because they only decide whether it warns; what it drops depends on the pixels alone.
 """
 
 import numpy as np
@@ -30,19 +29,14 @@ def validate_policy(policy: str) -> None:
 def audit_dataset(dataset: Dataset, policy: str = "stop") -> Audit:
     """Find duplicates, groups and file number neighbors across splits, and shortcut features.
 
-    Args:
-      dataset: images are read in blocks, so that they may be decoded on demand.
-      policy: what `drop_duplicates` will do: "stop" if there are exact duplicates across splits, "drop" them from
-        training and calibration, "drop_near" also near duplicates, or "keep" all.
-
-    Raises:
-      UserError: the policy is unknown.
+    `policy` is what `drop_duplicates` will do: "stop" if there are exact duplicates across splits, "drop" them from
+    training and calibration, "drop_near" also near duplicates, or "keep" all. Raises UserError if it is unknown.
     """
     validate_policy(policy)
     images = AllImages.from_dataset(dataset)
     seen = [fingerprints.fingerprint(getattr(dataset, name)) for name in SPLITS]
-    pixel_hash, thumbnail, features = zip(*seen, strict=True)
-    pixel_hash, thumbnail = np.concatenate(pixel_hash), np.concatenate(thumbnail)
+    pixel_hash = np.concatenate([prints.pixel_hash for prints in seen])
+    thumbnail = np.concatenate([prints.thumbnail for prints in seen])
     signature = duplicates.signatures(thumbnail, images.condition, images.split == "train")
     exact = duplicates.exact_duplicates(pixel_hash, images.split)
     near = duplicates.near_duplicates(signature)
@@ -51,9 +45,8 @@ def audit_dataset(dataset: Dataset, policy: str = "stop") -> Audit:
     strata = 2 * images.condition + images.label
     similarity = shortcuts.neighbor_similarity(signature, neighbors, strata)
 
-    test, test_features = dataset.test, features[0] | _test_header_features(dataset.open, images)
+    test, test_features = dataset.test, seen[0].features | _test_header_features(dataset.open, images)
     aurocs = shortcuts.shortcut_aurocs(test_features, test.label, test.group, test.condition)
-
     dropped = np.zeros(len(images.path), bool)
     for pairs in {"drop": [exact], "drop_near": [exact, near]}.get(policy, []):
         dropped[across_splits(pairs, images.split).second] = True
@@ -81,10 +74,9 @@ def audit_dataset(dataset: Dataset, policy: str = "stop") -> Audit:
 
 
 def drop_duplicates(dataset: Dataset, audit: Audit) -> Dataset:
-    """Return the dataset without the images that the audit's policy drops, and a note about them.
+    """Return the dataset without the images that the audit's policy drops, and with a note about them.
 
-    Raises:
-      UserError: the policy is "stop" and there are exact duplicates across splits, or a split would become empty.
+    Raises UserError if the policy is "stop" and there are exact duplicates across splits, or a split becomes empty.
     """
     if audit.policy == "stop" and audit.n_exact:
         raise UserError(_exact_duplicates_message(audit))
@@ -107,8 +99,7 @@ def _test_header_features(open_file, images):
     features = fingerprints.header_features(open_file, images.path) if open_file else {}
     if features:
         values = features["encoding"]
-        reference = values[images.split == "train"]
-        features["encoding"] = fingerprints.frequency_encode(values, reference)
+        features["encoding"] = fingerprints.frequency_encode(values, values[images.split == "train"])
     return {name: values[images.split == "test"] for name, values in features.items()}
 
 
@@ -118,9 +109,8 @@ def _class_balance(dataset: Dataset) -> list[dict]:
     for split in SPLITS[::-1]:
         images = getattr(dataset, split)
         for index, name in enumerate(dataset.conditions):
-            label = images.label[images.condition == index]
-            counts = {"normal": int((~label).sum()), "anomalous": int(label.sum())}
-            rows.append({"split": split, "condition": name, **counts})
+            n_normal, n_anomalous = np.bincount(images.label[images.condition == index], minlength=2).tolist()
+            rows.append({"split": split, "condition": name, "normal": n_normal, "anomalous": n_anomalous})
     return rows
 
 
@@ -140,22 +130,15 @@ def _listed_duplicates(exact: Pairs, near: Pairs, images: AllImages, dataset: Da
     order = np.lexsort((distance, within))[:MAX_PAIRS]
 
     def audit_image(i: int, shown: bool) -> AuditImage:
-        image = getattr(dataset, images.split[i]).image
-        return AuditImage(
-            str(images.split[i]),
-            printable(str(images.path[i])),
-            LABELS[int(images.label[i])],
-            np.asarray(image[images.row[i : i + 1]])[0] if shown else None,
-        )
+        split, path, label = str(images.split[i]), printable(str(images.path[i])), LABELS[int(images.label[i])]
+        image = getattr(dataset, split).image
+        return AuditImage(split, path, label, np.asarray(image[images.row[i : i + 1]])[0] if shown else None)
 
-    return [
-        Duplicate(
-            audit_image(first[pair], rank < MAX_SHOWN_PAIRS),
-            audit_image(second[pair], rank < MAX_SHOWN_PAIRS),
-            float(distance[pair]),
-        )
-        for rank, pair in enumerate(order)
-    ]
+    listed = []
+    for rank, pair in enumerate(order):
+        a, b = (audit_image(int(row[pair]), rank < MAX_SHOWN_PAIRS) for row in (first, second))
+        listed.append(Duplicate(a, b, float(distance[pair])))
+    return listed
 
 
 def _exact_duplicates_message(audit: Audit) -> str:
@@ -163,10 +146,5 @@ def _exact_duplicates_message(audit: Audit) -> str:
     lines = [f"  {b.split} {b.path} = {a.split} {a.path}" for a, b, _ in pairs[:MAX_NAMED_PAIRS]]
     if audit.n_exact > len(lines):
         lines.append(f"  and {audit.n_exact - len(lines)} more")
-    return "\n".join(
-        [
-            f"{audit.n_exact} training or calibration images have the same pixels as an image in another split:",
-            *lines,
-            "Use --config.data.duplicates=drop to drop them, or keep to keep them.",
-        ]
-    )
+    title = f"{audit.n_exact} training or calibration images have the same pixels as an image in another split:"
+    return "\n".join([title, *lines, "Use --config.data.duplicates=drop to drop them, or keep to keep them."])

@@ -8,26 +8,23 @@ from bigan_jax.data.audit.duplicates import Pairs, across_splits
 from bigan_jax.data.audit.result import SPLITS, AllImages, Finding
 from bigan_jax.data.dataset import Dataset
 
-# Similarity of neighboring file numbers (`shortcuts.neighbor_similarity`) from which they matter. Measured: 0.50 on
-# the phantom and 0.55 on bottle, where numbers mean nothing; 0.77 for views of one leaf, 0.999 for slices of one
-# head.
+# Similarity of neighboring file numbers (`shortcuts.neighbor_similarity`) from which they matter. Measured: 0.50 on the
+# phantom and 0.55 on bottle, where numbers mean nothing; 0.77 for views of one leaf, 0.999 for slices of one head.
 SIMILAR_AUROC = 0.7
 
 
 def exact_duplicates_across_splits(pairs: Pairs, images: AllImages, policy: str) -> Finding:
     """Report images in two splits with the same pixels."""
-    name = "exact duplicates across splits"
-    return _duplicates_across_splits(name, pairs, images, policy, ("drop", "drop_near"))
+    return _duplicates_across_splits("exact", pairs, images, policy, ("drop", "drop_near"))
 
 
 def near_duplicates_across_splits(pairs: Pairs, images: AllImages, policy: str) -> Finding:
     """Report images in two splits that were re-encoded, scaled or brightened."""
-    name = "near duplicates across splits"
-    return _duplicates_across_splits(name, pairs, images, policy, ("drop_near",))
+    return _duplicates_across_splits("near", pairs, images, policy, ("drop_near",))
 
 
-def _duplicates_across_splits(name, pairs, images, policy, dropping_policies):
-    pairs = across_splits(pairs, images.split)
+def _duplicates_across_splits(kind, pairs, images, policy, dropping_policies):
+    name, pairs = f"{kind} duplicates across splits", across_splits(pairs, images.split)
     if not len(pairs.first):
         return Finding(name, "none")
     n_tested = len(np.unique(pairs.first[images.split[pairs.first] == "test"]))
@@ -38,11 +35,9 @@ def _duplicates_across_splits(name, pairs, images, policy, dropping_policies):
     )
     if policy in dropping_policies:
         return Finding(name, f"{result}, dropped")
-    consequence = (
-        "Test images were used for training or calibration, so the result is too good."
-        if n_tested
-        else "Calibration images were used for training, so the threshold is too low."
-    )
+    consequence = "Calibration images were used for training, so the threshold is too low."
+    if n_tested:
+        consequence = "Test images were used for training or calibration, so the result is too good."
     remedy = f"--config.data.duplicates={dropping_policies[0]} drops training or calibration images"
     return Finding(name, result, f"{consequence} {remedy} that have duplicates.")
 
@@ -61,12 +56,11 @@ def duplicates_within_split(exact: Pairs, near: Pairs, images: AllImages) -> Fin
 def conflicting_labels(exact: Pairs, near: Pairs, images: AllImages) -> Finding:
     """Report duplicates of which one is normal and the other anomalous."""
     name, label = "conflicting labels", images.label
-    n_pairs = sum(np.count_nonzero(label[p.first] != label[p.second]) for p in (exact, near))
+    n_pairs = sum(int(np.count_nonzero(label[p.first] != label[p.second])) for p in (exact, near))
     if not n_pairs:
         return Finding(name, "none")
-    return Finding(
-        name, _count(n_pairs, "pair"), "Duplicates are labeled normal and anomalous: look at the pairs in the report."
-    )
+    meaning = "Duplicates are labeled normal and anomalous: look at the pairs in the report."
+    return Finding(name, _count(n_pairs, "pair"), meaning)
 
 
 def groups_across_splits(images: AllImages) -> Finding:
@@ -79,11 +73,8 @@ def groups_across_splits(images: AllImages) -> Finding:
         return Finding(name, "none known: every image is a group of its own")
     if not shared:
         return Finding(name, f"none of {len(splits_of)}")
-    return Finding(
-        name,
-        f"{len(shared)} of {len(splits_of)}: {', '.join(shared[:3])}{' ...' * (len(shared) > 3)}",
-        "Images of one group (a patient, a camera block) are similar: split by group.",
-    )
+    result = f"{len(shared)} of {len(splits_of)}: {', '.join(shared[:3])}{' ...' * (len(shared) > 3)}"
+    return Finding(name, result, "Images of one group (a patient, a camera block) are similar: split by group.")
 
 
 def neighboring_file_numbers(pairs: Pairs, auroc: float | None, images: AllImages) -> Finding:
@@ -98,13 +89,11 @@ def neighboring_file_numbers(pairs: Pairs, auroc: float | None, images: AllImage
     )
     if not similar or not n_across:
         return Finding(name, result)
-    return Finding(
-        name,
-        result,
-        "They may show the same object in training and in the test: set groups in metadata.csv "
-        "and train in a new --workdir (layouts folder and brain), or split by blocks of camera "
-        "numbers (layout plant).",
+    meaning = (
+        "They may show the same object in training and in the test: set groups in metadata.csv and train in a new "
+        "--workdir (layouts folder and brain), or split by blocks of camera numbers (layout plant)."
     )
+    return Finding(name, result, meaning)
 
 
 def shortcut_features(aurocs: Mapping[str, float], significant: Mapping[str, float]) -> Finding:
@@ -117,12 +106,11 @@ def shortcut_features(aurocs: Mapping[str, float], significant: Mapping[str, flo
         return Finding(name, f"none; the best is {best}, AUROC {auroc:.3f}")
     listed = [f"{feature} {auroc:.3f}" for feature, auroc in significant.items()]
     more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-    return Finding(
-        name,
-        ", ".join(listed[:3]) + more,
-        "Normal and anomalous images differ in more than the defect (source, light, framing), and "
-        "this may explain a good result. Compare it with the baselines.",
+    meaning = (
+        "Normal and anomalous images differ in more than the defect (source, light, framing), and this may explain a "
+        "good result. Compare it with the baselines."
     )
+    return Finding(name, ", ".join(listed[:3]) + more, meaning)
 
 
 def conditions_without_training_images(dataset: Dataset) -> Finding | None:
@@ -130,12 +118,9 @@ def conditions_without_training_images(dataset: Dataset) -> Finding | None:
     n_test, n_train = (
         np.bincount(images.condition, minlength=len(dataset.conditions)) for images in (dataset.test, dataset.train)
     )
-    return _conditions_finding(
-        "conditions without training images",
-        dataset,
-        (n_test > 0) & (n_train == 0),
-        "The detector was not trained on them, so all of their images may look anomalous.",
-    )
+    names = ", ".join(np.array(dataset.conditions)[(n_test > 0) & (n_train == 0)])
+    meaning = "The detector was not trained on them, so all of their images may look anomalous."
+    return Finding("conditions without training images", names, meaning) if names else None
 
 
 def conditions_with_one_class(dataset: Dataset) -> Finding | None:
@@ -144,17 +129,9 @@ def conditions_with_one_class(dataset: Dataset) -> Finding | None:
     has_normal, has_anomalous = (
         np.bincount(test.condition[test.label == label], minlength=n_conditions) > 0 for label in (False, True)
     )
-    return _conditions_finding(
-        "conditions with one class",
-        dataset,
-        (has_normal != has_anomalous) & (n_conditions > 1),
-        "Their test images are all normal or all anomalous, so the condition predicts the label.",
-    )
-
-
-def _conditions_finding(name, dataset, selected, meaning):
-    names = ", ".join(np.array(dataset.conditions)[selected])
-    return Finding(name, names, meaning) if names else None
+    names = ", ".join(np.array(dataset.conditions)[(has_normal != has_anomalous) & (n_conditions > 1)])
+    meaning = "Their test images are all normal or all anomalous, so the condition predicts the label."
+    return Finding("conditions with one class", names, meaning) if names else None
 
 
 def _count(n: int, noun: str) -> str:

@@ -43,9 +43,8 @@ def signatures(
 ) -> Float[np.ndarray, "n d"]:
     """Subtract the mean training thumbnail of its condition from each, and normalize.
 
-    Images of parts under a fixed camera all look alike, also to a perceptual hash; they differ in their deviation
-    from the mean. The product of two rows is their correlation. Blank images become zero, which is similar to
-    nothing.
+    Images of parts under a fixed camera all look alike, also to a perceptual hash; they differ in their deviation from
+    the mean. The product of two rows is their correlation. Blank images become zero, which is similar to nothing.
     """
     signature = np.empty_like(thumbnail)
     for c in np.unique(condition):
@@ -102,14 +101,10 @@ def near_duplicates(
 def file_number_neighbors(paths: Sequence[str], max_difference: int = 2) -> Pairs:
     """Find pairs of files whose names differ only in the last number, by at most `max_difference`.
 
-    Cameras and scanners number their files, so such files often show the same object. The distance is the difference
-    of the numbers.
+    Such files often show the same object. The distance is the difference of the numbers.
     """
-    numbers = [
-        (*camera, row)
-        for row, path in enumerate(paths)
-        if (camera := group_by_camera(ImageRecord(path, False, path)).camera)
-    ]
+    cameras = [group_by_camera(ImageRecord(path, False, path)).camera for path in paths]
+    numbers = [(*camera, row) for row, camera in enumerate(cameras) if camera]
     pairs = [
         (min(i, j), max(i, j), b - a)
         for (sequence, a, i), (other, b, j) in pairwise(sorted(numbers))

@@ -27,16 +27,15 @@ class Fingerprints(NamedTuple):
 def fingerprint(images: Images) -> Fingerprints:
     """Compute fingerprints block by block, so that `images.image` may be decoded on demand.
 
-    Features are in [0, 1]. Of the gray image: mean, standard deviation, mean of the four corners, largest difference
-    between two corners, and sharpness (mean absolute difference of neighboring pixels). Of a color image also
-    saturation (mean of max - min).
+    Features are in [0, 1] and of the gray image, except for saturation (mean of max - min over the channels). The
+    corner contrast is the largest difference between two corners; sharpness is that of neighboring pixels (mean).
     """
 
     def process_block(start: int) -> tuple:
         rows = np.arange(start, min(start + BLOCK_SIZE, len(images.path)))
         image = np.ascontiguousarray(images.image[rows])
         channels = np.moveaxis(image, -1, 0)
-        gray = (sum(channels, np.float32(0)) / (255 * len(channels)))[..., None]
+        gray = (sum(channels, np.zeros((), np.float32)) / (255 * len(channels)))[..., None]
         hashes = [blake2b(pixels, digest_size=16).hexdigest() for pixels in image]
         return hashes, normalize_rows(thumbnails(gray)), _features(image, gray)
 
@@ -44,11 +43,8 @@ def fingerprint(images: Images) -> Fingerprints:
     if not blocks:
         return Fingerprints(np.zeros(0, str), np.zeros((0, 256), np.float32), {})
     hashes, normalized, features = zip(*blocks, strict=True)
-    return Fingerprints(
-        np.concatenate(hashes),
-        np.concatenate(normalized),
-        {name: np.concatenate([f[name] for f in features]) for name in features[0]},
-    )
+    features = {name: np.concatenate([f[name] for f in features]) for name in features[0]}
+    return Fingerprints(np.concatenate(hashes), np.concatenate(normalized), features)
 
 
 def normalize_rows(values: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
@@ -79,8 +75,8 @@ def header_features(
 ) -> dict[str, Shaped[np.ndarray, "n"]]:
     """Read features of files from their headers; {} if a file cannot be read.
 
-    Width, height and aspect ratio as stored, file size in megabytes, bits per pixel, the sum of the JPEG quantization
-    tables (0 for other formats) and `encoding`, a string such as "JPEG RGB".
+    Sizes are as stored, `JPEG quantization` is the sum of the tables (0 for other formats), and `encoding` is a string
+    such as "JPEG RGB".
     """
 
     def read(path):

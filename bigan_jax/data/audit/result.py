@@ -36,10 +36,7 @@ class AllImages(NamedTuple):
         splits = [getattr(dataset, name) for name in SPLITS]
         sizes = [len(images.path) for images in splits]
         rows = np.concatenate([np.arange(size) for size in sizes])
-        columns = (
-            np.concatenate([getattr(images, name) for images in splits])
-            for name in ("path", "label", "group", "condition")
-        )
+        columns = (np.concatenate([getattr(images, name) for images in splits]) for name in cls._fields[2:])
         return cls(np.repeat(SPLITS, sizes), rows, *columns)
 
 
@@ -52,7 +49,7 @@ class Finding(NamedTuple):
 
 
 class AuditImage(NamedTuple):
-    """An image of a pair of duplicates."""
+    """An image of a pair."""
 
     split: str
     path: str  # printable
@@ -103,8 +100,7 @@ class Audit(NamedTuple):
     def write_split(self, workdir: Path) -> None:
         """Write split.csv when a run starts or resumes. Raises UserError if this fails.
 
-        Rows of earlier training images that are no longer among the current ones are kept, so that such images are
-        never used for a test.
+        Rows of images that were trained on earlier, but are no longer, are kept: they are never used for a test.
         """
         current = self._training_hashes()
         removed = [row for row in _read_trained(workdir) if row.pixel_hash not in current]
@@ -122,24 +118,19 @@ class Audit(NamedTuple):
     def require_same_training_images(self, workdir: Path) -> None:
         """Check that the run in `workdir` can be resumed or evaluated with this split.
 
-        The config alone cannot show this: if the image folder moves, file names and therefore the split may change,
-        and so they may if metadata.csv changes. Images are compared by the hash of their pixels. Duplicates of
-        current training images are a matter of the audit.
-
-        Raises:
-          UserError: the run was trained on none of the current training images, or on images that are now used for
-            calibration or test.
+        The config alone cannot show this: names, metadata.csv and therefore the split may have changed. Images are
+        compared by the hash of their pixels. Raises UserError if the run was trained on none of the current training
+        images, or on images that are now used for calibration or test.
         """
         trained = {row.pixel_hash for row in _read_trained(workdir)}
         current = self._training_hashes()
         if trained and current.isdisjoint(trained):
             raise UserError(
-                f"{workdir} was trained on {len(trained)} other images, none of which is in the "
-                "current training set. Use another --workdir."
+                f"{workdir} was trained on {len(trained)} other images, none of which is in the current training set. "
+                "Use another --workdir."
             )
         removed, others = trained - current, ("calibration", "test")
-        leaked = [r.path for r in self.split if r.split in others and r.pixel_hash in removed]
-        if leaked:
+        if leaked := [r.path for r in self.split if r.split in others and r.pixel_hash in removed]:
             raise UserError(
                 f"{workdir} was trained on {len(leaked)} images that are now used for calibration "
                 f"or test, such as {printable(leaked[0])}. Use another --workdir."
@@ -176,26 +167,22 @@ class Audit(NamedTuple):
             chance = ", ".join(name for name, value in aurocs.items() if value == 0.5)
             lines += ["", *_wrap(f"AUROC of shortcut features on the test: {listed or 'none'}", "  ")]
             lines += _wrap(f"0.5 (chance level): {chance}", "  ") if chance else []
-        alarming = [f for f in self.findings if f.meaning]
-        lines += [""] * bool(alarming)
-        for f in alarming:
-            lines += _wrap(f"! {f.check}: {f.meaning}", "")
-        return "\n".join(map(printable, lines))
+        warnings = [line for f in self.findings if f.meaning for line in _wrap(f"! {f.check}: {f.meaning}", "")]
+        return "\n".join(map(printable, [*lines, *[""] * bool(warnings), *warnings]))
 
     def _class_counts(self) -> Iterator[list[str]]:
-        n_conditions = len({line["condition"] for line in self.balance})
+        several = len({line["condition"] for line in self.balance}) > 1
         for line in self.balance:
-            name = line["split"] + f", {line['condition']}" * (n_conditions > 1)
+            name = line["split"] + f", {line['condition']}" * several
             yield [name, str(line["normal"] or "-"), str(line["anomalous"] or "-")]
 
 
 def _read_trained(workdir: Path) -> list[SplitRow]:
     """Read the training images from split.csv; [] if it does not exist or has other columns."""
     try:
-        text = read_bounded(workdir / "split.csv", MAX_SPLIT_BYTES)
-        text = text.decode("utf-8", "surrogateescape")
-        rows = csv.DictReader(io.StringIO(text, newline=""))
-        rows = [SplitRow(*(row[name] for name in SplitRow._fields)) for row in rows]
+        text = read_bounded(workdir / "split.csv", MAX_SPLIT_BYTES).decode("utf-8", "surrogateescape")
+        lines = csv.DictReader(io.StringIO(text, newline=""))
+        rows = [SplitRow._make(line[name] for name in SplitRow._fields) for line in lines]
         return [row for row in rows if row.split == "train"]
     except (UserError, KeyError, csv.Error):
         return []

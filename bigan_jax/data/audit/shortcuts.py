@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Num, Shaped
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -20,7 +20,7 @@ MIN_PAIRS = 20  # pairs from which a similarity is estimated
 
 
 def shortcut_aurocs(
-    features: Mapping[str, Float[np.ndarray, "n"]],
+    features: Mapping[str, Num[np.ndarray, "n"]],
     label: Bool[np.ndarray, "n"],
     group: Shaped[np.ndarray, "n"],
     condition: Int[np.ndarray, "n"],
@@ -47,21 +47,22 @@ def _cross_validated_auroc(values, label, group):
     """Return the AUROC of a logistic regression on images to which it was not fitted."""
     grouped = len(np.unique(group)) < len(group)  # if not, the slow grouped split is not needed
     folds = StratifiedGroupKFold if grouped else StratifiedKFold
-    score = cross_val_predict(
-        make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky")),
-        values.astype(np.float64),
-        label,
-        groups=group if grouped else None,
-        cv=folds(FOLDS, shuffle=True, random_state=0),
-        method="decision_function",
-    )
-    return auroc(score, label)
+    model = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky"))
+    options = {"groups": group if grouped else None, "cv": folds(FOLDS, shuffle=True, random_state=0)}
+    score = cross_val_predict(model, values.astype(np.float64), label, method="decision_function", **options)
+    return _auroc(score, label)
 
 
-def best_sign_auroc(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> float:
+def best_sign_auroc(score: Num[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> float:
     """Return the AUROC of `score` or of its negative, whichever is higher."""
-    value = auroc(np.asarray(score, np.float64), label)
+    value = _auroc(score, label)
     return max(value, 1 - value)
+
+
+def _auroc(score, label) -> float:
+    value = auroc(np.asarray(score, np.float64), label)
+    assert value is not None  # there are both classes
+    return value
 
 
 def significant(aurocs: Mapping[str, float], label: Bool[np.ndarray, "n"]) -> dict[str, float]:
@@ -71,12 +72,8 @@ def significant(aurocs: Mapping[str, float], label: Bool[np.ndarray, "n"]) -> di
     """
     normal, anomalous = np.count_nonzero(~label), np.count_nonzero(label)
     error = np.sqrt((normal + anomalous + 1) / (12 * max(1, normal * anomalous)))
-    minimum = {COMBINED: SUSPICIOUS_COMBINED_AUROC}
-    return {
-        name: value
-        for name, value in aurocs.items()
-        if value >= max(minimum.get(name, SUSPICIOUS_AUROC), 0.5 + 3 * error)
-    }
+    minimum = {name: SUSPICIOUS_COMBINED_AUROC if name == COMBINED else SUSPICIOUS_AUROC for name in aurocs}
+    return {name: value for name, value in aurocs.items() if value >= max(minimum[name], 0.5 + 3 * error)}
 
 
 def neighbor_similarity(
@@ -84,8 +81,7 @@ def neighbor_similarity(
 ) -> float | None:
     """Compute how reliably pairs are more similar than random pairs within the same strata.
 
-    This is the AUROC of their correlations, with a fixed seed: 0.5 if pairs are like random ones. It is None for
-    fewer than MIN_PAIRS pairs.
+    This is the AUROC of their correlations: 0.5 if pairs are like random ones, None for fewer than MIN_PAIRS pairs.
     """
     first, second, _ = pairs
     if len(first) < MIN_PAIRS:

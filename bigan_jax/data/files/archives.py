@@ -3,6 +3,7 @@
 import bz2
 import errno
 import gzip
+import io
 import json
 import lzma
 import re
@@ -12,15 +13,16 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
 
 from etils import epath
 from tqdm import tqdm
 
 from bigan_jax.data.files.folders import file_stamp, path_hash
 from bigan_jax.data.files.medical import is_medical
-from bigan_jax.errors import UserError, printable
+from bigan_jax.errors import UserError, one_line
 from bigan_jax.runtime.files import atomic_directory
 
 MAX_FILES = 1_000_000
@@ -50,7 +52,7 @@ class Member(NamedTuple):
 
     name: str
     size: int
-    open: Callable[[], BinaryIO]
+    open: Callable[[], IO[bytes]]
 
 
 def is_archive(name: str) -> bool:
@@ -62,19 +64,10 @@ def extract_once(archive: epath.Path, base_dir: Path, storage_flag: str = STORAG
     """Extract an archive to `base_dir`/extracted/<name>-<hash of its path>.
 
     This is done on first use and when the archive has changed. If the archive no longer exists, its earlier
-    extraction is used.
+    extraction is used. `storage_flag` is named in the message about a full disk.
 
-    Args:
-      archive: a .zip or .tar file, compressed or not.
-      base_dir: a local folder.
-      storage_flag: the flag that sets `base_dir`, for the message about a full disk.
-
-    Returns:
-      The folder with the content; None if `archive` is a folder or was never extracted.
-
-    Raises:
-      UserError: the file is not an archive, is corrupt, or has content that may do harm: links, devices, paths out of
-        the folder, too many or too large files.
+    Returns the folder with the content; None if `archive` is a folder or was never extracted. Raises UserError if it is
+    not an archive, is corrupt, or may do harm: by links, devices, paths out of the folder, too many or large files.
     """
     name = _SUFFIX.sub("", archive.name)
     target = base_dir / "extracted" / f"{name}-{path_hash(archive)}"
@@ -94,10 +87,9 @@ def extract_once(archive: epath.Path, base_dir: Path, storage_flag: str = STORAG
             raise UserError(
                 f"{archive} cannot be extracted because the disk is full: choose another folder with {storage_flag}."
             ) from error
-        reason = printable(str(error)[:300]) or type(error).__name__
         raise UserError(
-            f"{archive} cannot be extracted ({reason}). Check that it is complete, download it "
-            "again, or extract it yourself and use the folder."
+            f"{archive} cannot be extracted ({one_line(error, 300)}). Check that it is complete, download it again, or "
+            "extract it yourself and use the folder."
         ) from error
     return content
 
@@ -120,13 +112,12 @@ def _extract(file, size, target, archive, storage_flag):
         supported = "a folder, .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz"
         raise UserError(f"{archive} is {description}: use {supported}.")
     target.mkdir()
-    free = shutil.disk_usage(target).free
-    n_files = n_bytes = 0
+    free, n_bytes = shutil.disk_usage(target).free, 0
     quiet = size < PROGRESS_BAR_MIN_BYTES or None  # None: hidden without a terminal
     title = f"extracting {archive.name}"
     with tqdm(total=size, desc=title, unit="B", unit_scale=True, disable=quiet, leave=False) as bar:
-        for member in members:
-            n_files, n_bytes = n_files + 1, n_bytes + member.size
+        for n_files, member in enumerate(members, 1):
+            n_bytes += member.size
             _check_limits(n_files, n_bytes, size, archive)
             if n_bytes > free:
                 raise UserError(
@@ -176,8 +167,7 @@ def _link_error(name, archive) -> UserError:
 def _zip_members(file: BinaryIO, archive: epath.Path) -> Iterator[Member]:
     zip_file = zipfile.ZipFile(file)
     infos = [info for info in zip_file.infolist() if not info.filename.endswith("/")]
-    # The directory at the end of the file is checked first, so that a harmful archive is refused before anything is
-    # extracted.
+    # The directory at the end of the file is checked first: a harmful archive is refused before anything is extracted.
     for info in infos:
         _relative_path(info.filename, archive)
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
@@ -189,15 +179,15 @@ def _zip_members(file: BinaryIO, archive: epath.Path) -> Iterator[Member]:
             raise UserError(f"{archive} is not compressed by deflate: extract it yourself.")
     _check_limits(len(infos), sum(i.file_size for i in infos), file.seek(0, 2), archive)
     for info in infos:
-        yield Member(info.filename, info.file_size, lambda info=info: zip_file.open(info))
+        yield Member(info.filename, info.file_size, partial(zip_file.open, info))
 
 
 class _LimitedStream:
     """Limits what a stream decompresses to, including the headers and the data after the end."""
 
-    def __init__(self, stream: BinaryIO, size: int, archive: epath.Path):
-        self.stream, self.size, self.archive, self.n_read = stream, size, archive, 0
-        self.next_header = 0
+    def __init__(self, stream: io.IOBase, size: int, archive: epath.Path):
+        self.stream, self.size, self.archive = stream, size, archive
+        self.n_read, self.next_header = 0, 0.0
 
     def read(self, n: int) -> bytes:
         content = self.stream.read(n)
@@ -207,25 +197,25 @@ class _LimitedStream:
             raise UserError(f"{self.archive} has a header of more than {_format_bytes(MAX_HEADER)}.")
         return content
 
-    def expect(self, n_bytes: float) -> None:
+    def expect(self, n_bytes: int | float) -> None:
         """Allow `n_bytes`, of a file or of the padding at the end, before the next header."""
         self.next_header = self.n_read + n_bytes
 
 
 def _tar_members(stream: _LimitedStream) -> Iterator[Member]:
-    with tarfile.open(fileobj=stream, mode="r|") as tar:
+    with tarfile.open(fileobj=stream, mode="r|") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
         for info in tar:
             if info.size < 0 or info.issparse():
                 raise UserError(
-                    f"{stream.archive} refused: the size of its member {info.name[:300]!r} is not "
-                    "that of its content. Pack it without --sparse."
+                    f"{stream.archive} refused: the size of its member {info.name[:300]!r} is not that of its content. "
+                    "Pack it without --sparse."
                 )
             _check_limits(0, info.size, stream.size, stream.archive)  # tarfile skips that far
             stream.expect(info.size)
             if not info.isdir():
                 if not info.isfile():
                     raise _link_error(info.name, stream.archive)
-                yield Member(info.name, info.size, lambda info=info: tar.extractfile(info))
+                yield Member(info.name, info.size, partial(tar.extractfile, info))  # pyright: ignore[reportArgumentType]
     stream.expect(float("inf"))
     while stream.read(2**20):  # to the end, because only there a truncated file raises an error
         pass

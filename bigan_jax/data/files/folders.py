@@ -54,18 +54,12 @@ class DataFolder(NamedTuple):
         if not inside:
             return self
         prefix = f"{inside}/"
-        return DataFolder(
-            self.root / inside,
-            {f[len(prefix) :]: stamp for f, stamp in self.files.items() if f.startswith(prefix)},
-            lambda names, masks: self.read([prefix + name for name in names], masks),
-        )
+        files = {f[len(prefix) :]: stamp for f, stamp in self.files.items() if f.startswith(prefix)}
+        return DataFolder(self.root / inside, files, lambda names, masks: self.read([prefix + n for n in names], masks))
 
 
 def resolve_path(path: str | os.PathLike) -> epath.Path:
-    """Return an absolute local path, or a path in a bucket: gs://, s3://, az:// or hf://.
-
-    Raises UserError for other schemes, and if the bucket cannot be reached.
-    """
+    """Return an absolute path, local or in a bucket. Raises UserError for unknown schemes and unreachable buckets."""
     try:
         resolved = epath.Path(path).expanduser()
     except KeyError as error:
@@ -81,8 +75,8 @@ def resolve_path(path: str | os.PathLike) -> epath.Path:
 
 def _unreachable_error(path, error) -> UserError:
     return UserError(
-        f"{path} cannot be reached: {error or type(error).__name__}. Buckets require a login and "
-        "a package: gcsfs (gs://), s3fs (s3://), adlfs (az://) or huggingface_hub (hf://)."
+        f"{path} cannot be reached: {error or type(error).__name__}. Buckets require a login and a package: gcsfs "
+        "(gs://), s3fs (s3://), adlfs (az://) or huggingface_hub (hf://)."
     )
 
 
@@ -115,8 +109,7 @@ def open_folder(root: epath.Path) -> DataFolder:
         return DataFolder(root, _list_bucket(os.fspath(root)), _bucket_reader(root))
     local = Path(root)
     names = list_images(local) if local.is_dir() else []
-    image_folders = {PurePosixPath(folder) for folder in {n.rpartition("/")[0] for n in names}}
-    folders = {folder for path in image_folders for folder in (path, *path.parents)}
+    folders = {folder for name in names for folder in PurePosixPath(name).parents}
     tables = [(f / METADATA).as_posix() for f in folders if (local / f / METADATA).is_file()]
     return select_files(root, [*names, *tables])
 
@@ -129,8 +122,7 @@ def select_files(root: epath.Path, names: Sequence[str]) -> DataFolder:
 
 def file_stamp(file: epath.Path) -> FileStamp:
     """Return a value that changes when the file does."""
-    # Not epath's stat(), which has no time of modification on S3, and locally fails for a user without a name, as in
-    # containers.
+    # Not epath's stat(): it has no time of modification on S3, and fails for a user without a name, as in containers.
     if is_remote(file):
         import fsspec
 

@@ -11,19 +11,19 @@ from pathlib import Path, PurePath
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Num, Shaped, UInt8
+from jaxtyping import Bool, Num, UInt8
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from bigan_jax.data.files import medical
-from bigan_jax.data.files.unreadable import UnreadableFile, is_within_folder, require_file, try_read
+from bigan_jax.data.files.unreadable import Result, UnreadableFile, is_within_folder, require_file, try_read
 from bigan_jax.errors import UserError
 
 SUFFIXES = medical.SUFFIXES | {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"),
     *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".avif"),
 }
-UNSUPPORTED_SUFFIXES = {*(".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef")}
+UNSUPPORTED_SUFFIXES = {".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef"}
 # Formats of the content, whatever the suffix. Some of Pillow's are excluded: EPS is a program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM", "TGA", "AVIF")
 MAX_PIXELS = 100_000_000  # a larger image is a mistake or an attack, and would fill the memory
@@ -33,7 +33,9 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 _ORIENTATION = 0x0112  # EXIF tag
 
 # A file or a slice (by its name), an open file in one of FORMATS, or the values of a slice.
-Source = Path | BinaryIO | Num[np.ndarray, "h w ..."]
+Source = Path | BinaryIO | io.BytesIO | Num[np.ndarray, "h w ..."]
+Pixels = UInt8[np.ndarray, "size size channels"]  # 0 to 255
+Mask = Bool[np.ndarray, "size size"]  # True: defect
 
 
 class ImageFormat(NamedTuple):
@@ -47,17 +49,15 @@ class ImageFormat(NamedTuple):
 def list_images(folder: Path) -> list[str]:
     """List all images below `folder` as sorted relative paths with forward slashes.
 
-    A file with several slices is listed slice by slice (`bigan_jax.data.files.medical`). Hidden files and folders are
-    skipped. Linked folders are not entered; a link that leads out of `folder` is listed itself, so that reading it
-    reports the reason.
+    A file with several slices is listed slice by slice (`medical`), and hidden files and folders are skipped. Linked
+    folders are not entered; a link that leads out of `folder` is listed, so that reading it reports the reason.
     """
     paths = []
     for parent, folders, files in os.walk(folder, followlinks=False):
         folders[:] = [f for f in folders if not f.startswith(".") and f != "__MACOSX"]
         relative = Path(parent).relative_to(folder)
-        for f in folders:
-            if os.path.islink(Path(parent, f)) and not is_within_folder(Path(parent, f), folder):
-                paths.append((relative / f).as_posix())
+        links = [f for f in folders if os.path.islink(Path(parent, f))]
+        paths += [(relative / f).as_posix() for f in links if not is_within_folder(Path(parent, f), folder)]
         for f in files:
             if not f.startswith(".") and f.lower().endswith(tuple(SUFFIXES)):
                 paths += [(relative / name).as_posix() for name in image_names(Path(parent, f))]
@@ -75,42 +75,29 @@ def image_names(file: Path) -> list[str]:
     return medical.slice_names(file) if medical.is_medical(file.name) else [file.name]
 
 
-def read_image(
-    source: Source, size: int, channels: int, window: bool = False
-) -> UInt8[np.ndarray, "size size channels"]:
+def read_image(source: Source, size: int, channels: int, window: bool = False) -> Pixels:
     """Decode one image to an `ImageFormat`, with its EXIF orientation applied.
 
     Gray is the luma 0.299 R + 0.587 G + 0.114 B, 16-bit gray is divided by 257, and transparent pixels become white.
-    The image is resized with an antialiasing bilinear filter; one that is not square is stretched, not cropped.
-
-    Args:
-      source: the image. DICOM and NIfTI slices are always stretched (`medical.slice_to_uint8`).
-      size: height and width of the result in pixels.
-      channels: 1 for gray, 3 for RGB.
-      window: whether to apply `medical.percentile_stretch` before the conversion to 8 bits.
-
-    Returns:
-      Values from 0 to 255.
+    The image is resized with an antialiasing bilinear filter; one that is not square is stretched, not cropped. A
+    `window` is applied before the conversion to 8 bits; DICOM and NIfTI slices always get it.
 
     Raises:
       UserError: more than MAX_PIXELS or less than MIN_SIDE (checked before anything is decoded), several images in
         one file, or values without a known range. A corrupt file raises the exception of its decoder.
     """
     with _open(source) as image:
-        # A large JPEG is decoded at a half, a quarter or an eighth of its size, but at no less than four times
-        # `size`: a fifth of the time at 12 megapixels, and within 2 of 255.
+        # A large JPEG is decoded at a half, a quarter or an eighth of its size, but at no less than four times `size`:
+        # a fifth of the time at 12 megapixels, and within 2 of 255.
         image.draft(None, (4 * size, 4 * size))
         return to_format(image, size, channels, window)
 
 
-def to_format(
-    image: Image.Image, size: int, channels: int, window: bool = False
-) -> UInt8[np.ndarray, "size size channels"]:
+def to_format(image: Image.Image, size: int, channels: int, window: bool = False) -> Pixels:
     """Convert an open image like `read_image`, with the same arguments and errors."""
     _require_size(*image.size)
     image = _to_eight_bit_upright(image, window).convert("L" if channels == 1 else "RGB")
-    image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(size, size, channels)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, channels)
 
 
 def read_full_size(source: Source, window: bool = False) -> Image.Image:
@@ -123,26 +110,18 @@ def _to_eight_bit_upright(image, window):
     image = ImageOps.exif_transpose(image)
     if not window:
         return _to_eight_bit(image)
-    # Stretching 16-bit values before the conversion keeps images with few of the 65,536 levels, and needs no known
-    # range.
+    # Stretching 16-bit values before the conversion keeps images with few of the 65,536 levels.
     deep = image.mode.startswith(("I", "F"))
     values = np.asarray(image if deep else _to_eight_bit(image))
     return Image.fromarray(medical.percentile_stretch(values))
 
 
-def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None = None) -> Bool[np.ndarray, "size size"]:
+def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None = None) -> Mask:
     """Decode one mask: True where at least half of a cell of the `size` x `size` grid is defect.
 
     Every value except zero is defect, in any channel except alpha. A defect too small for that rule is kept in the
-    cells that it covers most, so that only an empty mask stays empty.
-
-    Args:
-      source: the mask.
-      size: height and width of the result.
-      expected_size: width and height of the mask's image (`image_size`).
-
-    Raises:
-      UserError: the aspect ratio differs from that of the image. The mask may be scaled, but not cropped or rotated.
+    cells that it covers most, so that only an empty mask stays empty. Raises UserError if the aspect ratio differs
+    from that of the image with the `expected_size` (`image_size`): the mask may be scaled, but not cropped or rotated.
     """
     if (values := _slice_values(source)) is None:
         values = _mask_values(source)
@@ -152,35 +131,33 @@ def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None =
         if difference > max(*expected_size, width, height):  # more than rounding of a scaled side
             raise UserError(f"a mask of {width}x{height} for an image of {expected_size[0]}x{expected_size[1]}")
     defect = values != 0 if values.ndim == 2 else values.any(axis=-1)
-    cover = Image.fromarray(defect.astype(np.float32)).resize((size, size), Image.Resampling.BOX)
-    cover = np.asarray(cover)
+    cover = np.asarray(Image.fromarray(defect.astype(np.float32)).resize((size, size), Image.Resampling.BOX))
     return (cover > 0) & (cover >= min(0.5, cover.max()) - 1e-6)
 
 
-def image_size(source: Path | BinaryIO) -> tuple[int, int]:
+def image_size(source: Path | BinaryIO | io.BytesIO) -> tuple[int, int]:
     """Width and height of an image as displayed, read from its header."""
     if isinstance(source, Path) and medical.is_medical(source.name):
-        return medical.volume_shape(Path(medical.split_slice(str(source))[0]))[:2]
+        width, height, _ = medical.volume_shape(Path(medical.split_slice(str(source))[0]))
+        return width, height
     with _open(source) as image:
         # Pillow rotates TIFF itself.
         rotated = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        return image.size[::-1] if rotated else image.size
+        width, height = image.size
+        return (height, width) if rotated else (width, height)
 
 
-def read_encoded(source: Path | Num[np.ndarray, "h w ..."], mask: bool = False) -> bytes:
-    """Return an image or mask as bytes that `read_image` and `read_mask` decode.
-
-    These are the bytes of the file. A slice becomes a PNG: stretched, or if it is a mask with 255 for every value
-    except zero.
-    """
+def read_encoded(source: Source, mask: bool = False) -> bytes:
+    """Return the bytes of a file. A slice becomes a PNG: stretched, or if it is a mask with 255 except for zeros."""
     if (values := _slice_values(source)) is None:
+        assert isinstance(source, Path)
         return source.read_bytes()
     pixels = np.uint8(255) * (values != 0) if mask else medical.slice_to_uint8(values)
     Image.fromarray(pixels).save(content := io.BytesIO(), "PNG")
     return content.getvalue()
 
 
-def _slice_values(source):
+def _slice_values(source: Source) -> np.ndarray | None:
     if isinstance(source, Path) and medical.is_medical(source.name):
         file, number = medical.split_slice(str(source))
         return next(_read_slices(Path(file), [number]))
@@ -208,6 +185,7 @@ def _open(source: Source) -> Iterator[Image.Image]:
     if (values := _slice_values(source)) is not None:
         yield Image.fromarray(medical.slice_to_uint8(values))
         return
+    assert not isinstance(source, np.ndarray)
     # An open file, not its path: Pillow memory-maps plain TIFF files by path, and then rotates them wrongly.
     with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
         try:
@@ -215,8 +193,9 @@ def _open(source: Source) -> Iterator[Image.Image]:
         except Image.DecompressionBombError as error:
             raise UserError(f"more than {MAX_PIXELS // 10**6} megapixels: scale it down") from error
         _require_size(*image.size)  # known from the header, before anything is decoded
-        if image.format == "TIFF" and (tile := image.tag_v2.get(_TILE_WIDTH)):
-            _require_size(tile, image.tag_v2.get(_TILE_LENGTH, 0))  # a tile is decoded at once
+        tags = getattr(image, "tag_v2", {})  # of TIFF
+        if tile := tags.get(_TILE_WIDTH):
+            _require_size(tile, tags.get(_TILE_LENGTH, 0))  # a tile is decoded at once
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise UserError("has several images (pages or frames): save each as its own file")
         yield image
@@ -247,9 +226,8 @@ def _to_eight_bit(image: Image.Image) -> Image.Image:
             raise UserError("a float image with values outside [0, 1]: save it with 8 or 16 bits")
         return Image.fromarray(np.round(values * 255).astype(np.uint8))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
@@ -263,20 +241,12 @@ def map_in_threads(work: Callable, items: Sequence, description: str) -> list:
 
 
 def read_files(
-    read: Callable[[Source, str], Shaped[np.ndarray, "..."] | bytes], root: Path, paths: Sequence[str], description: str
-) -> list[Shaped[np.ndarray, "..."] | bytes | UnreadableFile]:
-    """Return `read(source, path)` for all `paths` below `root`, in order.
+    read: Callable[[Source, str], Result], root: Path, paths: Sequence[str], description: str
+) -> list[Result | UnreadableFile]:
+    """Return `read(source, path)` for all `paths` below `root`, in order; an `UnreadableFile` where it raised.
 
-    Files are read by several threads. Consecutive slices of one file are read in one pass.
-
-    Args:
-      read: decodes one image.
-      root: the folder of the paths. A path or link that leads out of it is not read.
-      paths: relative paths of images or slices.
-      description: label of the progress bar.
-
-    Returns:
-      Results of `read`; an `UnreadableFile` where it raised an exception.
+    Files are read by several threads, and consecutive slices of one file in one pass. A path or link that leads out
+    of `root` is not read.
     """
 
     def read_file(names: list[str]) -> list:

@@ -1,7 +1,6 @@
 """Reads slices of DICOM and NIfTI files with pydicom and nibabel (the extra `medical`).
 
-Every slice of a file is an image: `scan.nii.gz#037` is slice 37, counted from 0 along the third stored axis (in
-DICOM: the frame). All slices of a file belong to one group.
+Every slice is an image: `scan.nii.gz#037` is slice 37, counted from 0 along the third axis (in DICOM: the frame).
 """
 
 import importlib
@@ -23,6 +22,8 @@ NIFTI = (".nii", ".nii.gz")
 SUFFIXES = frozenset(DICOM + NIFTI)
 MAX_SLICES = 10_000  # a header that claims more is corrupt or malicious
 MAX_HEADER = 2**26  # bytes before the values of a NIfTI file, including header extensions
+
+Slice = Num[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]  # physical values, or color
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _SLICE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, SUFFIXES))}))#(\d+)", re.I | re.S)
@@ -49,8 +50,7 @@ def stem(name: str) -> tuple[str, int | None]:
 def image_group(root: Path, name: str) -> str:
     """Return the group of the image `root / name`: its volume, or for DICOM its patient.
 
-    A DICOM patient (or the study, if there is no patient ID) is represented by a hash of the ID, so that reports do
-    not disclose it. Any other image is a group of its own.
+    A patient (or the study, if there is no patient ID) is represented by a hash, so that reports do not disclose it.
     """
     file, _ = split_slice(name)
     if not _is_dicom(file):
@@ -65,24 +65,19 @@ def image_group(root: Path, name: str) -> str:
 
 
 def slice_notes(requested: Iterable[str], accounted_for: Iterable[str]) -> tuple[str, ...]:
-    """Return notes about the slices among the `requested` images of a dataset; () without slices.
-
-    Images that are neither loaded nor reported elsewhere (`accounted_for`) count as skipped.
-    """
+    """Return notes about the slices among `requested` images; those not `accounted_for` count as skipped."""
     slices = {name for name in requested if is_medical(name)}
-    if not slices:
-        return ()
-    notes = [f"{len(slices)} DICOM or NIfTI slices, each displayed from its 1st to 99th percentile"]
-    if blank := len(slices - set(accounted_for)):
-        notes.append(f"{blank} slices skipped: blank, or without the defect in their volume's mask")
-    return tuple(notes)
+    counts = {
+        "DICOM or NIfTI slices, each displayed from its 1st to 99th percentile": len(slices),
+        "slices skipped: blank, or without the defect in their volume's mask": len(slices - set(accounted_for)),
+    }
+    return tuple(f"{count} {what}" for what, count in counts.items() if count)
 
 
 def slice_names(file: Path) -> list[str]:
     """List the images in a file: its own name, or one name per slice if there are several.
 
-    An unreadable file keeps its own name, so that reading it reports the reason. Raises UserError if the library for
-    the format is not installed.
+    An unreadable file keeps its name: reading it reports the reason. Raises UserError if its library is missing.
     """
     _import_library(file)
     try:
@@ -95,10 +90,7 @@ def slice_names(file: Path) -> list[str]:
 
 
 def volume_shape(file: Path) -> tuple[int, int, int]:
-    """Return width, height and number of slices, read from the header.
-
-    Raises UserError for other shapes, and for more data than the file can hold.
-    """
+    """Return width, height and number of slices. Raises UserError for other shapes, or more data than the file has."""
     if _is_dicom(file):
         header = _dicom_header(file)
         if "Rows" not in header or "Columns" not in header:
@@ -111,7 +103,7 @@ def volume_shape(file: Path) -> tuple[int, int, int]:
             axes = axes[:-1]
         if len(axes) not in (2, 3):
             raise UserError(f"has {len(axes)} axes: save each volume as a file with three")
-        shape = (*axes, 1)[:3]
+        shape = (axes[0], axes[1], (*axes, 1)[2])
         n_bytes = np.prod(shape, dtype=float) * image.get_data_dtype().itemsize
         if n_bytes > 1100 * file.stat().st_size:  # deflate compresses to a thousandth at best
             raise UserError("is truncated: its header claims more data than the file can hold")
@@ -120,41 +112,29 @@ def volume_shape(file: Path) -> tuple[int, int, int]:
     return shape
 
 
-def read_slices(
-    file: Path, numbers: Sequence[int | None]
-) -> Iterator[Num[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]]:
-    """Read slices one by one, as physical values or 8-bit color; only one is in memory.
+def read_slices(file: Path, numbers: Sequence[int | None]) -> Iterator[Slice]:
+    """Read slices one by one; None is the only slice of a file.
 
     DICOM rescaling and NIfTI scaling are applied, and MONOCHROME1, in which high values are dark, is negated. NIfTI
-    slices are rotated so that the second axis points up, as in viewers. Numbers count from 0; None is the only slice
-    of a file. Raises UserError if a slice does not exist.
+    slices are rotated so that the second axis points up. Raises UserError if a slice does not exist.
     """
     *_, n_slices = volume_shape(file)
     if None in numbers and n_slices > 1:
-        example = f"{file.name}#{n_slices // 2:03d}"
-        raise UserError(f"has {n_slices} slices: name one of them, such as {example}")
+        raise UserError(f"has {n_slices} slices: name one of them, such as {file.name}#{n_slices // 2:03d}")
     indices = [number or 0 for number in numbers]
     if max(indices) >= n_slices:
         raise UserError(f"has no slice {max(indices)}: it has {n_slices}, counted from 0")
     return _dicom_slices(file, indices) if _is_dicom(file) else _nifti_slices(file, indices)
 
 
-def slice_to_uint8(
-    values: Num[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"],
-) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
-    """Convert physical values to gray by `percentile_stretch`; color is returned unchanged.
-
-    MR intensities have no unit, and the range of CT is far wider than the contrast within a slice. Each slice is
-    therefore scaled by itself, which hides an overall change of brightness.
-    """
+def slice_to_uint8(values: Slice) -> UInt8[np.ndarray, "h w *c"]:
+    """Convert physical values to gray by `percentile_stretch`; color is returned unchanged."""
+    # MR intensities have no unit, and the range of CT is far wider than the contrast within a slice.
     return values if values.ndim == 3 else percentile_stretch(values)
 
 
 def percentile_stretch(values: Num[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h w *c"]:
-    """Map the 1st percentile of an image, over all channels, to 0 and the 99th to 255.
-
-    The result is black if both are equal. Raises UserError for values that are not finite.
-    """
+    """Map the 1st percentile of an image, over all channels, to 0 and the 99th to 255; equal ones both become 0."""
     require_finite_values(values)
     low, high = np.percentile(values, (1, 99))
     scaled = (values.astype(np.float64) - low) / (high - low) if high > low else 0 * values
@@ -249,6 +229,5 @@ def _import_library(file: Path) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(
-            f"{file.name} requires {name}, which is not installed: pip install 'bigan_jax[medical]'"
-        ) from error
+        missing = f"{file.name} requires {name}, which is not installed"
+        raise UserError(f"{missing}: pip install 'bigan_jax[medical]'") from error

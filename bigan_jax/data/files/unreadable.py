@@ -33,15 +33,11 @@ _REASONS = {
 
 
 def try_read(path: str, work: Callable[[], Result]) -> Result | UnreadableFile:
-    """Return `work()`, or an `UnreadableFile` with the reason if it raises an exception.
-
-    Every exception counts, because decoders raise nearly any for a corrupt file.
-    """
+    """Return `work()`, or an `UnreadableFile` with the reason if it raises an exception."""
     try:
         return work()
-    except Exception as error:
-        reason = _REASONS.get(type(error)) or one_line(error, MAX_REASON_LENGTH)
-        return UnreadableFile(path, reason)
+    except Exception as error:  # decoders raise nearly any exception for a corrupt file
+        return UnreadableFile(path, _REASONS.get(type(error)) or one_line(error, MAX_REASON_LENGTH))
 
 
 def split_unreadable(results: Sequence[Result | UnreadableFile]) -> tuple[list[Result | None], list[UnreadableFile]]:
@@ -72,16 +68,12 @@ def require_file(path: Path, folder: Path) -> None:
 def unreadable_error(
     unreadable: Sequence[UnreadableFile], root: str | os.PathLike, n_files: int, description: str
 ) -> UserError:
-    """Return the error that lists unreadable files and says how to continue.
-
-    `n_files` is the number of files that were to be read, and `description` what they are.
-    """
+    """Return the error that lists unreadable files, of `n_files` (what `description` calls them) to be read."""
     unreadable = sorted(unreadable)
     lines = [f"  {_format(file)}" for file in unreadable[:MAX_LISTED]]
     if len(unreadable) > MAX_LISTED:
         names = ", ".join(printable(file.path) for file in unreadable[MAX_LISTED:MAX_NAMED])
-        n_others = len(unreadable) - MAX_NAMED
-        more = f" and {n_others} others" if n_others > 0 else ""
+        more = f" and {len(unreadable) - MAX_NAMED} others" if len(unreadable) > MAX_NAMED else ""
         lines.append(f"  and {len(unreadable) - MAX_LISTED} more: {names}{more}")
     return UserError(
         f"{len(unreadable)} of {n_files} {description} in {root} cannot be read. Fix or remove "

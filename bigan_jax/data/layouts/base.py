@@ -19,53 +19,32 @@ MIN_NORMAL = 10  # images
 
 @dataclass(frozen=True)
 class Layout:
-    """How the folder of a dataset is organized.
+    """How the folder of a dataset is organized. A module of this package adds a layout by defining `LAYOUT`."""
 
-    A module of this package adds a layout by defining `LAYOUT`.
-
-    Attributes:
-      name: the value of config.data.source.
-      expected: the expected folders, and where to download the dataset; shown in errors.
-      builder: name of the TFDS builder, and of the folder, of prepared data.
-      description: what the prepared data are, for TFDS.
-      is_root: `is_root(path, folders)` tells whether the layout begins in the folder `path` ("" is the data folder).
-        `folders` has the relative paths of all folders with images at any depth.
-      list_datasets: `list_datasets(layout, folder, category)` lists the images of a folder that has images. It
-        returns, by name, the datasets that are prepared separately; most layouts have one, named "". `category` is a
-        comma list that may restrict them.
-      reads_metadata: whether groups and conditions are read from metadata.csv.
-      strict_metadata: whether an invalid metadata.csv is an error; otherwise it is ignored and noted, because such a
-        file next to images may be about anything.
-      accepts_unlabeled: whether a folder without label folders is read as normal images.
-      tfds_dataset: name of the TFDS dataset with class folders that replaces a missing folder.
-    """
-
-    name: str
-    expected: str
-    builder: str
-    description: str
+    name: str  # the value of config.data.source
+    expected: str  # the expected folders, and where to download the dataset; shown in errors
+    builder: str  # name of the TFDS builder, and of the folder, of prepared data
+    description: str  # what the prepared data are, for TFDS
+    # Whether the layout begins in a folder ("" is the data folder), given the relative paths of all folders with
+    # images at any depth.
     is_root: Callable[[str, Collection[str]], bool]
+    # Lists, by name, the datasets of a folder that are prepared separately (most layouts have one, named ""). The last
+    # argument is a comma list of categories that may restrict them.
     list_datasets: Callable[["Layout", DataFolder, str], dict[str, Listing]]
-    reads_metadata: bool = False
-    strict_metadata: bool = False
-    accepts_unlabeled: bool = False
-    tfds_dataset: str | None = None
+    reads_metadata: bool = False  # whether groups and conditions are read from metadata.csv
+    strict_metadata: bool = False  # whether an invalid metadata.csv is an error; otherwise it is ignored and noted
+    accepts_unlabeled: bool = False  # whether a folder without label folders is read as normal images
+    tfds_dataset: str | None = None  # the TFDS dataset with class folders that replaces a missing folder
 
     def error(self, problem: str) -> UserError:
         """Returns the error for a folder without this layout; it shows what is expected."""
         return UserError(
-            f"{problem}\n"
-            f"The source {self.name!r} expects (dir is --config.data.dir, a folder or an archive "
-            f"of it):\n{self.expected}\n"
-            "To try a model without any data: --config=configs/<model>.py:phantom"
+            f"{problem}\nThe source {self.name!r} expects (dir is --config.data.dir, a folder or an archive of it):\n"
+            f"{self.expected}\nTo try a model without any data: --config=configs/<model>.py:phantom"
         )
 
     def list_folder(self, folder: DataFolder, category: str) -> dict[str, Listing]:
-        """Lists the datasets of a folder in which the layout begins, as `list_datasets` does.
-
-        Raises:
-          UserError: the folder has no images or another layout, or a category is unknown.
-        """
+        """Calls `list_datasets`. Raises UserError for a folder without images or layout, and unknown categories."""
         if not folder.images():
             suffixes = ", ".join(sorted(SUFFIXES))
             raise self.error(f"{folder.root} has no images (looked for {suffixes}).")
@@ -73,11 +52,7 @@ class Layout:
 
 
 def select_categories(category: str, available: Collection[str]) -> list[str]:
-    """Returns the names in a comma list, each once; all of `available` for "" and "all".
-
-    Raises:
-      UserError: a name is not available.
-    """
+    """Returns the names in a comma list, each once; all for "" and "all". Raises UserError for an unknown name."""
     names = [name.strip() for name in category.split(",") if name.strip()]
     if names in ([], ["all"]):
         return list(available)

@@ -20,11 +20,8 @@ EXPECTED = """\
 def list_label_folders(layout: Layout, folder: DataFolder, category: str) -> dict[str, Listing]:
     """Lists images in folders that are named by label: NORMAL, ANOMALOUS and MASKS.
 
-    If the layout accepts it, a folder without them is listed as normal images. There is one dataset and `category` is
-    ignored.
-
-    Raises:
-      UserError: there are no normal images, or subfolders suggest that others are among them.
+    If the layout accepts it, a folder without them is listed as normal images. `category` is ignored. Raises UserError
+    if there are no normal images, or if subfolders suggest that others are among them.
     """
     normal_folders, anomalous_folders, mask_folders = (
         sorted(name for name in folder.subfolders() if name.lower() in names) for names in (NORMAL, ANOMALOUS, MASKS)
@@ -33,11 +30,11 @@ def list_label_folders(layout: Layout, folder: DataFolder, category: str) -> dic
     anomalous = [f"{name}/{file}" for name in anomalous_folders for file in folder.images(name)]
     if normal_folders:
         notes = _unused_images_note(folder, normal_folders + anomalous_folders + mask_folders)
+    elif anomalous_folders or not layout.accepts_unlabeled:
+        raise layout.error(f"{folder.root} has no folder of normal images.")
+    elif folder.images("train/good"):
+        raise layout.error(f"{folder.root} has the layout of MVTec AD: use the source 'mvtec'.")
     else:
-        if anomalous_folders or not layout.accepts_unlabeled:
-            raise layout.error(f"{folder.root} has no folder of normal images.")
-        if folder.images("train/good"):
-            raise layout.error(f"{folder.root} has the layout of MVTec AD: use the source 'mvtec'.")
         normal = folder.images()
         _require_all_normal(layout, folder, normal)
         notes = (f"{folder.root} has no folder normal/: all its images are used as normal images",)
@@ -62,14 +59,11 @@ def _unused_images_note(folder, used):
 
 
 def _require_all_normal(layout, folder, paths):
-    """Raises UserError if subfolders are named as if not all images were normal."""
     parents = [{name.lower() for name in PurePosixPath(path).parts[:-1]} for path in paths]
     n_normal = sum(not names.isdisjoint(NORMAL) for names in parents)
     if set().union(*parents).intersection(ANOMALOUS) or 0 < n_normal < len(paths):
-        raise layout.error(
-            f"{folder.root} has no folder normal/, but the names of its subfolders suggest that "
-            "not all its images are normal."
-        )
+        problem = "has no folder normal/, but the names of its subfolders suggest that not all its images are normal."
+        raise layout.error(f"{folder.root} {problem}")
 
 
 def _is_root(path, folders):

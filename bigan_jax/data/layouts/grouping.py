@@ -1,7 +1,4 @@
-"""Groups of related images, which are never divided between splits, and conditions.
-
-Groups come from metadata.csv or from camera numbers in file names; conditions from metadata.csv.
-"""
+"""Groups of related images, from metadata.csv or camera numbers in file names, and conditions from metadata.csv."""
 
 import csv
 import io
@@ -30,13 +27,10 @@ def group_by_camera(record: ImageRecord) -> ImageRecord:
     in one folder are a sequence.
     """
     path = PurePosixPath(record.path)
-    name = _SUFFIX.sub("", _PREFIX.sub("", path.stem))
-    if not (match := _NUMBER.match(name)):
+    match = _NUMBER.match(_SUFFIX.sub("", _PREFIX.sub("", path.stem)))
+    if not match or (number := int(match[2])) >= _MAX_NUMBER:
         return record
     sequence = f"{path.parent.as_posix()}/{match[1].replace(' ', '_').rstrip('_')}"
-    number = int(match[2])
-    if number >= _MAX_NUMBER:
-        return record
     return record._replace(group=camera_block(sequence, number), camera=(sequence, number))
 
 
@@ -44,19 +38,11 @@ def apply_metadata(listing: Listing, folder: DataFolder, *, strict: bool) -> Lis
     """Assigns the groups and conditions of metadata.csv.
 
     A file has a column `file`, a path relative to its folder, and `group` or `patient`, `condition` or `plane`, or
-    both. An image without a group keeps its own. If one image has a condition, all must have one.
+    both. An image without a group keeps its own. If one image has a condition, all must have one; images of a
+    condition without normal images are removed.
 
-    Args:
-      listing: the images of the folder, without conditions.
-      folder: the data folder with its metadata files.
-      strict: whether an invalid metadata.csv is an error. Otherwise it is ignored and noted.
-
-    Returns:
-      The listing with groups, conditions and notes. Images of a condition without normal images are removed.
-
-    Raises:
-      UserError: an image has two groups or conditions, or lacks a condition; a file lists no image of the folder; or,
-        if `strict`, a file is invalid.
+    Raises UserError if an image has two groups or conditions, or lacks a condition, if a file lists no image of the
+    folder or, if `strict`, if a file is invalid. Otherwise it is ignored and noted.
     """
     values, is_used, notes = {name: {} for name in _COLUMNS}, False, []
     for file in folder.metadata_files():
@@ -71,16 +57,13 @@ def apply_metadata(listing: Listing, folder: DataFolder, *, strict: bool) -> Lis
         for path, row in rows:
             for name, value in row.items():
                 if (first := values[name].setdefault(path, value)) != value:
-                    raise UserError(
-                        f"{folder.root / file}: {_short(path)} has the {name}s {_short(first)} "
-                        f"and {_short(value)}. Give each image one {name}."
-                    )
+                    problem = f"{_short(path)} has the {name}s {_short(first)} and {_short(value)}"
+                    raise UserError(f"{folder.root / file}: {problem}. Give each image one {name}.")
         row_of = dict(rows)
         if rows and not any(_value(row_of, r.path) for r in listing.records):
             raise UserError(
-                f"{folder.root / file} lists no image of the folder: it has {_short(rows[0][0])}, "
-                f"but the images have paths such as {_short(listing.records[0].path)}. Give paths "
-                f"relative to the folder of {METADATA}."
+                f"{folder.root / file} lists no image of the folder: it has {_short(rows[0][0])}, but the images have "
+                f"paths such as {_short(listing.records[0].path)}. Give paths relative to the folder of {METADATA}."
             )
     records, conditions, skipped = listing.records, (), ()
     if is_used:
@@ -108,10 +91,8 @@ def _assign_conditions(records, condition_of, root):
             f"such as {_short(path)}. Give a condition to all images or to none."
         )
     if with_comma := sorted(name for name in {*names} if "," in name):
-        raise UserError(
-            f"{root}: the condition {_short(with_comma[0])} has a comma, but conditions are "
-            "selected by a comma list. Rename it."
-        )
+        problem = "has a comma, but conditions are selected by a comma list. Rename it."
+        raise UserError(f"{root}: the condition {_short(with_comma[0])} {problem}")
     pairs = list(zip(records, names, strict=True))
     conditions = tuple(sorted({name for r, name in pairs if not r.label}))
     kept = [r._replace(condition=conditions.index(n)) for r, n in pairs if n in conditions]
@@ -134,11 +115,8 @@ def _read_rows(folder, file) -> list[tuple[str, dict[str, str]]]:
         for separator in ",;\t":  # which one spreadsheets write depends on the country
             lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
             header = [name.strip().lower() for name in lines[0]] if lines else []
-            columns = {
-                name: header.index(known[0])
-                for name, titles in _COLUMNS.items()
-                if (known := [title for title in titles if title in header])
-            }
+            known = [(name, title) for name, titles in _COLUMNS.items() for title in titles[::-1] if title in header]
+            columns = {name: header.index(title) for name, title in known}  # the first title of a name wins
             if "file" in header and columns:
                 rows = []
                 for line in lines[1:]:

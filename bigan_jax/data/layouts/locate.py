@@ -10,14 +10,10 @@ MAX_DEPTH = 2  # levels that are searched below the first one with several folde
 
 
 def find_layout_root(layout: Layout, folder: DataFolder) -> tuple[str, ...]:
-    """Finds the folders in which a layout begins.
+    """Finds the folders of the highest level in which a layout begins, those with the most images first.
 
-    The highest level with such a folder counts. A layout that accepts folders without labels fits nearly anything,
-    and is found only if it is the only candidate of its level.
-
-    Returns:
-      Relative paths of one level, those with the most images first: ("",) for the data folder
-      itself, and () if the layout is not found.
+    They are relative: ("",) is the data folder itself. A layout that accepts folders without labels fits nearly
+    anything, and is found only if it is the only candidate of its level.
     """
     parents = {file.rpartition("/")[0] for file in folder.images()}
     folders = {"", *(ancestor for path in parents for ancestor in _ancestors(path))}

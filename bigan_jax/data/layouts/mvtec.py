@@ -32,16 +32,9 @@ def _list_category(folder, category, path) -> Listing:
     for file in folder.images(path):
         split, _, rest = file.partition("/")
         defect_type, separator, _ = rest.partition("/")
-        if split in ("train", "test") and separator:
-            records.append(
-                ImageRecord(
-                    path=join(path, file),
-                    label=defect_type != "good",
-                    group=f"{category}/{file}",
-                    defect_type=defect_type,
-                    official_split=TRAIN if split == "train" else TEST,
-                )
-            )
+        if split in (TRAIN, TEST) and separator:
+            label, group = defect_type != "good", f"{category}/{file}"
+            records.append(ImageRecord(join(path, file), label, group, 0, defect_type, official_split=split))
     # test/<defect type>/000.png has the mask ground_truth/<defect type>/000_mask.png.
     prefix = join(path, "")
     mask_paths = {r.path: (r.path.removeprefix(prefix).partition("/")[2],) for r in records if r.label}

@@ -1,8 +1,7 @@
 """Procedural images with exact defect masks, to run on before any download.
 
-Three domains are drawn with distance fields: `head` (an axial brain slice), `bottle` (a bottle mouth from above) and
-`leaf` (a leaf on plain ground). They resemble the real datasets and their defects, but do not replace them: report
-results on them as results on phantoms.
+The domains `head` (an axial brain slice), `bottle` (a bottle mouth from above) and `leaf` (a leaf on plain ground)
+resemble real datasets and their defects, but do not replace them: report results on them as results on phantoms.
 """
 
 from pathlib import PurePosixPath
@@ -25,14 +24,12 @@ def records(categories: tuple[str, ...], n_normal: int, n_anomalous: int) -> lis
     """List `n_normal` and `n_anomalous` images of each category; defect types alternate."""
     listed = []
     for condition, category in enumerate(categories):
-        for index in range(n_normal):
-            path = f"{category}/good/{index:06d}.png"
-            listed.append(ImageRecord(path, False, path, condition))
         defect_types = list(DOMAINS[category].DEFECTS)
-        for i in range(n_anomalous):
-            defect_type = defect_types[i % len(defect_types)]
-            path = f"{category}/{defect_type}/{FIRST_ANOMALOUS + i:06d}.png"
-            listed.append(ImageRecord(path, True, path, condition, defect_type))
+        images = [("good", index) for index in range(n_normal)]
+        images += [(defect_types[i % len(defect_types)], FIRST_ANOMALOUS + i) for i in range(n_anomalous)]
+        for defect_type, index in images:
+            path = f"{category}/{defect_type}/{index:06d}.png"
+            listed.append(ImageRecord(path, defect_type != "good", path, condition, defect_type))
     return listed
 
 

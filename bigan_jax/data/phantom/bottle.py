@@ -5,20 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bigan_jax.data.phantom.canvas import (
-    Canvas,
-    Defect,
-    Field,
-    Paint,
-    blob,
-    fill,
-    gaussian,
-    noise,
-    over,
-    polyline_distance,
-    radial_noise,
-    smoothstep,
-)
+from bigan_jax.data.phantom.canvas import Canvas, Defect, Field, Paint, over
+from bigan_jax.data.phantom.fields import blob, fill, gaussian, noise, polyline_distance, radial_noise, smoothstep
 
 NOISE = 0.007
 OUTSIDE, RIM, MOUTH = 0.90, 0.70, 0.50  # radii of the body, the lip and the opening

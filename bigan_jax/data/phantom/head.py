@@ -5,19 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bigan_jax.data.phantom.canvas import (
-    Canvas,
-    Defect,
-    Field,
-    Paint,
-    blob,
-    fill,
-    gaussian,
-    noise,
-    radial_noise,
-    segment_distance,
-    smoothstep,
-)
+from bigan_jax.data.phantom.canvas import Canvas, Defect, Field, Paint
+from bigan_jax.data.phantom.fields import blob, fill, gaussian, noise, radial_noise, segment_distance, smoothstep
 
 NOISE = 0.006
 

@@ -5,19 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bigan_jax.data.phantom.canvas import (
-    Canvas,
-    Defect,
-    Field,
-    Paint,
-    blob,
-    fill,
-    gaussian,
-    noise,
-    over,
-    segment_distance,
-    smoothstep,
-)
+from bigan_jax.data.phantom.canvas import Canvas, Defect, Field, Paint, over
+from bigan_jax.data.phantom.fields import blob, fill, gaussian, noise, segment_distance, smoothstep
 
 NOISE = 0.006
 
@@ -45,17 +34,16 @@ def scene(rng: np.random.Generator, c: Canvas) -> tuple[Paint, Leaf]:
     t = np.clip((along + 1) / 2, 0, 1)
     half = width * 1.72 * t ** rng.normal(0.88, 0.02) * (1 - t) ** rng.normal(0.42, 0.015)
     wave = 0.014 * noise(rng, size, 4) + 0.006 * noise(rng, size, 14)
-    edge = (np.abs(across) - half) * 0.8 + wave * smoothstep(0, 0.15, t)
+    edge = (np.abs(across) - half) * 0.8 + wave * smoothstep(0.0, 0.15, t)
     edge = np.maximum(edge, (np.abs(along) - 1) * length)
-    stalk = segment_distance(across, along * length, (0, 0.9 * length), (0, 1.14 * length)) - 0.020
+    stalk = segment_distance(across, along * length, (0.0, 0.9 * length), (0.0, 1.14 * length)) - 0.020
     edge = np.minimum(edge, stalk)
 
     tone = np.array([0.60, 0.57, 0.62]) * rng.normal(1, 0.045) * rng.normal(1, 0.012, 3)
     slope = rng.normal(0, 0.035) * c.x + rng.normal(0, 0.035) * c.y
     ground = (1 + slope + 0.012 * noise(rng, size, 40) + 0.012 * noise(rng, size, 3))[..., None]
     ground = ground * tone.astype(np.float32)
-    shift = (rng.normal(0.045, 0.010), rng.normal(0.035, 0.010))
-    shadow = _shift(edge, shift, c)
+    shadow = _shift(edge, (rng.normal(0.045, 0.010), rng.normal(0.035, 0.010)), c)
     ground = ground * (1 - 0.5 * fill(shadow, 0.05))[..., None]
 
     # Secondary veins run from the midrib to the tip, and the blade bulges between them.
@@ -126,11 +114,8 @@ def bite(rng: np.random.Generator, c: Canvas, leaf: Leaf, paint: Paint) -> Defec
         near = (center[0] + rng.normal(0, radius), center[1] + rng.normal(0, radius))
         distance = np.minimum(distance, blob(rng, c, near, radius, 0.06))
     shade = 0.62 + 0.38 * smoothstep(0.02, 0.05, -_shift(distance, (0.03, 0.03), c))
-    color = over(
-        np.zeros_like(paint) + leaf.ground.mean((0, 1)) * 1.12 * shade[..., None],
-        gaussian(distance, 0.012) * 0.7,
-        (0.30, 0.24, 0.12),
-    )
+    ground = np.zeros_like(paint) + leaf.ground.mean((0, 1)) * 1.12 * shade[..., None]
+    color = over(ground, gaussian(distance, 0.012) * 0.7, (0.30, 0.24, 0.12))
     return Defect(_on_leaf(fill(distance, 0.02), leaf), color)
 
 

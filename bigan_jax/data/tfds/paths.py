@@ -15,14 +15,9 @@ _RELEASE = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 def prepared_path(tfds_dir: epath.Path, builder: str, name: str, root: epath.Path) -> epath.Path:
-    """Returns the folder of a prepared dataset.
+    """Returns the folder of the dataset `name` that is prepared from the data folder or archive `root`.
 
-    Args:
-      tfds_dir: the folder of all prepared data.
-      builder: the builder of the layout.
-      name: the dataset's name. Different names have different folders, which have ASCII letters only and show a
-        readable part of the name.
-      root: the data folder or archive.
+    Different names have different folders, which have ASCII letters only and show a readable part of the name.
     """
     readable = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("._")[:60] or "data"
     if readable != (name or "data"):

@@ -21,13 +21,13 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from bigan_jax.data.files.folders import DataFolder, FileReader, is_remote, local_folder
+from bigan_jax.data.files.folders import DataFolder, is_remote, local_folder
 from bigan_jax.data.files.images import PROGRESS_BAR_MIN_ITEMS
 from bigan_jax.data.files.unreadable import UnreadableFile
 from bigan_jax.data.layouts.base import Layout
 from bigan_jax.data.records import ImageRecord, Listing
 from bigan_jax.data.tfds.paths import VERSION
-from bigan_jax.data.tfds.reader import open_builder_safely
+from bigan_jax.data.tfds.reader import serialized_examples
 from bigan_jax.errors import UserError
 from bigan_jax.runtime.files import atomic_directory
 
@@ -46,8 +46,7 @@ class PreparedDataset(NamedTuple):
 
     def read(self, index: int, feature: str) -> bytes:
         """Returns the encoded "image" or "mask" of a record; b"" if there is none."""
-        # TFDS would parse all features of the example, which takes a tenth of the decoding.
-        example = tf_example_pb2.Example.FromString(self.examples[index])
+        example = tf_example_pb2.Example.FromString(self.examples[index])  # pyright: ignore[reportAttributeAccessIssue]
         return example.features.feature[feature].bytes_list.value[0]
 
 
@@ -57,9 +56,9 @@ class EncodedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(VERSION)
 
     def __init__(self, layout: Layout, config: str, index: dict, examples: Iterator[dict], data_dir: Path):
-        """Args: config: name of the dataset. index: content of metadata.json."""
-        self.name, self._description = layout.builder, layout.description
-        self._index, self._examples = index, examples
+        """Takes the name of the dataset as `config` and the content of metadata.json as `index`."""
+        self.name = layout.builder  # pyright: ignore[reportAttributeAccessIssue]
+        self._description, self._index, self._examples = layout.description, index, examples
         super().__init__(config=tfds.core.BuilderConfig(name=config), data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -99,26 +98,6 @@ def fingerprint(listing: Listing, folder: DataFolder) -> str:
     return blake2b(json.dumps([listing, stamps]).encode(), digest_size=16).hexdigest()
 
 
-def reopen_or_prepare(
-    layout: Layout, path: epath.Path, fingerprint: str, open_data: Callable[[], tuple[Listing, FileReader]]
-) -> PreparedDataset:
-    """Opens a prepared dataset; it is prepared first if it is missing or stale.
-
-    Args:
-      layout: of the data folder.
-      path: the folder of the prepared dataset.
-      fingerprint: of the data folder now.
-      open_data: returns the listing and the reader of the data folder.
-
-    Raises:
-      UserError: the dataset cannot be written.
-    """
-    dataset = reopen(path)
-    if dataset and dataset.fingerprint == fingerprint:
-        return dataset
-    return prepare(layout, path, *open_data(), fingerprint)
-
-
 def reopen(path: epath.Path) -> PreparedDataset | None:
     """Opens the prepared dataset in a folder; None if it is missing, incomplete or invalid."""
     index = _read_index(path)
@@ -131,12 +110,10 @@ def reopen(path: epath.Path) -> PreparedDataset | None:
             _download(path, local)
     try:
         listing = index["listing"]
-        records = [ImageRecord(*row[:-1], row[-1] and tuple(row[-1])) for row in listing["records"]]
-        listing = Listing(records, *(tuple(listing[field]) for field in Listing._fields[1:]))
+        records = [ImageRecord._make([*row[:-1], row[-1] and tuple(row[-1])]) for row in listing["records"]]
+        listing = Listing._make([records, *(tuple(listing[field]) for field in Listing._fields[1:])])
         with _silence_tfds():
-            examples = open_builder_safely(local).as_data_source(
-                SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-            )
+            examples = serialized_examples(local, SPLIT)
         if len(examples) != len(records) or not (examples[0] and examples[len(records) - 1]):
             return None
         return PreparedDataset(listing, index["fingerprint"], index["unreadable"], examples)
@@ -144,19 +121,23 @@ def reopen(path: epath.Path) -> PreparedDataset | None:
         return None
 
 
-def prepare(layout: Layout, path: epath.Path, listing: Listing, read: FileReader, fingerprint: str) -> PreparedDataset:
-    """Writes a prepared dataset; it replaces an earlier one once it is complete.
+def reopen_or_prepare(
+    layout: Layout, path: epath.Path, fingerprint: str, open_data: Callable[[], tuple[Listing, DataFolder]]
+) -> PreparedDataset:
+    """Opens a prepared dataset; if it is missing or of another fingerprint, it is written first.
 
-    Nothing is decoded. A file that cannot be read is recorded as unreadable. For arguments see `reopen_or_prepare`.
-
-    Raises:
-      UserError: the dataset cannot be written.
+    A new dataset replaces an earlier one once it is complete. Nothing is decoded, and a file that cannot be read is
+    recorded as unreadable. Raises UserError if the dataset cannot be written.
     """
-    index = {"fingerprint": fingerprint, "listing": listing._asdict(), "unreadable": {}}
+    dataset = reopen(path)
+    if dataset and dataset.fingerprint == fingerprint:
+        return dataset
+    listing, folder = open_data()
+    unreadable = {}
+    index = {"fingerprint": fingerprint, "listing": listing._asdict(), "unreadable": unreadable}
     config = path.parent.name
     local = _local_copy(path) if is_remote(path) else Path(path)
-    title = f"preparing {config.rpartition('-')[0]}"
-    examples = _encode_examples(listing, read, index["unreadable"], title)
+    examples = _encode_examples(listing, folder.read, unreadable, f"preparing {config.rpartition('-')[0]}")
     try:
         with atomic_directory(local) as new, _silence_tfds():
             data_dir = new.parent / "tfds"  # removed afterwards, with all else that TFDS writes
@@ -168,8 +149,7 @@ def prepare(layout: Layout, path: epath.Path, listing: Listing, read: FileReader
             _upload(local, path)
     except OSError as error:
         raise UserError(
-            f"{local} cannot be written ({error}). Choose another folder for prepared data with "
-            "--config.data.tfds_dir=DIR."
+            f"{local} cannot be written ({error}). Choose another folder with --config.data.tfds_dir=DIR."
         ) from error
     if (dataset := reopen(path)) is None:
         raise UserError(f"{local} was replaced by another process while it was read. Start again.")
