@@ -104,7 +104,7 @@ result = read_evaluation(folder / "other")
 assert result.missed == content["missed"] > 0 and result.pixel.metrics["defects"] == 0.125
 report = write_report(folder / "report.html", result, [], {}, []).read_text()
 assert "missed images" in report and f"{result.missed:.3f}" in report and "defect pixels" in report
-row = compare(folder / "other", folder / "out").standings[0].rows[0]
+row = compare(folder / "other", folder / "out").datasets[0].rows[0]
 assert row.values["missed"].mean == result.missed and row.values["defects"].mean == 0.125
 tables = (folder / "out" / "comparison.md").read_text()
 assert "missed images" in tables and "defect pixels" in tables
