@@ -24,8 +24,8 @@ class ThresholdSettings:
         if self.rule not in ("conformal", "manual"):
             raise unknown_name("config.threshold.rule", self.rule, ["conformal", "manual"])
         if self.rule == "conformal" and self.value:
-            fix = "set --config.threshold.rule=manual, or leave the value out."
-            raise UserError(f"config.threshold.value={self.value} has no effect under the conformal rule: {fix}")
+            usage = "is for --config.threshold.rule=manual: set that rule, or leave the value out."
+            raise UserError(f"config.threshold.value={self.value} {usage}")
         if self.rule == "manual" and not self.value > 0:
             raise UserError(f"config.threshold.value={self.value}: the manual rule requires a score above 0.")
         choose_threshold(self, np.zeros(1), 1)
