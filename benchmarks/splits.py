@@ -23,6 +23,8 @@ def main(_):
 
 def table(config, splits: int):
     """A row of sizes and baseline AUROCs for each split, and a row of means."""
+    import jax.numpy as jnp
+
     from bigan_jax.commands.settings import parse_settings
     from bigan_jax.data.loading import load_dataset
     from bigan_jax.evaluation import anomaly_score
@@ -34,7 +36,7 @@ def table(config, splits: int):
     formula = settings.score.formula
 
     def score(images, reconstructions):
-        return anomaly_score.score(formula, anomaly_score.terms(images, reconstructions))
+        return anomaly_score.score(formula, anomaly_score.terms(jnp.asarray(images), jnp.asarray(reconstructions)))
 
     rows, aurocs = [], []
     for split in range(splits):

@@ -1,9 +1,7 @@
-"""The anomaly score: a weighted sum of the terms in TERMS. Pure functions, no trained network.
+"""The anomaly score: a weighted sum of terms, each with a value and an error map per image.
 
-Each term gives an image a value and an error map at the image's resolution. The paper's score is
-0.7 squared error + 0.3 (1 - SSIM) (Sec. III).
-
-A new term is an entry of TERMS and its weight in configs/common.py.
+The paper's score is 0.7 squared error + 0.3 (1 - SSIM) (Sec. III). A new term is an entry of TERMS and its weight in
+configs/common.py.
 """
 
 import functools
@@ -24,39 +22,33 @@ from bigan_jax.evaluation.result import ScoreTableRow
 from bigan_jax.metrics.image import auroc
 from bigan_jax.nn import losses, ssim
 
+AnyArray = Array | np.ndarray
 Images = Float[Array, "b h w c"]  # in [0, 1]
-Features = tuple[Sequence[Array], Sequence[Array]]  # VGG16 features of images and reconstructions
-ValueAndMap = tuple[Float[Array, "b"], Float[Array, "b h w"]]
+Values = Float[AnyArray, "b"]
+Maps = Float[AnyArray, "b h w"]
+Features = tuple[Sequence[Array], Sequence[Array]]  # of images and reconstructions, by VGG16: [b h' w' c'] each
 
 
 class ScoreTerm(NamedTuple):
-    """A term of the score.
+    """A term of the score."""
 
-    Attributes:
-      label: its name in the report.
-      column: its column of scores.csv.
-      value_and_map: images, reconstructions and features to a value and a map per image. Features are None unless
-        `needs_features`.
-      needs_features: whether it compares VGG16 features.
-    """
-
-    label: str
-    column: str
-    value_and_map: Callable[[Images, Images, Features | None], ValueAndMap]
-    needs_features: bool = False
+    label: str  # its name in the report
+    column: str  # its column of scores.csv
+    value_and_map: Callable[[Images, Images, Features | None], tuple[Values, Maps]]  # of images and reconstructions
+    needs_features: bool = False  # whether it compares VGG16 features, which may be None otherwise
 
 
-def _squared_error(image, reconstruction, _features) -> ValueAndMap:
+def _squared_error(image, reconstruction, _features):
     squares = jnp.square(image - reconstruction).mean(-1)
     return squares.mean((1, 2)), squares
 
 
-def _ssim_error(image, reconstruction, _features) -> ValueAndMap:
+def _ssim_error(image, reconstruction, _features):
     """The value is that of dm-pix, over complete windows only; the map extends to the edges."""
     return ssim.ssim_error_and_map(image, reconstruction)
 
 
-def _perceptual(image, _reconstruction, features) -> ValueAndMap:
+def _perceptual(image, _reconstruction, features):
     """The map averages squared differences over channels and layers, enlarged linearly."""
     layers = []
     for x, y in zip(*features, strict=True):
@@ -75,38 +67,23 @@ _PAPER_WEIGHTS = {"mse": 0.7, "ssim": 0.3}
 _BLOCK = 16  # images whose combined maps are reduced together: they fit into a CPU's cache
 
 TABLE_NOTE = (
-    "Each row is another way to score the same reconstructions. To pick the best of them by its "
-    "AUROC on the test set is an oracle: it has seen the labels."
+    "Each row is another way to score the same reconstructions. To pick the best of them by its AUROC on the test "
+    "set is an oracle: it has seen the labels."
 )
 
 
 class ScoreFormula(NamedTuple):
-    """The definition of a score.
+    """The definition of a score."""
 
-    Attributes:
-      weights: by term; terms that are missing have no part in the score.
-      reduction: "mean" for the weighted sum of the terms' values; or a reduction of the combined map: "max", or
-        "top1" for the mean of its highest hundredth of pixels.
-    """
-
-    weights: Mapping[str, float]
-    reduction: str = "mean"
+    weights: Mapping[str, float]  # by term; a missing term has no part in the score
+    reduction: str = "mean"  # "mean": the weighted sum of the terms' values; or a reduction of the combined map
 
     def standardized(self, deviations: Mapping[str, float]) -> "ScoreFormula":
-        """Returns the formula that divides each term by its standard deviation first.
-
-        Args:
-          deviations: standard deviations over calibration images, by term.
-
-        Raises:
-          UserError: a standard deviation is not above 0.
-        """
-        constant = [name for name in self.weights if not deviations[name] > 0]
-        if constant:
+        """Returns the formula that divides each term by its standard deviation; raises UserError if one is 0."""
+        if constant := [name for name in self.weights if not deviations[name] > 0]:
             raise UserError(
-                f"config.score.standardize divides by the standard deviation over calibration "
-                f"images, and that of {', '.join(constant)} is 0: raise "
-                "config.data.calibration_fraction."
+                "config.score.standardize divides by the standard deviation over calibration images, and that of "
+                f"{', '.join(constant)} is 0: raise config.data.calibration_fraction."
             )
         weights = {name: weight / deviations[name] for name, weight in self.weights.items()}
         return self._replace(weights=weights)
@@ -114,22 +91,12 @@ class ScoreFormula(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """The fields of `config.score`, checked.
+    """The fields of `config.score`; raises UserError for an invalid one, as `formula` does."""
 
-    Attributes:
-      weights: by score term; at least one is above 0.
-      reduction: one of REDUCTIONS.
-      standardize: whether each term is divided by its standard deviation over calibration images.
-      unit_features: whether VGG16's features are scaled to unit length before they are compared.
-
-    Raises:
-      UserError: an unknown reduction, a negative weight, or no weight above 0.
-    """
-
-    weights: Mapping[str, float]
+    weights: Mapping[str, float]  # by score term
     reduction: str = "mean"
-    standardize: bool = False
-    unit_features: bool = True
+    standardize: bool = False  # whether each term is divided by its standard deviation over calibration images
+    unit_features: bool = True  # whether VGG16's features are scaled to unit length before they are compared
 
     def __post_init__(self):
         formula(self.weights, self.reduction)
@@ -143,16 +110,12 @@ class ScoreSettings:
 class ScoreTerms(NamedTuple):
     """The values and error maps of images, by term."""
 
-    value: dict[str, Float[Array, "b"]]
-    map: dict[str, Float[Array, "b h w"]]
+    value: dict[str, Values]
+    map: dict[str, Maps]
 
 
 def formula(weights: Mapping[str, float], reduction: str) -> ScoreFormula:
-    """Returns the formula of these weights, without terms of weight 0.
-
-    Raises:
-      UserError: an unknown reduction, a negative weight, or no weight above 0.
-    """
+    """Returns the formula of these weights, without those of 0; raises UserError unless it is valid."""
     if reduction not in REDUCTIONS:
         raise unknown_name("config.score.reduction", reduction, REDUCTIONS)
     for name, weight in weights.items():
@@ -165,14 +128,7 @@ def formula(weights: Mapping[str, float], reduction: str) -> ScoreFormula:
 
 
 def terms(image: Images, reconstruction: Images, features: Features | None = None) -> ScoreTerms:
-    """Returns all terms of images in [0, 1].
-
-    Args:
-      image: the images.
-      reconstruction: their reconstructions.
-      features: VGG16 features of both, each a list with one array [b h' w' c'] per layer. Without them, terms that
-        need features are left out.
-    """
+    """Returns all terms of images; without features, those that need them are left out."""
     values, maps = {}, {}
     for name, term in TERMS.items():
         if features is not None or not term.needs_features:
@@ -180,19 +136,19 @@ def terms(image: Images, reconstruction: Images, features: Features | None = Non
     return ScoreTerms(values, maps)
 
 
-def score(formula: ScoreFormula, terms: ScoreTerms) -> Float[Array, "b"]:
+def score(formula: ScoreFormula, terms: ScoreTerms) -> Values:
     """Returns the anomaly score of each image, which does not depend on the other images."""
     if formula.reduction == "mean":
         return _weighted_sum(formula.weights, terms.value)
     return reduce(combined_map(formula, terms), formula.reduction)
 
 
-def combined_map(formula: ScoreFormula, terms: ScoreTerms) -> Float[Array, "b h w"]:
+def combined_map(formula: ScoreFormula, terms: ScoreTerms) -> Maps:
     """Returns the error maps: the weighted sum of the terms' maps."""
     return _weighted_sum(formula.weights, terms.map)
 
 
-def reduce(maps: Float[Array, "b h w"], reduction: str) -> Float[Array, "b"]:
+def reduce(maps: Maps, reduction: str) -> Values:
     """Returns the "max" of each map, or the mean of its highest hundredth of pixels ("top1")."""
     flat = maps.reshape(len(maps), -1)
     if reduction == "max":
@@ -215,8 +171,8 @@ def _mean_of_highest(rows, count):
 
 
 def _weighted_sum(weights, values):
-    parts = (weight * values[name] for name, weight in weights.items())
-    return functools.reduce(operator.add, parts)  # `sum` would add a zero to every pixel
+    # `sum` would add a zero to every pixel.
+    return functools.reduce(operator.add, (weight * values[name] for name, weight in weights.items()))
 
 
 def standard_deviations(terms: ScoreTerms) -> dict[str, float]:
@@ -234,14 +190,8 @@ def score_table(
     """Returns the AUROC of every score that needs no further reconstruction.
 
     The scores are each term alone, the paper's sum and the sum in use, both sums with standardized terms as well, and
-    each of these by every reduction.
-
-    Args:
-      terms: of the test images.
-      label: True for anomalous test images.
-      deviations: each term's standard deviation over calibration images.
-      used: the formula of the evaluation, before standardization.
-      standardized: whether the evaluation standardizes terms.
+    each of these by every reduction. `deviations` are the terms' standard deviations over calibration images, and
+    `used` is the formula of the evaluation before standardization.
     """
     in_use = dict(used.weights) if len(used.weights) > 1 else dict.fromkeys(used.weights, 1.0)
     sums = [_PAPER_WEIGHTS]
@@ -254,37 +204,30 @@ def score_table(
     standardized = standardized and len(in_use) > 1  # the unit of a single term ranks nothing
     rows = []
     for weights, flag in scores:
-        formula = ScoreFormula(weights)
-        formula = formula.standardized(deviations) if flag else formula
+        formula = ScoreFormula(weights).standardized(deviations) if flag else ScoreFormula(weights)
         reduced = {"mean": score(formula, terms), **_map_reductions(formula, terms)}
         for reduction in REDUCTIONS:
             definition = weights, flag, reduction
-            rows.append(
-                ScoreTableRow(
-                    score=_formula_text(weights),
-                    standardize=flag,
-                    reduction=reduction,
-                    auroc=auroc(np.asarray(reduced[reduction]), label),
-                    paper=definition == (_PAPER_WEIGHTS, False, "mean"),
-                    used=definition == (in_use, standardized, used.reduction),
-                )
+            row = ScoreTableRow(
+                score=next(iter(weights))
+                if len(weights) == 1
+                else " + ".join(f"{w:g} {n}" for n, w in weights.items()),
+                standardize=flag,
+                reduction=reduction,
+                auroc=auroc(np.asarray(reduced[reduction]), label),
+                paper=definition == (_PAPER_WEIGHTS, False, "mean"),
+                used=definition == (in_use, standardized, used.reduction),
             )
+            rows.append(row)
     return rows
 
 
 def _map_reductions(formula, terms):
     """Returns all reductions of the combined map, computed for a block of images at a time."""
     parts = {name: [] for name in REDUCTIONS if name != "mean"}
-    n_images = len(next(iter(terms.map.values())))
-    for start in range(0, n_images, _BLOCK):
+    for start in range(0, len(next(iter(terms.map.values()))), _BLOCK):
         maps = {name: m[start : start + _BLOCK] for name, m in terms.map.items()}
         combined = _weighted_sum(formula.weights, maps)
         for name, part in parts.items():
             part.append(reduce(combined, name))
     return {name: np.concatenate(part) for name, part in parts.items()}
-
-
-def _formula_text(weights):
-    if len(weights) == 1:
-        return next(iter(weights))
-    return " + ".join(f"{weight:g} {name}" for name, weight in weights.items())

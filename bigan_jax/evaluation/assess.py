@@ -1,10 +1,10 @@
 """Assesses a trained detector: thresholds from calibration images, metrics from test images.
 
-Nothing that decides uses a test label, and no image affects the score, decision or colors of another one (apart from
-rounding).
+Nothing that decides uses a test label, and no image affects the score, decision or colors of another one.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -39,20 +39,17 @@ def assess(
     """Scores calibration and test images, and measures the scores.
 
     Args:
-      scorer: the trained detector. If `score.standardize` is set, it is standardized here.
-      dataset: calibration and test images, and the training images for the baselines.
+      scorer: is standardized here if `score.standardize` is set.
+      dataset: its training images are for the baselines.
       score: the settings that `scorer` was made with.
-      threshold: how the decision threshold is chosen.
-      identity: the fields of EvaluationResult that identify the run.
-
-    Returns:
-      The result and all scores. `epochs` is 0 and `n_train` is the current number of training images, since only the
-      run's folder has its history.
+      identity: the fields of EvaluationResult that identify the run. `epochs` of the result is 0, and `n_train` the
+        current number of training images, since only the run's folder has its history.
 
     Raises:
       UserError: a score is not finite, or a term to standardize is constant.
     """
-    test, normal = dataset.test, dataset.calibration
+    test, normal, train = dataset.test, dataset.calibration, dataset.train.image
+    assert isinstance(normal.image, np.ndarray) and isinstance(test.image, np.ndarray)  # only training images are lazy
     calibration = scorer.score(normal.image, normal.condition, progress="calibration")
     deviations = anomaly_score.standard_deviations(calibration.terms)
     if score.standardize:
@@ -63,10 +60,12 @@ def assess(
     groups = len(np.unique(normal.group))
     chosen = choose_threshold(threshold, calibration.score, groups)
     pixel_cutoff = pixel_threshold(calibration.error_map, threshold.false_alarm_rate)
-    measured = scores.score, test.label
+    measured, values = (scores.score, test.label), scores.terms.value
+    baseline_scores = baselines.baseline_scores(
+        baselines.fitting_images(train), test.image, scorer.score_reconstructions
+    )
     intervals = bootstrap_intervals(*measured, test.group, chosen.value)
     pixel, raw_intensity = _pixel_results(test, scores, pixel_cutoff)
-    term_values = scores.terms.value
     result = EvaluationResult(
         **identity,
         conditions=list(dataset.conditions),
@@ -91,14 +90,14 @@ def assess(
         pixel_baselines={"raw_intensity": raw_intensity},
         by_defect_type=by_defect_type(*measured, test.defect_type, chosen.value),
         by_condition=by_condition(*measured, test.condition, dataset.conditions, chosen.value),
-        baselines=_baseline_results(scorer, dataset),
-        term_aurocs={n: auroc(term_values[n], test.label) for n in TERMS if n in term_values},
+        baselines=baselines.baseline_aurocs(baseline_scores, test.label),
+        term_aurocs={n: auroc(np.asarray(values[n]), test.label) for n in TERMS if n in values},
         score=ScoreRecord(**dataclasses.asdict(score), standard_deviations=deviations),
         score_table=anomaly_score.score_table(scores.terms, test.label, deviations, score.formula, score.standardize),
         score_table_note=anomaly_score.TABLE_NOTE,
         calibration_scores=calibration.score.tolist(),
         color_limits=color_limits(calibration),
-        notes=[*dataset.notes, *baselines.fitting_note(dataset.train.image)],
+        notes=[*dataset.notes, *baselines.fitting_note(train)],
         warnings=list(scorer.notes),
         versions={name: package_version(name) for name in ("bigan_jax", "jax", "flax")},
     )
@@ -111,13 +110,15 @@ def _pixel_results(test: Images, scores: Scores, threshold: float) -> tuple[Pixe
     if not test.mask[chosen].any():
         undefined = dict.fromkeys(PIXEL_METRICS)
         return PixelResult(**undefined, dice=None, intervals=None), PixelMetrics(**undefined)
-    chosen = slice(None) if chosen.all() else chosen  # avoids a copy of millions of pixels
+    if chosen.all():
+        chosen = slice(None)  # avoids a copy of millions of pixels
     masks, maps = test.mask[chosen], scores.error_map[chosen]
     weights = region_weights(masks)
     channels = np.moveaxis(test.image[chosen], -1, 0)
-    intensity = sum(channel.astype(np.uint16) for channel in channels)  # ranks as the mean does
+    # The sum ranks as the mean does.
+    intensity = functools.reduce(np.add, (channel.astype(np.uint16) for channel in channels))
     baseline = pixel_metrics(intensity, masks, weights=weights)
-    if baseline["auroc"] < 0.5:  # defects are dark: take the better sign, as other baselines do
+    if (baseline["auroc"] or 0) < 0.5:  # defects are dark: take the better sign, as other baselines do
         baseline = pixel_metrics(intensity.max() - intensity, masks, weights=weights)
     pixel = PixelResult(
         **pixel_metrics(maps, masks, weights=weights),
@@ -127,16 +128,7 @@ def _pixel_results(test: Images, scores: Scores, threshold: float) -> tuple[Pixe
     return pixel, PixelMetrics(**baseline)
 
 
-def _baseline_results(scorer: AnomalyScorer, dataset: Dataset) -> dict[str, float | None]:
-    train = baselines.fitting_images(dataset.train.image)
-    scores = baselines.baseline_scores(train, dataset.test.image, scorer.score_reconstructions)
-    return baselines.baseline_aurocs(scores, dataset.test.label)
-
-
 def color_limits(normal: Scores) -> dict[str, float]:
-    """Returns the error shown in the brightest color, by score term and for the combined map.
-
-    The limits come from normal images that are not tested, and hold for all images.
-    """
+    """Returns the error shown in the brightest color, by score term and for the "combined" map."""
     maps = {**normal.terms.map, "combined": normal.error_map}
-    return {name: float(np.quantile(errors, _COLOR_QUANTILE)) for name, errors in maps.items()}
+    return {name: float(np.quantile(np.asarray(errors), _COLOR_QUANTILE)) for name, errors in maps.items()}

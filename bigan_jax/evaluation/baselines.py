@@ -1,10 +1,6 @@
-"""Training-free baselines: how well simple statistics of an image detect anomalies.
+"""Training-free baselines: how well simple statistics of an image detect anomalies, by the models' split and score."""
 
-They share the split and the score of the models. A model that does not beat the strongest baseline gains nothing by
-its training, and the report says so.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -12,6 +8,7 @@ from scipy.linalg import eigh
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 
+from bigan_jax.data.streaming import LazyImages
 from bigan_jax.data.thumbnails import corners, thumbnails
 from bigan_jax.errors import UserError
 from bigan_jax.metrics.image import auroc
@@ -21,12 +18,12 @@ Score = Callable[[Float[np.ndarray, "m h w c"], Float[np.ndarray, "m h w c"]], F
 BLOCK = 64  # test images per step, which fit into a CPU's cache
 MAX_EXACT = 2048  # training images up to which principal axes are exact
 MAX_STREAMED = 2048  # training images that are read if the complete set does not fit into memory
+SIGN_FREE = ("mean_intensity", "corner_pixels")  # either sign of a brightness may separate the classes
 
-# Brightness has no anomalous direction: either sign may separate the classes.
-SIGN_FREE = ("mean_intensity", "corner_pixels")
+TrainingImages = UInt8[np.ndarray, "n h w c"] | LazyImages
 
 
-def fitting_images(train: Sequence) -> UInt8[np.ndarray, "n h w c"]:
+def fitting_images(train: TrainingImages) -> UInt8[np.ndarray, "m h w c"]:
     """Returns the training images to fit on: all, or a fixed draw of MAX_STREAMED LazyImages."""
     if isinstance(train, np.ndarray) or len(train) <= MAX_STREAMED:
         return train[:]
@@ -34,7 +31,7 @@ def fitting_images(train: Sequence) -> UInt8[np.ndarray, "n h w c"]:
     return train[np.sort(drawn)]
 
 
-def fitting_note(train: Sequence) -> tuple[str, ...]:
+def fitting_note(train: TrainingImages) -> tuple[str, ...]:
     """Returns a note for the report if `fitting_images` leaves images out."""
     if isinstance(train, np.ndarray) or len(train) <= MAX_STREAMED:
         return ()
@@ -42,20 +39,15 @@ def fitting_note(train: Sequence) -> tuple[str, ...]:
 
 
 def baseline_scores(
-    train: UInt8[np.ndarray, "n h w c"], test: UInt8[np.ndarray, "m h w c"], score: Score
+    train: UInt8[np.ndarray, "n h w c"], test: UInt8[np.ndarray, "m _ _ _"], score: Score
 ) -> dict[str, Float[np.ndarray, "m"]]:
     """Returns anomaly scores of the test images by seven baselines, fitted on `train` alone.
 
-    Args:
-      train: normal images, at least two.
-      test: images of the same shape.
-      score: the models' own score, from images and reconstructions in [0, 1]; it is called with about BLOCK images.
-
-    Returns:
-      Scores by name. `mean_image`, `pca_8`, `pca_64` and `nearest_neighbor` apply `score` to the mean training image,
-      the projection on the first principal components (fewer if there are fewer images) clipped to [0, 1], and the
-      nearest training image by L2. `mahalanobis_16` is the squared Mahalanobis distance (Ledoit-Wolf) of 16x16
-      thumbnails. `mean_intensity` and `corner_pixels` are the mean of the image and of its corners, in [0, 1].
+    `score` is the models' own, from images and reconstructions in [0, 1]; it is called with about BLOCK images.
+    `mean_image`, `pca_8`, `pca_64` and `nearest_neighbor` apply it to the mean training image, the projection on the
+    first principal components (fewer if there are fewer images) clipped to [0, 1], and the nearest training image by
+    L2. `mahalanobis_16` is the squared Mahalanobis distance (Ledoit-Wolf) of 16x16 thumbnails. `mean_intensity` and
+    `corner_pixels` are the mean of the image and of its corners, in [0, 1].
 
     Raises:
       UserError: there are fewer than two training images or no test image, or shapes differ.
@@ -66,13 +58,13 @@ def baseline_scores(
         raise UserError(f"training and test images must have one shape (got {train.shape[1:]} and {test.shape[1:]}).")
     if len(test) == 0:
         raise UserError("the baselines require at least one test image (got none).")
-    train = _unit(train)
-    flat_train = train.reshape(len(train), -1)
+    unit_train = _unit(train)
+    flat_train = unit_train.reshape(len(train), -1)
     mean = flat_train.mean(0)
     centered = flat_train - mean  # keeps float32 differences of nearly equal images
     axes = principal_axes(centered, min(64, len(train) - 1, flat_train.shape[1]))
     half_norm = np.einsum("nf,nf->n", centered, centered) / 2
-    normal = LedoitWolf().fit(thumbnails(train).astype(np.float64))
+    normal = LedoitWolf().fit(thumbnails(unit_train).astype(np.float64))
 
     def score_block(images: np.ndarray) -> dict[str, np.ndarray]:
         flat = images.reshape(len(images), -1)
@@ -84,14 +76,12 @@ def baseline_scores(
             "pca_64": np.clip(code @ axes + mean, 0, 1),
             "nearest_neighbor": flat_train[(half_norm - offset @ centered.T).argmin(1)],
         }
-        scores = {
-            name: np.asarray(score(images, reconstruction.reshape(images.shape)))
-            for name, reconstruction in reconstructions.items()
+        return {
+            **{name: np.asarray(score(images, x.reshape(images.shape))) for name, x in reconstructions.items()},
+            "mahalanobis_16": normal.mahalanobis(thumbnails(images).astype(np.float64)),
+            "mean_intensity": flat.mean(1),
+            "corner_pixels": corners(images).mean(1),
         }
-        scores["mahalanobis_16"] = normal.mahalanobis(thumbnails(images).astype(np.float64))
-        scores["mean_intensity"] = flat.mean(1)
-        scores["corner_pixels"] = corners(images).mean(1)
-        return scores
 
     # Blocks of nearly one size: a small last block would make the score compile again.
     blocks = np.array_split(test, -(-len(test) // BLOCK))
@@ -99,27 +89,28 @@ def baseline_scores(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def baseline_aurocs(scores: dict[str, Float[np.ndarray, "m"]], label: Bool[np.ndarray, "m"]) -> dict[str, float | None]:
+def baseline_aurocs(
+    scores: Mapping[str, Float[np.ndarray, "m"]], label: Bool[np.ndarray, "m"]
+) -> dict[str, float | None]:
     """Returns the AUROC of each baseline; None with one class.
 
-    Those in SIGN_FREE get the better sign. This choice uses the test labels and favors the baseline, which is the
-    safe side for a comparison with a model.
+    Those in SIGN_FREE get the better sign by the test labels, which favors the baseline over a model.
     """
     values = {name: auroc(score, label) for name, score in scores.items()}
     for name in SIGN_FREE:
-        if values.get(name) is not None:
-            values[name] = max(values[name], 1 - values[name])
+        if (value := values.get(name)) is not None:
+            values[name] = max(value, 1 - value)
     return values
 
 
-def principal_axes(centered: Float[np.ndarray, "n f"], count: int) -> Float[np.ndarray, "count f"]:
-    """Returns the first principal axes of centered rows, by falling variance.
+def principal_axes(centered: Float[np.ndarray, "n f"], count: int) -> Float[np.ndarray, "k f"]:
+    """Returns the first `count` principal axes of centered rows, by falling variance; fewer if rows are alike.
 
-    There are fewer axes if rows are alike. The axes are exact up to MAX_EXACT rows and come from the products of
-    rows, which are far fewer than those of pixels. Beyond, scikit-learn's randomized PCA costs less.
+    Up to MAX_EXACT rows, the axes are exact and come from the products of rows, which are far fewer than those of
+    pixels. Beyond, scikit-learn's randomized PCA costs less.
     """
     if len(centered) > MAX_EXACT:
-        return PCA(count, svd_solver="randomized", random_state=0).fit(centered).components_
+        return np.asarray(PCA(count, svd_solver="randomized", random_state=0).fit(centered).components_)
     last = len(centered) - 1
     products = (centered @ centered.T).astype(np.float64)
     variance, mixture = eigh(products, subset_by_index=(last - count + 1, last))

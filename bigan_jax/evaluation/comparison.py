@@ -29,42 +29,26 @@ VALUES = (*IMAGE_METRICS, *("native", "baseline", "calibration_score"), *(*PIXEL
 
 
 class ComparisonRow(NamedTuple):
-    """One detector on one data set, over its seeds.
+    """One detector on one data set, over its seeds."""
 
-    Attributes:
-      label: the row's title.
-      model, ablations, quick, variant: define the detector.
-      runs: one per seed.
-      values: by the names in VALUES; None where no run has one.
-      inconsistencies: for each run with values that cannot all be right, the reason.
-    """
-
-    label: str
+    label: str  # the row's title
     model: str
     ablations: tuple[str, ...]
     quick: bool
     variant: str
-    runs: list[FinishedRun]
-    values: dict[str, Spread | None]
-    inconsistencies: list[str]
+    runs: list[FinishedRun]  # one per seed
+    values: dict[str, Spread | None]  # by the names in VALUES; None where no run has one
+    inconsistencies: list[str]  # for each run with values that cannot all be right, the reason
 
 
 class DatasetComparison(NamedTuple):
-    """All rows on one data set, by falling AUROC.
-
-    Attributes:
-      dataset, category: the data set.
-      rows: the detectors.
-      differences: of each row to the first one, by label.
-      ablations: of each row to the rows of the same model with fewer of its ablations, by the labels of the latter
-        and the former. A difference that is not available is a sentence that says why.
-      notes: what a reader has to know.
-    """
+    """All rows on one data set, by falling AUROC; a sentence in place of a difference says why there is none."""
 
     dataset: str
     category: str
     rows: list[ComparisonRow]
-    differences: dict[str, Difference | str]
+    differences: dict[str, Difference | str]  # of each row to the first one, by label
+    # Of each row to those of its model with fewer of its ablations, by the labels of the latter and the former.
     ablations: dict[tuple[str, str], Difference | str]
     notes: list[str]
 
@@ -76,15 +60,13 @@ class DatasetComparison(NamedTuple):
     @property
     def baseline(self) -> float | None:
         """The AUROC of the strongest training-free baseline."""
-        known = [row.values["baseline"].mean for row in self.rows if row.values["baseline"]]
-        return max(known, default=None)
+        return max((baseline.mean for row in self.rows if (baseline := row.values["baseline"])), default=None)
 
 
 def values(result: EvaluationResult) -> dict[str, float | None]:
     """Returns the values of a result that comparisons show, by the names in VALUES."""
     baseline = strongest(result.baselines)
-    pixel_baselines = {name: pixel.auroc for name, pixel in result.pixel_baselines.items()}
-    pixel_baseline = strongest(pixel_baselines)
+    pixel_baseline = strongest({name: pixel.auroc for name, pixel in result.pixel_baselines.items()})
     return {
         **result.metrics,
         "native": result.native and result.native.auroc,
@@ -102,17 +84,13 @@ def compare_runs(runs: Sequence[FinishedRun]) -> list[DatasetComparison]:
         by_dataset[run.result.dataset, run.result.category].append(run)
     order = {name: i for i, name in enumerate(_DATASET_ORDER)}
     keys = sorted(by_dataset, key=lambda key: (order.get(key[0], len(order)), key))
-    return [_compare_on_dataset(*key, by_dataset[key]) for key in keys]
+    return [_compare_on_dataset(dataset, category, by_dataset[dataset, category]) for dataset, category in keys]
 
 
 def differing_fields(row: ComparisonRow, other: ComparisonRow) -> dict[str, tuple[str, str]]:
-    """Returns the config fields in which two rows differ, with both values as JSON.
-
-    The first runs of the rows are compared, in fields that both have, without seeds and folders.
-    """
+    """Returns the shared config fields in which the first runs of two rows differ, with both values as JSON."""
     first, second = row.runs[0].fields, other.runs[0].fields
-    differing = _differing_fields([first, second])
-    return {field: (first[field], second[field]) for field in differing if field != "ablations"}
+    return {f: (first[f], second[f]) for f in _differing_fields([first, second]) if f != "ablations"}
 
 
 def _compare_on_dataset(dataset, category, runs):
@@ -135,8 +113,7 @@ def _rows(runs):
     """Returns the rows, and notes on variants and on runs that are left out."""
     by_detector, notes = defaultdict(list), []
     for run in runs:
-        result = run.result
-        by_detector[result.model, tuple(result.ablations), result.quick].append(run)
+        by_detector[run.result.model, tuple(run.result.ablations), run.result.quick].append(run)
     rows = []
     for (model, ablations, quick), detector_runs in by_detector.items():
         name = ", ".join([model, *ablations]) + " (quick)" * quick
@@ -155,14 +132,12 @@ def _rows(runs):
             )
             rows.append(row)
     order = {name: i for i, name in enumerate(MODELS)}
-    rows.sort(
-        key=lambda row: (
-            -(row.values["auroc"] or Spread(-1.0, None, 0)).mean,
-            order.get(row.model, len(order)),
-            row.label,
-        )
-    )
-    return rows, notes
+
+    def rank(row):
+        auroc = row.values["auroc"]
+        return -auroc.mean if auroc else 1, order.get(row.model, len(order)), row.label
+
+    return sorted(rows, key=rank), notes
 
 
 def _variants(runs, name, notes):
@@ -181,12 +156,9 @@ def _variants(runs, name, notes):
 
 def _differing_fields(configs):
     """Returns the fields that all configs have and that differ, without seeds and folders."""
-    shared = set(configs[0]).intersection(*configs[1:]) if configs else ()
-    return [
-        field
-        for field in sorted(shared)
-        if not field.startswith(_NOT_THE_DETECTOR) and len({c[field] for c in configs}) > 1
-    ]
+    shared = sorted(set(configs[0]).intersection(*configs[1:])) if configs else ()
+    fields = (field for field in shared if not field.startswith(_NOT_THE_DETECTOR))
+    return [field for field in fields if len({config[field] for config in configs}) > 1]
 
 
 def _without_duplicates(runs, notes):
@@ -198,10 +170,8 @@ def _without_duplicates(runs, notes):
             continue
         reason = f"is the same run as {kept.workdir} (seed {key[0]})"
         if any(getattr(run.result, name) != getattr(kept.result, name) for name in _SIZES):
-            reason = (
-                f"has other images than {kept.workdir} under the same name (config.data.name "
-                "gives each data set its own)"
-            )
+            hint = "(config.data.name gives each data set its own)"
+            reason = f"has other images than {kept.workdir} under the same name {hint}"
         notes.append(f"{run.workdir} {reason}: only the latter counts")
     return list(first.values())
 
@@ -224,14 +194,13 @@ def _notes(dataset, rows):
         notes.append(f"with the modifier quick, for a first look: {_join(quick)}")
     if caveats := [row.label for row in rows if any(r.result.threshold_note for r in row.runs)]:
         notes.append(
-            "calibrated on few images or groups (patients, camera blocks), so that more new "
-            f"normal images may lie above the threshold than it promises: {_join(caveats)}"
+            "calibrated on few images or groups (patients, camera blocks), so that more new normal images may lie "
+            f"above the threshold than it promises: {_join(caveats)}"
         )
     for row in rows:
         for run in row.runs:
-            epochs, total = run.result.epochs, run.total_epochs
-            if total is not None and epochs < total:
-                notes.append(f"{run.workdir} is incomplete: trained {epochs} of {total} epochs")
+            if run.total_epochs is not None and run.result.epochs < run.total_epochs:
+                notes.append(f"{run.workdir} is incomplete: trained {run.result.epochs} of {run.total_epochs} epochs")
         notes += [f"{row.label} is inconsistent: {reason}" for reason in row.inconsistencies]
     for name in (*_SIZES, "threshold_rule"):
         notes += _difference_note(name, rows, lambda run, name=name: str(getattr(run.result, name)))
@@ -241,16 +210,12 @@ def _notes(dataset, rows):
     notes += _difference_note("number of seeds", rows)
     if undefined := [row.label for row in rows if not row.values["auroc"]]:
         notes.append(f"no AUROC, since the test set lacks a class: {_join(undefined)}")
-    baselines = [
-        (name, value)
-        for row in rows
-        for run in row.runs
-        for name, value in run.result.baselines.items()
-        if value is not None and value == strongest(run.result.baselines)[1]
-    ]
-    if baselines:
-        names = _join(label(name) for name, _ in baselines)
-        notes.append(f"strongest training-free baseline: {names}")
+    strongest_names = []
+    for result in (run.result for row in rows for run in row.runs):
+        if best := strongest(result.baselines):
+            strongest_names += [label(name) for name, value in result.baselines.items() if value == best[1]]
+    if strongest_names:
+        notes.append(f"strongest training-free baseline: {_join(strongest_names)}")
     return notes
 
 
@@ -262,8 +227,7 @@ def _difference_note(
     for row in rows:
         row_values = map(value_of, row.runs) if value_of else [str(len(row.runs))]
         # The values of a row are compared together: its runs may have different splits.
-        known = {value for value in row_values if value is not None}
-        if known:
+        if known := {value for value in row_values if value is not None}:
             numbers_in_order = sorted(known, key=lambda value: (len(value), value))
             labels_by_values[tuple(numbers_in_order)].append(row.label)
     if len(set().union(*labels_by_values)) < 2:

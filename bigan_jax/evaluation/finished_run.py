@@ -1,7 +1,6 @@
 """Reads the files of a finished run for a comparison: its result, scores, config and progress.
 
-A run may come from anybody, so all files are read as untrusted: sizes, types and ranges are checked, and nothing in
-them is executed.
+A run may come from anybody, so all files are read as untrusted: sizes, types and ranges are checked.
 """
 
 import csv
@@ -27,19 +26,12 @@ _MAX_COLUMNS = 100
 
 
 class FinishedRun(NamedTuple):
-    """A finished run.
-
-    Attributes:
-      workdir: its folder.
-      result: its evaluation.
-      fields: the config's fields by dotted name, as JSON; empty if config.json is unreadable.
-      total_epochs: the epochs that the config asks for; None if that is unknown.
-    """
+    """A finished run."""
 
     workdir: Path
     result: EvaluationResult
-    fields: dict[str, str]
-    total_epochs: int | None
+    fields: dict[str, str]  # the config by dotted name, as JSON; empty if config.json is unreadable
+    total_epochs: int | None  # that the config asks for; None if unknown
 
 
 class ImageScores(NamedTuple):
@@ -52,19 +44,17 @@ class ImageScores(NamedTuple):
 
 
 def read_run(workdir: Path) -> FinishedRun:
-    """Reads a run.
-
-    Raises:
-      UserError: evaluation.json is missing, damaged, or of another version; the message does not name the folder.
-    """
+    """Reads a run; raises UserError as `read_evaluation` does."""
     return FinishedRun(workdir, read_evaluation(workdir), *_read_config(workdir))
 
 
 def _read_config(workdir):
     """Returns a config's flat fields and its number of epochs; ({}, None) if it is unreadable."""
     try:
-        config = _read_json_object(workdir / "config.json")
-    except UserError:
+        config = json.loads(_read_text(workdir / "config.json", _MAX_CONFIG_BYTES))
+    except (UserError, ValueError, RecursionError):
+        return {}, None
+    if not isinstance(config, dict):
         return {}, None
     require_format(config.pop("format", FORMAT), "config.json")
     try:
@@ -74,11 +64,7 @@ def _read_config(workdir):
 
 
 def read_scores(run: FinishedRun) -> ImageScores:
-    """Reads the scores of a run's test images.
-
-    Raises:
-      UserError: scores.csv is missing, damaged, or inconsistent with evaluation.json.
-    """
+    """Reads scores.csv of a run; raises UserError if it is missing, damaged, or contradicts evaluation.json."""
     text = _read_text(run.workdir / "scores.csv", _MAX_TABLE_BYTES)
     rows = []
     try:
@@ -92,9 +78,8 @@ def read_scores(run: FinishedRun) -> ImageScores:
         rows.sort()
         path, label, group, score = zip(*rows, strict=True)
         # Names are objects: an array of text is as wide as its longest entry.
-        scores = ImageScores(
-            np.array(path, object), np.array(label, bool), np.array(group, object), np.array(score, float)
-        )
+        columns = (path, object), (label, bool), (group, object), (score, float)
+        scores = ImageScores(*(np.array(column, dtype) for column, dtype in columns))
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError("scores.csv does not have the format that a run writes") from error
     if len(set(path)) < len(path):
@@ -118,22 +103,8 @@ def _read_text(path, max_bytes):
         raise UserError(f"{path.name} cannot be read") from error
 
 
-def _read_json_object(path):
-    try:
-        content = json.loads(_read_text(path, _MAX_CONFIG_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path.name} is not valid JSON") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path.name} is not a JSON object")
-    return content
-
-
 def flat_fields(config: dict) -> dict[str, str]:
-    """Returns a config's fields by dotted name, with values as JSON, which are easy to compare.
-
-    Raises:
-      UserError: a name is not printable, or there are too many fields.
-    """
+    """Returns a config's fields by dotted name, as JSON; raises UserError if a name is invalid or they are too many."""
     fields, nodes = {}, [("", config)]
     while nodes:
         prefix, node = nodes.pop()

@@ -14,34 +14,25 @@ from bigan_jax.detector import Batch, Detector, TrainState, Variables, inference
 
 
 class LatentSearcher:
-    """Finds the latent codes of a batch by `Detector.search`.
-
-    Attributes:
-      steps: the number of steps of a search; 0 if the detector has none.
-    """
+    """Finds the latent codes of a batch by `Detector.search`."""
 
     def __init__(self, detector: Detector, scanned: bool | None = None):
-        """Compiles nothing yet.
-
-        Args:
-          detector: the model.
-          scanned: whether all steps are one program; by default, everywhere but on a CPU.
-        """
+        """Compiles nothing yet; `scanned` makes all steps one program, by default everywhere but on a CPU."""
         self._scanned = jax.default_backend() != "cpu" if scanned is None else scanned
-        self.steps = detector.search.steps if detector.search else 0
+        self.steps = 0
+        if (search := detector.search) is None:
+            return
+        self.steps = search.steps  # of a search; 0 without one
 
         def start(state, frozen, batch, keys):
-            return detector.search.start(inference_net(detector, state, frozen), batch, keys)
+            return search.start(inference_net(detector, state, frozen), batch, keys)
 
         def step(state, frozen, batch, latent):
-            return detector.search.step(inference_net(detector, state, frozen), batch, latent)
+            return search.step(inference_net(detector, state, frozen), batch, latent)
 
         def run(state, frozen, batch, keys):
-            return lax.scan(
-                lambda latent, _: (step(state, frozen, batch, latent), None),
-                start(state, frozen, batch, keys),
-                length=self.steps,
-            )[0]
+            latent = start(state, frozen, batch, keys)
+            return lax.scan(lambda x, _: (step(state, frozen, batch, x), None), latent, length=search.steps)[0]
 
         self._start, self._run = jax.jit(start), jax.jit(run)
         self._step = jax.jit(step, donate_argnums=3)
@@ -54,15 +45,7 @@ class LatentSearcher:
         keys: Key[Array, "b"],
         on_steps: Callable[[int], object] = lambda steps: None,
     ) -> Batch:
-        """Returns the batch with its latent codes; unchanged if the detector has no search.
-
-        Args:
-          state: the trained state.
-          frozen: variables of networks that are not trained.
-          batch: images in [0, 1].
-          keys: one per image, for the start of its search.
-          on_steps: called with the number of steps done since its last call.
-        """
+        """Returns the batch with its latent codes, if any; `on_steps` receives the number of new steps."""
         if not self.steps:
             return batch
         if self._scanned:

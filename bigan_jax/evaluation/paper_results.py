@@ -110,26 +110,16 @@ def feasible_prevalence(
     metrics: Sequence[str] = ("accuracy", "precision", "f1"),
     within: tuple[float, float] = _ANY_PREVALENCE,
 ) -> tuple[float, float] | None:
-    """Returns the lowest and highest fraction of anomalous images at which a row is possible.
+    """Returns the lowest and highest prevalence in `within` at which a row is possible; None if there is none.
 
-    A row is possible if a confusion matrix exists whose recall, specificity and `metrics` round to its values. "lower
-    <= numerator / denominator <= upper" is linear in the fractions of the matrix, so a linear program answers
-    exactly.
-
-    Args:
-      row: values by metric; one that is None or missing is not a constraint.
-      metrics: the constraints in addition to recall and specificity.
-      within: the prevalences to consider.
-
-    Returns:
-      The range, or None if the row is possible at no prevalence in `within`.
+    A row is possible if a confusion matrix exists whose recall, specificity and `metrics` round to its values, where
+    these are known. "lower <= numerator / denominator <= upper" is linear in the fractions of the matrix, so a linear
+    program answers exactly.
     """
     bounds = []
     for name in ("recall", "specificity", *metrics):
         value = row.get(name)
-        low, high = 0.0, 1.0
-        if value is not None:
-            low, high = max(value - _ROUNDING, 0), min(value + _ROUNDING, 1)
+        low, high = (0.0, 1.0) if value is None else (max(value - _ROUNDING, 0), min(value + _ROUNDING, 1))
         numerator, denominator = np.array(_RATIOS[name], float)
         bounds += [low * denominator - numerator, numerator - high * denominator]
     constraints = np.array(bounds)
@@ -149,12 +139,7 @@ def feasible_prevalence(
 
 
 def contradiction(row: Mapping[str, float | None], within: tuple[float, float] = _ANY_PREVALENCE) -> str | None:
-    """Returns why no test set can give a row of results; None for a possible row.
-
-    Args:
-      row: METRICS by name, as published (three decimals) or exact; None where undefined.
-      within: the prevalences to consider: that of a known test set, or any.
-    """
+    """Returns why no test set with a prevalence in `within` can give a row, exact or to three decimals; else None."""
     auroc, recall, specificity = (row.get(n) for n in ("auroc", "recall", "specificity"))
     if recall is None or specificity is None:
         return None  # a class was not tested
@@ -166,8 +151,8 @@ def contradiction(row: Mapping[str, float | None], within: tuple[float, float] =
         highest = 1 - (1 - min(recall + _ROUNDING, 1)) * (1 - min(specificity + _ROUNDING, 1))
         if auroc + _ROUNDING < lowest or auroc - _ROUNDING > highest:
             reasons.append(
-                f"a ROC curve through this recall and specificity has an area of {lowest:.3f} to "
-                f"{highest:.3f}, not {auroc:.3f}"
+                f"a ROC curve through this recall and specificity has an area of {lowest:.3f} to {highest:.3f}, not "
+                f"{auroc:.3f}"
             )
     return "; ".join(reasons) or None
 
@@ -176,19 +161,15 @@ def _why_impossible(row, within):
     accuracy, precision, recall, f1, specificity = (row.get(name) for name in METRICS[1:])
     by_accuracy = feasible_prevalence(row, ["accuracy"], within)
     by_precision = feasible_prevalence(row, ["precision"], within)
-    anywhere = within == _ANY_PREVALENCE
-    where = "at no prevalence" if anywhere else "not at this test set's prevalence"
+    where = "at no prevalence" if within == _ANY_PREVALENCE else "not at this test set's prevalence"
     for name, value, feasible in (("accuracy", accuracy, by_accuracy), ("precision", precision, by_precision)):
         if feasible is None:
             return f"{name} {value:.3f} follows from recall {recall:.3f} and specificity {specificity:.3f} {where}"
     reasons = []
     if feasible_prevalence(row, ["accuracy", "precision"], within) is None:
-        equal = accuracy == recall > specificity
-        reasons.append(
-            ("accuracy equals recall and lies above specificity: " if equal else "")
-            + f"accuracy requires a prevalence of {_range_text(by_accuracy)}, precision one of "
-            f"{_range_text(by_precision)}"
-        )
+        hint = "accuracy equals recall and lies above specificity: " * (accuracy == recall > specificity)
+        needs = f"accuracy requires a prevalence of {_range_text(by_accuracy)}, precision one of "
+        reasons.append(hint + needs + _range_text(by_precision))
     if feasible_prevalence({"precision": precision, "recall": recall, "f1": f1}) is None:
         harmonic = 2 * precision * recall / max(precision + recall, 1e-12)
         reasons.append(f"F1 is {f1:.3f}, but precision and recall give {harmonic:.3f}")

@@ -1,12 +1,11 @@
 """The result of an evaluation, and the only code that knows the format of evaluation.json.
 
-EvaluationResult is written and read by the same class. A file may come from anybody who shares a run, so its size,
-types and ranges are checked before anything uses them.
+A file may come from anybody who shares a run, so its size, types and ranges are checked before anything uses them.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -37,12 +36,9 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Part of a result: a JSON object with exactly these fields."""
 
 
-def _record_of(metrics: Iterable[str]) -> type[_Record]:
-    """Returns a record with one field per metric (a number in [0, 1], or None if undefined).
-
-    Its property `metrics` has them by name.
-    """
-    fields = [(name, Unit | None) for name in metrics]
+def _record_of(metrics: Iterable[str]) -> Any:  # a type that only exists at run time
+    """Returns a record with one field per metric (None if undefined), and a property `metrics` of them by name."""
+    fields = [(name, Unit | None) for name in metrics]  # pyright: ignore[reportOperatorIssue]
     by_name = property(lambda self: {name: getattr(self, name) for name in metrics})
     return msgspec.defstruct("_Metrics", fields, bases=(_Record,), namespace={"metrics": by_name})
 
@@ -58,14 +54,14 @@ class PixelResult(PixelMetrics):
     intervals: dict[Name, Interval] | None
 
 
-class NativeScore(_Record):
+class NativeScore(_Record, frozen=True):
     """The AUROC of the score that the model's own paper defines."""
 
     name: Name
     auroc: Unit | None
 
 
-class ScoreRecord(_Record):
+class ScoreRecord(_Record, frozen=True):
     """The score of the evaluation: `config.score`, and the terms' standard deviations."""
 
     weights: dict[Name, Number]
@@ -75,55 +71,19 @@ class ScoreRecord(_Record):
     standard_deviations: dict[Name, Number]
 
 
-class ScoreTableRow(_Record):
-    """The AUROC of one way to score the reconstructions.
+class ScoreTableRow(_Record, frozen=True):
+    """The AUROC of one way to score the reconstructions."""
 
-    Attributes:
-      score: the weighted terms, as text.
-      standardize: whether the terms are divided by their standard deviations.
-      reduction: as in `config.score.reduction`.
-      auroc: None if the test set has one class only.
-      paper: whether it is the paper's score.
-      used: whether it is the score of the evaluation.
-    """
-
-    score: str
+    score: str  # the weighted terms
     standardize: bool
     reduction: Name
     auroc: Unit | None
-    paper: bool
-    used: bool
+    paper: bool  # whether it is the paper's score
+    used: bool  # whether it is the score of the evaluation
 
 
-class EvaluationResult(_record_of(IMAGE_METRICS), kw_only=True):
-    """The result of one evaluation: IMAGE_METRICS as fields of their own, and the following.
-
-    Attributes:
-      model, dataset, category, ablations, quick, seed: identify the run.
-      conditions: the names of the data set's conditions.
-      epochs, steps: how long the evaluated state was trained.
-      n_train, n_calibration, n_normal, n_anomalous: the number of images used for training and calibration, and of
-        normal and anomalous test images.
-      n_calibration_groups: the number of groups of the calibration images.
-      auroc_ci: the 95 % interval of the AUROC; None if there was nothing to resample.
-      intervals: the 95 % intervals of all image metrics, by name; None likewise.
-      threshold, threshold_rule, threshold_note: the decision threshold, its rule and its caveat.
-      oracle: the best threshold by the test labels.
-      predict_all: the metrics of calling every image anomalous.
-      native: the model's own score; None if it has none.
-      pixel_threshold: the error from which on a pixel is called defective.
-      pixel: pixel metrics of the error maps.
-      pixel_baselines: pixel metrics of maps that need no training, by name.
-      by_defect_type, by_condition: rows; None if there is one type or condition only.
-      baselines: AUROCs of detectors that need no training, by name.
-      term_aurocs: the AUROC of each score term alone.
-      score: the definition of the score.
-      score_table, score_table_note: other scores of the same reconstructions.
-      calibration_scores: the scores of all calibration images.
-      color_limits: the error shown in the brightest color, by score term and for "combined".
-      notes, warnings: remarks on how the result was made, and on what weakens it.
-      versions: of the packages, by name.
-    """
+class EvaluationResult(_record_of(IMAGE_METRICS)):
+    """The result of one evaluation: IMAGE_METRICS as fields of their own, and the following."""
 
     model: Name
     dataset: Name
@@ -131,46 +91,41 @@ class EvaluationResult(_record_of(IMAGE_METRICS), kw_only=True):
     ablations: Names
     quick: bool
     seed: Annotated[int, Meta(gt=-(2**53), lt=2**53)]
-    conditions: list[str]
-    epochs: Count
+    conditions: list[str]  # of the data set
+    epochs: Count  # for which the evaluated state was trained
     steps: Count
     n_train: Count
     n_calibration: Count
     n_calibration_groups: Count
-    n_normal: Count
-    n_anomalous: Count
-    auroc_ci: Interval | None
-    intervals: dict[Name, Interval] | None
+    n_normal: Count  # test images
+    n_anomalous: Count  # test images
+    auroc_ci: Interval | None  # 95 %; None if there was nothing to resample
+    intervals: dict[Name, Interval] | None  # 95 %, of all image metrics
     threshold: Number
     threshold_rule: Name
     threshold_note: str | None
     oracle: Oracle
     predict_all: PredictAll
     native: NativeScore | None
-    pixel_threshold: Number
-    pixel: PixelResult
-    pixel_baselines: dict[Name, PixelMetrics]
-    by_defect_type: list[DefectTypeRow] | None
-    by_condition: list[ConditionRow] | None
-    baselines: Aurocs
-    term_aurocs: Aurocs
+    pixel_threshold: Number  # the error from which on a pixel is called defective
+    pixel: PixelResult  # of the error maps
+    pixel_baselines: dict[Name, PixelMetrics]  # of maps that need no training
+    by_defect_type: list[DefectTypeRow] | None  # None if there is one type only
+    by_condition: list[ConditionRow] | None  # None if there is one condition only
+    baselines: Aurocs  # of detectors that need no training
+    term_aurocs: Aurocs  # of each score term alone
     score: ScoreRecord
-    score_table: list[ScoreTableRow]
+    score_table: list[ScoreTableRow]  # other scores of the same reconstructions
     score_table_note: str
     calibration_scores: Annotated[list[Number], Meta(min_length=1)]
-    color_limits: dict[Name, Number]
-    notes: list[str]
-    warnings: list[str]
-    versions: dict[str, str]
+    color_limits: dict[Name, Number]  # the error shown in the brightest color, by score term and for "combined"
+    notes: list[str]  # how the result was made
+    warnings: list[str]  # what weakens the result
+    versions: dict[str, str]  # of the packages
 
     def __post_init__(self):
-        names = [("model", self.model), ("dataset", self.dataset), ("category", self.category)]
-        names += [("threshold_rule", self.threshold_rule)]
-        names += [("ablations", name) for name in self.ablations]
-        names += [("baselines", name) for name in self.baselines]
-        names += [("pixel_baselines", name) for name in self.pixel_baselines]
-        for field, name in names:
-            if not name.isprintable():
+        for field in ("model", "dataset", "category", "threshold_rule", "ablations", "baselines", "pixel_baselines"):
+            if not "".join(getattr(self, field)).isprintable():  # a name, or several
                 raise ValueError(f"{field} must be printable")
         if self.auroc_ci and self.auroc_ci[0] > self.auroc_ci[1]:
             raise ValueError("auroc_ci must have the lower limit first")
@@ -189,9 +144,7 @@ class EvaluationResult(_record_of(IMAGE_METRICS), kw_only=True):
 def read_evaluation(workdir: Path) -> EvaluationResult:
     """Reads evaluation.json of a run.
 
-    Raises:
-      UserError: the file is missing, too large, damaged, or written by another version. The message names the field,
-        but not the folder.
+    If it is missing, damaged or of another version, UserError has a message that does not name the folder.
     """
     content = read_bounded(workdir / "evaluation.json", _MAX_BYTES)
     try:
@@ -200,8 +153,8 @@ def read_evaluation(workdir: Path) -> EvaluationResult:
         problem, _, path = one_line(error, 300).partition(" - at `$")
         if "missing required field" in problem or "unknown field" in problem:
             raise UserError(
-                "evaluation.json was written by another version of bigan_jax "
-                f"({problem[0].lower()}{problem[1:]}); run --mode=evaluate again"
+                f"evaluation.json was written by another version of bigan_jax ({problem[0].lower()}{problem[1:]}); run "
+                "--mode=evaluate again"
             ) from error
         field = path.strip(".`")
         raise UserError(f"evaluation.json: {field}{': ' * bool(field)}{problem}") from error
@@ -210,15 +163,11 @@ def read_evaluation(workdir: Path) -> EvaluationResult:
 
 
 def require_evaluation(workdir: Path) -> EvaluationResult:
-    """Reads evaluation.json of a run that has to be finished, for one that loads its detector.
-
-    Raises:
-      UserError: as `read_evaluation`; the message names the folder and how to fix it.
-    """
+    """Does as `read_evaluation`; the message of an error names the folder and how to fix it."""
     try:
         return read_evaluation(workdir)
     except UserError as error:
         raise UserError(
-            f"{workdir} has no valid evaluation: {error}. --mode=evaluate writes it for a trained "
-            "run; runs of several seeds are in the folders seed<k>."
+            f"{workdir} has no valid evaluation: {error}. --mode=evaluate writes it for a trained run; runs of several "
+            "seeds are in the folders seed<k>."
         ) from error

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,54 +23,29 @@ from bigan_jax.nn.vgg16.network import VGG16
 
 
 class Scores(NamedTuple):
-    """The scores of n images, as NumPy arrays.
-
-    Attributes:
-      score: the anomaly score by the config's formula.
-      terms: values and error maps of the score's terms.
-      error_map: the terms' maps, combined as the score is.
-      reconstruction: the reconstructed images.
-      native: the score that the model's own paper defines; None if it has none.
-    """
+    """The scores of n images, as NumPy arrays."""
 
     score: Float[np.ndarray, "n"]
     terms: ScoreTerms
-    error_map: Float[np.ndarray, "n h w"]
+    error_map: Float[np.ndarray, "n h w"]  # the terms' maps, combined as the score is
     reconstruction: UInt8[np.ndarray, "n h w c"]
-    native: Float[np.ndarray, "n"] | None = None
-
-    @property
-    def mse(self) -> Float[np.ndarray, "n"]:
-        """The mean squared error of each reconstruction."""
-        return self.terms.value["mse"]
-
-    @property
-    def ssim_error(self) -> Float[np.ndarray, "n"]:
-        """1 - SSIM of each reconstruction."""
-        return self.terms.value["ssim"]
+    native: Float[np.ndarray, "n"] | None = None  # the score that the model's own paper defines, if any
 
     @property
     def columns(self) -> dict[str, Float[np.ndarray, "n"]]:
         """The terms' values and the score, by column of scores.csv."""
         values = self.terms.value
-        columns = {term.column: values[name] for name, term in TERMS.items() if name in values}
+        columns = {term.column: np.asarray(values[name]) for name, term in TERMS.items() if name in values}
         return {**columns, "score": self.score}
 
 
 class Prediction(NamedTuple):
-    """The scores and decisions of n new images, as NumPy arrays.
-
-    Attributes:
-      score: the anomaly score.
-      percentile: the percentage of calibration images with a lower score, 0 to 100.
-      decision: True for an anomalous image.
-      error_map: at the model's image size.
-    """
+    """The scores and decisions of n new images, as NumPy arrays."""
 
     score: Float[np.ndarray, "n"]
-    percentile: Float[np.ndarray, "n"]
-    decision: Bool[np.ndarray, "n"]
-    error_map: Float[np.ndarray, "n h w"]
+    percentile: Float[np.ndarray, "n"]  # the percentage of calibration images with a lower score
+    decision: Bool[np.ndarray, "n"]  # True for an anomalous image
+    error_map: Float[np.ndarray, "n h w"]  # at the model's image size
 
 
 class AnomalyScorer:
@@ -97,14 +72,10 @@ class AnomalyScorer:
         """Prepares the networks; they are compiled by the first call.
 
         Args:
-          detector: the model.
-          state: its trained state.
-          formula: the definition of the score.
           shape: height, width and channels of the images.
           batch_size: the number of images per call of the networks.
-          threshold: the decision threshold, required by `decide`.
-          vgg16_weights: as `vgg16.weights.load_weights` takes it. The weights are only loaded if a term of the
-            formula needs features.
+          threshold: required by `decide`.
+          vgg16_weights: as `load_weights` takes it, if a term of the formula needs features.
           unit_features: whether these features are scaled first (`losses.unit_features`).
           calibration: the scores of the calibration images, required by `percentile`.
           conditions: the names of the conditions that the model takes; empty for most models.
@@ -140,27 +111,24 @@ class AnomalyScorer:
         """Reconstructs and scores images.
 
         Args:
-          images: uint8 images of the detector's shape.
+          images: of the detector's shape.
           condition: the index of each image's condition; 0 by default.
           progress: the label of a progress bar; none by default.
 
         Raises:
-          UserError: there are no images, their shape or type is wrong, or a score is not finite, which means that the
-            trained networks are unusable.
+          UserError: there are no images, their shape or type is wrong, or a score is not finite.
         """
         if not len(images):
             raise UserError("there are no images to score.")
         if images.shape[1:] != self.shape or images.dtype != np.uint8:
-            raise UserError(
-                f"images must be uint8 (n, {', '.join(map(str, self.shape))}) for this "
-                f"detector (got {images.dtype} {images.shape})."
-            )
+            shape = ", ".join(map(str, self.shape))
+            raise UserError(f"images must be uint8 (n, {shape}) for this detector (got {images.dtype} {images.shape}).")
         if condition is None:
             condition = np.zeros(len(images), np.int32)
         size = min(self._batch_size, len(images))
         # All images share a key: an image's position must not affect its result.
         keys = jnp.broadcast_to(jax.random.key(self._variables[0].seed), size)
-        scores = None
+        scores: dict[str, Any] = {}
         starts = range(0, len(images), size)
         bar = tqdm(
             total=len(starts) * (self._searcher.steps + 1),
@@ -171,34 +139,31 @@ class AnomalyScorer:
         )
         for start in starts:
             indices = self._batch_indices(start, size, len(images))
-            batch = Batch(jnp.asarray(images[indices]) / 255, condition[indices])
+            batch = Batch(jnp.asarray(images[indices]) / 255, jnp.asarray(condition[indices]))
             batch = self._searcher(*self._variables, batch, keys, bar.update)
             reconstruction, native = self._reconstruct(*self._variables, batch, keys)
-            batch_scores = self._score_batch(batch.image, reconstruction)._replace(native=native)
-            if scores is None:
+            batch_scores = {**self._score_batch(batch.image, reconstruction), "native": native}
+            if not scores:
                 scores = jax.tree.map(lambda x: np.empty((len(images), *x.shape[1:]), x.dtype), batch_scores)
             for target, values in zip(*map(jax.tree.leaves, (scores, batch_scores)), strict=True):
                 target[start : start + size] = np.asarray(values)[: len(images) - start]
             bar.update()
         bar.close()
         # NaN reaches no threshold, so it would be called normal.
-        if n_invalid := int((~np.isfinite(scores.score)).sum()):
+        if n_invalid := int((~np.isfinite(scores["score"])).sum()):
             raise UserError(
-                f"{n_invalid} of {len(images)} images have no finite score: their reconstructions "
-                "are NaN or infinite. Train again, in float32 or at a lower learning rate."
+                f"{n_invalid} of {len(images)} images have no finite score: their reconstructions are NaN or infinite. "
+                "Train again, in float32 or at a lower learning rate."
             )
-        return scores
+        return Scores(**scores)
 
     def decide(self, scores: Scores) -> Bool[np.ndarray, "n"]:
         """Returns True for each anomalous image: its score reaches the evaluation's threshold."""
+        assert self.threshold is not None, "the scorer was made without a threshold"
         return decide(scores.score, self.threshold)
 
     def percentile(self, scores: Scores) -> Float[np.ndarray, "n"]:
-        """Returns the percentage of calibration images with a lower score: 100 is above all.
-
-        Raises:
-          UserError: the scorer was made without calibration scores.
-        """
+        """Returns the percentage of calibration images with a lower score: 100 is above all."""
         if self.calibration is None:
             raise UserError("percentiles require the scores of calibration images (got None).")
         lower = np.searchsorted(np.sort(self.calibration), scores.score.astype(np.float64))
@@ -208,9 +173,8 @@ class AnomalyScorer:
         """Scores new images of any size and decides, with the preprocessing of training.
 
         Args:
-          images: files, PIL images or uint8 arrays: [h w] or [h w 1], gray, [h w 3], RGB, or [h w 4], RGBA. Pass a
-            large JPEG as a file: training decodes it at a fraction of its size, which an image in memory cannot
-            reproduce to the last bit.
+          images: files, PIL images or uint8 arrays: [h w] or [h w 1], gray, [h w 3], RGB, or [h w 4], RGBA. Only a
+            file reproduces the scores of a large JPEG exactly, which is decoded at a fraction of its size.
           condition: the condition of all images, or one name per image; required if the model takes conditions.
 
         Raises:
@@ -219,19 +183,12 @@ class AnomalyScorer:
         arrays = load_images(images, self.image_format)
         names = [condition] * len(images) if isinstance(condition, str) else condition
         if len(names) != len(images):
-            raise UserError(
-                f"condition must be one name, or one per image (got {len(names)} for {len(images)} images)."
-            )
-        indices = [self.condition_index(name) for name in names]
-        scores = self.score(arrays, np.array(indices, np.int32))
+            raise UserError(f"condition must be one name or one per image (got {len(names)} for {len(images)} images).")
+        scores = self.score(arrays, np.array([self.condition_index(name) for name in names], np.int32))
         return Prediction(scores.score, self.percentile(scores), self.decide(scores), scores.error_map)
 
     def condition_index(self, name: str) -> int:
-        """Returns the index of a condition in `conditions`; 0 if the model takes none.
-
-        Raises:
-          UserError: the name is missing, unknown, or not accepted by this model.
-        """
+        """Returns the index of a condition in `conditions`, or 0 if the model takes none; else raises UserError."""
         if not self.conditions:
             if name:
                 raise UserError(f"condition={name}: this model takes no condition. Leave it out.")
@@ -243,11 +200,7 @@ class AnomalyScorer:
         return self.conditions.index(name)
 
     def standardize(self, deviations: Mapping[str, float]) -> None:
-        """Divides each term of the formula by its standard deviation over calibration images.
-
-        Raises:
-          UserError: a standard deviation is 0.
-        """
+        """Divides each term of the formula by its standard deviation; raises UserError if one is 0."""
         self.formula = self.formula.standardized(deviations)
 
     def rescore(self, scores: Scores) -> Scores:
@@ -265,8 +218,8 @@ class AnomalyScorer:
         parts = []
         for start in range(0, len(images), size):
             indices = self._batch_indices(start, size, len(images))
-            scores = self._score_batch(images[indices], reconstructions[indices])
-            parts.append(np.asarray(scores.score)[: len(images) - start])
+            scores = self._score_batch(images[indices], reconstructions[indices])["score"]
+            parts.append(np.asarray(scores)[: len(images) - start])
         return np.concatenate(parts)
 
     @staticmethod
@@ -285,12 +238,12 @@ def _reconstruct(detector, state, frozen, batch, keys):
 
 
 def _compute_scores(vgg16, reduction, vgg16_variables, weights, image, reconstruction):
-    features = vgg16 and [vgg16.apply(vgg16_variables, x) for x in (image, reconstruction)]
+    features = vgg16 and (vgg16.apply(vgg16_variables, image), vgg16.apply(vgg16_variables, reconstruction))
     terms = anomaly_score.terms(image, reconstruction, features)
     formula = ScoreFormula(weights, reduction)
-    return Scores(
-        score=anomaly_score.score(formula, terms),
-        terms=terms,
-        error_map=anomaly_score.combined_map(formula, terms),
-        reconstruction=jnp.round(reconstruction * 255).astype(jnp.uint8),
-    )
+    return {
+        "score": anomaly_score.score(formula, terms),
+        "terms": terms,
+        "error_map": anomaly_score.combined_map(formula, terms),
+        "reconstruction": jnp.round(reconstruction * 255).astype(jnp.uint8),
+    }

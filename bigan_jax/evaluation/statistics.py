@@ -1,7 +1,4 @@
-"""Statistics over runs: mean and spread over seeds, and paired bootstrap differences.
-
-Runs are paired because they are tested on the same images, which are resampled alike for both.
-"""
+"""Statistics over runs: mean and spread over seeds, and bootstrap differences, paired by the shared test images."""
 
 import hashlib
 from collections import defaultdict
@@ -28,38 +25,25 @@ class Spread(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A difference of two values.
-
-    Attributes:
-      value: the difference; over several splits, the mean difference.
-      interval: its 95 % interval, if there is one.
-      std: the standard deviation over several splits.
-      splits: the number of splits.
-    """
+    """A difference of two values, or the mean difference over several splits."""
 
     value: float
-    interval: tuple[float, float] | None = None
-    std: float | None = None
-    splits: int = 1
+    interval: tuple[float, float] | None = None  # 95 %
+    std: float | None = None  # over several splits
+    splits: int = 1  # the number of splits
 
 
 class BootstrapSamples(NamedTuple):
-    """A run's AUROC in each bootstrap sample of its test images.
+    """A run's AUROC in each bootstrap sample of its test images."""
 
-    Attributes:
-      test: a hash that is equal for equal test sets.
-      auroc: None if a class comes from fewer than two groups, so that nothing can be resampled.
-    """
-
-    test: str
-    auroc: Float[np.ndarray, "samples"] | None
+    test: str  # a hash that is equal for equal test sets
+    auroc: Float[np.ndarray, "samples"] | None  # None if there is nothing to resample
 
 
 def bootstrap_samples(runs: Sequence[FinishedRun]) -> dict[Path, BootstrapSamples | str]:
     """Returns the bootstrapped AUROCs of each run by workdir, or the reason why there are none.
 
-    The samples depend on the labels and groups of the test images alone. Runs on the same test set are therefore
-    resampled alike, which makes their differences paired.
+    The samples depend on the labels and groups of the test images alone, so runs on the same test set are paired.
     """
     samples = {}
     for run in tqdm(runs, desc="bootstrap", unit="run", leave=False, disable=not runs):
@@ -72,59 +56,51 @@ def bootstrap_samples(runs: Sequence[FinishedRun]) -> dict[Path, BootstrapSample
         test_hash = hashlib.sha256(test.encode("utf-8", "surrogatepass")).hexdigest()
         resampling = group_resampling(scores.label, scores.group)
         metrics = {"auroc": IMAGE_METRICS["auroc"]}
-        values = resampling and resampled_metrics(metrics, scores.score, scores.label, run.result.threshold, resampling)
-        samples[run.workdir] = BootstrapSamples(test_hash, values and values["auroc"])
+        auroc = None
+        if resampling:
+            values = resampled_metrics(metrics, scores.score, scores.label, run.result.threshold, resampling)
+            auroc = values["auroc"]
+        samples[run.workdir] = BootstrapSamples(test_hash, auroc)
     return samples
 
 
 def paired_difference(
     runs: Sequence[FinishedRun], others: Sequence[FinishedRun], samples: Mapping[Path, BootstrapSamples | str]
 ) -> Difference | str:
-    """Returns the mean AUROC of `runs` minus that of `others`, with its 95 % bootstrap interval.
+    """Returns the mean AUROC of `runs` minus that of `others`, or a sentence that says why there is none.
 
     Seeds are averaged within each bootstrap sample, so the interval covers the choice of test images alone. If runs
     have different splits, the differences on each test set are averaged, and their standard deviation takes the place
     of the interval, since the test sets of several splits share images.
-
-    Args:
-      runs, others: the runs of two detectors.
-      samples: of all these runs, by `bootstrap_samples`.
-
-    Returns:
-      The difference, or a sentence that says why there is none.
     """
+    known: dict[Path, BootstrapSamples] = {}
     for run in (*runs, *others):
-        if isinstance(reason := samples[run.workdir], str):
-            return f"{run.workdir}: {reason}"
-    by_test, others_by_test = _by_test(runs, samples), _by_test(others, samples)
+        sample = samples[run.workdir]
+        if isinstance(sample, str):
+            return f"{run.workdir}: {sample}"
+        known[run.workdir] = sample
+    by_test, others_by_test = _by_test(runs, known), _by_test(others, known)
     if by_test.keys() != others_by_test.keys():
         return "not tested on the same images"
     if any(run.result.auroc is None for run in (*runs, *others)):
         return "a test set lacks a class"
-    over_tests = spread(_mean_auroc(by_test[test]) - _mean_auroc(others_by_test[test]) for test in by_test)
+    over_tests = spread(float(np.mean(aurocs) - np.mean(others_by_test[test])) for test, aurocs in by_test.items())
+    assert over_tests is not None
     if over_tests.n > 1:
         return Difference(over_tests.mean, None, over_tests.std, over_tests.n)
-    if samples[runs[0].workdir].auroc is None:
+    if known[runs[0].workdir].auroc is None:
         return "a class comes from fewer than two groups: nothing to resample"
-    differences = _mean_samples(runs, samples) - _mean_samples(others, samples)
-    low, high = np.quantile(differences, [0.025, 0.975])
-    return Difference(over_tests.mean, (float(low), float(high)))
+    mean, others_mean = (np.array([known[run.workdir].auroc for run in side]).mean(0) for side in (runs, others))
+    low, high = np.quantile(mean - others_mean, [0.025, 0.975]).tolist()
+    return Difference(over_tests.mean, (low, high))
 
 
 def _by_test(runs, samples):
+    """Returns the AUROCs of runs by test set."""
     by_test = defaultdict(list)
     for run in runs:
-        by_test[samples[run.workdir].test].append(run)
+        by_test[samples[run.workdir].test].append(run.result.auroc)
     return by_test
-
-
-def _mean_auroc(runs):
-    return np.mean([run.result.auroc for run in runs])
-
-
-def _mean_samples(runs, samples):
-    """Returns the AUROC of each bootstrap sample, averaged over seeds."""
-    return np.mean([samples[run.workdir].auroc for run in runs], axis=0)
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:

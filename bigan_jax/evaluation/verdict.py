@@ -51,9 +51,8 @@ def verdict(result: EvaluationResult) -> Verdict:
     name, best = baseline
     opponent = f"the strongest training-free baseline, {label(name)} ({best:.3f})"
     if auroc <= best:
-        return Verdict(
-            False, f"The model ({auroc:.3f}) does not beat {opponent}: on this test set, training gains nothing."
-        )
+        sentence = f"The model ({auroc:.3f}) does not beat {opponent}: on this test set, training gains nothing."
+        return Verdict(False, sentence)
     sentence = f"The model ({auroc:.3f}) beats {opponent} by {auroc - best:.3f}."
     if result.auroc_ci and result.auroc_ci[0] <= best:
         sentence += " The baseline lies inside the model's 95 % interval, so it may be chance."
@@ -61,12 +60,8 @@ def verdict(result: EvaluationResult) -> Verdict:
 
 
 def pixel_verdict(result: EvaluationResult) -> str:
-    """Compares the pixel AUROC of the error maps with that of the strongest baseline map.
-
-    Returns an empty string if there is nothing to compare.
-    """
-    model = result.pixel.auroc
-    baseline = strongest({name: pixel.auroc for name, pixel in result.pixel_baselines.items()})
+    """Compares the pixel AUROC of the error maps with that of the strongest baseline map; "" if undefined."""
+    model, baseline = result.pixel.auroc, strongest({n: pixel.auroc for n, pixel in result.pixel_baselines.items()})
     if model is None or baseline is None:
         return ""
     name, best = baseline

@@ -26,35 +26,22 @@ def bootstrap_intervals(
     n_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Interval] | None:
-    """Returns 95 % intervals of all IMAGE_METRICS by name, at a fixed threshold.
+    """Returns 95 % intervals of all IMAGE_METRICS by name, or None if there is nothing to resample.
 
-    Perfect separation gives (1, 1): a bootstrap cannot show an overlap that the sample lacks.
-
-    Args:
-      score: anomaly scores.
-      label: True for anomalous images.
-      group: the group of each image.
-      threshold: the decision threshold.
-      n_samples: the number of bootstrap samples.
-      seed: of the random generator.
-
-    Returns:
-      The intervals, or None if there is nothing to resample (see `group_resampling`).
-
-    Raises:
-      ValueError: a score is not finite.
+    Perfect separation gives (1, 1): a bootstrap cannot show an overlap that the sample lacks. A score that is not
+    finite raises ValueError.
     """
-    score, label = require_finite(score, "score"), np.asarray(label, bool)
+    score = require_finite(score, "score")
     resampling = group_resampling(label, group, n_samples, seed)
     if resampling is None:
         return None
     return percentile_intervals(resampled_metrics(IMAGE_METRICS, score, label, threshold, resampling))
 
 
-def percentile_intervals(samples: Mapping[str, Sequence[float]]) -> dict[str, Interval]:
+def percentile_intervals(samples: Mapping[str, Sequence[float] | Float[np.ndarray, "samples"]]) -> dict[str, Interval]:
     """Returns the 95 % interval of each metric from its values in all bootstrap samples."""
-    limits = {name: np.quantile(values, [0.025, 0.975]) for name, values in samples.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in limits.items()}
+    limits = {name: np.quantile(values, [0.025, 0.975]).tolist() for name, values in samples.items()}
+    return {name: (low, high) for name, (low, high) in limits.items()}
 
 
 def group_resampling(
@@ -63,14 +50,10 @@ def group_resampling(
     """Returns each image's group index, and how often each bootstrap sample draws each group.
 
     Groups are drawn with replacement within three strata (normal images only, anomalous images only, both), so that
-    every sample has both classes. An image without a group is its own group. Scores have no part in it: detectors
-    tested on the same images are resampled alike.
-
-    Returns:
-      Group indices [n] and counts [samples, groups]. None with one class, and if no stratum of a
-      class has two groups: nothing would vary, and an interval would only look certain.
+    every sample has both classes. Scores have no part in it: detectors tested on the same images are resampled alike.
+    The result is None with one class, and if no stratum of a class has two groups, so that nothing would vary.
     """
-    names, group_index = np.unique(np.asarray(group), return_inverse=True)
+    names, group_index = np.unique(group, return_inverse=True)
     has_anomalous = np.bincount(group_index, label, len(names)) > 0
     has_normal = np.bincount(group_index, ~label, len(names)) > 0
     one_class = has_anomalous & ~has_normal, has_normal & ~has_anomalous
@@ -93,15 +76,7 @@ def resampled_metrics(
     threshold: float,
     resampling: Resampling,
 ) -> dict[str, Float[np.ndarray, "samples"]]:
-    """Returns each metric's value in every bootstrap sample of `group_resampling`.
-
-    Args:
-      metrics: entries of IMAGE_METRICS.
-      score: finite anomaly scores.
-      label: True for anomalous images.
-      threshold: the decision threshold.
-      resampling: group indices and counts.
-    """
+    """Returns the value of each metric (an entry of IMAGE_METRICS) in every bootstrap sample."""
     group_index, group_counts = resampling
     order = np.argsort(score, kind="stable")
     score, label, group_index = score[order], label[order], group_index[order]
@@ -128,18 +103,12 @@ def curve_bands(
     n_samples: int = 500,
     seed: int = 0,
 ) -> dict[str, Band] | None:
-    """Returns pointwise 95 % confidence bands of two curves, resampled by group.
+    """Returns pointwise 95 % confidence bands of two curves, or None if there is nothing to resample.
 
-    "roc": recall at each false-alarm rate. "precision_recall": precision at the highest threshold that reaches each
-    recall.
-
-    Returns:
-      Bands by name, or None if there is nothing to resample (see `group_resampling`).
-
-    Raises:
-      ValueError: a score is not finite.
+    "roc" is the recall at each false-alarm rate, and "precision_recall" the precision at the highest threshold that
+    reaches each recall. A score that is not finite raises ValueError.
     """
-    score, label = require_finite(score, "score"), np.asarray(label, bool)
+    score = require_finite(score, "score")
     resampling = group_resampling(label, group, n_samples, seed)
     if resampling is None:
         return None
@@ -160,7 +129,5 @@ def curve_bands(
         reached = np.searchsorted(true_positives, required)
         called = true_positives[reached] + false_positives[reached]
         precisions[i] = true_positives[reached] / called
-    return {
-        name: (x, *np.quantile(values, [0.025, 0.975], axis=0))
-        for name, values in (("roc", recalls), ("precision_recall", precisions))
-    }
+    curves = {"roc": recalls, "precision_recall": precisions}
+    return {name: (x, *np.quantile(values, [0.025, 0.975], axis=0)) for name, values in curves.items()}

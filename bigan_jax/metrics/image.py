@@ -1,10 +1,7 @@
-"""Image-level metrics: the table IMAGE_METRICS, and metrics by defect type and by condition.
+"""Image-level metrics, also by defect type and by condition. A new metric is an entry of IMAGE_METRICS.
 
 A higher score is more anomalous, a label is True for an anomalous image, and an image is called anomalous if score >=
-threshold. A metric that the data do not define is None.
-
-A new metric is an entry of IMAGE_METRICS: evaluation.json, bootstrap intervals, the report and comparisons go over
-the entries.
+threshold. A metric that the data do not define is None, and functions of scores raise ValueError unless all are finite.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,74 +27,52 @@ class Counts(NamedTuple):
     true_negatives: int | Int[np.ndarray, "samples"]
 
     @property
-    def anomalous(self):
+    def anomalous(self) -> int | Int[np.ndarray, "samples"]:
         """The number of anomalous images."""
         return self.true_positives + self.false_negatives
 
     @property
-    def normal(self):
+    def normal(self) -> int | Int[np.ndarray, "samples"]:
         """The number of normal images."""
         return self.false_positives + self.true_negatives
 
     @property
-    def total(self):
+    def total(self) -> int | Int[np.ndarray, "samples"]:
         """The number of images."""
         return self.anomalous + self.normal
 
 
 @dataclass(frozen=True)
 class ResampledSets:
-    """Bootstrap samples of a test set, as counts instead of repeated images.
+    """Bootstrap samples of a test set, as counts instead of repeated images."""
 
-    Attributes:
-      anomalous: the number of anomalous images at each distinct score, from low to high.
-      normal: the same for normal images.
-      first_called: the index of the lowest score that reaches the threshold.
-    """
-
-    anomalous: Int[np.ndarray, "samples scores"]
+    anomalous: Int[np.ndarray, "samples scores"]  # anomalous images at each distinct score, from low to high
     normal: Int[np.ndarray, "samples scores"]
-    first_called: int
+    first_called: int  # the index of the lowest score that reaches the threshold
 
     @cached_property
     def counts(self) -> Counts:
         """The confusion matrix of each sample."""
-        matrix = []
-        for images in self.anomalous, self.normal:
-            called = images[:, self.first_called :].sum(1)
-            matrix.append((called, images.sum(1) - called))
-        (true_positives, false_negatives), (false_positives, true_negatives) = matrix
-        return Counts(true_positives, false_negatives, false_positives, true_negatives)
+        called = slice(self.first_called, None), slice(self.first_called)
+        return Counts(*(images[:, scores].sum(1) for images in (self.anomalous, self.normal) for scores in called))
 
 
 class ImageMetric(NamedTuple):
-    """A metric of one test set, in [0, 1].
+    """A metric of one test set, in [0, 1]."""
 
-    Attributes:
-      title: its name in reports and tables.
-      description: its meaning, in a few words.
-      value: scores, labels and confusion matrix to the metric, or to None if it is not defined.
-      resampled: bootstrap samples to the metric of each.
-      uses_threshold: whether it depends on the decisions, and not on the ranking alone.
-    """
-
-    title: str
-    description: str
+    title: str  # its name in reports and tables
+    description: str  # its meaning, in a few words
     value: Callable[[Float[np.ndarray, "n"], Bool[np.ndarray, "n"], Counts], float | None]
-    resampled: Callable[[ResampledSets], Float[np.ndarray, "samples"]]
-    uses_threshold: bool
+    resampled: Callable[[ResampledSets], Float[np.ndarray, "samples"]]  # the value in each bootstrap sample
+    uses_threshold: bool  # whether it depends on the decisions, and not on the ranking alone
 
 
 def auroc(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> float | None:
     """Returns the probability that an anomalous image outscores a normal one.
 
-    Ties count half. The result is None with one class. The sum of ranks is used because scikit-learn's curve takes
-    twenty times as long, and an evaluation calls this dozens of times.
-
-    Raises:
-      ValueError: a score is not finite.
+    Ties count half. The result is None with one class. scikit-learn's curve would take twenty times as long.
     """
-    score, label = require_finite(score, "score"), np.asarray(label, bool)
+    score = require_finite(score, "score")
     if label.all() or not label.any():
         return None
     n_anomalous = int(label.sum())
@@ -105,40 +80,37 @@ def auroc(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> float 
     return float(pairs_won / (n_anomalous * (len(label) - n_anomalous)))
 
 
-def _resampled_auroc(samples: ResampledSets) -> Float[np.ndarray, "samples"]:
+def _resampled_auroc(samples):
     anomalous, normal = samples.anomalous, samples.normal
     pairs_won = np.sum(anomalous * (np.cumsum(normal, axis=1) - normal / 2), axis=1)
     return pairs_won / (anomalous.sum(1) * normal.sum(1))
 
 
-def _average_precision(score, label, counts: Counts) -> float | None:
-    both = counts.anomalous and counts.normal
-    return float(average_precision_score(label, score)) if both else None
+def _average_precision(score, label, counts):
+    return float(average_precision_score(label, score)) if counts.anomalous and counts.normal else None
 
 
-def _resampled_average_precision(samples: ResampledSets) -> Float[np.ndarray, "samples"]:
+def _resampled_average_precision(samples):
     anomalous, normal = samples.anomalous[:, ::-1], samples.normal[:, ::-1]
     true_positives = np.cumsum(anomalous, axis=1)
     called = true_positives + np.cumsum(normal, axis=1)
-    precision_sum = np.sum(anomalous * true_positives / np.maximum(called, 1), axis=1)
-    return precision_sum / anomalous.sum(1)
+    return np.sum(anomalous * true_positives / np.maximum(called, 1), axis=1) / anomalous.sum(1)
 
 
 def _decision_metric(title, description, requires, formula) -> ImageMetric:
-    """A metric of the confusion matrix; `requires` names the counts that must not be 0."""
+    """A metric of the confusion matrix; at least one image of each class in `requires` defines it."""
 
     def value(score, label, counts):
-        defined = all(getattr(counts, name) for name in requires)
-        return float(formula(counts)) if defined else None
+        return float(formula(counts)) if all(getattr(counts, name) for name in requires) else None
 
     return ImageMetric(title, description, value, lambda s: formula(s.counts), uses_threshold=True)
 
 
-def _recall(counts: Counts):
+def _recall(counts):
     return counts.true_positives / counts.anomalous
 
 
-def _specificity(counts: Counts):
+def _specificity(counts):
     return counts.true_negatives / counts.normal
 
 
@@ -189,12 +161,8 @@ IMAGE_METRICS = {
 def image_metrics(
     score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"], threshold: float
 ) -> dict[str, float | None]:
-    """Returns all IMAGE_METRICS of one test set by name, each in [0, 1] or None if undefined.
-
-    Raises:
-      ValueError: a score is not finite.
-    """
-    score, label = require_finite(score, "score"), np.asarray(label, bool)
+    """Returns all IMAGE_METRICS of one test set by name, each in [0, 1] or None if undefined."""
+    score = require_finite(score, "score")
     called = decide(score, threshold)
     pairs = (called & label, ~called & label, called & ~label, ~called & ~label)
     counts = Counts(*(int(np.count_nonzero(chosen)) for chosen in pairs))
@@ -231,11 +199,7 @@ class DefectTypeRow:
 def by_defect_type(
     score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"], defect_type: Shaped[np.ndarray, "n"], threshold: float
 ) -> list[DefectTypeRow] | None:
-    """Returns one row per defect type; None if there is one type only, which is the result itself.
-
-    Raises:
-      ValueError: a score is not finite.
-    """
+    """Returns one row per defect type; None if there is one type only, which is the result itself."""
     called = decide(score, threshold)
     names = np.unique(defect_type[label]).tolist()
     rows = []
@@ -267,30 +231,12 @@ def by_condition(
     names: Sequence[str],
     threshold: float,
 ) -> list[ConditionRow] | None:
-    """Returns one row per condition with test images; None if there is one condition only.
-
-    Args:
-      score: anomaly scores.
-      label: True for anomalous images.
-      condition: the index of each image's condition in `names`.
-      names: all conditions.
-      threshold: the decision threshold of the complete test set.
-
-    Raises:
-      ValueError: a score is not finite.
-    """
+    """Returns one row per condition (an index into `names`) with test images; None if there is one name only."""
     rows = []
     for index, name in enumerate(names):
-        chosen = condition == index
-        if chosen.any():
+        if n := int(np.count_nonzero(chosen := condition == index)):
             metrics = image_metrics(score[chosen], label[chosen], threshold)
-            rows.append(
-                ConditionRow(
-                    condition=name,
-                    n=int(chosen.sum()),
-                    n_normal=int((chosen & ~label).sum()),
-                    n_anomalous=int((chosen & label).sum()),
-                    **{metric: metrics[metric] for metric in ("auroc", "recall", "specificity")},
-                )
-            )
+            rates = metrics["auroc"], metrics["recall"], metrics["specificity"]
+            n_anomalous = int(label[chosen].sum())
+            rows.append(ConditionRow(name, n, n - n_anomalous, n_anomalous, *rates))
     return rows if len(names) > 1 else None

@@ -1,11 +1,7 @@
-"""Pixel-level metrics of error maps: how well they locate defects. The table is PIXEL_METRICS.
+"""Pixel-level metrics of error maps: how well they locate defects. A new metric is an entry of PIXEL_METRICS.
 
-scikit-learn's curves sort every pixel together with its label, and a thousand images have 16 million pixels. Here
-pixels are counted by the first 16 bits of their error, which takes a twentieth of the time, and only the few defect
-pixels are sorted. Errors that agree in these bits are ties; this changes a metric by about 0.000001.
-
-A new metric is an entry of PIXEL_METRICS: evaluation.json, bootstrap intervals, the report and comparisons go over
-the entries.
+Pixels are counted by the first 16 bits of their error, which takes a twentieth of the time of scikit-learn's curves.
+Errors that agree in these bits are ties, which changes a metric by about 0.000001.
 """
 
 from collections.abc import Callable
@@ -14,7 +10,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num, Shaped
+from jaxtyping import Bool, Float, Int, Num
 from scipy import ndimage
 
 from bigan_jax.metrics.thresholds import decide
@@ -26,26 +22,17 @@ _BLOCK = 128  # images per step: allocating memory for more takes longer than th
 
 @dataclass(frozen=True)
 class PixelCurve:
-    """Cumulative pixel counts at falling levels of error.
+    """Cumulative pixel counts at falling levels of error."""
 
-    Attributes:
-      normal_above: the number of normal pixels above each level.
-      normal: the number of normal pixels at or above each level.
-      defect: the number of defect pixels at or above each level.
-      overlap: the sum of the `region_weights` of these defect pixels.
-      n_normal: the number of all normal pixels.
-      limit: the false-positive rate up to which AUPRO is taken.
-    """
-
-    normal_above: Num[np.ndarray, "k"]
-    normal: Num[np.ndarray, "k"]
-    defect: Num[np.ndarray, "k"]
-    overlap: Float[np.ndarray, "k"]
-    n_normal: float
-    limit: float = 0.3
+    normal_above: Num[np.ndarray, "k"]  # normal pixels above each level
+    normal: Num[np.ndarray, "k"]  # normal pixels at or above each level
+    defect: Num[np.ndarray, "k"]  # defect pixels at or above each level
+    overlap: Float[np.ndarray, "k"]  # the sum of their `region_weights`
+    n_normal: float  # all normal pixels
+    limit: float = 0.3  # the false-positive rate up to which AUPRO is taken
 
     @cached_property
-    def false_positive_rate(self) -> Float[np.ndarray, "2k+2"]:
+    def false_positive_rate(self) -> Float[np.ndarray, "points"]:
         """The x coordinates of the curve, from 0 to 1: two for each level."""
         rate = _curve(self.normal_above, self.normal) / self.n_normal
         rate[-1] = 1.0
@@ -75,8 +62,7 @@ def _aupro(curve: PixelCurve) -> float:
     y = _curve(_shifted(curve.overlap), curve.overlap) / curve.overlap[-1]
     beyond = np.searchsorted(x, limit)
     y_limit = np.interp(limit, x[beyond - 1 : beyond + 1], y[beyond - 1 : beyond + 1])
-    area = np.trapezoid(np.append(y[:beyond], y_limit), np.append(x[:beyond], limit))
-    return float(area / limit)
+    return float(np.trapezoid(np.append(y[:beyond], y_limit), np.append(x[:beyond], limit)) / limit)
 
 
 PIXEL_METRICS = {
@@ -87,17 +73,17 @@ PIXEL_METRICS = {
 
 
 def region_weights(masks: Bool[np.ndarray, "n h w"]) -> Float[np.ndarray, "d"]:
-    """Returns the weight of each defect pixel in the mean overlap of the defect regions.
+    """Returns the weight of each defect pixel, in the order of `masks`, in the mean overlap of the defect regions.
 
-    Regions are 8-connected within an image, and all have the same weight, whatever their size. The weights are in the
-    order of `masks` and sum to 1.
+    Regions are 8-connected within an image, and all have the same weight. The weights sum to 1.
     """
     masks = masks[masks.any((1, 2))]
     neighbors = np.zeros((3, 3, 3), bool)
     neighbors[1] = True
-    region, n_regions = ndimage.label(masks, neighbors)
-    region = region[masks]
-    return 1 / (n_regions * np.bincount(region)[region])
+    regions = np.empty(masks.shape, np.int32)
+    ndimage.label(masks, neighbors, output=regions)
+    region = regions[masks]
+    return 1 / (region.max(initial=1) * np.bincount(region)[region])
 
 
 def pixel_metrics(
@@ -106,24 +92,12 @@ def pixel_metrics(
     limit: float = 0.3,
     weights: Float[np.ndarray, "d"] | None = None,
 ) -> dict[str, float | None]:
-    """Returns pixel AUROC, pixel average precision and AUPRO of error maps, each in [0, 1].
+    """Returns PIXEL_METRICS of error maps by name; all None unless there are both defect and normal pixels.
 
     AUPRO is the area under the mean overlap of the defect regions over the false-positive rate from 0 to `limit`,
-    divided by `limit` (Bergmann et al., MVTec AD).
-
-    Args:
-      maps: finite errors. Include normal images; leave out anomalous images without a mask.
-      masks: True for defect pixels.
-      limit: of AUPRO.
-      weights: `region_weights` of the masks, if known.
-
-    Returns:
-      PIXEL_METRICS by name; all None unless there are both defect and normal pixels.
-
-    Raises:
-      ValueError: an error is not finite.
+    divided by `limit` (Bergmann et al., MVTec AD). `weights` are the `region_weights` of the masks, if known. An error
+    that is not finite raises ValueError.
     """
-    maps, masks = np.asarray(maps), np.asarray(masks, bool)
     if np.issubdtype(maps.dtype, np.floating):
         require_finite(maps, "error map")
     if masks.all() or not masks.any():
@@ -135,22 +109,17 @@ def pixel_metrics(
     cumulative = np.cumsum(normal)
     normal_above = cumulative[-1] - cumulative[level]
     curve = PixelCurve(
-        normal_above, normal_above + normal[level], np.cumsum(defect), np.cumsum(overlap), cumulative[-1], limit
+        normal_above, normal_above + normal[level], np.cumsum(defect), np.cumsum(overlap), float(cumulative[-1]), limit
     )
     return {name: metric.value(curve) for name, metric in PIXEL_METRICS.items()}
 
 
 def dice(maps: Float[np.ndarray, "n h w"], masks: Bool[np.ndarray, "n h w"], threshold: float) -> float | None:
-    """Returns the Dice coefficient (pixel F1) at a threshold, over the pixels of all images.
-
-    The result is None without a defect pixel.
-    """
-    n_defect = np.count_nonzero(masks)
+    """Returns the Dice coefficient (pixel F1) over the pixels of all images; None without a defect pixel."""
+    called, n_defect = decide(maps, threshold), np.count_nonzero(masks)
     if not n_defect:
         return None
-    called = decide(maps, threshold)
-    n_called = np.count_nonzero(called)
-    return float(2 * np.count_nonzero(called & masks) / (n_called + n_defect))
+    return float(2 * np.count_nonzero(called & masks) / (np.count_nonzero(called) + n_defect))
 
 
 def _histograms(maps, masks):
@@ -183,7 +152,7 @@ def levels(maps: Num[np.ndarray, "n h w"]) -> Callable[[Num[np.ndarray, "..."]],
     return lambda errors: np.maximum(bits(errors) - lowest, 0)
 
 
-def _shifted(counts: Shaped[np.ndarray, "k"]) -> Shaped[np.ndarray, "k"]:
+def _shifted(counts):
     return np.append(0, counts[:-1])
 
 

@@ -1,8 +1,7 @@
 """Bootstrap confidence intervals of pixel metrics: images are resampled by group, with all pixels.
 
-A sample of a thousand images has millions of pixels. The pixels of each group are therefore counted once, in a few
-thousand bins of error, and a sample adds up counts. Pixels of one bin are ties; this changes a metric by about
-0.0001.
+The millions of pixels are counted once per group, in a few thousand bins of error, and a sample adds up counts.
+Pixels of one bin are ties, which changes a metric by about 0.0001.
 """
 
 import numpy as np
@@ -22,21 +21,12 @@ def pixel_bootstrap_intervals(
     n_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Interval] | None:
-    """Returns 95 % intervals of all PIXEL_METRICS by name, resampled by group.
+    """Returns 95 % intervals of all PIXEL_METRICS by name; `weights` are the `region_weights` of the masks.
 
-    Args:
-      maps: errors.
-      masks: True for defect pixels.
-      group: the group of each image.
-      weights: `region_weights` of the masks.
-      n_samples: the number of bootstrap samples.
-      seed: of the random generator.
-
-    Returns:
-      The intervals, or None if there is nothing to resample: no defect pixel, or one group only of
-      images with defects or without.
+    The result is None if there is nothing to resample: no defect pixel, or one group only of images with defects or
+    without.
     """
-    resampling = group_resampling(masks.any((1, 2)), group, n_samples, seed)
+    resampling = group_resampling(np.asarray(masks.any((1, 2))), group, n_samples, seed)
     if resampling is None:
         return None
     group_index, group_counts = resampling

@@ -1,8 +1,4 @@
-"""Decision thresholds, and the rule that applies them.
-
-The thresholds of a run come from calibration images, which are normal and not trained on, or from the user. The
-oracle threshold is chosen by the test labels and only serves as a reference.
-"""
+"""Decision thresholds from calibration images or from the user, and the rule that applies them."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +6,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.validation import require_finite
@@ -18,35 +14,20 @@ from bigan_jax.validation import require_finite
 
 @dataclass(frozen=True)
 class ThresholdSettings:
-    """The fields of `config.threshold`, checked.
+    """The fields of `config.threshold`; raises UserError for an invalid one."""
 
-    Attributes:
-      rule: "conformal" or "manual".
-      false_alarm_rate: the rate of the conformal rule, strictly between 0 and 1. The pixel threshold uses it under
-        either rule.
-      value: the threshold of the manual rule; 0 under the conformal one.
-
-    Raises:
-      UserError: an unknown rule, or a value that the rule does not accept.
-    """
-
-    rule: str = "conformal"
-    false_alarm_rate: float = 0.05
-    value: float = 0.0
+    rule: str = "conformal"  # or "manual"
+    false_alarm_rate: float = 0.05  # of the conformal rule, in (0, 1); of the pixel threshold under either rule
+    value: float = 0.0  # the threshold of the manual rule
 
     def __post_init__(self):
         if self.rule not in ("conformal", "manual"):
             raise unknown_name("config.threshold.rule", self.rule, ["conformal", "manual"])
         if self.rule == "conformal" and self.value:
-            raise UserError(
-                f"config.threshold.value={self.value} is for --config.threshold.rule=manual: set "
-                "that rule, or leave the value out."
-            )
+            usage = "is for --config.threshold.rule=manual: set that rule, or leave the value out."
+            raise UserError(f"config.threshold.value={self.value} {usage}")
         if self.rule == "manual" and not self.value > 0:
-            raise UserError(
-                f"config.threshold.value={self.value}: the manual rule requires a score above 0, "
-                "from which on an image is anomalous."
-            )
+            raise UserError(f"config.threshold.value={self.value}: the manual rule requires a score above 0.")
         choose_threshold(self, np.zeros(1), 1)
 
 
@@ -59,13 +40,7 @@ class Threshold(NamedTuple):
 
 
 def choose_threshold(settings: ThresholdSettings, calibration: Float[np.ndarray, "c"], groups: int) -> Threshold:
-    """Returns the threshold by the settings' rule.
-
-    Args:
-      settings: the rule and its value.
-      calibration: scores of normal images that had no part in training.
-      groups: the number of groups (patients, camera blocks) that these images come from.
-    """
+    """Returns the threshold by the settings' rule, from scores as `conformal_threshold` takes them."""
     if settings.rule == "manual":
         return manual_threshold(settings.value)
     return conformal_threshold(calibration, settings.false_alarm_rate, groups)
@@ -79,10 +54,9 @@ def conformal_threshold(calibration: Float[np.ndarray, "n"], rate: float, groups
     probability at most 1 - k / (n + 1) (split conformal prediction).
 
     Args:
-      calibration: finite scores of normal images that had no part in training.
-      rate: the allowed false-alarm rate, in (0, 1).
-      groups: the number of groups (patients, camera blocks) that these images come from, if known. Images of one
-        group are alike, so few groups weaken the bound for images of a new group.
+      calibration: scores of normal images that had no part in training.
+      rate: in (0, 1).
+      groups: the number of groups (patients, camera blocks) of these images, if known: few weaken the bound.
 
     Raises:
       UserError: `rate` is outside (0, 1), or there is no calibration image.
@@ -94,8 +68,8 @@ def conformal_threshold(calibration: Float[np.ndarray, "n"], rate: float, groups
     n = len(calibration)
     if n == 0:
         raise UserError(
-            "the conformal threshold requires calibration images, and there are none: raise "
-            "config.data.calibration_fraction, or use config.threshold.rule=manual."
+            "the conformal threshold requires calibration images, and there are none: raise config.data."
+            "calibration_fraction, or use config.threshold.rule=manual."
         )
     # The decimal as typed: in floats, 1 - 0.1 can lift an exact product over the next integer.
     exact_rate = Fraction(str(rate))
@@ -104,15 +78,15 @@ def conformal_threshold(calibration: Float[np.ndarray, "n"], rate: float, groups
     note = None
     if k > n:
         note = (
-            f"A false-alarm rate of at most {rate:.4g} can only be promised with at least "
-            f"{required} calibration images; there are {n}. The threshold lies just above their "
-            f"highest score, which promises at most {1 / (n + 1):.3g}."
+            f"A false-alarm rate of at most {rate:.4g} can only be promised with at least {required} calibration "
+            f"images; there are {n}. The threshold lies just above their highest score, which promises at most "
+            f"{1 / (n + 1):.3g}."
         )
     elif groups is not None and groups < min(n, required):
         note = (
-            f"The {n} calibration images come from {groups} groups only (patients, camera "
-            "blocks), and images of one group are alike: for a new group the false-alarm rate may "
-            f"well exceed {rate:.4g}. Fewer than {required} groups cannot promise it."
+            f"The {n} calibration images come from {groups} groups only (patients, camera blocks), and images of one "
+            f"group are alike: for a new group the false-alarm rate may well exceed {rate:.4g}. Fewer than {required} "
+            "groups cannot promise it."
         )
     # The next value of the scores' own type: a float64 step would vanish next to float32 scores.
     value = float(np.nextafter(calibration[min(k, n) - 1], np.inf, dtype=calibration.dtype))
@@ -120,26 +94,19 @@ def conformal_threshold(calibration: Float[np.ndarray, "n"], rate: float, groups
 
 
 def manual_threshold(value: float) -> Threshold:
-    """Returns a threshold chosen by the user.
-
-    Raises:
-      UserError: the value is not finite.
-    """
+    """Returns a threshold chosen by the user; raises UserError if it is not finite."""
     if not math.isfinite(value):
         raise UserError(f"config.threshold.value must be a finite number (got {value}).")
     return Threshold(float(value), "manual")
 
 
 def pixel_threshold(normal_maps: Float[np.ndarray, "n h w"], rate: float) -> float:
-    """Returns the error from which on a pixel is called defective, without labels or defects.
+    """Returns the error from which on a pixel is called defective.
 
     At most a fraction `rate` of a new normal image's pixels is called defective, on average over images exchangeable
     with the n calibration images. Conformal risk control (Angelopoulos et al. 2022, Sec. 2) allows the fraction r
     among the calibration pixels where (n r + 1) / (n + 1) <= rate. If n is too small for any r, the threshold lies
-    just above the highest calibration error.
-
-    Raises:
-      ValueError: an error is not finite.
+    just above the highest calibration error. A value that is not finite raises ValueError.
     """
     maps = require_finite(normal_maps, "error map")
     fraction = ((len(maps) + 1) * Fraction(str(rate)) - 1) / len(maps)
@@ -151,10 +118,7 @@ def pixel_threshold(normal_maps: Float[np.ndarray, "n h w"], rate: float) -> flo
 
 @dataclass(frozen=True)
 class Oracle:
-    """The threshold with the best F1 on the test labels: an upper bound, not a result.
-
-    All values are None if the test has one class only.
-    """
+    """The threshold with the best F1 on the test labels: an upper bound, not a result. None with one class."""
 
     threshold: float | None
     f1: float | None
@@ -162,12 +126,8 @@ class Oracle:
 
 
 def oracle_threshold(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> Oracle:
-    """Returns the highest of the thresholds with the best F1 on the test labels.
-
-    Raises:
-      ValueError: a score is not finite.
-    """
-    score, label = require_finite(score, "score"), np.asarray(label, bool)
+    """Returns the highest of the thresholds with the best F1; raises ValueError if a score is not finite."""
+    score = require_finite(score, "score")
     if label.all() or not label.any():
         return Oracle(None, None, None)
     order = np.argsort(-score, kind="stable")
@@ -182,13 +142,12 @@ def oracle_threshold(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]
     return Oracle(float(score[last_of_equals[best]]), float(f1[best]), float(accuracy))
 
 
-def decide(score: Float[np.ndarray, "*n"], threshold: float) -> Bool[np.ndarray, "*n"]:
+def decide(score: Num[np.ndarray, "*n"], threshold: float) -> Bool[np.ndarray, "*n"]:
     """Returns which images, or pixels, are anomalous: score >= threshold, exactly.
 
     The comparison runs in the scores' own type, so that millions of pixels need no float64 copy. The threshold is
     rounded up to that type, which changes no decision.
     """
-    score = np.asarray(score)
     if not np.issubdtype(score.dtype, np.floating):
         return score >= threshold
     rounded = score.dtype.type(threshold)

@@ -246,7 +246,7 @@ def test_another_score_needs_no_training(small, finished, assessed, capsys):
     rows = list(csv.DictReader((finished / "scores.csv").open()))
     score = [float(row["score"]) for row in rows]
     np.testing.assert_allclose(score, combined.max((1, 2)), rtol=1e-4)
-    np.testing.assert_allclose([float(row["mse"]) for row in rows], test.mse, rtol=1e-4)
+    np.testing.assert_allclose([float(row["mse"]) for row in rows], test.terms.value["mse"], rtol=1e-4)
     used = [row for row in evaluation["score_table"] if row["used"]]
     assert [(r["score"], r["standardize"], r["reduction"]) for r in used] == [("0.2 mse + 0.3 ssim", True, "max")]
     assert used[0]["auroc"] == pytest.approx(evaluation["auroc"])

@@ -18,7 +18,7 @@ def image_pair(n=6, size=24, channels=1, seed=0):
     rng = np.random.default_rng(seed)
     image = rng.random((n, size, size, channels)).astype(np.float32)
     other = np.clip(image + rng.normal(0, 0.1, image.shape) * rng.random((n, 1, 1, 1)), 0, 1)
-    return image, other.astype(np.float32)
+    return jnp.asarray(image), jnp.asarray(other, jnp.float32)
 
 
 def random_terms(n=40, seed=0):
@@ -35,7 +35,7 @@ def random_terms(n=40, seed=0):
 def test_paper_score_equals_dm_pix_and_squared_error(channels):
     image, other = image_pair(channels=channels)
     terms = anomaly_score.terms(image, other)
-    mse = np.square(image.astype(np.float64) - other).mean((1, 2, 3))
+    mse = np.square(np.asarray(image, np.float64) - other).mean((1, 2, 3))
     ssim_error = 1 - np.asarray(dm_pix.ssim(image, other))
     np.testing.assert_allclose(terms.value["mse"], mse, rtol=1e-5)
     np.testing.assert_allclose(terms.value["ssim"], ssim_error, atol=1e-5)
@@ -92,13 +92,13 @@ def test_standardized_terms_have_unit_deviation():
 def test_invalid_formulas():
     with pytest.raises(UserError, match=r"'top2'.*'top1'"):
         anomaly_score.formula({"mse": 1.0, "ssim": 0.0}, "top2")
-    with pytest.raises(UserError, match=r"config\.score\.ssim must be .* \(got -1\)"):
-        anomaly_score.formula({"mse": 1.0, "ssim": -1}, "mean")
+    with pytest.raises(UserError, match=r"config\.score\.ssim must be .* \(got -1\.0\)"):
+        anomaly_score.formula({"mse": 1.0, "ssim": -1.0}, "mean")
     with pytest.raises(UserError, match=r"weight 0: raise one of config\.score\.mse"):
         anomaly_score.formula({"mse": 0.0, "ssim": 0.0}, "mean")
     with pytest.raises(UserError, match=r"standardize .* that of ssim is 0"):
         PAPER.standardized({"mse": 1.0, "ssim": 0.0})
-    assert anomaly_score.formula({"mse": 1, "perceptual": 0}, "max") == ScoreFormula({"mse": 1.0}, "max")
+    assert anomaly_score.formula({"mse": 1.0, "perceptual": 0.0}, "max") == ScoreFormula({"mse": 1.0}, "max")
 
 
 def test_score_table_has_each_score_once():
@@ -139,7 +139,7 @@ def test_perceptual_map_is_the_feature_difference_at_image_size():
     image, other = image_pair(n=2, size=32)
     rng = np.random.default_rng(1)
     features, others = (
-        [rng.random((2, 8, 8, 5), np.float32), rng.random((2, 16, 16, 3), np.float32)] for _ in range(2)
+        [jnp.asarray(rng.random((2, n, n, c), np.float32)) for n, c in ((8, 5), (16, 3))] for _ in range(2)
     )
     terms = anomaly_score.terms(image, other, (features, others))
     np.testing.assert_allclose(terms.value["perceptual"], losses.perceptual(features, others))
@@ -147,8 +147,7 @@ def test_perceptual_map_is_the_feature_difference_at_image_size():
     assert maps.shape == (2, 32, 32)
     np.testing.assert_allclose(maps.mean((1, 2)), terms.value["perceptual"], rtol=1e-5)
     # A difference at one position of the features appears at that position of the image.
-    changed = [x.copy() for x in features]
-    changed[0][:, 1, 6] += 1
+    changed = [features[0].at[:, 1, 6].add(1), features[1]]
     spot = np.asarray(anomaly_score.terms(image, other, (features, changed)).map["perceptual"][0])
     row, column = np.unravel_index(spot.argmax(), spot.shape)
     assert 4 <= row < 8 and 24 <= column < 28 and spot[12:].max() == 0

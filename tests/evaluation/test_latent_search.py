@@ -49,7 +49,7 @@ def compiled_search(scanned, **fields):
 
 def search(state, images, scanned=False, **fields):
     """Returns native scores, reconstructions and latent codes."""
-    batch = Batch(jnp.asarray(images) / 255, np.zeros(len(images), np.int32))
+    batch = Batch(jnp.asarray(images) / 255, jnp.zeros(len(images), jnp.int32))
     keys = jnp.broadcast_to(jax.random.key(1), len(images))
     searcher, score = compiled_search(scanned, **fields)
     batch = searcher(state, {}, batch, keys)
@@ -123,7 +123,7 @@ def test_scorer_runs_the_search(state, images):
 
 
 def test_progress_counts_all_steps(state, images):
-    batch = Batch(jnp.asarray(images) / 255, np.zeros(5, np.int32))
+    batch = Batch(jnp.asarray(images) / 255, jnp.zeros(5, jnp.int32))
     keys = jnp.broadcast_to(jax.random.key(1), 5)
     for scanned in (False, True):
         steps = []
