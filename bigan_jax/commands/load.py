@@ -17,10 +17,7 @@ from bigan_jax.training.saving.checkpoints import CheckpointManager
 
 
 def load(workdir: str | Path) -> AnomalyScorer:
-    """Returns the scorer of a trained detector, with the threshold of its evaluation.
-
-    Args:
-      workdir: folder of the run.
+    """Returns the scorer of the detector in a run's folder, with the threshold of its evaluation.
 
     Raises:
       UserError: the folder holds no finished run, or its files are corrupt.
@@ -34,8 +31,8 @@ def load(workdir: str | Path) -> AnomalyScorer:
     state, detector, _ = restore(settings, workdir, len(conditions))
     if result.steps != int(state.step):
         raise UserError(
-            f"{workdir}: evaluation.json is of step {result.steps}, and the latest valid "
-            f"checkpoint is of step {int(state.step)}. Run --mode=evaluate first."
+            f"{workdir}: evaluation.json is of step {result.steps}, and the latest valid checkpoint is of step "
+            f"{int(state.step)}. Run --mode=evaluate first."
         )
     is_conditional = settings.model.get("conditional") and len(conditions) > 1
     with config_errors(workdir):
@@ -67,14 +64,7 @@ def make_scorer(settings: Settings, detector: Detector, state: TrainState, **arg
 
 
 def restore(settings: Settings, workdir: Path, conditions: int) -> tuple[TrainState, Detector, int]:
-    """Restores the latest valid checkpoint of a run.
-
-    Networks that are only used in losses, such as VGG16, are not loaded.
-
-    Args:
-      settings: the run's settings.
-      workdir: folder of the run.
-      conditions: number of conditions of the dataset.
+    """Restores the latest valid checkpoint of a run, without networks for losses, such as VGG16.
 
     Returns:
       The state, its detector, and the number of epochs that it was trained for.

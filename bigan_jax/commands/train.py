@@ -68,28 +68,19 @@ def train(config: ConfigDict, workdir: str | Path | None = None, side_by_side: b
 
 
 def train_and_evaluate(job: TrainingJob, config: ConfigDict) -> dict:
-    """Trains the remaining epochs of a run and evaluates it.
-
-    Returns and raises what `train` does for one seed.
-    """
+    """Trains the remaining epochs of a run and evaluates it. Returns and raises what `train` does for one seed."""
     state = fit(job)
     with distributed.primary_first(f"evaluation of {job.workdir.name}"):
         if not distributed.is_primary():
             return {}
-        inputs = config, job.dataset, job.audit, job.built.detector
-        return evaluate_run(*inputs, state, job.epochs, job.workdir)
+        return evaluate_run(config, job.dataset, job.audit, job.built.detector, state, job.epochs, job.workdir)
 
 
 def fit(job: TrainingJob) -> TrainState:
-    """Trains the remaining epochs of a run, from its latest valid checkpoint on.
+    """Returns the state after the remaining epochs of a run, with the BatchNorm statistics of the training images.
 
-    After a divergence, config.on_nan decides whether the run stops or rolls back to that checkpoint and resumes with
-    lower learning rates.
-
-    Returns:
-      The trained state, with the BatchNorm statistics of the training images.
-
-    Raises what `train` does.
+    After a divergence, config.on_nan decides whether the run stops or rolls back to the latest valid checkpoint and
+    resumes with lower learning rates. Raises what `train` does.
     """
     run = TrainingRun(job)
     with defer_signals(STOP_NOTICE) as stop:
@@ -113,12 +104,8 @@ def fit(job: TrainingJob) -> TrainState:
 def _roll_back(attempt, make_runner):
     """Rolls back to the latest checkpoint; raises UserError if config.on_nan forbids it."""
     run, job, progress = attempt.run, attempt.run.job, attempt.progress
-    paths = job.dataset.train.path
-    finding = divergence.locate(
-        make_runner, attempt.initial_state, attempt.objectives, attempt.indices, paths, progress,
-        attempt.logs, run.state,
-    )  # fmt: skip
+    inputs = attempt.initial_state, attempt.objectives, attempt.indices, job.dataset.train.path
+    finding = divergence.locate(make_runner, *inputs, progress, attempt.logs, run.state)
     write_json(job.workdir / "nan.json", finding.as_dict())
     run.restore()
-    policy = job.on_nan
-    run.progress = divergence.roll_back(finding, progress.rollbacks, policy, run.progress)
+    run.progress = divergence.roll_back(finding, progress.rollbacks, job.on_nan, run.progress)

@@ -19,12 +19,7 @@ _ABANDONED_AFTER = 86_400  # seconds; the process that wrote it has died
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """Reads a file of at most `max_bytes` bytes.
-
-    Raises:
-      UserError: the file is larger, is no regular file, or cannot be read. The message names the file without its
-        folder.
-    """
+    """Reads a file. Raises UserError, naming it without its folder, if it is larger or no readable regular file."""
     if not path.is_file():  # reading a pipe or a device would never end
         raise UserError(f"no {path.name}")
     try:
@@ -40,10 +35,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file completely or not at all, even if the program or the machine stops.
 
-    Args:
-      path: the file; its folder is created if needed.
-      content: bytes, or text that is written as UTF-8. Bytes of file names that are not UTF-8 (surrogateescape) are
-        written as they are.
+    Its folder is created if needed. Text is written as UTF-8; surrogateescape restores the bytes of other file names.
 
     Raises:
       UserError: the file cannot be written.
@@ -63,12 +55,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file atomically. Raises UserError if it cannot be written."""
+    """Writes a JSON file as `write_atomic` does."""
     write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: Path, rows: Iterable[Sequence]) -> None:
-    """Writes a CSV file atomically. Raises UserError if it cannot be written."""
+    """Writes a CSV file as `write_atomic` does."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     write_atomic(path, text.getvalue())
@@ -113,29 +105,20 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 def refuse_links(workdir: Path) -> None:
-    """Checks that no link in a folder leads out of it; the folder itself may be a link.
+    """Raises UserError if a link in a folder leads out of it, where files would be written and deleted.
 
-    Files written or deleted through such a link would be outside of the folder.
-
-    Raises:
-      UserError: there is one; the message names it.
+    The folder itself may be a link.
     """
     root = os.path.realpath(workdir)
     for parent, folders, names in os.walk(root):
         for name in (*folders, *names):
             path = os.path.join(parent, name)
             if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root):
-                raise UserError(
-                    f"{path} is a link that leads out of the workdir. Move its target there, or "
-                    "make the workdir itself a link."
-                )
+                raise UserError(f"{path} is a link that leads out of the workdir. Move its target there.")
 
 
 def user_cache_dir() -> Path:
-    """Returns the folder of this user for files that can be made again; it may not exist yet.
-
-    $XDG_CACHE_HOME/bigan_jax where that is set, else bigan_jax in the platform's cache folder.
-    """
+    """Returns the folder, which may not exist yet, of this user's files that can be made again."""
     if os.environ.get("XDG_CACHE_HOME"):
         base = Path(os.environ["XDG_CACHE_HOME"])
     elif sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):

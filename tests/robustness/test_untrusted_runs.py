@@ -260,5 +260,5 @@ def test_names_in_tables_are_escaped(tmp_path):
     text = "".join(",".join(row) + "\n" for row in (rows[0], *(row.values() for row in rows)))
     assert text.startswith("path,label,group,mse,ssim_error,perceptual,score,decision\n")
     assert text.replace("\n", "").isprintable() and "a\\x1b[2J.png,anomalous,a\\x1b[2J" in text
-    predict._list([unreadable.UnreadableFile(names[0], "why\x1b")], tmp_path / "unreadable.csv")
+    predict._append_unreadable([unreadable.UnreadableFile(names[0], "why\x1b")], tmp_path / "unreadable.csv")
     assert (tmp_path / "unreadable.csv").read_text().replace("\n", "").isprintable()
