@@ -71,29 +71,26 @@ def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> 
         reasons = [f"  {name}: {reason}" for name, reason in skipped]
         reasons += [f"  {name}: not finished" for name in unfinished]
         folders = ", ".join(map(str, patterns))
-        deeper = [f"{p}/{sub}" for p in patterns for sub in ("*", "*/*") if _has_finished(p, sub)]
+        deeper = [f"{os.path.expanduser(pattern)}/{sub}" for pattern in patterns for sub in ("*", "*/*")]
+        deeper = [pattern for pattern in deeper if glob.glob(f"{pattern}/evaluation.json")]
         hint = f"Subfolders have some: --workdirs='{deeper[0]}'" if deeper else ""
         lines = [f"There is no finished run in {folders}.", *reasons, hint]
         raise UserError("\n".join(filter(None, lines)))
     output = Path(output)
     comparison = Comparison(compare_runs(runs), skipped, unfinished, output)
     sections = [Section(d, comparison_tables(d), _plot(d)) for d in comparison.datasets]
-    summary = overview(comparison.datasets)
-    all_tables = [*summary, *(table for section in sections for table in section.tables)]
-    for name, content in (
-        ("comparison.md", _markdown(comparison, summary, sections)),
-        ("comparison.csv", tables.csv_text(CSV_HEADER, csv_rows(comparison.datasets))),
-        ("comparison.tex", _LATEX_HEAD + "\n".join(map(tables.latex, all_tables))),
-        ("comparison.html", _html(comparison, summary, sections)),
-    ):
-        write_atomic(output / name, content)
+    page = {"remarks": _remarks(comparison), "overview": overview(comparison.datasets), "sections": sections}
+    all_tables = [*page["overview"], *(table for section in sections for table in section.tables)]
+    filters = {"cell": tables.format_cell, "spans": tables.spans}
+    for suffix, content in {
+        "md": _markdown(**page),
+        "csv": tables.csv_text(CSV_HEADER, csv_rows(comparison.datasets)),
+        "tex": _LATEX_HEAD + "\n".join(map(tables.latex, all_tables)),
+        "html": html.render_html("comparison.html.jinja", filters=filters, **page),
+    }.items():
+        write_atomic(output / f"comparison.{suffix}", content)
     _print(comparison)
     return comparison
-
-
-def _has_finished(pattern, subfolders):
-    path = os.path.join(os.path.expanduser(pattern), subfolders, "evaluation.json")
-    return any(glob.iglob(path))
 
 
 def _folders(patterns):
@@ -156,24 +153,13 @@ def _remarks(comparison):
     return list(map(printable, skipped + unfinished))
 
 
-def _markdown(comparison, summary, sections):
-    parts = ["# Comparison", ""]
-    parts += [f"- {tables.markdown_text(remark)}" for remark in _remarks(comparison)] + [""]
-    parts += map(tables.markdown, summary)
+def _markdown(remarks, overview, sections):
+    parts = ["# Comparison", "", *(f"- {tables.markdown_text(remark)}" for remark in remarks), ""]
+    parts += map(tables.markdown, overview)
     for section in sections:
         parts += [f"## {tables.markdown_text(section.dataset.title)}", ""]
         parts += map(tables.markdown, section.tables)
     return "\n".join(parts)
-
-
-def _html(comparison, summary, sections):
-    return html.render_html(
-        "comparison.html.jinja",
-        filters={"cell": tables.format_cell, "spans": tables.spans},
-        remarks=_remarks(comparison),
-        overview=summary,
-        sections=sections,
-    )
 
 
 def _print(comparison):

@@ -4,6 +4,7 @@ No label of a test image affects a decision, and no image affects the score (rou
 another.
 """
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -47,11 +48,9 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
 
 def _evaluate_folder(workdir: Path, config: ConfigDict | None) -> dict:
     saved_config = read_config(workdir)
-    if config is None:
-        with config_errors(workdir):
-            parse_settings(saved_config)
-        config = saved_config
-    settings = parse_settings(config)
+    with config_errors(workdir) if config is None else nullcontext():
+        config = saved_config if config is None else config
+        settings = parse_settings(config)
     require_weights(settings)
     require_same_config(workdir, config)
     with exclusive_lock(workdir):

@@ -1,6 +1,7 @@
 """Loading of trained detectors from the folders of their runs."""
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -74,9 +75,8 @@ def restore(settings: Settings, workdir: Path, conditions: int) -> tuple[TrainSt
     """
     with config_errors(workdir):
         built = build(settings, conditions, steps_per_epoch=1, frozen=False)
-        abstract_state = jax.eval_shape(
-            lambda: init_state(built.detector, built.optimizers, settings.seed, settings.data.image_shape)
-        )
+        init = partial(init_state, built.detector, built.optimizers, shape=settings.data.image_shape)
+        abstract_state = jax.eval_shape(init, settings.seed)
     with closing(CheckpointManager(workdir, read_only=True)) as checkpoints:
         restored = checkpoints.restore(abstract_state, complete_epochs=True)
     if restored is None:

@@ -68,7 +68,7 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
             audit.write(workdir)
 
         # Compiled alone, so that the initial values do not depend on the fusion of operations.
-        init = jax.jit(partial(_init_state, built, settings.data.image_shape))
+        init = jax.jit(partial(init_state, built.detector, built.optimizers, shape=settings.data.image_shape))
         make_runner = cache(partial(_make_runner, settings, built, dataset.train, steps))
         policies = settings.on_nan, settings.checkpointing
         shared = built, dataset, audit, weights, steps, batch_size, init, make_runner
@@ -103,10 +103,6 @@ def _require_same_across_processes(config, dataset):
     fields["vgg16"]["weights"] = ""
     distributed.require_equal("config", json.dumps(fields, sort_keys=True))
     distributed.require_equal("training images", json.dumps(dataset.train.path.tolist()))
-
-
-def _init_state(built, shape, seed):
-    return init_state(built.detector, built.optimizers, seed, shape)
 
 
 def _make_runner(settings, built, images, steps, scale, scanned=None, seeds=0):

@@ -64,7 +64,7 @@ def sweep(
     else:
         polls = launchers.run_locally(commands, config.sweep.parallel)
     failures = []
-    with _terminate_children(), closing(polls), _ProgressBar(unfinished) as bar:
+    with _terminate_children(), closing(polls), closing(_ProgressBar(unfinished)) as bar:
         for statuses in polls:
             bar.update(statuses)
             failures += [(workdir, status) for workdir, status in statuses.items() if status]
@@ -92,10 +92,7 @@ class _ProgressBar:
             disable=not runs,
         )
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
+    def close(self) -> None:
         self._bar.close()
 
     def _count(self, workdir):

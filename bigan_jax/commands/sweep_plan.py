@@ -39,7 +39,10 @@ def plan(config: ConfigDict, file: str, overrides: Mapping[str, object], output:
     files = {p.stem: p for p in Path(path).parent.glob("*.py")}
     order = [*MODELS, *sorted(files)]
     files = {k: files[k] for k in order if k in files and k not in ("__init__", "common")}
-    names = _model_names(config.sweep.models, files, Path(path).stem)
+    names = list(files) if config.sweep.models == "all" else _split(config.sweep.models) or [Path(path).stem]
+    for name in names:
+        if name not in files:
+            raise unknown_name("model", name, files)
     datasets = _split(config.sweep.datasets) or [config_dataset]
     folders = _data_folders(config.sweep.dirs, datasets)
     kept = {k: v for k, v in overrides.items() if k != "seed" and not k.startswith("sweep.")}
@@ -93,14 +96,6 @@ def _parse_config(arguments):
 
 def _split(names):
     return [name.strip() for name in names.split(",") if name.strip()]
-
-
-def _model_names(models, files, default):
-    names = list(files) if models == "all" else _split(models) or [default]
-    for name in names:
-        if name not in files:
-            raise unknown_name("model", name, files)
-    return names
 
 
 def _data_folders(dirs, datasets):

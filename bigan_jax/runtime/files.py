@@ -36,9 +36,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file completely or not at all, even if the program or the machine stops.
 
     Its folder is created if needed. Text is written as UTF-8; surrogateescape restores the bytes of other file names.
-
-    Raises:
-      UserError: the file cannot be written.
+    Raises UserError if the file cannot be written.
     """
     if isinstance(content, str):
         content = content.encode("utf-8", "surrogateescape")
@@ -119,10 +117,6 @@ def refuse_links(workdir: Path) -> None:
 
 def user_cache_dir() -> Path:
     """Returns the folder, which may not exist yet, of this user's files that can be made again."""
-    if os.environ.get("XDG_CACHE_HOME"):
-        base = Path(os.environ["XDG_CACHE_HOME"])
-    elif sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
-        base = Path(os.environ["LOCALAPPDATA"])
-    else:
-        base = Path("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
-    return base.expanduser() / "bigan_jax"
+    base = os.environ.get("XDG_CACHE_HOME") or (sys.platform == "win32" and os.environ.get("LOCALAPPDATA"))
+    default = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+    return Path(base or default).expanduser() / "bigan_jax"

@@ -71,8 +71,9 @@ def run_on_ray(
         ) from error
     pending = {}
     try:
-        has_gpus = ray.cluster_resources().get("GPU")
-        resources = {"num_gpus": 1} if has_gpus else _cpus(ray, parallel)
+        cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        cpus = max(1, int(min(filter(None, cores), default=1)) // parallel)
+        resources = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": cpus}
         run = ray.remote(max_retries=0, **resources)(_run)
         cwd = os.getcwd()
         pending = {run.remote(list(c), str(folder), cwd): folder for folder, c in tasks.items()}
@@ -87,11 +88,6 @@ def run_on_ray(
         ray.shutdown()
 
 
-def _cpus(ray, parallel):
-    cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    return {"num_cpus": max(1, int(min(filter(None, cores), default=1)) // parallel)}
-
-
 def _status(ray, reference):
     try:
         return ray.get(reference)
@@ -100,7 +96,6 @@ def _status(ray, reference):
 
 
 def _run(command, folder, cwd):
-    """Runs one command in a Ray worker."""
     process = _start(command, Path(cwd, folder), cwd)
     try:
         return process.wait()

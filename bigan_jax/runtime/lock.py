@@ -42,11 +42,10 @@ def exclusive_lock(workdir: Path) -> Iterator[None]:
 
 
 def _acquire(workdir, path):
-    # The file is kept on release: if it were deleted and created again, two could be locked.
-    lock = FileLock(path, timeout=0, preserve_lock_file=True)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        return lock.acquire()
+        # The file is kept on release: if it were deleted and created again, two could be locked.
+        return FileLock(path, timeout=0, preserve_lock_file=True).acquire()
     except Timeout as error:
         raise UserError(
             f"{workdir} is in use by another run ({_holder(path)}). Wait for it, end it, or use another --workdir."

@@ -46,21 +46,19 @@ class PeerChannel:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def announce(self, event: str) -> None:
-        """Reports an event to all connected processes."""
+        """Sends an event to all connected processes; `wait_for` waits for it."""
         self._send({"event": event})
 
     def wait_for(self, event: str) -> None:
-        """Waits until process 0 has announced an event; signals are handled in between."""
         with self._changed:
             while event not in self._announced:
-                self._changed.wait(BEAT_SECONDS)
+                self._changed.wait(BEAT_SECONDS)  # signals are handled in between
 
     def end(self, status: int, message: str) -> None:
         """Makes all other processes end with a status and a message."""
         self._send({"status": status, "message": message})
 
     def wait_until_closed(self, seconds: float) -> None:
-        """Waits until the other sides have closed their connections, at most some seconds."""
         deadline = time.monotonic() + seconds
         while self._open and time.monotonic() < deadline:
             time.sleep(0.05)

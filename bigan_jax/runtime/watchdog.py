@@ -93,13 +93,11 @@ def _initialize(coordinator, num_processes, process_id, timeout):
         jax.devices()  # waits for all processes
         if is_multiprocess():
             _open_channel(coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"), timeout)
-    except ValueError as error:
+    except Exception as error:  # of JAX, the Kubernetes client, a metadata server, ...
         configured = coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ
-        if not configured and "defined" in str(error):  # JAX found no cluster
+        if isinstance(error, ValueError) and not configured and "defined" in str(error):  # JAX found no cluster
             signal.signal(signal.SIGABRT, signal.SIG_DFL)
             return False
-        raise UserError(f"cannot connect to the other processes: {error}\n{_SINGLE}") from error
-    except Exception as error:  # of the Kubernetes client, a metadata server, ...
         raise UserError(f"cannot connect to the other processes: {error!r}\n{_SINGLE}") from error
     return is_multiprocess()
 
@@ -125,7 +123,7 @@ def _end_for_lost(process):
 
 
 def _end(status, message):
-    if is_primary():
+    if is_primary():  # the others learn it from process 0
         _channel().end(status, message)
     _leave(status, message)
 
@@ -152,9 +150,9 @@ def _report(error, timeout):
 
 
 def _on_abort(message):
-    """Handles SIGABRT, with which XLA ends a process that has lost process 0.
+    """Makes SIGABRT, which XLA raises when process 0 is lost, end the process with a message and status 75.
 
-    With a message, the process ends with status 75. Without, the channel gets 5 seconds to end it before it aborts.
+    Without a message, the channel gets 5 seconds to end the process, which then aborts.
     """
 
     def handle(_):
@@ -181,9 +179,9 @@ def _wait_if_leaving():
         threading.Event().wait()
 
 
-def _leave(status: int, message: str = "") -> None:
+def _leave(status, message=""):
     """Ends this process without JAX's shutdown, which waits for all processes."""
-    while not _leaving.acquire(blocking=False):
+    if not _leaving.acquire(blocking=False):
         _wait_if_leaving()
     if message:
         print(f"\nerror: {message}", file=sys.stderr)
