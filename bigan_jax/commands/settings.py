@@ -58,8 +58,8 @@ class Settings:
         for field, name in ("name", self.name), ("data.name", self.data.name):
             if not is_name(name) or set(name) & set("/\\"):
                 raise UserError(
-                    f"config.{field} names rows and folders and must be printable, without a slash, and of 1 to 100 "
-                    f"characters (got {name!r:.200})."
+                    f"config.{field} must be printable, without a slash, and of 1 to 100 characters, as it names rows "
+                    f"and folders (got {name!r:.200})."
                 )
 
     @property

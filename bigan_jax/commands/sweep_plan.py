@@ -56,7 +56,10 @@ def plan(config: ConfigDict, file: str, overrides: Mapping[str, object], output:
     variants = {name: _variants(config.sweep.ablations, files[name]) for name in names}
     unused = {*_split(config.sweep.ablations)} - {"all"}.union(*variants.values())
     if unused:
-        raise UserError(f"config.sweep.ablations: no model of the sweep has {','.join(sorted(unused))}.")
+        wrong = ",".join(sorted(unused))
+        raise UserError(
+            f"config.sweep.ablations={wrong}: no model of the sweep ({', '.join(names)}) has this ablation."
+        )
     runs = {}
     for seed in range(config.seed, config.seed + config.sweep.seeds):
         for dataset in datasets:
@@ -105,7 +108,10 @@ def _data_folders(dirs, datasets):
         if not folder:
             raise UserError(f"config.sweep.dirs must be DATASET=DIR,DATASET=DIR,... (got {item}).")
         if dataset not in datasets:
-            raise UserError(f"config.sweep.dirs={item}: the sweep's datasets are {', '.join(datasets)}.")
+            known = ", ".join(datasets)
+            raise UserError(
+                f"config.sweep.dirs={item}: the sweep has no dataset {dataset!r}. Its datasets are {known}."
+            )
         folders[dataset] = folder
     return folders
 

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def write_json(path: Path, content: dict) -> None:
     write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_csv(path: Path, rows: Iterable[Sequence]) -> None:
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
     """Writes a CSV file as `write_atomic` does."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
