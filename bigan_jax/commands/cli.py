@@ -33,12 +33,8 @@ _MODE = flags.DEFINE_enum(
     "train: train or resume a run, then evaluate it; evaluate: score the test images of a run again; predict: score "
     "the images of --input; compare: write tables of --workdirs; sweep: train and compare the runs of --config.sweep",
 )
-_INPUT = flags.DEFINE_string(
-    "input", None, "images to score: an image, a folder, an archive, or a pattern like 'new/*.png'"
-)
-_CONDITION = flags.DEFINE_string(
-    "condition", "", "condition of the images of --input; default: the name of their folder"
-)
+_INPUT = flags.DEFINE_string("input", None, "images to score: an image, folder, archive, or pattern like 'new/*.png'")
+_CONDITION = flags.DEFINE_string("condition", "", "condition of the images; default: the name of their folder")
 _MAPS = flags.DEFINE_bool("maps", True, "whether predict writes error maps and overlays in addition to scores.csv")
 _WORKDIRS = flags.DEFINE_multi_string("workdirs", [], "folders of runs, or a pattern like 'runs/*'; may be repeated")
 _OUTPUT = flags.DEFINE_string("output", None, "folder for results; default: comparison (compare), runs (sweep)")
@@ -48,23 +44,15 @@ _COMPILATION_CACHE = flags.DEFINE_string(
     "folder of compiled programs; default: JAX_COMPILATION_CACHE_DIR, else the user's cache folder; 'off': no cache",
 )
 _TIME_LIMIT = flags.DEFINE_float(
-    "time_limit",
-    0.0,
-    "minutes after which a run is saved and exits with status 75, so that a queue restarts it",
-    lower_bound=0.0,
+    "time_limit", 0.0, "minutes after which a run is saved and exits with status 75, to be restarted", lower_bound=0.0
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0 of several processes (docs/cluster.md)")
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes",
-    None,
-    "number of processes that train together; 1: this one alone; default: that of SLURM or the pod",
+    "num_processes", None, "number of processes that train the run; 1: only this one; default: of SLURM or the pod"
 )
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "index of this process, from 0")
 _PEER_TIMEOUT = flags.DEFINE_float(
-    "peer_timeout",
-    60.0,
-    "seconds without a heartbeat of a process after which the others exit with status 75",
-    lower_bound=5.0,
+    "peer_timeout", 60.0, "seconds without heartbeat after which other processes exit with status 75", lower_bound=5.0
 )
 
 _REQUIRED = {  # by mode, flags with an example of their value

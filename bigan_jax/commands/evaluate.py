@@ -41,9 +41,8 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
     if not folders or (workdir / "config.json").exists():
         return _evaluate_folder(workdir, config)
     configs = {seed: config and config_for_seed(config, seed) for seed in folders}
-    return finish_each_seed(
-        workdir, {folder: partial(_evaluate_folder, folder, configs[k]) for k, folder in folders.items()}
-    )
+    calls = {folder: partial(_evaluate_folder, folder, configs[seed]) for seed, folder in folders.items()}
+    return finish_each_seed(workdir, calls)
 
 
 def _evaluate_folder(workdir: Path, config: ConfigDict | None) -> dict:

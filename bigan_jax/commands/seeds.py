@@ -25,11 +25,6 @@ from bigan_jax.training.run import TrainingJob, TrainingRun
 _FOLDER = re.compile(r"seed(\d+)")
 
 
-def seed_folder(workdir: Path, seed: int) -> Path:
-    """Returns the folder of one of several seeds."""
-    return workdir / f"seed{seed}"
-
-
 def seed_folders(workdir: Path) -> dict[int, Path]:
     """Returns the folders of the seeds in a folder, in the order of their names."""
     matches = {path: _FOLDER.fullmatch(path.name) for path in sorted(workdir.glob("seed*/"))}

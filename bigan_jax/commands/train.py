@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from bigan_jax.commands.evaluate import evaluate_run
-from bigan_jax.commands.seeds import config_for_seed, finish_each_seed, seed_folder, train_side_by_side
+from bigan_jax.commands.seeds import config_for_seed, finish_each_seed, train_side_by_side
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import prepare_jobs
 from bigan_jax.detector import TrainState
@@ -49,22 +49,15 @@ def train(config: ConfigDict, workdir: str | Path | None = None, side_by_side: b
             return train_and_evaluate(job, config)
     if (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds a run of one seed. Use another --workdir.")
-    configs = {
-        seed_folder(workdir, seed): config_for_seed(config, seed)
-        for seed in range(settings.seed, settings.seed + settings.seeds)
-    }
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    configs = {workdir / f"seed{seed}": config_for_seed(config, seed) for seed in seeds}
     if side_by_side is None:
         side_by_side = jax.default_backend() != "cpu" and not distributed.is_multiprocess()
     with prepare_jobs(configs) as jobs:
         if side_by_side:
             train_side_by_side(jobs)
-        return finish_each_seed(
-            workdir,
-            {
-                job.workdir: partial(train_and_evaluate, job, seed_config)
-                for job, seed_config in zip(jobs, configs.values(), strict=True)
-            },
-        )
+        pairs = zip(jobs, configs.values(), strict=True)
+        return finish_each_seed(workdir, {job.workdir: partial(train_and_evaluate, job, own) for job, own in pairs})
 
 
 def train_and_evaluate(job: TrainingJob, config: ConfigDict) -> dict:

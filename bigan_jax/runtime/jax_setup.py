@@ -15,8 +15,7 @@ OFF = "off"
 _PROGRAM = re.compile(r".+-[0-9a-f]{64}-cache")  # JAX's names of compiled programs
 _MAX_CACHE_BYTES = 2 * 2**30  # a run of the Improved BiGAN adds a few million
 
-# M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h: one heap, no mapped blocks, and the heap shrinks only when
-# more than this many bytes are free at its end.
+# M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h: one heap, no mapped blocks, and a heap that never shrinks.
 _MALLOC_SETTINGS = {-8: 1, -4: 0, -1: 2**31 - 1}
 
 
@@ -27,7 +26,7 @@ def enable_compilation_cache(folder: str = "", max_bytes: int = _MAX_CACHE_BYTES
     before JAX is imported, in a program and not in a library.
 
     Args:
-      folder: the cache's folder; "" is a folder in the user's cache, "off" disables the cache.
+      folder: "" is a folder in the user's cache, "off" disables the cache.
       max_bytes: the least recently used programs beyond this size are deleted now; the run may add others.
 
     Raises:

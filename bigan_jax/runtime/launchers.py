@@ -55,15 +55,12 @@ def run_on_ray(
         raise UserError(
             "config.sweep.ray requires Ray. Run pip install 'bigan_jax[cluster]' on every machine."
         ) from error
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        if address == "local":
-            ray.init(address="local", num_cpus=parallel, include_dashboard=False, **quiet)
-        else:
-            if address != "auto":  # Ray would retry for ten minutes
-                host, _, port = address.rpartition("://")[2].partition(":")
-                socket.create_connection((host, int(port)), timeout=10).close()
-            ray.init(address=address, **quiet)
+        if address not in ("local", "auto"):  # Ray would retry for ten minutes
+            host, _, port = address.rpartition("://")[2].partition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
+        new = {"num_cpus": parallel, "include_dashboard": False} if address == "local" else {}
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **new)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"config.sweep.ray={address}: no cluster answers at this address ({error}). "

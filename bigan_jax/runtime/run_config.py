@@ -56,8 +56,7 @@ def require_same_config(workdir: Path, config: ConfigDict) -> None:
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Writes a new run's config, or updates that of a run to resume and deletes an evaluation of another config.
 
-    Raises:
-      UserError: the folder holds another run (`require_same_config`), or cannot be written.
+    Raises UserError if the folder holds another run (`require_same_config`) or cannot be written.
     """
     require_same_config(workdir, config)
     if (workdir / "config.json").exists() and flat_config(read_config(workdir)) != flat_config(config):

@@ -40,7 +40,7 @@ def join_processes(
       coordinator: host:port of process 0; requires the next two. Without them JAX reads the environment: SLURM, Open
         MPI, Kubernetes, TPU.
       num_processes: 1 for this one alone.
-      process_id: index of this process, from 0.
+      process_id: from 0.
       timeout: seconds without a heartbeat after which a process is lost.
 
     Raises:
