@@ -67,10 +67,7 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
 def write_error(path: Path, error: Exception) -> UserError:
     """Returns the UserError for a failed write: a full disk, a read-only folder, a quota."""
     reason = getattr(error, "strerror", None) or one_line(error, 300)
-    return UserError(
-        f"{path} cannot be written ({reason}). Free some space or use another folder, then repeat "
-        "the command; a run resumes from its last checkpoint."
-    )
+    return UserError(f"{path} cannot be written ({reason}). Free some space or use another folder, then try again.")
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from bigan_jax.errors import UserError
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10  # between SIGTERM and SIGKILL
 _LOST = -1  # exit status of a command whose machine was lost
+Statuses = Generator[dict[Path, int], None, None]
 
 
-def run_locally(tasks: Mapping[Path, Sequence[str]], parallel: int) -> Generator[dict[Path, int], None, None]:
+def run_locally(tasks: Mapping[Path, Sequence[str]], parallel: int) -> Statuses:
     """Runs commands on this machine, in order, `parallel` of them at a time."""
     waiting, running = deque(tasks.items()), {}
     try:
@@ -36,9 +37,7 @@ def run_locally(tasks: Mapping[Path, Sequence[str]], parallel: int) -> Generator
         _terminate(running.values())
 
 
-def run_on_ray(
-    tasks: Mapping[Path, Sequence[str]], parallel: int, address: str
-) -> Generator[dict[Path, int], None, None]:
+def run_on_ray(tasks: Mapping[Path, Sequence[str]], parallel: int, address: str) -> Statuses:
     """Runs commands on a Ray cluster whose machines share the working directory's file system.
 
     Args:
@@ -52,9 +51,7 @@ def run_on_ray(
     try:
         import ray  # pyright: ignore[reportMissingImports]  # optional
     except ImportError as error:
-        raise UserError(
-            "config.sweep.ray requires Ray. Run pip install 'bigan_jax[cluster]' on every machine."
-        ) from error
+        raise UserError("config.sweep.ray requires Ray: pip install 'bigan_jax[cluster]' on each machine.") from error
     try:
         if address not in ("local", "auto"):  # Ray would retry for ten minutes
             host, _, port = address.rpartition("://")[2].partition(":")
