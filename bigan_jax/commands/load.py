@@ -3,6 +3,7 @@
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -50,7 +51,7 @@ def load(workdir: str | Path) -> AnomalyScorer:
     return scorer
 
 
-def make_scorer(settings: Settings, detector: Detector, state: TrainState, **arguments) -> AnomalyScorer:
+def make_scorer(settings: Settings, detector: Detector, state: TrainState, **arguments: Any) -> AnomalyScorer:
     """Returns the scorer that the settings describe; `arguments` are further ones of its class."""
     return AnomalyScorer(
         detector,

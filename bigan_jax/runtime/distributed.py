@@ -20,6 +20,7 @@ channel: PeerChannel | None = None  # of this process, set by watchdog.join_proc
 
 
 def is_multiprocess() -> bool:
+    """Returns whether several processes train this run."""
     return jax.process_count() > 1
 
 
