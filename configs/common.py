@@ -100,23 +100,14 @@ def defaults() -> ConfigDict:
 
 
 def optimizer(learning_rate: float, b1: float = 0.9, rate: str = "constant") -> ConfigDict:
-    """Returns the fields of an Adam optimizer.
-
-    Args:
-      learning_rate: peak learning rate.
-      b1: decay of the first moment.
-      rate: schedule of the learning rate, "constant" or "one_cycle".
-    """
+    """Returns the fields of an Adam optimizer; `rate` is the schedule of the rate, "constant" or "one_cycle"."""
     return ConfigDict({"learning_rate": learning_rate, "b1": b1, "b2": 0.999, "rate": rate})
 
 
 def phase(epochs: int, **objectives: tuple[int, int]) -> ConfigDict:
     """Returns the fields of a phase of the schedule.
 
-    Args:
-      epochs: number of epochs.
-      **objectives: by objective, (every, times): it is active in each `every`-th epoch, with
-        `times` updates per step.
+    An objective's (every, times) makes it active in each `every`-th epoch, with `times` updates per step.
     """
     frequencies = {name: {"every": every, "times": times} for name, (every, times) in objectives.items()}
     return ConfigDict({"epochs": epochs, "objectives": frequencies})
@@ -162,11 +153,7 @@ def finish(
 
 
 def override(config: ConfigDict, values: Mapping) -> None:
-    """Sets fields by their dotted names.
-
-    Raises:
-      KeyError: a field does not exist.
-    """
+    """Sets fields by their dotted names. Raises KeyError if one does not exist."""
     with config.ignore_type():  # tuples of another length are accepted
         for name, value in values.items():
             *path, field = name.split(".")

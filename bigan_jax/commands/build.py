@@ -14,6 +14,7 @@ from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.nn.ssim import SSIM_WINDOW
 from bigan_jax.training import schedules
 from bigan_jax.training.run import DetectorBuild
+from bigan_jax.training.schedules import Phase
 from bigan_jax.validation import NON_NEGATIVE, require
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -26,8 +27,7 @@ def build(settings: Settings, conditions: int, steps_per_epoch: int, frozen: boo
       settings: the run's settings.
       conditions: number of conditions of the dataset.
       steps_per_epoch: number of training steps in an epoch.
-      frozen: whether weights of frozen networks, such as VGG16, are loaded. Without them the detector can score but
-        not train.
+      frozen: whether to load frozen networks, such as VGG16, without which the detector can score but not train.
 
     Raises:
       UserError: a name is unknown or a value is out of range.
@@ -38,8 +38,8 @@ def build(settings: Settings, conditions: int, steps_per_epoch: int, frozen: boo
     size, multiple = settings.data.image_size, 2 ** len(settings.model.get("widths", ()))
     if size % multiple or size <= SSIM_WINDOW:
         raise UserError(
-            f"config.data.image_size must be a multiple of {multiple} and larger than the SSIM "
-            f"window of {SSIM_WINDOW} pixels (got {size})."
+            f"config.data.image_size must be a multiple of {multiple} and larger than the SSIM window of {SSIM_WINDOW} "
+            f"pixels (got {size})."
         )
     model = importlib.import_module(f"bigan_jax.models.{settings.model_name}")
     fields = dict(settings.model)
@@ -50,18 +50,20 @@ def build(settings: Settings, conditions: int, steps_per_epoch: int, frozen: boo
         shape=settings.data.image_shape, conditions=conditions, dtype=_DTYPES[settings.dtype], **fields
     )
     phases = schedules.parse_phases(settings.phases, detector.objectives)
-    _check_updates(phases, detector.objectives)
-    detector = detector._replace(objectives=_inactive_objectives_first(detector.objectives, phases))
-    optimizers = make_optimizers(settings, detector, phases, steps_per_epoch)
-    return DetectorBuild(detector, optimizers, phases)
+    is_active = {name: any(schedules.updates_by_phase(phases, name, 1)) for name in detector.objectives}
+    if not any(is_active.values()):
+        raise UserError(
+            "config.phases has no epoch with an active objective. Add epochs to a phase, or remove an ablation."
+        )
+    # Objectives that are never active come first: scoring uses the BatchNorm statistics of the last one that owns a
+    # network (`batch_statistics`).
+    objectives = dict(sorted(detector.objectives.items(), key=lambda item: is_active[item[0]]))
+    detector = detector._replace(objectives=objectives)
+    return DetectorBuild(detector, make_optimizers(settings, detector, phases, steps_per_epoch), phases)
 
 
 def make_optimizers(
-    settings: Settings,
-    detector: Detector,
-    phases: tuple[schedules.Phase, ...],
-    steps_per_epoch: int,
-    scale: float = 1.0,
+    settings: Settings, detector: Detector, phases: tuple[Phase, ...], steps_per_epoch: int, scale: float = 1.0
 ) -> dict[str, optax.GradientTransformation]:
     """Returns the optimizer of each objective; `scale` multiplies all learning rates."""
     return {
@@ -70,23 +72,6 @@ def make_optimizers(
         )
         for name in detector.objectives
     }
-
-
-def _check_updates(phases, objectives):
-    if not any(sum(schedules.updates_by_phase(phases, name, 1)) for name in objectives):
-        raise UserError(
-            "config.phases has no epoch with an active objective. Add epochs to a phase, or remove an ablation."
-        )
-
-
-def _inactive_objectives_first(objectives, phases):
-    """Scoring uses the BatchNorm statistics of the last objective that owns a network (`batch_statistics`), so that
-    objectives that are never active must come first."""
-
-    def is_active(item):
-        return any(schedules.updates_by_phase(phases, item[0], 1))
-
-    return dict(sorted(objectives.items(), key=is_active))
 
 
 def _check_fields(prefix, fields, ranges):

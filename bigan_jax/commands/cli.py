@@ -1,26 +1,26 @@
 """The command line: flags, their checks, and the exit status of each command.
 
-JAX is imported only after all flags, config fields and the data folder are checked, so that a mistake is reported at
-once.
+JAX is imported only after all checks, so that a mistake is reported at once.
 """
 
 import os
 import runpy
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import bigan_jax
-from bigan_jax.errors import UserError, printable_lines, unknown_name
+from bigan_jax.errors import UserError, printable, printable_lines, unknown_name
 from bigan_jax.runtime import preemption
 from bigan_jax.runtime.jax_setup import enable_compilation_cache, keep_freed_memory
-from bigan_jax.runtime.run_config import config_errors, default_name, read_config
+from bigan_jax.runtime.run_config import config_errors, default_name, flat_config, read_config
 
 _DEFAULT_CONFIG = "configs/improved_bigan.py:phantom"
+_NOT_MODELS = ("__init__", "common")  # files of configs/
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configs/<model>.py:<dataset>[,quick][,<ablation>...]", lock_config=True
@@ -30,16 +30,11 @@ _MODE = flags.DEFINE_enum(
     "mode",
     "train",
     ["train", "evaluate", "predict", "compare", "sweep"],
-    "train: train or resume a run, then evaluate it; evaluate: score the test images of a run "
-    "again; predict: score the images of --input; compare: write tables of the runs in --workdirs; "
-    "sweep: train the runs of --config.sweep, then compare them",
+    "train: train or resume a run, then evaluate it; evaluate: score the test images of a run again; predict: score "
+    "the images of --input; compare: write tables of --workdirs; sweep: train and compare the runs of --config.sweep",
 )
-_INPUT = flags.DEFINE_string(
-    "input", None, "images to score: an image, a folder, an archive, or a pattern like 'new/*.png'"
-)
-_CONDITION = flags.DEFINE_string(
-    "condition", "", "condition of the images of --input; default: the name of their folder"
-)
+_INPUT = flags.DEFINE_string("input", None, "images to score: an image, folder, archive, or pattern like 'new/*.png'")
+_CONDITION = flags.DEFINE_string("condition", "", "condition of the images; default: the name of their folder")
 _MAPS = flags.DEFINE_bool("maps", True, "whether predict writes error maps and overlays in addition to scores.csv")
 _WORKDIRS = flags.DEFINE_multi_string("workdirs", [], "folders of runs, or a pattern like 'runs/*'; may be repeated")
 _OUTPUT = flags.DEFINE_string("output", None, "folder for results; default: comparison (compare), runs (sweep)")
@@ -49,23 +44,15 @@ _COMPILATION_CACHE = flags.DEFINE_string(
     "folder of compiled programs; default: JAX_COMPILATION_CACHE_DIR, else the user's cache folder; 'off': no cache",
 )
 _TIME_LIMIT = flags.DEFINE_float(
-    "time_limit",
-    0.0,
-    "minutes after which a run is saved and exits with status 75, so that a queue restarts it",
-    lower_bound=0.0,
+    "time_limit", 0.0, "minutes after which a run is saved and exits with status 75, to be restarted", lower_bound=0.0
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0 of several processes (docs/cluster.md)")
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes",
-    None,
-    "number of processes that train together; 1: this one alone; default: that of SLURM or the pod",
+    "num_processes", None, "number of processes that train the run; 1: only this one; default: of SLURM or the pod"
 )
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "index of this process, from 0")
 _PEER_TIMEOUT = flags.DEFINE_float(
-    "peer_timeout",
-    60.0,
-    "seconds without a heartbeat of a process after which the others exit with status 75",
-    lower_bound=5.0,
+    "peer_timeout", 60.0, "seconds without heartbeat after which other processes exit with status 75", lower_bound=5.0
 )
 
 _REQUIRED = {  # by mode, flags with an example of their value
@@ -93,7 +80,7 @@ def run() -> None:
     except OSError as error:  # such as a folder without access, or a name too long for the disk
         if error.filename is None:
             raise
-        sys.exit(f"error: {printable_lines(f'{error.filename}: {error.strerror}')}")
+        sys.exit(f"error: {printable(f'{error.filename}: {error.strerror}')}")
     except KeyboardInterrupt as stop:
         resume = f"resume with: {shlex.join(['python', *sys.argv])}"
         hint = "--output holds the finished part" if "--mode=predict" in sys.argv else resume
@@ -107,12 +94,9 @@ def parse_flags(
     """Parses the command line and checks the names of its config file and config fields.
 
     Args:
-      arguments: `sys.argv`. It is changed: `--flag value` of --config and --mode becomes `--flag=value`, and a sweep
-        gets a default config, as `config_flags` reads `sys.argv`.
-      parse: sets the flags of the arguments.
-
-    Returns:
-      The arguments that are no flags.
+      arguments: `sys.argv`. As `config_flags` reads it, it is changed: `--flag value` of --config and --mode becomes
+        `--flag=value`, and a sweep gets a default config.
+      parse: sets the flags of the arguments, and returns the other arguments.
 
     Raises:
       UserError: a config file or field does not exist, or a value cannot be parsed.
@@ -141,13 +125,16 @@ def main(arguments: Sequence[str]) -> int | None:
     logging.set_verbosity(logging.WARNING)  # JAX and Orbax log every backend and file they try
     if len(arguments) > 1:
         raise UserError(
-            f"Unexpected argument {arguments[1]!r}. Options have the form --flag=value, and "
-            "patterns must be quoted: --input='new/*.png'."
+            f"Unexpected argument {arguments[1]!r}. Options have the form --flag=value, and patterns must be quoted: "
+            "--input='new/*.png'."
         )
     mode, config = _MODE.value, _CONFIG.value
     overrides = config_flags.get_override_values(flags.FLAGS["config"]) if config else {}
     _check_mode(mode, overrides)
-    workdir, output, source = map(_expand_user, (_WORKDIR.value, _OUTPUT.value, _INPUT.value))
+    # Shells do not expand a ~ that follows "=".
+    workdir, output, source = (
+        value and os.path.expanduser(value) for value in (_WORKDIR.value, _OUTPUT.value, _INPUT.value)
+    )
 
     preemption.install_handlers(_TIME_LIMIT.value)
     enable_compilation_cache(_COMPILATION_CACHE.value)
@@ -193,7 +180,7 @@ def _check_mode(mode, overrides):
 
 
 def _check_folders(mode, config, workdir):
-    """Raises UserError where the run or its data are missing, before JAX is imported."""
+    """Raises UserError where the run or its data are missing."""
     several_seeds = mode == "evaluate" and any(Path(workdir).glob("seed*/config.json"))
     if mode in ("evaluate", "predict") and not several_seeds:
         saved_config = read_config(Path(workdir))
@@ -207,35 +194,22 @@ def _check_folders(mode, config, workdir):
         require_data_folder(settings)
 
 
-def _expand_user(path):
-    """Expands a ~ that follows "=" in a flag; shells do not."""
-    return path and os.path.expanduser(path)
-
-
-# --- names of config files and fields -------------------------------------------------------------
-
-
-def _check_config_flags(arguments: Sequence[str]) -> None:
-    """Raises UserError for an unknown --config file or --config.<field>.
-
-    It runs before Absl parses them, which would end in a traceback.
-    """
-    values = dict(a.lstrip("-").partition("=")[::2] for a in arguments if a.startswith("-"))
+def _check_config_flags(arguments):
+    """Raises UserError for an unknown --config file or --config.<field>; Absl's parser would end in a traceback."""
+    parts = [argument.lstrip("-").partition("=") for argument in arguments if argument.startswith("-")]
+    values = {name: value for name, _, value in parts}
     if values.get("config") == "":
         raise UserError("--config is empty. Use --config=configs/<model>.py:<dataset>.")
     if "config" not in values:
         if fields := [name for name in values if name.startswith("config.")]:
-            raise UserError(
-                f"--{fields[0]} sets a field of a config, and there is no --config. Add one, such "
-                "as --config=configs/cae.py:mvtec."
-            )
+            raise UserError(f"--{fields[0]} requires a config. Add one, such as --config=configs/cae.py:mvtec.")
         return
     file, _, argument = values["config"].partition(":")
     get_config = runpy.run_path(file).get("get_config") if Path(file).is_file() else None
     if get_config is None:
         files = [str(p) for p in Path("configs").glob("*.py") if p.stem not in _NOT_MODELS]
         if not files:
-            raise UserError(f"There is no {file} here. Start launch.py in {_ROOT}.")
+            raise UserError(f"There is no {file} here. Start launch.py in {Path(bigan_jax.__file__).parents[1]}.")
         raise unknown_name("config file", file, files, f"configs/{Path(file).stem.lower()}.py")
     config = get_config(argument or None)
     for name in values:
@@ -246,11 +220,7 @@ def _check_config_flags(arguments: Sequence[str]) -> None:
             raise UserError(f"Unknown flag --{name}. The config field is set by --config.{name}.")
 
 
-_NOT_MODELS = ("__init__", "common")
-_ROOT = Path(bigan_jax.__file__).parents[1]
-
-
-def _check_field(config: ConfigDict, path: Sequence[str]) -> None:
+def _check_field(config, path):
     """Raises UserError unless the path, from "config" on, leads to a value."""
     node = config
     for depth, field in enumerate(path[1:], 1):
@@ -258,8 +228,7 @@ def _check_field(config: ConfigDict, path: Sequence[str]) -> None:
         if not isinstance(node, ConfigDict):
             raise UserError(f"{parent} is a value and has no field {field!r}.")
         if field not in node:
-            nested = [name for name in _nested_fields(node) if name.rpartition(".")[2] == field]
-            if nested:
+            if nested := [name for name in flat_config(node) if name.rpartition(".")[2] == field]:
                 raise UserError(f"Unknown field '{parent}.{field}'. Did you mean {parent}.{nested[0]}?")
             raise unknown_name("field", f"{parent}.{field}", [f"{parent}.{name}" for name in node])
         node = node[field]
@@ -267,12 +236,3 @@ def _check_field(config: ConfigDict, path: Sequence[str]) -> None:
         name = ".".join(path)
         fields = ", ".join(f"{name}.{field}" for field in node)
         raise UserError(f"{name} is a group of fields. Set one of them: {fields}.")
-
-
-def _nested_fields(node: Mapping, prefix: str = "") -> Iterator[str]:
-    """Yields the dotted names of all fields below a node."""
-    for name, value in node.items():
-        if isinstance(value, ConfigDict):
-            yield from _nested_fields(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from bigan_jax.errors import UserError, printable
-from bigan_jax.evaluation.comparison import DatasetComparison, compare_runs
-from bigan_jax.evaluation.finished_run import FinishedRun, read_run
+from bigan_jax.evaluation.comparison import DatasetComparison, compare_runs, values
+from bigan_jax.evaluation.finished_run import read_run
 from bigan_jax.reports import html, tables
 from bigan_jax.reports.comparison_tables import CSV_HEADER, comparison_tables, csv_rows, overview
 from bigan_jax.reports.tables import Table
@@ -22,68 +22,41 @@ _LATEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n\n"
 
 
 class Comparison(NamedTuple):
-    """The result of a comparison.
-
-    Attributes:
-      datasets: the comparison of each dataset.
-      skipped: folder of each run that cannot be read, and the reason.
-      unfinished: folders of runs without an evaluation.
-      output: folder of the files.
-    """
-
     datasets: list[DatasetComparison]
-    skipped: list[tuple[str, str]]
-    unfinished: list[str]
-    output: Path
+    skipped: list[tuple[str, str]]  # folder of each run that cannot be read, and the reason
+    unfinished: list[str]  # folders of runs without an evaluation
+    output: Path  # folder of the files
 
 
 class Dot(NamedTuple):
-    """A row of the plot. Positions are in percent of the plot's width.
-
-    Attributes:
-      label: the detector.
-      mean: mean AUROC over the seeds.
-      at: position of the mean.
-      interval: positions of the limits of the bootstrap interval, averaged over the seeds; None if a seed has no
-        interval.
-      seeds: positions of the seeds, if there are several.
-    """
+    """A row of the plot. Positions are in percent of the plot's width."""
 
     label: str
-    mean: float
-    at: float
-    interval: tuple[float, float] | None
-    seeds: list[float]
+    mean: float  # AUROC over the seeds
+    at: float  # position of the mean
+    interval: tuple[float, float] | None  # positions of the mean limits; None if a seed has no bootstrap interval
+    seeds: list[float]  # positions of the seeds, if there are several
 
 
 class Plot(NamedTuple):
-    """AUROCs of the detectors on one dataset.
-
-    Attributes:
-      dots: a row for each detector.
-      baseline: position of the strongest training-free baseline; None if there is none.
-      chance: position of AUROC 0.5.
-      ticks: values and their positions.
-    """
+    """AUROCs of the detectors on one dataset."""
 
     dots: list[Dot]
-    baseline: float | None
-    chance: float
-    ticks: list[tuple[float, float]]
+    baseline: float | None  # position of the strongest training-free baseline
+    chance: float  # position of AUROC 0.5
+    ticks: list[tuple[float, float]]  # values and positions
 
 
 class Section(NamedTuple):
-    """One dataset on the page."""
-
     dataset: DatasetComparison
     tables: list[Table]
     plot: Plot
 
 
 def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> Comparison:
-    """Compares finished runs and writes comparison.md, .csv, .tex and .html to a folder.
+    """Compares finished runs and writes comparison.md, .csv, .tex and .html to the output folder.
 
-    Unreadable and unfinished runs are skipped; they are listed in the output, the files and the result.
+    Unreadable and unfinished runs are skipped; they are listed on stdout, in the files and in the result.
 
     Args:
       workdirs: folders of runs, or patterns such as "runs/*".
@@ -98,29 +71,26 @@ def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> 
         reasons = [f"  {name}: {reason}" for name, reason in skipped]
         reasons += [f"  {name}: not finished" for name in unfinished]
         folders = ", ".join(map(str, patterns))
-        deeper = [f"{p}/{sub}" for p in patterns for sub in ("*", "*/*") if _has_finished(p, sub)]
+        deeper = [f"{os.path.expanduser(pattern)}/{sub}" for pattern in patterns for sub in ("*", "*/*")]
+        deeper = [pattern for pattern in deeper if glob.glob(f"{pattern}/evaluation.json")]
         hint = f"Subfolders have some: --workdirs='{deeper[0]}'" if deeper else ""
         lines = [f"There is no finished run in {folders}.", *reasons, hint]
         raise UserError("\n".join(filter(None, lines)))
     output = Path(output)
     comparison = Comparison(compare_runs(runs), skipped, unfinished, output)
     sections = [Section(d, comparison_tables(d), _plot(d)) for d in comparison.datasets]
-    summary = overview(comparison.datasets)
-    all_tables = [*summary, *(table for section in sections for table in section.tables)]
-    for name, content in (
-        ("comparison.md", _markdown(comparison, summary, sections)),
-        ("comparison.csv", tables.csv_text(CSV_HEADER, csv_rows(comparison.datasets))),
-        ("comparison.tex", _LATEX_HEAD + "\n".join(map(tables.latex, all_tables))),
-        ("comparison.html", _html(comparison, summary, sections)),
-    ):
-        write_atomic(output / name, content)
+    page = {"remarks": _remarks(comparison), "overview": overview(comparison.datasets), "sections": sections}
+    all_tables = [*page["overview"], *(table for section in sections for table in section.tables)]
+    filters = {"cell": tables.format_cell, "spans": tables.spans}
+    for suffix, content in {
+        "md": _markdown(**page),
+        "csv": tables.csv_text(CSV_HEADER, csv_rows(comparison.datasets)),
+        "tex": _LATEX_HEAD + "\n".join(map(tables.latex, all_tables)),
+        "html": html.render_html("comparison.html.jinja", filters=filters, **page),
+    }.items():
+        write_atomic(output / f"comparison.{suffix}", content)
     _print(comparison)
     return comparison
-
-
-def _has_finished(pattern, subfolders):
-    path = os.path.join(os.path.expanduser(pattern), subfolders, "evaluation.json")
-    return any(glob.iglob(path))
 
 
 def _folders(patterns):
@@ -139,14 +109,15 @@ def _folders(patterns):
     return list(folders.values())
 
 
-def _read(folders: Iterable[Path]) -> tuple[list[FinishedRun], list[tuple[str, str]], list[str]]:
+def _read(folders):
+    """Returns the finished runs, the folders and errors of unreadable ones, and the folders of unfinished ones."""
     runs, skipped, unfinished = [], [], []
     for folder in folders:
+        if not (folder / "evaluation.json").exists():
+            unfinished.append(str(folder))
+            continue
         try:
-            if not (folder / "evaluation.json").exists():
-                unfinished.append(str(folder))
-            else:
-                runs.append(read_run(folder))
+            runs.append(read_run(folder))
         except UserError as error:
             skipped.append((str(folder), str(error)))
     return runs, skipped, unfinished
@@ -154,57 +125,41 @@ def _read(folders: Iterable[Path]) -> tuple[list[FinishedRun], list[tuple[str, s
 
 def _plot(dataset: DatasetComparison) -> Plot:
     """Computes positions on an axis from 0.5, or less where an AUROC is lower, to 1."""
-    known = [row for row in dataset.rows if row.values["auroc"]]
-    seeds = [[run.result.auroc for run in row.runs] for row in known]
-    seeds = [[value for value in values if value is not None] for values in seeds]
-    ends = [[run.result.auroc_ci for run in row.runs] for row in known]
-    ends = [intervals if all(intervals) else [] for intervals in ends]
-    lowest = min([0.5, *chain(*seeds), *(low for low, _ in chain(*ends))])
+    known = [(row, auroc.mean) for row in dataset.rows if (auroc := row.values["auroc"])]
+    seeds = [[v for run in row.runs if (v := values(run.result)["auroc"]) is not None] for row, _ in known]
+    limits = [[run.result.auroc_ci for run in row.runs if run.result.auroc_ci] for row, _ in known]
+    limits = [found if len(found) == len(row.runs) else [] for (row, _), found in zip(known, limits, strict=True)]
+    lowest = min([0.5, *chain(*seeds), *(low for low, _ in chain(*limits))])
     start = math.floor(lowest * 10) / 10
 
     def position(value):
-        return 3 + 94 * (value - start) / (1 - start)
+        return 3 + 94 * (float(value) - start) / (1 - start)
 
-    dots = [
-        Dot(
-            row.label,
-            row.values["auroc"].mean,
-            position(row.values["auroc"].mean),
-            tuple(position(float(end)) for end in np.mean(intervals, axis=0)) if intervals else None,
-            [position(value) for value in values] if len(values) > 1 else [],
-        )
-        for row, values, intervals in zip(known, seeds, ends, strict=True)
-    ]
+    dots = []
+    for (row, mean), aurocs, intervals in zip(known, seeds, limits, strict=True):
+        low, high = np.mean(intervals, axis=0) if intervals else (None, None)
+        interval = None if low is None else (position(low), position(high))
+        positions = [position(value) for value in aurocs] if len(aurocs) > 1 else []
+        dots.append(Dot(row.label, mean, position(mean), interval, positions))
     ticks = [i / 10 for i in range(round(start * 10), 11)]
     ticks = ticks[-1::-2][::-1] if len(ticks) > 6 else ticks
     baseline = None if dataset.baseline is None else position(dataset.baseline)
     return Plot(dots, baseline, position(0.5), [(tick, position(tick)) for tick in ticks])
 
 
-def _remarks(comparison: Comparison) -> list[str]:
+def _remarks(comparison):
     skipped = [f"{name} was skipped: {reason}" for name, reason in comparison.skipped]
     unfinished = [f"{name} is not finished" for name in comparison.unfinished]
     return list(map(printable, skipped + unfinished))
 
 
-def _markdown(comparison, summary, sections):
-    parts = ["# Comparison", ""]
-    parts += [f"- {tables.markdown_text(remark)}" for remark in _remarks(comparison)] + [""]
-    parts += map(tables.markdown, summary)
+def _markdown(remarks, overview, sections):
+    parts = ["# Comparison", "", *(f"- {tables.markdown_text(remark)}" for remark in remarks), ""]
+    parts += map(tables.markdown, overview)
     for section in sections:
         parts += [f"## {tables.markdown_text(section.dataset.title)}", ""]
         parts += map(tables.markdown, section.tables)
     return "\n".join(parts)
-
-
-def _html(comparison, summary, sections):
-    return html.render_html(
-        "comparison.html.jinja",
-        filters={"cell": tables.format_cell, "spans": tables.spans},
-        remarks=_remarks(comparison),
-        overview=summary,
-        sections=sections,
-    )
 
 
 def _print(comparison):
@@ -212,10 +167,8 @@ def _print(comparison):
         best = next((row for row in dataset.rows if row.values["auroc"]), None)
         if best:
             auroc, baseline = (tables.format_cell(best.values[name]) for name in ("auroc", "baseline"))
-            print(
-                f"{dataset.title}: {len(dataset.rows)} rows; best {best.label}, AUROC {auroc}; "
-                f"strongest training-free baseline {baseline}"
-            )
+            row = f"best {best.label}, AUROC {auroc}; strongest training-free baseline {baseline}"
+            print(f"{dataset.title}: {len(dataset.rows)} rows; {row}")
     for remark in _remarks(comparison):
         print(f"Warning: {remark}")
     print(f"Comparison: {comparison.output / 'comparison.html'}")

@@ -1,9 +1,10 @@
 """The evaluate command: scores, threshold, metrics and files of trained runs.
 
-Nothing that decides sees the label of a test image, and no image affects the score (rounding aside), the decision or
-the colors of another.
+No label of a test image affects a decision, and no image affects the score (rounding aside), decision or colors of
+another.
 """
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -27,33 +28,28 @@ def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
 
     Args:
       workdir: folder of a run, or of the folders of several seeds.
-      config: by default that of the run. It may differ in fields that do not affect training: score, threshold, and
-        where the images are.
+      config: by default that of the run, from which it may differ in fields that do not affect training.
 
     Returns:
       The content of evaluation.json; for several seeds, of summary.json.
 
     Raises:
-      UserError: the folder holds no run, or the run or its data cannot be read. Of several seeds, the others are
-        evaluated first.
+      UserError: the run or its data cannot be read. Of several seeds, the others are evaluated first.
     """
     workdir = Path(workdir)
     folders = seed_folders(workdir)
     if not folders or (workdir / "config.json").exists():
         return _evaluate_folder(workdir, config)
     configs = {seed: config and config_for_seed(config, seed) for seed in folders}
-    return finish_each_seed(
-        workdir, {folder: partial(_evaluate_folder, folder, configs[k]) for k, folder in folders.items()}
-    )
+    calls = {folder: partial(_evaluate_folder, folder, configs[seed]) for seed, folder in folders.items()}
+    return finish_each_seed(workdir, calls)
 
 
 def _evaluate_folder(workdir: Path, config: ConfigDict | None) -> dict:
     saved_config = read_config(workdir)
-    if config is None:
-        with config_errors(workdir):
-            parse_settings(saved_config)
-        config = saved_config
-    settings = parse_settings(config)
+    with config_errors(workdir) if config is None else nullcontext():
+        config = saved_config if config is None else config
+        settings = parse_settings(config)
     require_weights(settings)
     require_same_config(workdir, config)
     with exclusive_lock(workdir):
@@ -72,21 +68,9 @@ def evaluate_run(
     epochs: int,
     workdir: Path,
 ) -> dict:
-    """Evaluates a trained state and writes all files of the evaluation.
+    """Evaluates a state after `epochs` epochs, writes all files, and returns the content of evaluation.json.
 
     config.json is replaced only once the scores are computed, so that an error leaves an earlier evaluation as it is.
-
-    Args:
-      config: the run's config.
-      dataset: calibration and test images.
-      audit: leak audit of the dataset.
-      detector: the detector of the state.
-      state: trained parameters and statistics.
-      epochs: number of epochs that the state was trained for.
-      workdir: folder of the run.
-
-    Returns:
-      The content of evaluation.json.
 
     Raises:
       UserError: a score is not finite, or a file cannot be written.
@@ -101,12 +85,7 @@ def evaluate_run(
     if epochs < settings.epochs:
         warnings.append(f"Trained for {epochs} of {settings.epochs} epochs: training is not finished.")
     if late := audit.count_added_later(workdir):
-        warnings.append(
-            f"{late} training images were added after training and are not used. "
-            "Train in another --workdir to use them."
-        )
-    n_train = audit.count_trained(workdir)
-    result = result.replace(epochs=epochs, n_train=n_train, warnings=warnings)
+        warnings.append(f"{late} training images were added after training. Train in another --workdir to use them.")
+    result = result.replace(epochs=epochs, n_train=audit.count_trained(workdir), warnings=warnings)
     assessment = assessment._replace(result=result)
-    result = evaluation_files.write_evaluation(workdir, config, dataset.test, audit, assessment)
-    return result.as_dict()
+    return evaluation_files.write_evaluation(workdir, config, dataset.test, audit, assessment).as_dict()

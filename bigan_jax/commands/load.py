@@ -1,7 +1,9 @@
 """Loading of trained detectors from the folders of their runs."""
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,10 +19,7 @@ from bigan_jax.training.saving.checkpoints import CheckpointManager
 
 
 def load(workdir: str | Path) -> AnomalyScorer:
-    """Returns the scorer of a trained detector, with the threshold of its evaluation.
-
-    Args:
-      workdir: folder of the run.
+    """Returns the scorer of the detector in a run's folder, with the threshold of its evaluation.
 
     Raises:
       UserError: the folder holds no finished run, or its files are corrupt.
@@ -34,8 +33,8 @@ def load(workdir: str | Path) -> AnomalyScorer:
     state, detector, _ = restore(settings, workdir, len(conditions))
     if result.steps != int(state.step):
         raise UserError(
-            f"{workdir}: evaluation.json is of step {result.steps}, and the latest valid "
-            f"checkpoint is of step {int(state.step)}. Run --mode=evaluate first."
+            f"{workdir}: evaluation.json is of step {result.steps}, and the latest valid checkpoint is of step "
+            f"{int(state.step)}. Run --mode=evaluate first."
         )
     is_conditional = settings.model.get("conditional") and len(conditions) > 1
     with config_errors(workdir):
@@ -52,7 +51,7 @@ def load(workdir: str | Path) -> AnomalyScorer:
     return scorer
 
 
-def make_scorer(settings: Settings, detector: Detector, state: TrainState, **arguments) -> AnomalyScorer:
+def make_scorer(settings: Settings, detector: Detector, state: TrainState, **arguments: Any) -> AnomalyScorer:
     """Returns the scorer that the settings describe; `arguments` are further ones of its class."""
     return AnomalyScorer(
         detector,
@@ -67,14 +66,7 @@ def make_scorer(settings: Settings, detector: Detector, state: TrainState, **arg
 
 
 def restore(settings: Settings, workdir: Path, conditions: int) -> tuple[TrainState, Detector, int]:
-    """Restores the latest valid checkpoint of a run.
-
-    Networks that are only used in losses, such as VGG16, are not loaded.
-
-    Args:
-      settings: the run's settings.
-      workdir: folder of the run.
-      conditions: number of conditions of the dataset.
+    """Restores the latest valid checkpoint of a run, without networks for losses, such as VGG16.
 
     Returns:
       The state, its detector, and the number of epochs that it was trained for.
@@ -84,9 +76,8 @@ def restore(settings: Settings, workdir: Path, conditions: int) -> tuple[TrainSt
     """
     with config_errors(workdir):
         built = build(settings, conditions, steps_per_epoch=1, frozen=False)
-        abstract_state = jax.eval_shape(
-            lambda: init_state(built.detector, built.optimizers, settings.seed, settings.data.image_shape)
-        )
+        init = partial(init_state, built.detector, built.optimizers, shape=settings.data.image_shape)
+        abstract_state = jax.eval_shape(init, settings.seed)
     with closing(CheckpointManager(workdir, read_only=True)) as checkpoints:
         restored = checkpoints.restore(abstract_state, complete_epochs=True)
     if restored is None:

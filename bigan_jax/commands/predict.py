@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from bigan_jax import errors
 from bigan_jax.commands.load import load
-from bigan_jax.data.files.folders import DataFolder
 from bigan_jax.data.files.images import map_in_threads, read_image
 from bigan_jax.data.files.unreadable import MAX_LISTED, UnreadableFile, is_within_folder, try_read
 from bigan_jax.data.inputs import open_inputs
@@ -31,19 +30,10 @@ BLOCK = 64  # images in memory at a time, as files and in the model's size
 
 
 class Predicted(NamedTuple):
-    """The result of a prediction.
-
-    Attributes:
-      scored: number of images that were scored.
-      anomalous: number of these that were decided to be anomalous.
-      unreadable: files that were skipped.
-      output: folder of the files.
-    """
-
-    scored: int
-    anomalous: int
-    unreadable: list[UnreadableFile]
-    output: Path
+    scored: int  # number of images
+    anomalous: int  # number of these that were decided to be anomalous
+    unreadable: list[UnreadableFile]  # skipped
+    output: Path  # folder of the files
 
 
 def predict(
@@ -58,8 +48,7 @@ def predict(
       workdir: folder of the run.
       source: an image, a folder with images at any depth, an archive, or a pattern such as 'new/*.png'.
       output: folder for the results, new or empty.
-      condition: condition of all images, for a conditional model; by default the name of the nearest folder that is
-        named after a condition.
+      condition: condition of all images; by default `infer_conditions` takes it from their folders.
       maps: whether error maps and overlays are written.
 
     Raises:
@@ -94,13 +83,8 @@ def _create_output_folder(output: Path, source: str | Path) -> None:
 def infer_conditions(names: Sequence[str], root: epath.Path, scorer: AnomalyScorer, condition: str) -> dict[str, int]:
     """Returns the index of each image's condition, by the image's name.
 
-    A folder is named after a condition if its name, or the part before "___" as in PlantVillage, is the condition.
-
-    Args:
-      names: paths of the images below `root`.
-      root: the folder of the images; its own name and those of its parents count as well.
-      scorer: its `conditions` are the names of the conditions.
-      condition: the condition of all images; "" means that of the nearest folder.
+    With the condition "" it is that of the nearest folder, up to the parents of `root`, whose name, or the part before
+    "___" as in PlantVillage, is a condition.
 
     Raises:
       UserError: the condition is unknown, or no folder above an image is named after one.
@@ -114,16 +98,14 @@ def infer_conditions(names: Sequence[str], root: epath.Path, scorer: AnomalyScor
                 if candidate in scorer.conditions:
                     return scorer.condition_index(candidate)
         raise UserError(
-            f"The condition of {errors.printable(name)} is unknown: no folder above it is named "
-            f"after a condition. Use --condition={'|'.join(scorer.conditions)}."
+            f"The condition of {errors.printable(name)} is unknown: no folder above it is named after a condition. "
+            f"Use --condition={'|'.join(scorer.conditions)}."
         )
 
     return {name: nearest(name) for name in names}
 
 
-def _predict(
-    scorer: AnomalyScorer, limit: float, folder: DataFolder, conditions: dict[str, int], output: Path, maps: bool
-) -> Predicted:
+def _predict(scorer, limit, folder, conditions, output, maps):
     # Blocks of nearly equal size: a small last one would compile the networks again.
     blocks = np.array_split(np.array(list(conditions), object), -(-len(conditions) // BLOCK))
     scored = anomalous = 0
@@ -146,8 +128,7 @@ def _predict(
                     )
                 skipped = {file.path for file in block_unreadable}
                 percentiles = [f"{p:.4g}" for p in scorer.percentile(scores)]
-                decisions = scorer.decide(scores)
-                rows = score_rows(list(images), scores, decisions, {}, {"percentile": percentiles})
+                rows = score_rows(list(images), scores, scorer.decide(scores), {}, {"percentile": percentiles})
                 rows = [r for name, r in zip(images, rows, strict=True) if name not in skipped]
                 if rows and not scored:
                     table.writerow(rows[0])
@@ -158,15 +139,16 @@ def _predict(
             unreadable += block_unreadable
             _append_unreadable(block_unreadable, output / "unreadable.csv")
             bar.update(len(names))
-    _print_summary(scored, anomalous, unreadable, scorer.threshold, output, maps)
-    return Predicted(scored, anomalous, unreadable, output)
+    result = Predicted(scored, anomalous, unreadable, output)
+    _print_summary(result, scorer.threshold, maps)
+    return result
 
 
-def _read(folder, names, image_format) -> tuple[dict[str, bytes], dict[str, np.ndarray], list[UnreadableFile]]:
-    """Returns the files' bytes, the images in the format of the networks, and unreadable files."""
+def _read(folder, names, image_format):
+    """Returns the files' bytes and the images in the format of the networks, by name, and unreadable files."""
     contents = dict(zip(names, folder.read(names, False), strict=True))
 
-    def decode(name: str) -> np.ndarray | UnreadableFile:
+    def decode(name):
         if isinstance(content := contents[name], UnreadableFile):
             return content
         return try_read(name, lambda: read_image(io.BytesIO(content), *image_format))
@@ -177,7 +159,7 @@ def _read(folder, names, image_format) -> tuple[dict[str, bytes], dict[str, np.n
     return contents, images, unreadable
 
 
-def _append_unreadable(unreadable: Sequence[UnreadableFile], path: Path) -> None:
+def _append_unreadable(unreadable, path):
     if unreadable:
         is_new = not path.exists()
         with path.open("a", newline="", encoding="utf-8") as file:
@@ -186,11 +168,11 @@ def _append_unreadable(unreadable: Sequence[UnreadableFile], path: Path) -> None
             table.writerows(map(errors.printable, row) for row in unreadable)
 
 
-def _print_summary(scored, anomalous, unreadable, threshold, output, maps):
+def _print_summary(result, threshold, maps):
+    scored, anomalous, unreadable, output = result
     if scored:
-        contents = "Scores, error maps and overlays" if maps else "Scores"
         print(f"{scored} images scored, {anomalous} anomalous (score of at least {threshold:.4g})")
-        print(f"{contents}: {output}")
+        print(f"{'Scores, error maps and overlays' if maps else 'Scores'}: {output}")
     else:
         print("0 images scored")
     if unreadable:

@@ -25,11 +25,6 @@ from bigan_jax.training.run import TrainingJob, TrainingRun
 _FOLDER = re.compile(r"seed(\d+)")
 
 
-def seed_folder(workdir: Path, seed: int) -> Path:
-    """Returns the folder of one of several seeds."""
-    return workdir / f"seed{seed}"
-
-
 def seed_folders(workdir: Path) -> dict[int, Path]:
     """Returns the folders of the seeds in a folder, in the order of their names."""
     matches = {path: _FOLDER.fullmatch(path.name) for path in sorted(workdir.glob("seed*/"))}
@@ -47,8 +42,8 @@ def config_for_seed(config: ConfigDict, seed: int) -> ConfigDict:
 def finish_each_seed(workdir: Path, calls: Mapping[Path, Callable[[], object]]) -> dict:
     """Calls a function for each seed, then summarizes the seeds that finished.
 
-    An error of one seed is printed, and raised again after the others are finished; of several processes at once, as
-    they do not know each other's errors.
+    An error of one seed is printed, and raised again after the others are finished. Several processes raise it at
+    once, as they do not know each other's errors.
 
     Args:
       workdir: folder of the seeds' folders.
@@ -80,14 +75,7 @@ def finish_each_seed(workdir: Path, calls: Mapping[Path, Callable[[], object]]) 
 
 
 def summarize(workdir: Path, folders: Sequence[Path]) -> dict:
-    """Compares finished seeds and writes their mean and standard deviation to summary.json.
-
-    Args:
-      workdir: folder for the comparison and summary.json.
-      folders: the runs.
-
-    Returns:
-      The content of summary.json.
+    """Compares the runs in `folders`, and writes and returns their mean and standard deviation, as summary.json.
 
     Raises:
       UserError: the runs differ in more than their seed.
@@ -96,15 +84,13 @@ def summarize(workdir: Path, folders: Sequence[Path]) -> dict:
     if other_datasets:
         titles = "; ".join(s.title for s in (dataset, *other_datasets))
         raise UserError(
-            f"The seeds in {workdir} are of different images ({titles}). Move the runs of each "
-            "dataset to a folder of its own."
+            f"The seeds in {workdir} are of different images ({titles}). Move each dataset's runs to their own folder."
         )
     row, *other_rows = dataset.rows
     if other_rows:
         fields = ", ".join(differing_fields(row, other_rows[0]))
         raise UserError(
-            f"The seeds in {workdir} differ in {fields} and have no common mean. "
-            f"{workdir / 'comparison.md'} lists each of them. If the field is of the score or the "
+            f"The seeds in {workdir} differ in {fields} and have no common mean. If the field is of the score or the "
             f"threshold, evaluate all with one value: --mode=evaluate --workdir={workdir}."
         )
     seeds = [run.result.seed for run in row.runs]
@@ -113,20 +99,15 @@ def summarize(workdir: Path, folders: Sequence[Path]) -> dict:
     write_json(workdir / "summary.json", summary)
     labels = {"AUROC": "auroc", "F1": "f1", "pixel AUROC": "pixel_auroc", "baseline": "baseline"}
     cells = [f"{label} {tables.format_cell(row.values[name])}" for label, name in labels.items()]
-    seed_list = ", ".join(map(str, seeds))
-    print(f"{row.label} on {dataset.title}, seeds {seed_list}: {'; '.join(cells)}")
+    print(f"{row.label} on {dataset.title}, seeds {', '.join(map(str, seeds))}: {'; '.join(cells)}")
     return summary
 
 
 def train_side_by_side(jobs: Sequence[TrainingJob], scanned: bool | None = None) -> None:
-    """Trains the runs that have done equally many steps as one program, as long as there are two.
+    """Trains the runs, which differ in their seed alone, that have done equally many steps, as long as there are two.
 
     `commands.train.fit` does the rest of each run. A run that diverges stays at its latest checkpoint; `fit` reaches
-    the same step again there and handles it as config.on_nan says.
-
-    Args:
-      jobs: runs that differ in their seed alone.
-      scanned: as `EpochRunner` takes it.
+    the same step again there and handles it as config.on_nan says. `scanned` is as in `EpochRunner`.
 
     Raises:
       Stopped: a stop was requested, and all runs are saved.

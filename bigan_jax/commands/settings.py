@@ -21,17 +21,11 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a run except its folder and sweep; configs/common.py describes them.
-
-    Attributes:
-      name: the detector's name in tables.
-      model_name: a module of bigan_jax.models; `model` holds the arguments of its `create`.
-      phases: the schedule as nested mappings; `build` parses it, as it names objectives.
-    """
+    """All settings of a run except its folder and sweep; configs/common.py describes them."""
 
     name: str
-    model_name: str
-    model: Mapping
+    model_name: str  # a module of bigan_jax.models
+    model: Mapping  # arguments of its `create`
     ablations: tuple[str, ...]
     quick: bool
     seed: int
@@ -45,7 +39,7 @@ class Settings:
     threshold: ThresholdSettings
     checkpointing: CheckpointSettings
     optimizers: Mapping[str, OptimizerSettings]
-    phases: Mapping[str, Mapping]
+    phases: Mapping[str, Mapping]  # `build` parses them, as they name objectives
     vgg16_weights: str
 
     def __post_init__(self):
@@ -58,15 +52,14 @@ class Settings:
         divergence.validate_policy(self.on_nan)
         if not self.data.calibration_fraction > 0:
             raise UserError(
-                "config.data.calibration_fraction must be above 0 "
-                f"(got {self.data.calibration_fraction}): the threshold and the colors of error "
-                "maps come from calibration images."
+                f"config.data.calibration_fraction must be above 0 (got {self.data.calibration_fraction}): "
+                "the threshold and the colors of error maps come from calibration images."
             )
         for field, name in ("name", self.name), ("data.name", self.data.name):
             if not is_name(name) or set(name) & set("/\\"):
                 raise UserError(
-                    f"config.{field} must be printable, without a slash, and of 1 to 100 "
-                    f"characters, as it names rows and folders (got {name!r:.200})."
+                    f"config.{field} must be printable, without a slash, and of 1 to 100 characters, as it names rows "
+                    f"and folders (got {name!r:.200})."
                 )
 
     @property
@@ -88,22 +81,17 @@ class Settings:
 
 
 def parse_settings(config: ConfigDict) -> Settings:
-    """Returns the config's settings.
-
-    Raises:
-      UserError: a value is out of range; the message names the field.
-    """
+    """Returns the config's settings. Raises UserError, which names the field, if a value is out of range."""
     fields = config.to_dict()
     score = fields["score"]
+    weights = {name: score.pop(name) for name in TERMS}
     return Settings(
         **{name: fields[name] for name in ("name", "model_name", "model", "quick", "phases")},
         **{name: fields[name] for name in ("seed", "seeds", "batch_size", "on_nan", "dtype")},
         ablations=tuple(fields["ablations"]),
         data=DataSettings(**fields["data"]),
         augmentation=AugmentationSettings(**fields["augment"]),
-        score=ScoreSettings(
-            {name: score[name] for name in TERMS}, **{name: value for name, value in score.items() if name not in TERMS}
-        ),
+        score=ScoreSettings(weights, **score),
         threshold=ThresholdSettings(**fields["threshold"]),
         checkpointing=CheckpointSettings(**fields["checkpoint"]),
         optimizers={name: OptimizerSettings(**values, objective=name) for name, values in fields["optimizers"].items()},

@@ -33,7 +33,7 @@ from bigan_jax.training.train_step import TrainingSet
 def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJob]]:
     """Sets up runs for training, and locks their folders for as long as the context is open.
 
-    Several runs share everything except the seed and the folder, including compiled programs.
+    The runs share everything except the seed and the folder, including compiled programs.
 
     Args:
       configs: the config of each run by its folder. They differ in their seed alone.
@@ -68,7 +68,7 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
             audit.write(workdir)
 
         # Compiled alone, so that the initial values do not depend on the fusion of operations.
-        init = jax.jit(partial(_init_state, built, settings.data.image_shape))
+        init = jax.jit(partial(init_state, built.detector, built.optimizers, shape=settings.data.image_shape))
         make_runner = cache(partial(_make_runner, settings, built, dataset.train, steps))
         policies = settings.on_nan, settings.checkpointing
         shared = built, dataset, audit, weights, steps, batch_size, init, make_runner
@@ -78,8 +78,8 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
 def _require_outside_data(workdir, data_dir):
     if data_dir and is_within_folder(workdir, os.path.expanduser(data_dir)):
         raise UserError(
-            f"--workdir={workdir} is inside config.data.dir={data_dir}: the run's figures would be "
-            "read as data. Use a --workdir elsewhere."
+            f"--workdir={workdir} is inside config.data.dir={data_dir}: the run's figures would be read as data. "
+            "Use a --workdir elsewhere."
         )
 
 
@@ -91,8 +91,8 @@ def _require_same_weights(workdir, weights):
         saved = file.read(1000)
     if saved != weights.encode():
         raise UserError(
-            f"{workdir} was trained with other VGG16 weights. Set them by "
-            "--config.vgg16.weights=FILE, or use another --workdir."
+            f"{workdir} was trained with other VGG16 weights. Set them by --config.vgg16.weights=FILE, or use another "
+            "--workdir."
         )
 
 
@@ -103,10 +103,6 @@ def _require_same_across_processes(config, dataset):
     fields["vgg16"]["weights"] = ""
     distributed.require_equal("config", json.dumps(fields, sort_keys=True))
     distributed.require_equal("training images", json.dumps(dataset.train.path.tolist()))
-
-
-def _init_state(built, shape, seed):
-    return init_state(built.detector, built.optimizers, seed, shape)
 
 
 def _make_runner(settings, built, images, steps, scale, scanned=None, seeds=0):
@@ -123,11 +119,7 @@ def _make_runner(settings, built, images, steps, scale, scanned=None, seeds=0):
 
 
 def require_weights(settings: Settings) -> None:
-    """Loads VGG16's weights if the score has a perceptual component, so that errors come early.
-
-    Raises:
-      UserError: they are missing or unreadable.
-    """
+    """Raises UserError if the score needs VGG16's weights and they are missing or unreadable."""
     if "perceptual" in settings.score.formula.weights:
         vgg16_weights.load_weights(settings.vgg16_weights)
 
@@ -150,14 +142,12 @@ def load_audited(settings: Settings) -> tuple[Dataset, Audit]:
 def _check_splits(dataset, settings):
     if len(dataset.train.label) < 2:
         raise UserError(
-            f"There are too few training images ({len(dataset.train.label)}); at least 2 are "
-            "required. Lower --config.data.test_fraction or --config.data.calibration_fraction, or "
-            "add images."
+            f"There are too few training images ({len(dataset.train.label)}); at least 2 are required. "
+            "Lower --config.data.test_fraction or --config.data.calibration_fraction, or add images."
         )
     if not len(dataset.test.label):
         raise UserError("There are no test images. Raise --config.data.test_fraction, or add anomalous images.")
     if settings.score.standardize and len(dataset.calibration.label) < 2:
         raise UserError(
-            "--config.score.standardize requires at least 2 calibration images. Raise "
-            "--config.data.calibration_fraction."
+            "config.score.standardize requires at least 2 calibration images. Raise config.data.calibration_fraction."
         )

@@ -29,15 +29,8 @@ def run_command(program: str = "launch.py") -> tuple[str, ...]:
 
 
 class Sweep(NamedTuple):
-    """The result of a sweep.
-
-    Attributes:
-      failures: folder and exit status of each failed run.
-      comparison: of all finished runs; None if there is none.
-    """
-
-    failures: list[tuple[Path, int]]
-    comparison: Comparison | None
+    failures: list[tuple[Path, int]]  # folder and exit status
+    comparison: Comparison | None  # of all finished runs
 
 
 def sweep(
@@ -49,8 +42,7 @@ def sweep(
 ) -> Sweep:
     """Trains and evaluates the runs of a sweep that are not finished, then compares all runs.
 
-    Failed runs are reported at the end and do not stop the sweep. An interrupt stops all runs; they resume from their
-    latest checkpoints when the sweep is started again.
+    Failed runs are reported at the end and do not stop the sweep. An interrupt stops all runs.
 
     Args:
       config: the config of the command line.
@@ -72,7 +64,7 @@ def sweep(
     else:
         polls = launchers.run_locally(commands, config.sweep.parallel)
     failures = []
-    with _terminate_children(), closing(polls), _ProgressBar(unfinished) as bar:
+    with _terminate_children(), closing(polls), closing(_ProgressBar(unfinished)) as bar:
         for statuses in polls:
             bar.update(statuses)
             failures += [(workdir, status) for workdir, status in statuses.items() if status]
@@ -84,7 +76,7 @@ def sweep(
 
 
 class _ProgressBar:
-    """Progress in epochs of all runs; runs may take hours, and epochs give an ETA."""
+    """Progress in epochs of all runs."""
 
     def __init__(self, runs: Sequence[PlannedRun]):
         self._epochs = {run.workdir: run.epochs for run in runs}
@@ -100,10 +92,7 @@ class _ProgressBar:
             disable=not runs,
         )
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
+    def close(self) -> None:
         self._bar.close()
 
     def _count(self, workdir):
@@ -118,8 +107,8 @@ class _ProgressBar:
             if status:  # its remaining epochs do not count
                 self._bar.total -= self._epochs[workdir] - self._done[workdir]
                 self._bar.write(f"{workdir} failed", file=sys.stderr)
-        n_runs = len(self._epochs)
-        self._bar.set_postfix_str(f"{n_runs - len(self._pending)} of {n_runs} runs", refresh=False)
+        total = len(self._epochs)
+        self._bar.set_postfix_str(f"{total - len(self._pending)} of {total} runs", refresh=False)
         self._bar.update(sum(self._done.values()) - self._bar.n)
 
 

@@ -4,31 +4,23 @@ import json
 import runpy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from bigan_jax.errors import UserError, unknown_name
-from bigan_jax.evaluation.finished_run import flat_fields, read_run
+from bigan_jax.evaluation.finished_run import read_run
 from bigan_jax.evaluation.paper_results import MODELS
-from bigan_jax.runtime.run_config import default_name, require_same_config
+from bigan_jax.runtime.run_config import default_name, flat_config, require_same_config
 
 _EVALUATION_FIELDS = ("score.", "threshold.")  # if one of them changes, a run is evaluated again
 
 
 class PlannedRun(NamedTuple):
-    """A run of a sweep.
-
-    Attributes:
-      workdir: folder of the run.
-      arguments: flags of its command.
-      config: the config that the flags give.
-    """
-
     workdir: Path
-    arguments: list[str]
-    config: ConfigDict
+    arguments: list[str]  # flags of its command
+    config: ConfigDict  # that the flags give
 
     @property
     def epochs(self) -> int:
@@ -37,13 +29,7 @@ class PlannedRun(NamedTuple):
 
 
 def plan(config: ConfigDict, file: str, overrides: Mapping[str, object], output: str | Path) -> list[PlannedRun]:
-    """Returns the runs of `config.sweep`: all runs of the first seed, then those of the next.
-
-    Args:
-      config: the config of the command line.
-      file: the config file and its argument, "configs/<model>.py:<dataset>,...".
-      overrides: fields to set in all runs, by dotted name.
-      output: folder of the runs' folders.
+    """Returns the runs of `config.sweep`, seed by seed; the arguments are those of `commands.sweep.sweep`.
 
     Raises:
       UserError: a model, dataset, ablation or field does not exist, or two runs have one folder.
@@ -53,7 +39,10 @@ def plan(config: ConfigDict, file: str, overrides: Mapping[str, object], output:
     files = {p.stem: p for p in Path(path).parent.glob("*.py")}
     order = [*MODELS, *sorted(files)]
     files = {k: files[k] for k in order if k in files and k not in ("__init__", "common")}
-    names = _model_names(config.sweep.models, files, Path(path).stem)
+    names = list(files) if config.sweep.models == "all" else _split(config.sweep.models) or [Path(path).stem]
+    for name in names:
+        if name not in files:
+            raise unknown_name("model", name, files)
     datasets = _split(config.sweep.datasets) or [config_dataset]
     folders = _data_folders(config.sweep.dirs, datasets)
     kept = {k: v for k, v in overrides.items() if k != "seed" and not k.startswith("sweep.")}
@@ -67,9 +56,9 @@ def plan(config: ConfigDict, file: str, overrides: Mapping[str, object], output:
     variants = {name: _variants(config.sweep.ablations, files[name]) for name in names}
     unused = {*_split(config.sweep.ablations)} - {"all"}.union(*variants.values())
     if unused:
+        wrong = ",".join(sorted(unused))
         raise UserError(
-            f"config.sweep.ablations={','.join(sorted(unused))}: no model of the sweep "
-            f"({', '.join(names)}) has this ablation."
+            f"config.sweep.ablations={wrong}: no model of the sweep ({', '.join(names)}) has this ablation."
         )
     runs = {}
     for seed in range(config.seed, config.seed + config.sweep.seeds):
@@ -96,7 +85,6 @@ def _plan_run(file, fields, output):
 
 
 def _parse_config(arguments):
-    """Returns the config that a command with these flags has."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=arguments)
     try:
@@ -106,19 +94,11 @@ def _parse_config(arguments):
         raise UserError(f"{arguments[0]} has no field {field}. Run another sweep for this model.") from error
     except flags.Error as error:
         raise UserError(str(error)) from error
-    return values["config"].value
+    return cast(ConfigDict, values["config"].value)  # set by the first argument
 
 
 def _split(names):
     return [name.strip() for name in names.split(",") if name.strip()]
-
-
-def _model_names(models, files, default):
-    names = list(files) if models == "all" else _split(models) or [default]
-    for name in names:
-        if name not in files:
-            raise unknown_name("model", name, files)
-    return names
 
 
 def _data_folders(dirs, datasets):
@@ -128,9 +108,9 @@ def _data_folders(dirs, datasets):
         if not folder:
             raise UserError(f"config.sweep.dirs must be DATASET=DIR,DATASET=DIR,... (got {item}).")
         if dataset not in datasets:
+            known = ", ".join(datasets)
             raise UserError(
-                f"config.sweep.dirs={item}: the sweep has no dataset {dataset!r}. Its datasets are "
-                f"{', '.join(datasets)} (config.sweep.datasets)."
+                f"config.sweep.dirs={item}: the sweep has no dataset {dataset!r}. Its datasets are {known}."
             )
         folders[dataset] = folder
     return folders
@@ -147,10 +127,9 @@ def _variants(ablations, file):
 
 
 def is_finished(run: PlannedRun) -> bool:
-    """Whether the run's folder holds this run, trained to the end and evaluated with this config.
+    """Returns whether the run's folder holds this run, trained to the end and evaluated with this config.
 
-    Raises:
-      UserError: the folder holds a run of another config.
+    Raises UserError if it holds another run.
     """
     try:
         require_same_config(run.workdir, run.config)
@@ -160,9 +139,7 @@ def is_finished(run: PlannedRun) -> bool:
         finished = read_run(run.workdir)
     except UserError:
         return False
-    fields = flat_fields(json.loads(json.dumps(run.config.to_dict())))
-    same = all(
-        finished.fields.get(name) == value for name, value in fields.items() if name.startswith(_EVALUATION_FIELDS)
-    )
+    fields = {k: v for k, v in flat_config(run.config).items() if k.startswith(_EVALUATION_FIELDS)}
+    same = all(finished.fields.get(name) == json.dumps(value) for name, value in fields.items())
     total = finished.total_epochs
     return same and total is not None and finished.result.epochs >= total

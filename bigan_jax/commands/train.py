@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from bigan_jax.commands.evaluate import evaluate_run
-from bigan_jax.commands.seeds import config_for_seed, finish_each_seed, seed_folder, train_side_by_side
+from bigan_jax.commands.seeds import config_for_seed, finish_each_seed, train_side_by_side
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import prepare_jobs
 from bigan_jax.detector import TrainState
@@ -26,10 +26,9 @@ def train(config: ConfigDict, workdir: str | Path | None = None, side_by_side: b
     """Trains a detector, or resumes its training, then evaluates it.
 
     Args:
-      config: of a file in configs/, such as `configs.cae.get_config("phantom")`. If config.seeds is more than 1, each
-        seed from config.seed on is a run in a folder seed<k>.
-      workdir: folder for the run's files or for the folders of the seeds; by default a folder in runs/ that is named
-        after the config.
+      config: of a file in configs/, such as `configs.cae.get_config("phantom")`. With several config.seeds, each is a
+        run in a folder seed<k>.
+      workdir: folder for the run's files, or the folders of the seeds; by default runs/<name of the config>.
       side_by_side: whether several seeds train as one program in one process; by default on accelerators, unless
         several processes train together.
 
@@ -49,47 +48,31 @@ def train(config: ConfigDict, workdir: str | Path | None = None, side_by_side: b
             return train_and_evaluate(job, config)
     if (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds a run of one seed. Use another --workdir.")
-    configs = {
-        seed_folder(workdir, seed): config_for_seed(config, seed)
-        for seed in range(settings.seed, settings.seed + settings.seeds)
-    }
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    configs = {workdir / f"seed{seed}": config_for_seed(config, seed) for seed in seeds}
     if side_by_side is None:
         side_by_side = jax.default_backend() != "cpu" and not distributed.is_multiprocess()
     with prepare_jobs(configs) as jobs:
         if side_by_side:
             train_side_by_side(jobs)
-        return finish_each_seed(
-            workdir,
-            {
-                job.workdir: partial(train_and_evaluate, job, seed_config)
-                for job, seed_config in zip(jobs, configs.values(), strict=True)
-            },
-        )
+        pairs = zip(jobs, configs.values(), strict=True)
+        return finish_each_seed(workdir, {job.workdir: partial(train_and_evaluate, job, own) for job, own in pairs})
 
 
 def train_and_evaluate(job: TrainingJob, config: ConfigDict) -> dict:
-    """Trains the remaining epochs of a run and evaluates it.
-
-    Returns and raises what `train` does for one seed.
-    """
+    """Trains the remaining epochs of a run and evaluates it. Returns and raises what `train` does for one seed."""
     state = fit(job)
     with distributed.primary_first(f"evaluation of {job.workdir.name}"):
         if not distributed.is_primary():
             return {}
-        inputs = config, job.dataset, job.audit, job.built.detector
-        return evaluate_run(*inputs, state, job.epochs, job.workdir)
+        return evaluate_run(config, job.dataset, job.audit, job.built.detector, state, job.epochs, job.workdir)
 
 
 def fit(job: TrainingJob) -> TrainState:
-    """Trains the remaining epochs of a run, from its latest valid checkpoint on.
+    """Returns the state after the remaining epochs of a run, with the BatchNorm statistics of the training images.
 
-    After a divergence, config.on_nan decides whether the run stops or rolls back to that checkpoint and resumes with
-    lower learning rates.
-
-    Returns:
-      The trained state, with the BatchNorm statistics of the training images.
-
-    Raises what `train` does.
+    After a divergence, config.on_nan decides whether the run stops or rolls back to the latest valid checkpoint and
+    resumes with lower learning rates. Raises what `train` does.
     """
     run = TrainingRun(job)
     with defer_signals(STOP_NOTICE) as stop:
@@ -113,12 +96,8 @@ def fit(job: TrainingJob) -> TrainState:
 def _roll_back(attempt, make_runner):
     """Rolls back to the latest checkpoint; raises UserError if config.on_nan forbids it."""
     run, job, progress = attempt.run, attempt.run.job, attempt.progress
-    paths = job.dataset.train.path
-    finding = divergence.locate(
-        make_runner, attempt.initial_state, attempt.objectives, attempt.indices, paths, progress,
-        attempt.logs, run.state,
-    )  # fmt: skip
+    inputs = attempt.initial_state, attempt.objectives, attempt.indices, job.dataset.train.path
+    finding = divergence.locate(make_runner, *inputs, progress, attempt.logs, run.state)
     write_json(job.workdir / "nan.json", finding.as_dict())
     run.restore()
-    policy = job.on_nan
-    run.progress = divergence.roll_back(finding, progress.rollbacks, policy, run.progress)
+    run.progress = divergence.roll_back(finding, progress.rollbacks, job.on_nan, run.progress)

@@ -1,7 +1,4 @@
-"""Communication between the processes that train one run: broadcasts, agreement, who writes.
-
-In a run of a single process, all functions return at once.
-"""
+"""Communication between the processes that train one run. In a single process, all functions return at once."""
 
 import json
 import tempfile
@@ -33,11 +30,7 @@ def is_primary() -> bool:
 
 
 def broadcast(tree: PyTree) -> PyTree:
-    """Returns process 0's values in every process.
-
-    Args:
-      tree: arrays and numbers, of the same shapes in every process.
-    """
+    """Returns process 0's arrays and numbers in every process; the shapes must be the same everywhere."""
     return multihost_utils.broadcast_one_to_all(tree) if is_multiprocess() else tree
 
 
@@ -58,45 +51,30 @@ def all_max(value: int) -> int:
 
 
 def require_equal(name: str, value: str) -> None:
-    """Checks that a value is the same in all processes.
-
-    Args:
-      name: what the value is, for the message.
-      value: this process's value.
-
-    Raises:
-      UserError: in every process, if the values differ.
-    """
+    """Raises UserError in every process if their values differ; `name` is what the value is, for the message."""
     if is_multiprocess():
         digest = blake2b(value.encode(), digest_size=16).digest()
         digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
         others = np.flatnonzero((digests != digests[0]).any(1))
         if len(others):
             raise UserError(
-                f"process {', '.join(map(str, others))} of {jax.process_count()} has other {name} "
-                "than process 0. Start each with the same command and the same data."
+                f"process {', '.join(map(str, others))} of {jax.process_count()} has other {name} than process 0. "
+                "Start each with the same command and the same data."
             )
 
 
 @contextmanager
 def primary_first(task: str) -> Iterator[None]:
-    """Runs the body in process 0 first, then in the other processes.
-
-    Args:
-      task: a name for the body, used once in a run.
-    """
-    if is_multiprocess() and not is_primary():
+    """Runs the body in process 0 first, then in the others; `task` is a name that is used once in a run."""
+    if channel and not is_primary():
         channel.wait_for(task)
     yield
-    if is_multiprocess() and is_primary():
+    if channel and is_primary():
         channel.announce(task)
 
 
 def shared_folder(workdir: Path) -> Path:
-    """Returns where this process writes a run's files: process 0 in the workdir.
-
-    The others write to a temporary folder, so that the workdir need not be on a shared disk.
-    """
+    """Returns the workdir in process 0, and a temporary folder in the others: the disk need not be shared."""
     return workdir if is_primary() else scratch() / workdir.name
 
 

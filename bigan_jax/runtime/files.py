@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,12 +19,7 @@ _ABANDONED_AFTER = 86_400  # seconds; the process that wrote it has died
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """Reads a file of at most `max_bytes` bytes.
-
-    Raises:
-      UserError: the file is larger, is no regular file, or cannot be read. The message names the file without its
-        folder.
-    """
+    """Reads a file. Raises UserError, naming it without its folder, if it is larger or no readable regular file."""
     if not path.is_file():  # reading a pipe or a device would never end
         raise UserError(f"no {path.name}")
     try:
@@ -40,13 +35,8 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file completely or not at all, even if the program or the machine stops.
 
-    Args:
-      path: the file; its folder is created if needed.
-      content: bytes, or text that is written as UTF-8. Bytes of file names that are not UTF-8 (surrogateescape) are
-        written as they are.
-
-    Raises:
-      UserError: the file cannot be written.
+    Its folder is created if needed. Text is written as UTF-8; surrogateescape restores the bytes of other file names.
+    Raises UserError if the file cannot be written.
     """
     if isinstance(content, str):
         content = content.encode("utf-8", "surrogateescape")
@@ -63,12 +53,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file atomically. Raises UserError if it cannot be written."""
+    """Writes a JSON file as `write_atomic` does."""
     write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_csv(path: Path, rows: Iterable[Sequence]) -> None:
-    """Writes a CSV file atomically. Raises UserError if it cannot be written."""
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Writes a CSV file as `write_atomic` does."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     write_atomic(path, text.getvalue())
@@ -77,10 +67,7 @@ def write_csv(path: Path, rows: Iterable[Sequence]) -> None:
 def write_error(path: Path, error: Exception) -> UserError:
     """Returns the UserError for a failed write: a full disk, a read-only folder, a quota."""
     reason = getattr(error, "strerror", None) or one_line(error, 300)
-    return UserError(
-        f"{path} cannot be written ({reason}). Free some space or use another folder, then repeat "
-        "the command; a run resumes from its last checkpoint."
-    )
+    return UserError(f"{path} cannot be written ({reason}). Free some space or use another folder, then try again.")
 
 
 @contextmanager
@@ -113,33 +100,20 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 def refuse_links(workdir: Path) -> None:
-    """Checks that no link in a folder leads out of it; the folder itself may be a link.
+    """Raises UserError if a link in a folder leads out of it, where files would be written and deleted.
 
-    Files written or deleted through such a link would be outside of the folder.
-
-    Raises:
-      UserError: there is one; the message names it.
+    The folder itself may be a link.
     """
     root = os.path.realpath(workdir)
     for parent, folders, names in os.walk(root):
         for name in (*folders, *names):
             path = os.path.join(parent, name)
             if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root):
-                raise UserError(
-                    f"{path} is a link that leads out of the workdir. Move its target there, or "
-                    "make the workdir itself a link."
-                )
+                raise UserError(f"{path} is a link that leads out of the workdir. Move its target there.")
 
 
 def user_cache_dir() -> Path:
-    """Returns the folder of this user for files that can be made again; it may not exist yet.
-
-    $XDG_CACHE_HOME/bigan_jax where that is set, else bigan_jax in the platform's cache folder.
-    """
-    if os.environ.get("XDG_CACHE_HOME"):
-        base = Path(os.environ["XDG_CACHE_HOME"])
-    elif sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
-        base = Path(os.environ["LOCALAPPDATA"])
-    else:
-        base = Path("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
-    return base.expanduser() / "bigan_jax"
+    """Returns the folder, which may not exist yet, of this user's files that can be made again."""
+    base = os.environ.get("XDG_CACHE_HOME") or (sys.platform == "win32" and os.environ.get("LOCALAPPDATA"))
+    default = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+    return Path(base or default).expanduser() / "bigan_jax"

@@ -15,25 +15,23 @@ OFF = "off"
 _PROGRAM = re.compile(r".+-[0-9a-f]{64}-cache")  # JAX's names of compiled programs
 _MAX_CACHE_BYTES = 2 * 2**30  # a run of the Improved BiGAN adds a few million
 
-# M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h: one heap, no mapped blocks, and the heap shrinks only when
-# more than this many bytes are free at its end.
+# M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h: one heap, no mapped blocks, and a heap that never shrinks.
 _MALLOC_SETTINGS = {-8: 1, -4: 0, -1: 2**31 - 1}
 
 
 def enable_compilation_cache(folder: str = "", max_bytes: int = _MAX_CACHE_BYTES) -> None:
     """Makes JAX keep compiled programs on disk, so that a similar run need not compile them again.
 
-    Sets JAX's environment variables for this process and its children. Call it before JAX is imported, in a program
-    and not in a library. Variables that the user has set are respected.
+    Sets environment variables of JAX for this process and its children, except those that the user has set. Call it
+    before JAX is imported, in a program and not in a library.
 
     Args:
-      folder: the cache's folder; "" is a folder in the user's cache, "off" disables the cache.
-      max_bytes: size to which the cache is reduced now by deleting the least recently used programs; the run may add
-        to it.
+      folder: "" is a folder in the user's cache, "off" disables the cache.
+      max_bytes: the least recently used programs beyond this size are deleted now; the run may add others.
 
     Raises:
-      UserError: `folder` is a path and cannot be used. Cached programs are executed, so nobody else may have write
-        access. The user's own cache is skipped silently in that case.
+      UserError: `folder` is a path and cannot be used: cached programs are executed, so nobody else may write there.
+        The user's own cache is skipped silently in that case.
     """
     if folder == OFF:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -70,16 +68,16 @@ def _why_unsafe(folder):
 
 
 def _prune(folder, max_bytes):
-    # JAX's own limit takes a lock for each program, which network folders may not have, and JAX stops caching when a
-    # run is killed while it writes a program.
-    files = {}
+    # JAX's own limit needs a lock for each program, which network folders may not have, and JAX stops caching when a
+    # run is killed while it writes one.
+    files: dict[Path, tuple[float, int]] = {}
     for path in folder.glob("*-cache"):
         with suppress(OSError):  # another run has just deleted it
             status = path.lstat()
             if _PROGRAM.fullmatch(path.name) and stat.S_ISREG(status.st_mode):
                 files[path] = max(status.st_atime, status.st_mtime), status.st_size
     size = sum(length for _, length in files.values())
-    for path in sorted(files, key=files.get):
+    for path in sorted(files, key=files.__getitem__):
         if size <= max_bytes:
             break
         with suppress(OSError):
@@ -88,15 +86,11 @@ def _prune(folder, max_bytes):
 
 
 def keep_freed_memory() -> bool:
-    """Makes glibc keep freed memory for the next allocation instead of returning it to the system.
+    """Makes glibc keep freed memory for the next allocation, and returns whether it does.
 
-    The intermediate results of a training step are one allocation of hundreds of MiB. By default each step maps it
-    again, and each of its pages faults and is zeroed on first use, which takes a sixth of a step's time. Call it
-    before JAX is imported, in a program and not in a library.
-
-    Returns:
-      Whether it was done: only on Linux with glibc, and if the environment has no allocator
-      settings of the user.
+    By default each training step maps hundreds of MiB again, whose pages fault and are zeroed on first use: a sixth of
+    a step's time. Nothing is changed on other systems, or if the user's environment sets the allocator. Call it before
+    JAX is imported, in a program and not in a library.
     """
     configured = "GLIBC_TUNABLES" in os.environ or any(x.startswith("MALLOC_") for x in os.environ)
     if sys.platform != "linux" or configured:

@@ -1,7 +1,7 @@
-"""Runs commands as processes, on this machine or on a Ray cluster, with a log file each.
+"""Runs commands as processes, on this machine or on a Ray cluster.
 
-Both launchers yield, about twice a second, the commands that have ended: {folder: exit status}. Closing the generator
-terminates the commands that still run.
+Both launchers take a command for each folder, which gets its log.txt, and yield about twice a second the exit statuses
+of the commands that have ended, by folder. Closing the generator terminates the commands that still run.
 """
 
 import os
@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 from bigan_jax.errors import UserError
@@ -17,18 +17,11 @@ from bigan_jax.errors import UserError
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10  # between SIGTERM and SIGKILL
 _LOST = -1  # exit status of a command whose machine was lost
+Statuses = Generator[dict[Path, int], None, None]
 
 
-def run_locally(tasks: Mapping[Path, Sequence[str]], parallel: int) -> Iterator[dict[Path, int]]:
-    """Runs commands on this machine, in order, up to a number of them at a time.
-
-    Args:
-      tasks: command by the folder that gets its log.txt.
-      parallel: number of commands that run at the same time.
-
-    Yields:
-      Exit statuses, by folder, of the commands that ended since the last time.
-    """
+def run_locally(tasks: Mapping[Path, Sequence[str]], parallel: int) -> Statuses:
+    """Runs commands on this machine, in order, `parallel` of them at a time."""
     waiting, running = deque(tasks.items()), {}
     try:
         while waiting or running:
@@ -44,45 +37,37 @@ def run_locally(tasks: Mapping[Path, Sequence[str]], parallel: int) -> Iterator[
         _terminate(running.values())
 
 
-def run_on_ray(tasks: Mapping[Path, Sequence[str]], parallel: int, address: str) -> Iterator[dict[Path, int]]:
+def run_on_ray(tasks: Mapping[Path, Sequence[str]], parallel: int, address: str) -> Statuses:
     """Runs commands on a Ray cluster whose machines share the working directory's file system.
 
     Args:
-      tasks: command by the folder that gets its log.txt.
+      tasks: command by folder. If its machine is lost, its status is -1.
       parallel: number of commands per machine. If the cluster has GPUs, each command gets one instead.
       address: a cluster's address, "auto" for the cluster of this machine, or "local" for a new one on this machine.
-
-    Yields:
-      Exit statuses, by folder, of the commands that ended since the last time; -1 if the machine of a command was
-      lost.
 
     Raises:
       UserError: Ray is not installed or the cluster does not answer.
     """
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]  # optional
     except ImportError as error:
-        raise UserError(
-            "config.sweep.ray requires Ray. Run pip install 'bigan_jax[cluster]' on every machine."
-        ) from error
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+        raise UserError("config.sweep.ray requires Ray: pip install 'bigan_jax[cluster]' on each machine.") from error
     try:
-        if address == "local":
-            ray.init(address="local", num_cpus=parallel, include_dashboard=False, **quiet)
-        else:
-            if address != "auto":  # Ray would retry for ten minutes
-                host, _, port = address.rpartition("://")[2].partition(":")
-                socket.create_connection((host, int(port)), timeout=10).close()
-            ray.init(address=address, **quiet)
+        if address not in ("local", "auto"):  # Ray would retry for ten minutes
+            host, _, port = address.rpartition("://")[2].partition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
+        new = {"num_cpus": parallel, "include_dashboard": False} if address == "local" else {}
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **new)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"config.sweep.ray={address}: no cluster answers at this address ({error}). Start one "
-            "with `ray start --head`, or use this machine alone with config.sweep.ray=local."
+            f"config.sweep.ray={address}: no cluster answers at this address ({error}). "
+            "Start one with `ray start --head`, or use this machine alone with config.sweep.ray=local."
         ) from error
     pending = {}
     try:
-        has_gpus = ray.cluster_resources().get("GPU")
-        resources = {"num_gpus": 1} if has_gpus else _cpus(ray, parallel)
+        cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        cpus = max(1, int(min(filter(None, cores), default=1)) // parallel)
+        resources = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": cpus}
         run = ray.remote(max_retries=0, **resources)(_run)
         cwd = os.getcwd()
         pending = {run.remote(list(c), str(folder), cwd): folder for folder, c in tasks.items()}
@@ -97,11 +82,6 @@ def run_on_ray(tasks: Mapping[Path, Sequence[str]], parallel: int, address: str)
         ray.shutdown()
 
 
-def _cpus(ray, parallel):
-    cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    return {"num_cpus": max(1, int(min(filter(None, cores), default=1)) // parallel)}
-
-
 def _status(ray, reference):
     try:
         return ray.get(reference)
@@ -110,7 +90,6 @@ def _status(ray, reference):
 
 
 def _run(command, folder, cwd):
-    """Runs one command in a Ray worker."""
     process = _start(command, Path(cwd, folder), cwd)
     try:
         return process.wait()

@@ -19,17 +19,13 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 @contextmanager
 def exclusive_lock(workdir: Path) -> Iterator[None]:
-    """Holds the lock of a run's folder; the folder is created if needed.
+    """Holds the lock of a run's folder; a folder that it creates and that stays empty is deleted.
 
-    A folder that this call created and that holds nothing but the lock at the end is deleted. The operating system
-    releases the lock when the process ends in any way, so no lock is ever stale.
-
-    Args:
-      workdir: the run's folder.
+    The operating system releases the lock when the process ends in any way, so no lock is ever stale.
 
     Raises:
-      UserError: another run holds the lock (the message names its process and host), the folder cannot be written or
-        has a link that leads out of it, or its file system has no locks.
+      UserError: another run holds the lock, the folder cannot be written or has a link that leads out of it, or its
+        file system has no locks.
     """
     created = not workdir.exists()
     refuse_links(workdir)
@@ -46,11 +42,10 @@ def exclusive_lock(workdir: Path) -> Iterator[None]:
 
 
 def _acquire(workdir, path):
-    # The file is kept on release: if it were deleted and created again, two could be locked.
-    lock = FileLock(path, timeout=0, preserve_lock_file=True)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        return lock.acquire()
+        # The file is kept on release: if it were deleted and created again, two could be locked.
+        return FileLock(path, timeout=0, preserve_lock_file=True).acquire()
     except Timeout as error:
         raise UserError(
             f"{workdir} is in use by another run ({_holder(path)}). Wait for it, end it, or use another --workdir."
@@ -58,8 +53,7 @@ def _acquire(workdir, path):
     except OSError as error:
         if error.errno in _NO_LOCKS:
             raise UserError(
-                f"{workdir} is on a file system without locks ({error.strerror}), where two runs "
-                "could overwrite each other's files. Use a --workdir on another file system."
+                f"{workdir} is on a file system without locks ({error.strerror}). Use a --workdir on another one."
             ) from error
         raise write_error(workdir, error) from error
 

@@ -1,7 +1,6 @@
-"""Heartbeats and messages between the processes of one run, over TCP.
+"""Heartbeats and messages between process 0 of a run and the others, over TCP.
 
-Process 0 listens and the others connect to it. JAX has such a channel too, but not in its public interface, and its
-way to report a lost process is to abort.
+JAX has such a channel too, but not in its public interface, and it aborts when a process is lost.
 """
 
 import json
@@ -38,7 +37,8 @@ class PeerChannel:
         self.closing = False  # while True, losses and failures are no longer reported
         self._connections, self._open = connections, set(connections)
         self._on_lost, self._on_end = on_lost, on_end
-        self._announced, self._changed = set(), threading.Condition()
+        self._announced: set[str] = set()
+        self._changed = threading.Condition()
         self._sending = threading.Lock()
         for process, connection in connections.items():
             connection.settimeout(timeout)
@@ -46,21 +46,19 @@ class PeerChannel:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def announce(self, event: str) -> None:
-        """Reports an event to all connected processes."""
+        """Sends an event to all connected processes; `wait_for` waits for it."""
         self._send({"event": event})
 
     def wait_for(self, event: str) -> None:
-        """Waits until process 0 has announced an event; signals are handled in between."""
         with self._changed:
             while event not in self._announced:
-                self._changed.wait(BEAT_SECONDS)
+                self._changed.wait(BEAT_SECONDS)  # signals are handled in between
 
     def end(self, status: int, message: str) -> None:
         """Makes all other processes end with a status and a message."""
         self._send({"status": status, "message": message})
 
     def wait_until_closed(self, seconds: float) -> None:
-        """Waits until the other sides have closed their connections, at most some seconds."""
         deadline = time.monotonic() + seconds
         while self._open and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -93,15 +91,10 @@ class PeerChannel:
 
 
 def listen() -> tuple[socket.socket, dict]:
-    """Opens a port for the other processes.
-
-    Returns:
-      The listening socket, and what `connect` needs to know: {"hosts", "port", "token"}.
-    """
-    if socket.has_dualstack_ipv6():
-        server = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-    else:
-        server = socket.create_server(("", 0))
+    """Returns a socket that listens for the other processes, and the "hosts", "port" and "token" for `connect`."""
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    server = socket.create_server(("", 0), family=family, dualstack_ipv6=dual)
     hosts = [socket.gethostname()]
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # sends nothing, but chooses the address of the network
@@ -111,10 +104,7 @@ def listen() -> tuple[socket.socket, dict]:
 
 
 def accept(server: socket.socket, token: str, count: int, timeout: float) -> dict[int, socket.socket]:
-    """Accepts the connections of `count` other processes; returns them by process.
-
-    Raises OSError if they do not connect in time.
-    """
+    """Returns the connections of `count` other processes, by process. Raises OSError if they are late."""
     connections = {}
     deadline = time.monotonic() + timeout
     with server:
@@ -130,10 +120,7 @@ def accept(server: socket.socket, token: str, count: int, timeout: float) -> dic
 
 
 def connect(hosts: Sequence[str], port: int, token: str, process: int, timeout: float) -> socket.socket:
-    """Connects process `process` with process 0 at the first of `hosts` that answers.
-
-    Raises OSError if none does.
-    """
+    """Connects a process with process 0 at the first of `hosts` that answers. Raises OSError if none does."""
     failure = OSError("no address of process 0")
     for host in hosts:
         try:

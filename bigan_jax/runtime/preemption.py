@@ -1,7 +1,7 @@
 """Stops the program on Ctrl-C, on a scheduler's SIGTERM, or after a time limit.
 
 All three arrive as signals. During training, the first one lets the current step finish and the state be saved. At
-any other time it ends the program and nothing is lost: the same command does the unfinished part again.
+any other time it ends the program, and the same command does the unfinished part again.
 """
 
 import os
@@ -15,31 +15,25 @@ from contextlib import contextmanager
 from bigan_jax.errors import EXIT_RESUME
 
 # Exit statuses: 128 + signal, as in shells; a queue should start the command again after the last.
-_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
-_REASON = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_STATUS: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
+_REASON: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 if hasattr(signal, "SIGALRM"):
     _STATUS[signal.SIGALRM] = EXIT_RESUME
     _REASON[signal.SIGALRM] = "out of time"
 
 
 class Stopped(KeyboardInterrupt):
-    """The program must end because of a signal.
-
-    Attributes:
-      status: the exit status of the program.
-    """
+    """The program must end because of a signal; `note` says what was saved."""
 
     def __init__(self, signum: int, note: str = ""):
-        """note: what was saved, for the message."""
         super().__init__(": ".join(filter(None, (_REASON[signum], note))))
-        self.status = _STATUS[signum]
+        self.status = _STATUS[signum]  # exit status of the program
 
 
 def install_handlers(time_limit: float = 0.0) -> None:
     """Makes SIGINT, SIGTERM and SIGALRM raise Stopped in the main thread.
 
-    Args:
-      time_limit: minutes after which SIGALRM is sent to this process; 0 for no limit. Not available on Windows.
+    SIGALRM arrives after `time_limit` minutes, unless that is 0 (not on Windows).
     """
     for signum in _STATUS:
         # Shells make background jobs ignore Ctrl-C; that is kept.
@@ -54,29 +48,18 @@ def _raise(signum, _):
 
 
 class StopRequest:
-    """The state of a request to stop, shared by the signal handler and the training loop.
+    """The state of a request to stop, shared by the signal handler and the training loop."""
 
-    Attributes:
-      received: the first signal that this process received, if any.
-      acted_on: the signal, received by any process of the run, that ends the run; 0 if none.
-    """
-
-    received: int | None = None
-    acted_on: int = 0
+    received: int | None = None  # the first signal that this process received
+    acted_on: int = 0  # the signal, received by any process of the run, that ends the run; 0 if none
 
 
 @contextmanager
 def defer_signals(note: str) -> Iterator[StopRequest]:
-    """Records signals instead of raising Stopped; the body checks the request and ends in time.
+    """Records signals in the request that it yields, instead of raising Stopped; the body checks it and ends in time.
 
-    A second signal that is a Ctrl-C ends the program immediately. Outside of the main thread signals are handled as
-    before.
-
-    Args:
-      note: text printed at the first signal.
-
-    Yields:
-      The request, updated when a signal arrives.
+    The first signal prints `note`; a later Ctrl-C ends the program immediately. Outside of the main thread signals are
+    handled as before.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -14,31 +14,20 @@ from bigan_jax.runtime.files import read_bounded, write_json
 FORMAT = 3  # of a run's folder; raise it with each change that other versions would misread
 
 # Fields, and groups of them, that may change between two starts of one run: training does not depend on them, or the
-# change is checked elsewhere.
+# change is checked elsewhere (split.csv lists the training images, vgg16.sha256 has the digest of the weights).
 _CHANGEABLE_FIELDS = (
-    "score.",
-    "sweep.",
-    "threshold.",
-    "checkpoint.",
-    "data.dir",
-    "data.tfds_dir",
-    "data.stream",
-    "data.skip_unreadable",  # split.csv lists the training images
-    "on_nan",
-    "vgg16.",  # the file; vgg16.sha256 has the digest of the weights
+    *("score.", "sweep.", "threshold.", "checkpoint.", "vgg16.", "on_nan"),
+    *("data.dir", "data.tfds_dir", "data.stream", "data.skip_unreadable"),
 )
 
-_GROUPS = ("data", "augment", "score", "vgg16", "threshold", "checkpoint", "model", "optimizers")
+_GROUPS = ("data", "augment", "score", "vgg16", "threshold", "checkpoint", "model", "optimizers", "phases")
 _TYPES = {
-    **dict.fromkeys((*_GROUPS, "phases"), dict),
+    **dict.fromkeys(_GROUPS, dict),
     **dict.fromkeys(("name", "model_name", "dtype"), str),
     **dict.fromkeys(("seed", "batch_size"), int),
 }
 
 _MAX_CONFIG_BYTES = 4 * 2**20
-
-# Exceptions that parsing and using untrusted JSON can raise.
-_UNREADABLE = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
 def default_name(config: ConfigDict) -> Path:
@@ -51,47 +40,32 @@ def default_name(config: ConfigDict) -> Path:
 
 
 def require_same_config(workdir: Path, config: ConfigDict) -> None:
-    """Checks that a run's folder is empty or holds a run with the same config.
-
-    Fields on which training does not depend may differ.
-
-    Raises:
-      UserError: other fields differ; the message lists them.
-    """
+    """Raises UserError if a folder holds a run whose config differs in fields on which training depends."""
     if (workdir / "config.json").exists():
-        saved, current = _flat(read_config(workdir)), _flat(config)
+        saved, current = flat_config(read_config(workdir)), flat_config(config)
         differing = [
             f"  {name}: {saved.get(name)!r} there, {current.get(name)!r} now"
             for name in sorted(saved.keys() | current.keys())
             if saved.get(name) != current.get(name) and not name.startswith(_CHANGEABLE_FIELDS)
         ]
         if differing:
-            raise UserError(
-                f"{workdir} holds a run with another config:\n"
-                + "\n".join(differing)
-                + "\nUse its values to resume it, or another --workdir to start a new run."
-            )
+            hint = "Use its values to resume it, or another --workdir to start a new run."
+            raise UserError("\n".join([f"{workdir} holds a run with another config:", *differing, hint]))
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes a new run's config, or updates that of a run to resume.
+    """Writes a new run's config, or updates that of a run to resume and deletes an evaluation of another config.
 
-    An evaluation of another config is deleted, so that it is not taken for one of this config.
-
-    Raises:
-      UserError: the folder holds a run with another config (`require_same_config`), or cannot be written.
+    Raises UserError if the folder holds another run (`require_same_config`) or cannot be written.
     """
     require_same_config(workdir, config)
-    if (workdir / "config.json").exists() and _flat(read_config(workdir)) != _flat(config):
+    if (workdir / "config.json").exists() and flat_config(read_config(workdir)) != flat_config(config):
         (workdir / "evaluation.json").unlink(missing_ok=True)
     write_json(workdir / "config.json", {"format": FORMAT, **config.to_dict()})
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """Reads the config of the run in a folder.
-
-    Returns:
-      The config, locked.
+    """Returns the config, locked, of the run in a folder.
 
     Raises:
       UserError: the folder holds no run, its config.json cannot be read, or another version of this package wrote it.
@@ -102,8 +76,7 @@ def read_config(workdir: Path) -> ConfigDict:
         if not workdir.exists():
             raise UserError(f"{workdir} does not exist. Train a run there first.") from error
         raise UserError(
-            f"{workdir} holds no run: {error}. Use the folder of one run; the runs of several "
-            "seeds and of a sweep are in its subfolders."
+            f"{workdir} holds no run: {error}. The runs of several seeds and of a sweep are in its subfolders."
         ) from error
     try:
         fields = json.loads(content)
@@ -112,7 +85,7 @@ def read_config(workdir: Path) -> ConfigDict:
             if type(fields.get(name)) is not expected:
                 raise ValueError(f"{name} is missing or has the wrong type")
         return ConfigDict(fields, convert_dict=True).lock()
-    except _UNREADABLE as error:
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{workdir} holds no run: config.json cannot be read ({error})") from error
 
 
@@ -132,13 +105,13 @@ def require_format(number: object, name: Path | str) -> None:
     """Raises UserError, which names the folder or file, for another format than `FORMAT`."""
     if type(number) is not int or number != FORMAT:
         raise UserError(
-            f"{name} was written by another version of bigan_jax (format {number!r:.20}, this "
-            f"version reads {FORMAT}). Train again in another --workdir."
+            f"{name} was written by another version of bigan_jax (format {number!r:.20}, this version reads {FORMAT}). "
+            "Train again in another --workdir."
         )
 
 
-def _flat(config: ConfigDict) -> dict:
-    """Fields by dotted name, with values as JSON returns them."""
+def flat_config(config: ConfigDict) -> dict[str, object]:
+    """Returns a config's fields by dotted name, with values as JSON returns them."""
 
     def walk(node, prefix):
         for name, value in node.items():

@@ -1,8 +1,7 @@
 """Connects the processes that train one run, and ends all of them when one fails or is lost.
 
-`jax.distributed` initializes them. In a collective operation XLA would wait for a lost process, on some platforms
-forever, or abort. Each process therefore watches the others over a channel of its own (peers.py) and ends with a
-message and an exit status when one of them does not respond.
+XLA would wait for a lost process, on some platforms forever, or abort. Each process therefore watches the others over
+a channel of its own (peers.py), and ends with a message and an exit status when one of them does not respond.
 """
 
 import atexit
@@ -38,10 +37,10 @@ def join_processes(
     status 75 (`EXIT_RESUME`). Only process 0 writes to stdout. All leave together.
 
     Args:
-      coordinator: host:port at which process 0 can be reached; requires the next two. Without them JAX reads the
-        environment: SLURM, Open MPI, Kubernetes, TPU.
-      num_processes: number of processes; 1 for this one alone.
-      process_id: index of this process, from 0.
+      coordinator: host:port of process 0; requires the next two. Without them JAX reads the environment: SLURM, Open
+        MPI, Kubernetes, TPU.
+      num_processes: 1 for this one alone.
+      process_id: from 0.
       timeout: seconds without a heartbeat after which a process is lost.
 
     Raises:
@@ -57,9 +56,14 @@ def join_processes(
     except BaseException as error:
         _report(error, timeout)
         raise
-    distributed.channel.closing = True
+    _channel().closing = True
     jax.distributed.shutdown()
     _clean()
+
+
+def _channel():
+    assert distributed.channel is not None, "this process is one of several"
+    return distributed.channel
 
 
 def _initialize(coordinator, num_processes, process_id, timeout):
@@ -73,8 +77,8 @@ def _initialize(coordinator, num_processes, process_id, timeout):
             return False
     elif None in arguments:
         raise UserError(
-            "--coordinator, --num_processes and --process_id belong together. Set all three, or "
-            f"none in SLURM, Open MPI, Kubernetes or on TPUs. {_SINGLE}"
+            "--coordinator, --num_processes and --process_id belong together. "
+            f"Set all three, or none in SLURM, Open MPI, Kubernetes or on TPUs. {_SINGLE}"
         )
     elif num_processes < 1 or not 0 <= process_id < num_processes:
         raise UserError(f"--process_id={process_id} must be from 0 to {num_processes - 1}. {_SINGLE}")
@@ -89,23 +93,21 @@ def _initialize(coordinator, num_processes, process_id, timeout):
         jax.devices()  # waits for all processes
         if is_multiprocess():
             _open_channel(coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"), timeout)
-    except ValueError as error:
+    except Exception as error:  # of JAX, the Kubernetes client, a metadata server, ...
         configured = coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ
-        if not configured and "defined" in str(error):  # JAX found no cluster
+        if isinstance(error, ValueError) and not configured and "defined" in str(error):  # JAX found no cluster
             signal.signal(signal.SIGABRT, signal.SIG_DFL)
             return False
-        raise UserError(f"cannot connect to the other processes: {error}\n{_SINGLE}") from error
-    except Exception as error:  # of the Kubernetes client, a metadata server, ...
         raise UserError(f"cannot connect to the other processes: {error!r}\n{_SINGLE}") from error
     return is_multiprocess()
 
 
 def _open_channel(coordinator, timeout):
-    process, count = jax.process_index(), jax.process_count()
+    process = jax.process_index()
     server, address = peers.listen() if process == 0 else (None, {})
     address = broadcast_json(address)
-    if process == 0:
-        connections = peers.accept(server, address["token"], count - 1, timeout)
+    if server:
+        connections = peers.accept(server, address["token"], jax.process_count() - 1, timeout)
     else:
         if coordinator:
             address["hosts"].insert(0, coordinator.rpartition(":")[0].strip("[]"))
@@ -117,45 +119,40 @@ def _open_channel(coordinator, timeout):
 def _end_for_lost(process):
     if process == 0:
         time.sleep(1)  # XLA logs the loss as well; the message comes last
-    _end(
-        EXIT_RESUME,
-        f"process {process} of {jax.process_count()} was lost. The same command, in any number of "
-        "processes, resumes from the last checkpoint.",
-    )
+    _end(EXIT_RESUME, f"process {process} of {jax.process_count()} was lost. The same command resumes the run.")
 
 
 def _end(status, message):
-    if is_primary():
-        distributed.channel.end(status, message)
+    if is_primary():  # the others learn it from process 0
+        _channel().end(status, message)
     _leave(status, message)
 
 
 def _report(error, timeout):
     """Sends the reason why this process ends to the others.
 
-    An error of a collective operation may have its reason in the end of another process. The channel then ends this
-    process while it waits here.
+    If a collective operation failed because another process ended, the channel ends this process while it waits here.
     """
     if not isinstance(error, UserError | KeyboardInterrupt | SystemExit):
         time.sleep(timeout + 3 * peers.BEAT_SECONDS)
         _wait_if_leaving()
     elif not is_primary():  # process 0 reports what all of them raise
         time.sleep(2 * peers.BEAT_SECONDS)
-    distributed.channel.closing = True
+    channel = _channel()
+    channel.closing = True
     status = getattr(error, "status", 130) if isinstance(error, KeyboardInterrupt) else 1
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         status = error.code
     name = f"process {jax.process_index()} of {jax.process_count()}"
-    distributed.channel.end(status, f"{name} ended: {str(error) or type(error).__name__}")
+    channel.end(status, f"{name} ended: {str(error) or type(error).__name__}")
     # Python's exit would wait for the others, as JAX's shutdown does.
     atexit.register(_leave, status)
 
 
 def _on_abort(message):
-    """Handles SIGABRT, with which XLA ends a process that has lost process 0.
+    """Makes SIGABRT, which XLA raises when process 0 is lost, end the process with a message and status 75.
 
-    The channel gets some seconds to end the process first. Then the process ends with a message and status 75, or
-    aborts if there is no message.
+    Without a message, the channel gets 5 seconds to end the process, which then aborts.
     """
 
     def handle(_):
@@ -182,9 +179,9 @@ def _wait_if_leaving():
         threading.Event().wait()
 
 
-def _leave(status: int, message: str = "") -> None:
+def _leave(status, message=""):
     """Ends this process without JAX's shutdown, which waits for all processes."""
-    while not _leaving.acquire(blocking=False):
+    if not _leaving.acquire(blocking=False):
         _wait_if_leaving()
     if message:
         print(f"\nerror: {message}", file=sys.stderr)

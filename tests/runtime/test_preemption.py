@@ -121,7 +121,7 @@ def test_resume_equals_uninterrupted_run(tmp_path, monkeypatch, scanned):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     set_whole_epochs(monkeypatch, scanned)
     states = []
-    monkeypatch.setattr(train, "evaluate_run", lambda *args: states.append(args[-2]))
+    monkeypatch.setattr(train, "evaluate_run", lambda *args: states.append(args[-2]) or {})
     fields = {"batch_size": 8, "checkpoint.every": 2}  # 5 steps an epoch, 6 epochs
     if scanned:  # an epoch of the Improved BiGAN as one program takes long to compile
         config = configured(cae, "phantom", SMALL | {"phases.phase1.epochs": 6} | fields)

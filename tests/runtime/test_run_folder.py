@@ -125,7 +125,7 @@ def mounted(path, options):
 def without_evaluation(monkeypatch):
     """Skips evaluations; returns the list of trained states."""
     states = []
-    monkeypatch.setattr(train, "evaluate_run", lambda *args: states.append(args[-2]))
+    monkeypatch.setattr(train, "evaluate_run", lambda *args: states.append(args[-2]) or {})
     return states
 
 
