@@ -16,7 +16,7 @@ COLUMNS = ("split", "train", "calibration", "normal test", "anomalous test")
 
 
 def main(_):
-    from bigan_jax.reports.tables import markdown
+    from bigan_jax.reports.table_formats import markdown
 
     print(markdown(table(CONFIG.value, SPLITS.value)))
 
@@ -30,7 +30,7 @@ def table(config, splits: int):
     from bigan_jax.evaluation import anomaly_score
     from bigan_jax.evaluation.baselines import baseline_aurocs, baseline_scores, fitting_images
     from bigan_jax.evaluation.statistics import spread
-    from bigan_jax.reports.tables import Table
+    from bigan_jax.reports.table_formats import Table
 
     settings = parse_settings(config)
     formula = settings.score.formula

@@ -15,7 +15,7 @@ from bigan_jax.nn.ssim import SSIM_WINDOW
 from bigan_jax.training import schedules
 from bigan_jax.training.run import DetectorBuild
 from bigan_jax.training.schedules import Phase
-from bigan_jax.validation import NON_NEGATIVE, require
+from bigan_jax.value_checks import NON_NEGATIVE, require
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

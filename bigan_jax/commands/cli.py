@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 import bigan_jax
 from bigan_jax.errors import UserError, printable, printable_lines, unknown_name
-from bigan_jax.runtime import preemption
+from bigan_jax.runtime import stop_signals
 from bigan_jax.runtime.jax_setup import enable_compilation_cache, keep_freed_memory
 from bigan_jax.runtime.run_config import config_errors, default_name, flat_config, read_config
 
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str]) -> int | None:
         value and os.path.expanduser(value) for value in (_WORKDIR.value, _OUTPUT.value, _INPUT.value)
     )
 
-    preemption.install_handlers(_TIME_LIMIT.value)
+    stop_signals.install_handlers(_TIME_LIMIT.value)
     enable_compilation_cache(_COMPILATION_CACHE.value)
     keep_freed_memory()
     _check_folders(mode, config, workdir)

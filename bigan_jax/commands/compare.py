@@ -13,9 +13,9 @@ import numpy as np
 from bigan_jax.errors import UserError, printable
 from bigan_jax.evaluation.comparison import DatasetComparison, compare_runs, values
 from bigan_jax.evaluation.finished_run import read_run
-from bigan_jax.reports import html, tables
+from bigan_jax.reports import html, table_formats
 from bigan_jax.reports.comparison_tables import CSV_HEADER, comparison_tables, csv_rows, overview
-from bigan_jax.reports.tables import Table
+from bigan_jax.reports.table_formats import Table
 from bigan_jax.runtime.files import write_atomic
 
 _LATEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n\n"
@@ -49,7 +49,7 @@ class Plot(NamedTuple):
 
 class Section(NamedTuple):
     dataset: DatasetComparison
-    tables: list[Table]
+    table_formats: list[Table]
     plot: Plot
 
 
@@ -81,11 +81,11 @@ def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> 
     sections = [Section(d, comparison_tables(d), _plot(d)) for d in comparison.datasets]
     page = {"remarks": _remarks(comparison), "overview": overview(comparison.datasets), "sections": sections}
     all_tables = [*page["overview"], *(table for section in sections for table in section.tables)]
-    filters = {"cell": tables.format_cell, "spans": tables.spans}
+    filters = {"cell": table_formats.format_cell, "spans": table_formats.spans}
     for suffix, content in {
         "md": _markdown(**page),
-        "csv": tables.csv_text(CSV_HEADER, csv_rows(comparison.datasets)),
-        "tex": _LATEX_HEAD + "\n".join(map(tables.latex, all_tables)),
+        "csv": table_formats.csv_text(CSV_HEADER, csv_rows(comparison.datasets)),
+        "tex": _LATEX_HEAD + "\n".join(map(table_formats.latex, all_tables)),
         "html": html.render_html("comparison.html.jinja", filters=filters, **page),
     }.items():
         write_atomic(output / f"comparison.{suffix}", content)
@@ -154,11 +154,11 @@ def _remarks(comparison):
 
 
 def _markdown(remarks, overview, sections):
-    parts = ["# Comparison", "", *(f"- {tables.markdown_text(remark)}" for remark in remarks), ""]
-    parts += map(tables.markdown, overview)
+    parts = ["# Comparison", "", *(f"- {table_formats.markdown_text(remark)}" for remark in remarks), ""]
+    parts += map(table_formats.markdown, overview)
     for section in sections:
-        parts += [f"## {tables.markdown_text(section.dataset.title)}", ""]
-        parts += map(tables.markdown, section.tables)
+        parts += [f"## {table_formats.markdown_text(section.dataset.title)}", ""]
+        parts += map(table_formats.markdown, section.tables)
     return "\n".join(parts)
 
 
@@ -166,7 +166,7 @@ def _print(comparison):
     for dataset in comparison.datasets:
         best = next((row for row in dataset.rows if row.values["auroc"]), None)
         if best:
-            auroc, baseline = (tables.format_cell(best.values[name]) for name in ("auroc", "baseline"))
+            auroc, baseline = (table_formats.format_cell(best.values[name]) for name in ("auroc", "baseline"))
             row = f"best {best.label}, AUROC {auroc}; strongest training-free baseline {baseline}"
             print(f"{dataset.title}: {len(dataset.rows)} rows; {row}")
     for remark in _remarks(comparison):

@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from bigan_jax.commands.compare import compare
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.comparison import differing_fields
-from bigan_jax.reports import tables
+from bigan_jax.reports import table_formats
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.files import write_json
-from bigan_jax.runtime.preemption import Stopped, defer_signals
+from bigan_jax.runtime.stop_signals import Stopped, defer_signals
 from bigan_jax.training.loop import STOP_NOTICE, train_epochs
 from bigan_jax.training.run import TrainingJob, TrainingRun
 
@@ -98,7 +98,7 @@ def summarize(workdir: Path, folders: Sequence[Path]) -> dict:
     summary = {"model": row.label, "dataset": dataset.title, "seeds": seeds, "figures": figures}
     write_json(workdir / "summary.json", summary)
     labels = {"AUROC": "auroc", "F1": "f1", "pixel AUROC": "pixel_auroc", "baseline": "baseline"}
-    cells = [f"{label} {tables.format_cell(row.values[name])}" for label, name in labels.items()]
+    cells = [f"{label} {table_formats.format_cell(row.values[name])}" for label, name in labels.items()]
     print(f"{row.label} on {dataset.title}, seeds {', '.join(map(str, seeds))}: {'; '.join(cells)}")
     return summary
 

@@ -14,7 +14,7 @@ from bigan_jax.training import divergence
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.saving.checkpoints import CheckpointSettings
 from bigan_jax.training.schedules import OptimizerSettings
-from bigan_jax.validation import POSITIVE_INTEGER, require
+from bigan_jax.value_checks import POSITIVE_INTEGER, require
 
 DTYPES = ("float32", "bfloat16")
 

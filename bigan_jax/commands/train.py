@@ -15,8 +15,8 @@ from bigan_jax.detector import TrainState
 from bigan_jax.errors import UserError
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.files import write_json
-from bigan_jax.runtime.preemption import Stopped, defer_signals
 from bigan_jax.runtime.run_config import default_name
+from bigan_jax.runtime.stop_signals import Stopped, defer_signals
 from bigan_jax.training import divergence
 from bigan_jax.training.loop import STOP_NOTICE, train_epochs
 from bigan_jax.training.run import TrainingJob, TrainingRun

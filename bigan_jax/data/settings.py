@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from bigan_jax.data import audit, layouts
 from bigan_jax.data.files.images import ImageFormat
-from bigan_jax.data.layouts.base import Layout
+from bigan_jax.data.layouts.layout import Layout
 from bigan_jax.errors import UserError, unknown_name
-from bigan_jax.validation import COUNT, DECAY, Range, require
+from bigan_jax.value_checks import COUNT, DECAY, Range, require
 
 PHANTOM = "phantom"
 _CHANNELS = Range("1 (gray) or 3 (RGB)", lambda n: n in (1, 3))

@@ -15,8 +15,8 @@ from bigan_jax.data.files.folders import DataFolder, is_remote, local_folder, op
 from bigan_jax.data.files.images import ImageFormat, Mask, Pixels, count_unsupported, image_size, read_image, read_mask
 from bigan_jax.data.files.medical import percentile_stretch
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
-from bigan_jax.data.layouts.base import MIN_NORMAL, select_categories
-from bigan_jax.data.layouts.locate import find_layout_root
+from bigan_jax.data.layouts.find_root import find_layout_root
+from bigan_jax.data.layouts.layout import MIN_NORMAL, select_categories
 from bigan_jax.data.records import ImageRecord, Listing
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.tfds.paths import find_tfds_dataset, is_tfds_dataset, prepared_path, prepared_paths

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from bigan_jax.metrics.image import IMAGE_METRICS, ImageMetric, ResampledSets
 from bigan_jax.metrics.thresholds import decide
-from bigan_jax.validation import require_finite
+from bigan_jax.value_checks import require_finite
 
 Interval = tuple[float, float]
 Band = tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"], Float[np.ndarray, "k"]]  # x, low, high

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 
 from bigan_jax.metrics.thresholds import decide
-from bigan_jax.validation import require_finite
+from bigan_jax.value_checks import require_finite
 
 
 class Counts(NamedTuple):

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Num
 from scipy import ndimage
 
 from bigan_jax.metrics.thresholds import decide
-from bigan_jax.validation import require_finite
+from bigan_jax.value_checks import require_finite
 
 LEVELS = 1 << 20  # distinct levels of error
 _BLOCK = 128  # images per step: allocating memory for more takes longer than the work itself

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Num
 
 from bigan_jax.errors import UserError, unknown_name
-from bigan_jax.validation import require_finite
+from bigan_jax.value_checks import require_finite
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from bigan_jax.detector import Detector, LatentSearch, Objective, example_keys
 from bigan_jax.nn import losses
 from bigan_jax.nn.losses import spread_logs
 from bigan_jax.nn.networks import DCGANEncoder, DCGANGenerator, to_signed
-from bigan_jax.validation import DECAY, POSITIVE, POSITIVE_INTEGER, UNIT
+from bigan_jax.value_checks import DECAY, POSITIVE, POSITIVE_INTEGER, UNIT
 
 FIELD_RANGES = {
     **dict.fromkeys(("latent", "widths", "search_steps", "restarts"), POSITIVE_INTEGER),

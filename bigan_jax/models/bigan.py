@@ -19,7 +19,7 @@ from bigan_jax.detector import Detector, Objective
 from bigan_jax.nn import losses
 from bigan_jax.nn.losses import discriminator_logs, spread_logs, standard_normal
 from bigan_jax.nn.networks import ConvDecoder, ConvEncoder, JointDiscriminator
-from bigan_jax.validation import DECAY, POSITIVE_INTEGER, UNIT
+from bigan_jax.value_checks import DECAY, POSITIVE_INTEGER, UNIT
 
 FIELD_RANGES = {
     **dict.fromkeys(("latent", "widths", "discriminator_widths", "discriminator_hidden"), POSITIVE_INTEGER),

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.nn import losses
 from bigan_jax.nn.blocks import BatchNorm, leaky_relu
-from bigan_jax.validation import POSITIVE_INTEGER
+from bigan_jax.value_checks import POSITIVE_INTEGER
 
 FIELD_RANGES = {"hidden": POSITIVE_INTEGER}
 

@@ -19,7 +19,7 @@ from bigan_jax.errors import UserError
 from bigan_jax.nn import losses
 from bigan_jax.nn.losses import spread_logs
 from bigan_jax.nn.networks import DCGANEncoder, DCGANGenerator, to_signed
-from bigan_jax.validation import POSITIVE_INTEGER
+from bigan_jax.value_checks import POSITIVE_INTEGER
 
 FIELD_RANGES = {"latent": POSITIVE_INTEGER, "width": POSITIVE_INTEGER}
 

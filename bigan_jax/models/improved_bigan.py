@@ -18,7 +18,7 @@ from bigan_jax.nn.losses import discriminator_logs, spread_logs, standard_normal
 from bigan_jax.nn.networks import ConvDecoder, ConvEncoder, JointDiscriminator
 from bigan_jax.nn.vgg16 import weights as vgg16
 from bigan_jax.nn.vgg16.network import VGG16
-from bigan_jax.validation import COUNT, POSITIVE_INTEGER
+from bigan_jax.value_checks import COUNT, POSITIVE_INTEGER
 
 FIELD_RANGES = {
     **dict.fromkeys(("latent", "widths", "discriminator_widths", "discriminator_hidden"), POSITIVE_INTEGER),

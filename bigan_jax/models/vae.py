@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from bigan_jax.detector import Detector, Objective
 from bigan_jax.nn import losses
 from bigan_jax.nn.networks import ConvDecoder, ConvEncoder
-from bigan_jax.validation import POSITIVE_INTEGER
+from bigan_jax.value_checks import POSITIVE_INTEGER
 
 FIELD_RANGES = {"latent": POSITIVE_INTEGER, "widths": POSITIVE_INTEGER}
 

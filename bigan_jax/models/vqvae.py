@@ -21,7 +21,7 @@ from bigan_jax.detector import Detector, Objective
 from bigan_jax.nn import losses
 from bigan_jax.nn.blocks import BATCH_AXIS, Downsample, Upsample
 from bigan_jax.nn.convolutions import conv1x1, conv3x3
-from bigan_jax.validation import COUNT, DECAY, POSITIVE, POSITIVE_INTEGER
+from bigan_jax.value_checks import COUNT, DECAY, POSITIVE, POSITIVE_INTEGER
 
 FIELD_RANGES = {
     **dict.fromkeys(("widths", "residual_width", "latent", "codes"), POSITIVE_INTEGER),

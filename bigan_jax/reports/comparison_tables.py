@@ -8,7 +8,7 @@ from bigan_jax.evaluation.paper_results import METRICS, MODELS
 from bigan_jax.evaluation.statistics import Difference
 from bigan_jax.metrics.image import IMAGE_METRICS
 from bigan_jax.metrics.pixel import PIXEL_METRICS
-from bigan_jax.reports.tables import Cell, Table
+from bigan_jax.reports.table_formats import Cell, Table
 
 _HEADINGS = {"auroc": "AUROC", "f1": "F1", "pixel_auroc": "pixel AUROC"}
 _SEED_NOTE = "Mean ± standard deviation over seeds, including their splits where these differ."

@@ -16,7 +16,7 @@ from bigan_jax.evaluation.scorer import Scores
 from bigan_jax.evaluation.verdict import verdict
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.reports import figures, html_report
-from bigan_jax.reports.tables import format_cell
+from bigan_jax.reports.table_formats import format_cell
 from bigan_jax.runtime.files import write_atomic, write_csv, write_json
 from bigan_jax.training.saving.train_log import read_train_log, rollbacks
 

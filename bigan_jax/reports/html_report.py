@@ -15,7 +15,7 @@ from bigan_jax.metrics.pixel import PIXEL_METRICS
 from bigan_jax.reports.charts import ERROR_PALETTE, error_levels, error_map_rgb
 from bigan_jax.reports.html import data_uri, png_bytes, render_html
 from bigan_jax.reports.image_grid import GalleryImage
-from bigan_jax.reports.tables import format_cell
+from bigan_jax.reports.table_formats import format_cell
 from bigan_jax.runtime.files import write_atomic
 
 MODEL = "this model"

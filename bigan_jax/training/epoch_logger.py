@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bigan_jax.runtime import distributed
-from bigan_jax.runtime.preemption import StopRequest
+from bigan_jax.runtime.stop_signals import StopRequest
 from bigan_jax.training import divergence, health
 from bigan_jax.training.saving.progress import Progress
 from bigan_jax.training.saving.tensorboard import TensorBoardWriter

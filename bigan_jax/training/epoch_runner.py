@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from bigan_jax.data.streaming import prefetch
 from bigan_jax.detector import Detector, TrainState, tree_mean
 from bigan_jax.errors import UserError
-from bigan_jax.training import train_step
+from bigan_jax.training import batchnorm_statistics, train_step
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.device_layout import DeviceLayout, scatter
 from bigan_jax.training.train_step import TrainingSet
@@ -100,7 +100,7 @@ class EpochRunner:
         }
         self._finish_step = program(vmap(partial(train_step.finish_step, detector), 0), donate_argnums=0)
         self._prepare_plain = prepare(AugmentationSettings())
-        self._batch_statistics = vmap(partial(train_step.batch_statistics, detector), 0, None, 0)
+        self._batch_statistics = vmap(partial(batchnorm_statistics.batch_statistics, detector), 0, None, 0)
         self._statistics = pmap(self._summed_statistics if self._scanned else self._step_statistics)
         self._programs, self._compiling, self._compilers = {}, {}, None
 
@@ -258,7 +258,7 @@ class EpochRunner:
                 # devices could deadlock, each holding some threads of the CPU.
                 if not self.epoch_is_one_program:
                     jax.block_until_ready(total)
-        return train_step.with_statistics(state, jax.tree.map(lambda x: x / len(indices), total))
+        return batchnorm_statistics.with_statistics(state, jax.tree.map(lambda x: x / len(indices), total))
 
     def _step_statistics(self, state, frozen, images, indices):
         return self._batch_statistics(state, frozen, self._prepare_plain(state, images, indices))

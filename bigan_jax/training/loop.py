@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from bigan_jax.detector import TrainState
 from bigan_jax.runtime import distributed
-from bigan_jax.runtime.preemption import StopRequest
+from bigan_jax.runtime.stop_signals import StopRequest
 from bigan_jax.training import device_layout, divergence
 from bigan_jax.training.epoch_logger import EpochLogger, StepMonitor, make_progress_bar
 from bigan_jax.training.epoch_runner import STATISTICS, EpochRunner

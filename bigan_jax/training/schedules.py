@@ -11,7 +11,7 @@ from typing import NamedTuple
 import optax
 
 from bigan_jax.errors import UserError, unknown_name
-from bigan_jax.validation import DECAY, POSITIVE, require
+from bigan_jax.value_checks import DECAY, POSITIVE, require
 
 
 class UpdateFrequency(NamedTuple):

@@ -12,20 +12,10 @@ import numpy as np
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Int, PyTree, UInt8
+from jaxtyping import Array, Int, Key, UInt8
 
 from bigan_jax.data.streaming import LazyImages
-from bigan_jax.detector import (
-    Batch,
-    Detector,
-    Logs,
-    Net,
-    TrainState,
-    Variables,
-    example_keys,
-    network_variables,
-    scoring_params,
-)
+from bigan_jax.detector import Batch, Detector, Logs, Net, TrainState, Variables, example_keys, network_variables
 from bigan_jax.nn.blocks import BATCH_AXIS
 from bigan_jax.training.augmentation import AugmentationSettings, augment
 
@@ -43,7 +33,7 @@ def prepare_batch(
     """Returns this device's batch: gathered by index, scaled to [0, 1] and augmented."""
     assert not isinstance(training_set.image, LazyImages)  # the runner has read its images
     image = training_set.image[indices].astype(jnp.float32) / 255
-    keys = _step_keys(state, 0, len(indices))
+    keys = step_keys(state, 0, len(indices))
     return Batch(augment(keys, image, augmentation), training_set.condition[indices])
 
 
@@ -70,7 +60,7 @@ def update(
       The new state, and the logs named "<objective>/<log>", "<objective>/loss" among them.
     """
     objective = detector.objectives[name]
-    keys = _step_keys(state, update_index, len(batch.image))
+    keys = step_keys(state, update_index, len(batch.image))
 
     def loss(owned):
         net = Net(detector.networks, network_variables(state, state.params | owned) | dict(frozen), train=True)
@@ -79,7 +69,7 @@ def update(
 
     owned = {network: state.params[network] for network in objective.networks}
     gradients, (logs, collections) = jax.grad(loss, has_aux=True)(owned)
-    gradients, logs, collections = _average_over_devices((gradients, logs, collections))
+    gradients, logs, collections = average_over_devices((gradients, logs, collections))
     changes, opt_state = optimizer.update(gradients, state.opt_state[name], owned)
     state = state._replace(
         params=state.params | cast(dict, optax.apply_updates(owned, changes)),
@@ -102,42 +92,20 @@ def finish_step(detector: Detector, state: TrainState) -> TrainState:
     return state._replace(step=state.step + 1, average=average)
 
 
-def batch_statistics(
-    detector: Detector, state: TrainState, frozen: Mapping[str, Variables], batch: Batch
-) -> dict[str, PyTree]:
-    """Returns the BatchNorm statistics of one batch by network, with fixed weights.
-
-    A network's statistics come from the last objective that owns it, as in a step: an encoder and a generator that
-    end each step on reconstruction are scored as they reconstruct.
-    """
-    statistics = {}
-    for objective in detector.objectives.values():
-        net = Net(detector.networks, network_variables(state, scoring_params(state)) | dict(frozen), train=True)
-        objective.loss(net, batch, _step_keys(state, 0, len(batch.image)))
-        statistics |= net.collections(objective.networks)
-    statistics = {n: {"batch_stats": c["batch_stats"]} for n, c in statistics.items() if "batch_stats" in c}
-    return _average_over_devices(statistics)
-
-
-def with_statistics(state: TrainState, mean: dict[str, PyTree]) -> TrainState:
-    """Returns the state with BatchNorm statistics replaced by their mean over batches.
-
-    This is "precise BN" (Wu and Johnson 2021, Sec. 3); parameters, codebooks and later training do not depend on it.
-    """
-    return state._replace(collections={n: c | mean.get(n, {}) for n, c in state.collections.items()})
-
-
-def _step_keys(state, purpose, batch_size):
-    """One key per image. purpose: 0 for augmentation, from 1 for the step's updates."""
+def step_keys(state: TrainState, purpose: int | Int[Array, ""], batch_size: int) -> Key[Array, "b"]:
+    """Returns one key per image; `purpose` is 0 for augmentation, and from 1 on for the step's updates."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), purpose)
     first = lax.axis_index(BATCH_AXIS) * batch_size
     return example_keys(key, first + jnp.arange(batch_size))
 
 
-def _average_over_devices(tree):
-    """Several processes on CPUs reduce one concatenated vector, because each reduction takes milliseconds however
+def average_over_devices(tree: PyTree) -> PyTree:
+    """Returns the mean over all devices.
+
+    Several processes on CPUs reduce one concatenated vector, because each reduction takes milliseconds however
     small it is. Compilers for accelerators combine reductions themselves, without the copies. For a single device,
-    XLA:CPU would copy every array; the mean is skipped."""
+    XLA:CPU would copy every array; the mean is skipped.
+    """
     if lax.axis_size(BATCH_AXIS) == 1:
         return tree
     if jax.default_backend() != "cpu" or jax.process_count() == 1:

@@ -20,7 +20,7 @@ from bigan_jax.commands.setup import prepare_jobs
 from bigan_jax.configs import cae
 from bigan_jax.errors import UserError
 from bigan_jax.models import fcae
-from bigan_jax.runtime import preemption
+from bigan_jax.runtime import stop_signals
 from bigan_jax.runtime.run_config import default_name, read_config
 from bigan_jax.training import epoch_runner
 from bigan_jax.training.loop import epoch_order
@@ -204,7 +204,7 @@ def test_resume_side_by_side_equals_uninterrupted_run(tmp_path, monkeypatch, sca
 
     with prepare_seeds(tmp_path / "stopped") as jobs:
         monkeypatch.setattr(epoch_runner.EpochRunner, "dispatch", dispatch_and_stop)
-        with pytest.raises(preemption.Stopped, match=f"saved after {position} of 3 epochs"):
+        with pytest.raises(stop_signals.Stopped, match=f"saved after {position} of 3 epochs"):
             seeds.train_side_by_side(jobs, scanned)
     with prepare_seeds(tmp_path / "stopped") as jobs:
         seeds.train_side_by_side(jobs, scanned)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bigan_jax.data import layouts, loading
-from bigan_jax.data.layouts.base import select_categories
 from bigan_jax.data.layouts.grouping import group_by_camera
+from bigan_jax.data.layouts.layout import select_categories
 from bigan_jax.data.records import ImageRecord
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.source import require_data_folder
@@ -315,7 +315,7 @@ def test_plant_class_folders_give_species_and_camera_blocks(tmp_path):
 TOY = '''
 """A toy layout: one folder per material, whose files are named ok or ng."""
 
-from bigan_jax.data.layouts.base import Layout, child_folders
+from bigan_jax.data.layouts.layout import Layout, child_folders
 from bigan_jax.data.records import ImageRecord, Listing
 
 

@@ -14,7 +14,7 @@ import pytest
 from bigan_jax.commands.compare import compare
 from bigan_jax.evaluation import paper_results, statistics
 from bigan_jax.evaluation.paper_results import METRICS
-from bigan_jax.reports import tables
+from bigan_jax.reports import table_formats
 from tests.helpers.datasets import pictures, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -174,11 +174,11 @@ def test_run_with_one_class_has_a_row_without_auroc(tmp_path):
     ],
 )
 def test_format_cell(cell, text):
-    assert tables.format_cell(cell) == text
+    assert table_formats.format_cell(cell) == text
 
 
 def test_csv_escapes_spreadsheet_formulas():
-    text = tables.csv_text(["a", "b"], [["=1+1", -0.5], ["@x", None], ["fine\nline", "-2"]])
+    text = table_formats.csv_text(["a", "b"], [["=1+1", -0.5], ["@x", None], ["fine\nline", "-2"]])
     assert list(csv.reader(io.StringIO(text))) == [["a", "b"], ["'=1+1", "-0.5"], ["'@x", ""], [r"fine\nline", "'-2"]]
 
 

@@ -3,7 +3,7 @@
 import pkgutil
 from importlib import import_module
 
-from bigan_jax.data.layouts.base import Layout
+from bigan_jax.data.layouts.layout import Layout
 
 
 def find_layouts() -> dict[str, Layout]:

@@ -1,7 +1,7 @@
 """The layout of brain MR slices: healthy ones, and ones with a tumor and its mask."""
 
-from bigan_jax.data.layouts.base import Layout, has_normal_folder
 from bigan_jax.data.layouts.folder import list_label_folders
+from bigan_jax.data.layouts.layout import Layout, has_normal_folder
 
 EXPECTED = """\
   dir/healthy/                 slices without a tumor (or notumor/)

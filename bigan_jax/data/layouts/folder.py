@@ -3,8 +3,8 @@
 from pathlib import PurePosixPath
 
 from bigan_jax.data.files.folders import DataFolder
-from bigan_jax.data.layouts.base import ANOMALOUS, MASKS, NORMAL, Layout, has_normal_folder
 from bigan_jax.data.layouts.grouping import apply_metadata
+from bigan_jax.data.layouts.layout import ANOMALOUS, MASKS, NORMAL, Layout, has_normal_folder
 from bigan_jax.data.layouts.masks import find_masks
 from bigan_jax.data.records import ImageRecord, Listing
 

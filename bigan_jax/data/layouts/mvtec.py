@@ -3,7 +3,7 @@
 from posixpath import join
 
 from bigan_jax.data.files.folders import DataFolder
-from bigan_jax.data.layouts.base import Layout, child_folders, select_categories
+from bigan_jax.data.layouts.layout import Layout, child_folders, select_categories
 from bigan_jax.data.layouts.masks import find_masks
 from bigan_jax.data.records import ImageRecord, Listing
 from bigan_jax.data.split import TEST, TRAIN

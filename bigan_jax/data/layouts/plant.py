@@ -1,9 +1,9 @@
 """The layout of PlantVillage: leaves in one folder per species and disease, or in two folders."""
 
 from bigan_jax.data.files.folders import DataFolder
-from bigan_jax.data.layouts.base import Layout, child_folders, has_normal_folder
 from bigan_jax.data.layouts.folder import list_label_folders
 from bigan_jax.data.layouts.grouping import group_by_camera
+from bigan_jax.data.layouts.layout import Layout, child_folders, has_normal_folder
 from bigan_jax.data.records import ImageRecord, Listing
 
 EXPECTED = """\

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from bigan_jax.data.files.folders import DataFolder, is_remote, local_folder
 from bigan_jax.data.files.images import PROGRESS_BAR_MIN_ITEMS
 from bigan_jax.data.files.unreadable import UnreadableFile
-from bigan_jax.data.layouts.base import Layout
+from bigan_jax.data.layouts.layout import Layout
 from bigan_jax.data.records import ImageRecord, Listing
 from bigan_jax.data.tfds.paths import VERSION
 from bigan_jax.data.tfds.reader import serialized_examples

@@ -27,7 +27,7 @@ from bigan_jax.runtime.run_config import package_version
 from bigan_jax.training.saving.orbax_extras import BytesRestore, BytesSave, silence_abandoned_reads
 from bigan_jax.training.saving.progress import Progress, validate_types
 from bigan_jax.training.saving.train_log import MAX_BYTES
-from bigan_jax.validation import POSITIVE_INTEGER, require
+from bigan_jax.value_checks import POSITIVE_INTEGER, require
 
 _NAME = re.compile(r"(\d+)(?:-(\d+))?")  # complete epochs, steps of the next
 _UNFINISHED = (".orbax-checkpoint-tmp", ".deleting")

@@ -4,7 +4,7 @@ import posixpath
 from pathlib import PurePosixPath
 
 from bigan_jax.data.files.folders import DataFolder
-from bigan_jax.data.layouts.base import Layout, has_normal_folder
+from bigan_jax.data.layouts.layout import Layout, has_normal_folder
 
 MAX_DEPTH = 2  # levels that are searched below the first one with several folders
 

@@ -16,7 +16,7 @@ import pytest
 import bigan_jax
 from bigan_jax.commands import train
 from bigan_jax.configs import cae, improved_bigan
-from bigan_jax.runtime import preemption
+from bigan_jax.runtime import stop_signals
 from bigan_jax.training import epoch_logger
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
@@ -144,7 +144,7 @@ def test_resume_equals_uninterrupted_run(tmp_path, monkeypatch, scanned):
     while len(states) < 2:
         try:
             bigan_jax.train(config, tmp_path / "interrupted")
-        except preemption.Stopped as stopped:
+        except stop_signals.Stopped as stopped:
             assert stopped.status == 143
             stops.append(CheckpointManager(tmp_path / "interrupted").names()[-1])
     assert stops == ([(1, 0), (4, 0)] if scanned else [(1, 2), (4, 0), (6, 0)])
@@ -201,7 +201,7 @@ def test_ctrl_c_is_handled_during_a_long_call():
 
 def test_signals_are_not_deferred_in_another_thread():
     def defer():
-        with preemption.defer_signals("") as request:
+        with stop_signals.defer_signals("") as request:
             results.append((request.received, signal.getsignal(signal.SIGTERM)))
 
     results = []
