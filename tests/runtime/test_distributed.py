@@ -231,7 +231,7 @@ def test_error_of_one_process_ends_all(single, tmp_path):
     ],
 )
 def test_invalid_flags_are_refused(arguments, message):
-    with pytest.raises(UserError, match=message), join_processes(*arguments, 60):
+    with pytest.raises(UserError, match=message), join_processes(*arguments, 60.0):
         pass
 
 
@@ -240,7 +240,7 @@ def test_only_task_of_a_job_is_a_single_process(monkeypatch, variable):
     """It keeps all its devices."""
     for name, value in (srun(1, 0) | {variable: "1"}).items():
         monkeypatch.setitem(os.environ, name, value)
-    with join_processes(None, None, None, 60):
+    with join_processes(None, None, None, 60.0):
         assert not distributed.is_multiprocess() and distributed.is_primary()
 
 
