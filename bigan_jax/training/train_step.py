@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Int, Key, UInt8
+from jaxtyping import Array, Int, Key, PyTree, UInt8
 
 from bigan_jax.data.streaming import LazyImages
 from bigan_jax.detector import Batch, Detector, Logs, Net, TrainState, Variables, example_keys, network_variables

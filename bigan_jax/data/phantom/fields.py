@@ -32,7 +32,7 @@ def noise(rng: np.random.Generator, size: int, cells: int, octaves: int = 1) -> 
 
 
 def radial_noise(rng: np.random.Generator, x: Field, y: Field, waves: int, strength: float) -> Field:
-    """Sum of sines with k = 2, ... `waves` + 1 periods around the origin, of amplitude `strength` * N(0, 1) * 2 / k."""
+    """Sum of sines with k = 2, ... `waves` + 1 periods around the origin; random amplitudes of `strength` * 2 / k."""
     r = np.hypot(x, y) + 1e-6
     cos, sin = x / r, y / r
     c, s, total = cos, sin, np.zeros_like(r)
