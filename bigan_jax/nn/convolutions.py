@@ -13,17 +13,19 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+AnyArray = Array | np.ndarray  # cotangents may be NumPy arrays
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 @jax.custom_vjp
-def downsample(image: Float[Array, "b h w c"], kernel: Float[Array, "4 4 c d"]) -> Float[Array, "b h/2 w/2 d"]:
+def downsample(image: Float[AnyArray, "b h w c"], kernel: Float[AnyArray, "4 4 c d"]) -> Float[Array, "b h/2 w/2 d"]:
     """Convolution with stride 2 and one pixel of zero padding. `h` and `w` are even."""
     channels, depth = kernel.shape[2:]
     use_grid = min(4 * channels, depth) <= _GRID_CHANNELS if _on_cpu() else _is_at_image(kernel)
@@ -31,7 +33,7 @@ def downsample(image: Float[Array, "b h w c"], kernel: Float[Array, "4 4 c d"]) 
 
 
 @jax.custom_vjp
-def upsample(code: Float[Array, "b h w d"], kernel: Float[Array, "4 4 c d"]) -> Float[Array, "b 2*h 2*w c"]:
+def upsample(code: Float[AnyArray, "b h w d"], kernel: Float[AnyArray, "4 4 c d"]) -> Float[Array, "b 2*h 2*w c"]:
     """The adjoint of `downsample`: Flax's ConvTranspose with transpose_kernel=True and "SAME"."""
     use_grid = _on_cpu() or _is_at_image(kernel)
     return (_space_to_depth_upsample if use_grid else _direct_upsample)(code, kernel)
@@ -45,7 +47,7 @@ def _kernel_gradient(image, code):
 
 
 @jax.custom_vjp
-def same(image: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b h w d"]:
+def same(image: Float[AnyArray, "b h w c"], kernel: Float[AnyArray, "3 3 c d"]) -> Float[Array, "b h w d"]:
     """Convolution with stride 1 and one pixel of zero padding."""
     if _on_cpu() or not _is_at_image(kernel):
         return _direct_same(image, kernel)
@@ -239,7 +241,7 @@ def _same_by_product(image, kernel):
     return _sum_in_float32(_neighbors(_neighbors(parts[:, :, :, i, j], 1, [i]), 2, [j]) for i, j in taps)
 
 
-def flip_kernel(kernel: Float[Array, "n n c d"]) -> Float[Array, "n n d c"]:
+def flip_kernel(kernel: Float[AnyArray, "n n c d"]) -> Float[Array, "n n d c"]:
     """Returns the kernel with which `same` is the adjoint of `same` with this kernel."""
     return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 

@@ -90,7 +90,7 @@ def test_error_is_summed_over_pixels_and_kl_over_dimensions(beta):
     mean, log_variance = np.split(np.asarray(net("encoder", batch.image)), 2, axis=-1)
     log_variance = 20 * np.tanh(log_variance / 20)
     noise = np.stack([jax.random.normal(key, (6,)) for key in noise_keys])
-    y = np.asarray(net("decoder", mean + np.exp(log_variance / 2) * noise))
+    y = np.asarray(net("decoder", jnp.asarray(mean + np.exp(log_variance / 2) * noise)))
     squares = ((np.asarray(batch.image) - y) ** 2).sum((1, 2, 3))
     kl = 0.5 * (mean**2 + np.exp(log_variance) - 1 - log_variance).sum(1)
     np.testing.assert_allclose(loss, (squares + beta * kl).mean(), rtol=1e-4)

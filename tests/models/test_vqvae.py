@@ -48,7 +48,7 @@ def train_step(module, variables, outputs, image_keys, devices):
 def test_outputs_are_quantized_to_their_nearest_vectors():
     module, variables = codebook()
     outputs = random_outputs(0)
-    code = module.apply(variables, outputs, keys(4), train=False).code
+    code = module.apply(variables, jnp.asarray(outputs), keys(4), train=False).code
     vectors = np.asarray(variables["codebook"]["vectors"], np.float64)
     distances = np.linalg.norm(outputs[..., None, :] - vectors, axis=-1)
     np.testing.assert_allclose(code, vectors[distances.argmin(-1)], atol=1e-6)
