@@ -1,8 +1,9 @@
 """The paper's Improved BiGAN: attention, residual connections, two phases, a perceptual loss.
 
 Das et al., "Leveraging GANs, Autoencoders and their Combined Deep Learning Architectures for Anomaly Detection in
-Multi-Domain Image Data", Sec. III. Details that the paper leaves open are config fields. 34,253,084 parameters at
-128x128x1, 19,927,361 of them in D.
+Multi-Domain Image Data", Sec. III. Details that the paper leaves open are config fields.
+
+34,253,084 parameters at 128x128x1, 19,927,361 of them in D.
 """
 
 from collections.abc import Mapping

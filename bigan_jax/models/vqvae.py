@@ -4,8 +4,9 @@ Van den Oord et al. 2017, Sec. 3; architecture, loss weights and codebook follow
 (VectorQuantizerEMA) and its CIFAR-10 example. The sigmoid at the end is an addition.
 
 Reduction, as in sonnet: the squared error is averaged over pixels, channels and the batch and divided by
-`data_variance`; the commitment loss is averaged over the batch, positions and dimensions of the code. 658,625
-parameters at 128x128x1, and a codebook of 512 vectors of 64 numbers.
+`data_variance`; the commitment loss is averaged over the batch, positions and dimensions of the code.
+
+658,625 parameters at 128x128x1, and a codebook of 512 vectors of 64 numbers.
 """
 
 from typing import NamedTuple
