@@ -49,7 +49,7 @@ class Plot(NamedTuple):
 
 class Section(NamedTuple):
     dataset: DatasetComparison
-    table_formats: list[Table]
+    tables: list[Table]
     plot: Plot
 
 

@@ -86,7 +86,9 @@ def parse_settings(config: ConfigDict) -> Settings:
     score = fields["score"]
     weights = {name: score.pop(name) for name in TERMS}
     return Settings(
-        **{name: fields[name] for name in ("name", "model_name", "model", "quick", "phases")},
+        **{name: fields[name] for name in ("name", "model_name", "quick", "phases")},
+        # JSON has lists in place of tuples.
+        model={name: tuple(v) if isinstance(v, list) else v for name, v in fields["model"].items()},
         **{name: fields[name] for name in ("seed", "seeds", "batch_size", "on_nan", "dtype")},
         ablations=tuple(fields["ablations"]),
         data=DataSettings(**fields["data"]),

@@ -71,13 +71,14 @@ def evenly_ranked(score: Float[np.ndarray, "n"], selected: Bool[np.ndarray, "n"]
 
 def _gallery_images(test: Images, scores: Scores, threshold: float, indices: Iterable[int]) -> list[GalleryImage]:
     error_maps = scores.terms.map | {"combined": scores.error_map}
+    decision = decide(scores.score, threshold)
     return [
         GalleryImage(
             path=test.path[i],
             label=bool(test.label[i]),
             defect_type=test.defect_type[i],
             score=float(scores.score[i]),
-            decision=bool(decide(scores.score[i], threshold)),
+            decision=bool(decision[i]),
             image=test.image[i],
             reconstruction=scores.reconstruction[i],
             error_maps={name: np.asarray(maps[i]) for name, maps in error_maps.items()},

@@ -105,7 +105,7 @@ def test_pictures_that_are_decoded_on_demand():
             return super().__getitem__(indices)
 
     train = set_.train
-    lazy = Watched(train.image.__getitem__, train.path, train.image.shape[1:])
+    lazy = Watched(train.image.__getitem__, train.path.tolist(), train.image.shape[1:])
     streamed = set_._replace(train=train._replace(image=lazy))
     audit = leaks.audit_dataset(streamed, "drop")
     assert max(asked) <= BLOCK_SIZE < len(train.path)

@@ -4,6 +4,7 @@ import csv
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -351,7 +352,7 @@ def test_perceptual_score_equals_vgg16_feature_error(unit, small):
     image = dataset.test.image[:2].astype(np.float32) / 255
     loaded = load_weights()
     network = VGG16(convention=loaded.convention)
-    features, others = (network.apply({"params": loaded.params}, x) for x in (image, 1 - image))
+    features, others = (network.apply({"params": loaded.params}, jnp.asarray(x)) for x in (image, 1 - image))
     if unit:
         features, others = losses.unit_features(features), losses.unit_features(others)
     expected = losses.perceptual(features, others)

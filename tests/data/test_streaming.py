@@ -198,7 +198,7 @@ def test_streamed_phantom_equals_phantom_in_memory():
 def test_streamed_run_resumes_as_one_in_memory(monkeypatch, tmp_path):
     devices(monkeypatch, 1)
     states = []
-    monkeypatch.setattr(train, "evaluate_run", lambda *args: states.append(args[-2]))
+    monkeypatch.setattr(train, "evaluate_run", lambda *args: states.append(args[-2]) or {})
     fields = {"data.image_size": 16, "data.phantom_normal": 60, "data.phantom_anomalous": 10}
     fields |= {"model.hidden": (8, 4), "batch_size": 16, "phases.phase1.epochs": 2}
     fields |= {"checkpoint.every": 1}

@@ -162,10 +162,10 @@ def test_resume_equals_uninterrupted_run(tmp_path, monkeypatch, scanned):
 def test_signal_outside_of_training_ends_immediately():
     """While data are read or scores are computed there is nothing to save."""
     program = (
-        "import time\nfrom bigan_jax.runtime import preemption\n"
-        "preemption.install_handlers(0.01)\n"
+        "import time\nfrom bigan_jax.runtime import stop_signals\n"
+        "stop_signals.install_handlers(0.01)\n"
         "try:\n    print('on', flush=True); time.sleep(60)\n"
-        "except preemption.Stopped as stopped:\n    print(stopped.status, stopped)\n"
+        "except stop_signals.Stopped as stopped:\n    print(stopped.status, stopped)\n"
     )
     for signum, output in ((signal.SIGTERM, "143 terminated"), (None, "75 out of time")):
         process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -178,9 +178,9 @@ def test_signal_outside_of_training_ends_immediately():
 def test_ctrl_c_is_handled_during_a_long_call():
     """Such as a compilation, during which Python does not run signal handlers."""
     program = (
-        "import hashlib\nfrom bigan_jax.runtime import preemption\n"
-        "preemption.install_handlers()\n"
-        "with preemption.defer_signals('soon'):\n"
+        "import hashlib\nfrom bigan_jax.runtime import stop_signals\n"
+        "stop_signals.install_handlers()\n"
+        "with stop_signals.defer_signals('soon'):\n"
         "    print('on', flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)\n"  # half an hour
     )

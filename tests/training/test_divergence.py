@@ -61,7 +61,7 @@ def inject(monkeypatch, update_index, above=0.0, factor=np.nan):
 def train(config, workdir, monkeypatch):
     """Trains without evaluation; returns the rows of train.jsonl and the final state."""
     states = []
-    monkeypatch.setattr(train_command, "evaluate_run", lambda *args: states.append(args[-2]))
+    monkeypatch.setattr(train_command, "evaluate_run", lambda *args: states.append(args[-2]) or {})
     bigan_jax.train(config, workdir)
     return read_train_log(workdir), states[0]
 
