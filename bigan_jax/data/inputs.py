@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import no_type_check
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,6 +21,7 @@ from bigan_jax.errors import UserError
 ImageInput = str | Path | Image.Image | UInt8[np.ndarray, "h w *c"]
 
 
+@no_type_check  # wrong input is reported as a UserError
 def load_images(inputs: Sequence[ImageInput], image_format: ImageFormat) -> UInt8[np.ndarray, "n size size channels"]:
     """Decodes images as `read_image` does. Raises UserError with the name or index of the first that is no image."""
 

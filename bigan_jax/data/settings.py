@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from bigan_jax.data import audit, layouts
+from bigan_jax.data import layouts
 from bigan_jax.data.files.images import ImageFormat
 from bigan_jax.data.layouts.layout import Layout
 from bigan_jax.errors import UserError, unknown_name
@@ -12,6 +12,9 @@ from bigan_jax.value_checks import COUNT, DECAY, Range, require
 PHANTOM = "phantom"
 _CHANNELS = Range("1 (gray) or 3 (RGB)", lambda n: n in (1, 3))
 _IMAGE_SIZE = Range("an integer of at least 8", lambda n: isinstance(n, int) and n >= 8)
+
+
+DUPLICATE_POLICIES = ("stop", "drop", "drop_near", "keep")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class DataSettings:
     official_split: bool = True  # whether MVTec keeps its own test images
     skip_unreadable: bool = False  # whether unreadable files are left out and counted, in place of an error
     stream: bool = False  # whether training images are decoded when they are needed and never all in memory
-    duplicates: str = "stop"  # what happens at exact duplicates across splits: one of `audit.POLICIES`
+    duplicates: str = "stop"  # what happens at exact duplicates across splits: one of DUPLICATE_POLICIES
     phantom_normal: int = 400  # images of each category
     phantom_anomalous: int = 100
     name: str = ""  # what tables call the dataset
@@ -51,7 +54,8 @@ class DataSettings:
         require("data.calibration_fraction", self.calibration_fraction, DECAY)
         require("data.phantom_normal", self.phantom_normal, COUNT)
         require("data.phantom_anomalous", self.phantom_anomalous, COUNT)
-        audit.validate_policy(self.duplicates)
+        if self.duplicates not in DUPLICATE_POLICIES:
+            raise unknown_name("config.data.duplicates", self.duplicates, DUPLICATE_POLICIES)
 
     @property
     def layout(self) -> Layout | None:

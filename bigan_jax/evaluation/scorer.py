@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -169,6 +169,7 @@ class AnomalyScorer:
         lower = np.searchsorted(np.sort(self.calibration), scores.score.astype(np.float64))
         return 100 * lower / len(self.calibration)
 
+    @no_type_check  # wrong input is reported as a UserError
     def predict(self, images: Sequence[ImageInput], condition: str | Sequence[str] = "") -> Prediction:
         """Scores new images of any size and decides, with the preprocessing of training.
 

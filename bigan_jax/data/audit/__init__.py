@@ -9,30 +9,22 @@ from bigan_jax.data.audit import checks, duplicates, fingerprints, shortcuts
 from bigan_jax.data.audit.duplicates import Pairs, across_splits
 from bigan_jax.data.audit.result import DROPPED, SPLITS, AllImages, Audit, AuditImage, Duplicate, SplitRow
 from bigan_jax.data.dataset import Dataset
-from bigan_jax.errors import UserError, printable, unknown_name
+from bigan_jax.errors import UserError, printable
 
-__all__ = ["POLICIES", "Audit", "audit_dataset", "drop_duplicates", "validate_policy"]
+__all__ = ["Audit", "audit_dataset", "drop_duplicates"]
 
-POLICIES = ("stop", "drop", "drop_near", "keep")
 LABELS = ("normal", "anomalous")
 MAX_PAIRS = 200  # pairs in audit.json
 MAX_SHOWN_PAIRS = 24  # pairs in the report
 MAX_NAMED_PAIRS = 20  # pairs in an error
 
 
-def validate_policy(policy: str) -> None:
-    """Raise a UserError unless `policy` is one of POLICIES."""
-    if policy not in POLICIES:
-        raise unknown_name("config.data.duplicates", policy, POLICIES)
-
-
 def audit_dataset(dataset: Dataset, policy: str = "stop") -> Audit:
     """Find duplicates, groups and file number neighbors across splits, and shortcut features.
 
     `policy` is what `drop_duplicates` will do: "stop" if there are exact duplicates across splits, "drop" them from
-    training and calibration, "drop_near" also near duplicates, or "keep" all. Raises UserError if it is unknown.
+    training and calibration, "drop_near" also near duplicates, or "keep" all.
     """
-    validate_policy(policy)
     images = AllImages.from_dataset(dataset)
     seen = [fingerprints.fingerprint(getattr(dataset, name)) for name in SPLITS]
     pixel_hash = np.concatenate([prints.pixel_hash for prints in seen])
