@@ -10,15 +10,13 @@ import dataclasses
 from absl import app, flags
 from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-SPLITS = flags.DEFINE_integer("splits", 6, "number of splits, by data.split_seed from 0", lower_bound=2)
 COLUMNS = ("split", "train", "calibration", "normal test", "anomalous test")
 
 
 def main(_):
     from bigan_jax.reports.table_formats import markdown
 
-    print(markdown(table(CONFIG.value, SPLITS.value)))
+    print(markdown(table(flags.FLAGS.config, flags.FLAGS.splits)))
 
 
 def table(config, splits: int):
@@ -53,4 +51,6 @@ def table(config, splits: int):
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_integer("splits", 6, "number of splits, by data.split_seed from 0", lower_bound=2)
     app.run(main)

@@ -14,6 +14,7 @@ from bigan_jax.commands.setup import load_audited
 from bigan_jax.configs import cae
 from bigan_jax.data import audit as leaks
 from bigan_jax.data.audit.fingerprints import BLOCK_SIZE
+from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.streaming import LazyImages
 from bigan_jax.errors import UserError
 from tests.data.test_audit import dataset, finding_of, jpeg, plain, scenes
@@ -21,9 +22,9 @@ from tests.helpers.runs import SMALL, configured
 
 
 def leaking():
-    """Two training and one calibration picture are in the test, two more nearly."""
-    pictures = scenes(10)
-    set_ = plain([*pictures[:3], *map(jpeg(60), pictures[3:5])], pictures[:5])
+    """Two training and one calibration image are in the test, two more nearly."""
+    images = scenes(10)
+    set_ = plain([*images[:3], *map(jpeg(60), images[3:5])], images[:5])
     set_.train.image[2] = set_.train.image[50] // 2
     set_.calibration.image[4] = set_.test.image[2]
     return set_
@@ -54,7 +55,7 @@ def test_policies():
         assert any("near" in w for w in audit.warnings) == (policy == "drop")
 
     with pytest.raises(UserError, match=r"duplicates 'dorp'.*'drop'"):
-        leaks.audit_dataset(set_, "dorp")
+        DataSettings("phantom", duplicates="dorp")
     same = dataset(set_.train, set_.calibration, set_.train)
     with pytest.raises(UserError, match="every image of train"):
         leaks.drop_duplicates(same, leaks.audit_dataset(same, "drop"))
@@ -95,7 +96,7 @@ def test_files_and_table(tmp_path):
     np.testing.assert_array_equal(shown["first"]["image"], shown["second"]["image"])
 
 
-def test_pictures_that_are_decoded_on_demand():
+def test_images_that_are_decoded_on_demand():
     set_ = leaking()
     asked = []
 
@@ -120,11 +121,11 @@ def test_pictures_that_are_decoded_on_demand():
 
 
 def test_a_config_reaches_training_and_evaluation(tmp_path):
-    """A folder of which one test picture is there again under another name."""
-    pictures = scenes(60)
+    """A folder of which one test image is there again under another name."""
+    images = scenes(60)
     (tmp_path / "normal").mkdir()
-    for i, picture in enumerate(pictures):
-        picture.save(tmp_path / "normal" / f"{i:03d}.png")
+    for i, image in enumerate(images):
+        image.save(tmp_path / "normal" / f"{i:03d}.png")
     fields = SMALL | {"data.dir": str(tmp_path)}
     config = configured(cae, "folder", fields)
     loaded, _ = load_audited(parse_settings(config))
@@ -153,21 +154,21 @@ def test_parts_that_lack_what_is_asked_of_them(fields, words, tmp_path):
 
 
 def folder(path, seed, count=40):
-    """The config of a run on drawn pictures, which it writes to a folder."""
+    """The config of a run on drawn images, which it writes to a folder."""
     (path / "normal").mkdir(parents=True)
-    for i, picture in enumerate(scenes(count, seed)):
-        picture.save(path / "normal" / f"{i:03d}.png")
+    for i, image in enumerate(scenes(count, seed)):
+        image.save(path / "normal" / f"{i:03d}.png")
     return configured(cae, "folder", SMALL | {"data.dir": str(path)})
 
 
-def test_a_run_keeps_to_its_pictures(tmp_path, capsys):
+def test_a_run_keeps_to_its_images(tmp_path, capsys):
     """Others of the same names are refused; the same in another folder, and some more, are not."""
 
     def train(config):
         return bigan_jax.train(config, tmp_path / "run")
 
     train(folder(tmp_path / "screws", 0))
-    assert "Note: " in capsys.readouterr().out  # that all pictures are taken as normal
+    assert "Note: " in capsys.readouterr().out  # that all images are taken as normal
     before = (tmp_path / "run" / "evaluation.json").read_text()
     other = folder(tmp_path / "nuts", 1)
     for call in train, partial(bigan_jax.evaluate, tmp_path / "run"):
@@ -180,7 +181,7 @@ def test_a_run_keeps_to_its_pictures(tmp_path, capsys):
 
 
 def test_a_run_does_not_test_on_what_it_trained_on(tmp_path):
-    """A table of groups that comes later moves pictures from training to the test."""
+    """A table of groups that comes later moves images from training to the test."""
     config = folder(tmp_path / "screws", 0)
     bigan_jax.train(config, tmp_path / "run")
     before = (tmp_path / "run" / "evaluation.json").read_text()
@@ -219,7 +220,7 @@ def test_what_trained_is_not_forgotten_where_a_training_goes_on_without_it(tmp_p
 
 
 def test_new_names_do_not_hide_what_trained(tmp_path):
-    """The split goes by names: where a folder's layout changes, it deals every picture anew."""
+    """The split goes by names: where a folder's layout changes, it assigns every image again."""
     config = folder(tmp_path / "screws", 0)
     bigan_jax.train(config, tmp_path / "run")
     (tmp_path / "screws" / "normal").rename(tmp_path / "screws" / "good")
@@ -229,10 +230,10 @@ def test_new_names_do_not_hide_what_trained(tmp_path):
 
 def test_files_of_an_archive_tell_as_much(tmp_path):
     """Also of one whose layout begins further down."""
-    for i, picture in enumerate([*scenes(30), *scenes(6, 1)]):
+    for i, image in enumerate([*scenes(30), *scenes(6, 1)]):
         file = tmp_path / "set" / "inner" / ("normal" if i < 30 else "defect") / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(file)
+        image.save(file)
     shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set")
     facts = []
     for place in "set", "set.zip":

@@ -18,7 +18,7 @@ from bigan_jax.evaluation.finished_run import read_run
 from bigan_jax.evaluation.paper_results import METRICS
 from bigan_jax.evaluation.statistics import Difference
 from bigan_jax.reports.comparison_tables import comparison_tables, csv_rows
-from tests.helpers.datasets import pictures, write_run
+from tests.helpers.datasets import image_table, write_run
 
 
 def read_runs(folder):
@@ -148,7 +148,7 @@ def test_each_config_variant_has_its_own_row(tmp_path):
 def test_runs_on_different_images_under_one_name_are_not_seeds_of_one_row(tmp_path):
     """Neither are they copies of one run."""
     write_run(tmp_path / "nuts", dataset="folder", category="")
-    screws = pictures(normal=60)
+    screws = image_table(normal=60)
     write_run(tmp_path / "screws", dataset="folder", category="", test=screws)
     (dataset,) = compare_runs(read_runs(tmp_path))
     assert len(dataset.rows[0].runs) == 1
@@ -208,7 +208,7 @@ def loop_bootstrap(scores, label, group, n_samples, rng):
 
 
 def test_paired_bootstrap_equals_loop(tmp_path):
-    path, label, group = pictures(24, 18, per_group=3)
+    path, label, group = image_table(24, 18, per_group=3)
     group[3] = group[-1]  # a group with normal and anomalous images
     rng = np.random.default_rng(5)
     common = rng.normal(size=42) + 0.8 * label  # the same images are hard for all detectors
@@ -234,9 +234,9 @@ def test_paired_bootstrap_equals_loop(tmp_path):
 def test_pairing_requires_same_images_in_any_order(tmp_path):
     write_run(tmp_path / "a", model="cae", strength=3.0)
     write_run(tmp_path / "b", model="vae")
-    write_run(tmp_path / "c", model="fcae", test=pictures(prefix="q"))
-    write_run(tmp_path / "d", model="bigan", test=pictures(normal=39, anomalous=31))
-    write_run(tmp_path / "e", model="cvae", test=pictures(1, 30, per_group=1))
+    write_run(tmp_path / "c", model="fcae", test=image_table(prefix="q"))
+    write_run(tmp_path / "d", model="bigan", test=image_table(normal=39, anomalous=31))
+    write_run(tmp_path / "e", model="cvae", test=image_table(1, 30, per_group=1))
     in_order = compare_runs(read_runs(tmp_path))[0].differences
     head, *rows = (tmp_path / "b" / "scores.csv").read_text().splitlines()
     (tmp_path / "b" / "scores.csv").write_text("\n".join([head, *rows[::-1]]) + "\n")
@@ -252,7 +252,7 @@ def test_pairing_requires_same_images_in_any_order(tmp_path):
 
 def test_runs_over_splits_are_paired_by_split(tmp_path):
     """The second split is harder for both detectors, and has too few groups for a bootstrap."""
-    tests = pictures(), pictures(8, 30, per_group=8, prefix="q")
+    tests = image_table(), image_table(8, 30, per_group=8, prefix="q")
     strengths = {"cae": (3.0, 1.5), "vae": (2.0, 0.5), "fcae": (0.1,), "cvae": (1.0, 0.8)}
     for model, values in strengths.items():
         for seed, strength in enumerate(values):
@@ -289,7 +289,7 @@ def test_plot_has_interval_if_all_seeds_have_one(tmp_path):
 
 
 def test_split_without_anomalous_images_is_noted(tmp_path):
-    only_normal = pictures(40, 0, prefix="q")
+    only_normal = image_table(40, 0, prefix="q")
     for model in ("cae", "vae"):
         for seed in range(2):
             fields, test = {"data.split_seed": seed}, only_normal if seed else None

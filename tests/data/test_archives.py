@@ -33,7 +33,7 @@ def pack(folder, archive, inside=""):
     return archive
 
 
-def normals(folder, n=12):
+def write_normal_images(folder, n=12):
     for i in range(n):
         draw(folder / f"{i}.png")
     return folder
@@ -85,7 +85,7 @@ def test_plant_village_archive_of_kaggle(tmp_path, load):
 
 def test_brain_tumor_archive_of_kaggle(tmp_path, load):
     for split, n in ("Training", 20), ("Testing", 5):
-        normals(tmp_path / "a" / split / "notumor", n)
+        write_normal_images(tmp_path / "a" / split / "notumor", n)
         for tumor in "glioma", "meningioma", "pituitary":
             draw(tmp_path / "a" / split / tumor / f"{tumor}.jpg")
     loaded = load("brain", pack(tmp_path / "a", tmp_path / "archive.zip"))
@@ -96,7 +96,7 @@ def test_brain_tumor_archive_of_kaggle(tmp_path, load):
 
 @pytest.mark.parametrize("inside", ["", "images", "a/b"])
 def test_archive_of_normal_images(tmp_path, load, inside):
-    folder = normals(tmp_path / "mine")
+    folder = write_normal_images(tmp_path / "mine")
     loaded = load("folder", pack(folder, tmp_path / "mine.zip", inside))
     assert not loaded.test.label.any()
     images = {Path(path).name: image for path, image in by_path(loaded).items()}
@@ -106,13 +106,13 @@ def test_archive_of_normal_images(tmp_path, load, inside):
 
 
 def test_layout_is_found_in_a_subfolder(tmp_path, load):
-    normals(tmp_path / "x" / "y" / "normal")
+    write_normal_images(tmp_path / "x" / "y" / "normal")
     draw(tmp_path / "x" / "y" / "anomalous" / "1.png")
     assert load("folder", tmp_path).test.label.sum() == 1
 
 
 def test_changed_and_deleted_archive(tmp_path, load):
-    folder = normals(tmp_path / "mine")
+    folder = write_normal_images(tmp_path / "mine")
     archive = pack(folder, tmp_path / "mine.zip")
     load("folder", archive)
     draw(folder / "more.png")
@@ -149,7 +149,7 @@ MALICIOUS = {
 
 @pytest.mark.parametrize("case", MALICIOUS)
 def test_malicious_tar_is_refused(tmp_path, load, case):
-    archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.tar")
+    archive = pack(write_normal_images(tmp_path / "mine"), tmp_path / "mine.tar")
     with tarfile.open(archive, "a") as out:
         for info, content in MALICIOUS[case]:
             out.addfile(info, content)
@@ -161,7 +161,7 @@ def test_malicious_tar_is_refused(tmp_path, load, case):
 
 @pytest.mark.parametrize("case", ["up", "absolute", "backslash", "drive", "symlink"])
 def test_malicious_zip_is_refused(tmp_path, load, case):
-    archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip")
+    archive = pack(write_normal_images(tmp_path / "mine"), tmp_path / "mine.zip")
     with zipfile.ZipFile(archive, "a") as out:
         for info, content in MALICIOUS[case]:
             member = zipfile.ZipInfo(info.name)
@@ -180,7 +180,7 @@ def test_decompression_bombs_are_refused(tmp_path, load, monkeypatch):
     with pytest.raises(UserError, match="looks like a decompression bomb"):
         load("folder", tmp_path / "huge.tar")
 
-    archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip")
+    archive = pack(write_normal_images(tmp_path / "mine"), tmp_path / "mine.zip")
     monkeypatch.setattr(archives, "MAX_FILES", 11)
     with pytest.raises(UserError, match="more than 11 files"):
         load("folder", archive)
@@ -199,7 +199,7 @@ def test_decompression_bombs_are_refused(tmp_path, load, monkeypatch):
 
 
 def test_insufficient_disk_space_is_reported_before_extraction(tmp_path, load, monkeypatch):
-    archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip")
+    archive = pack(write_normal_images(tmp_path / "mine"), tmp_path / "mine.zip")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(UserError, match=r"the disk has 0\.0 MiB free"):
         load("folder", archive)
@@ -210,7 +210,7 @@ def test_insufficient_disk_space_is_reported_before_extraction(tmp_path, load, m
 
 @pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
 def test_truncated_archive_is_reported(tmp_path, load, suffix):
-    archive = pack(normals(tmp_path / "mine"), tmp_path / f"mine.{suffix}")
+    archive = pack(write_normal_images(tmp_path / "mine"), tmp_path / f"mine.{suffix}")
     content = archive.read_bytes()
     cuts = [700, len(content) // 2, len(content) - 30]
     if suffix == "tar":  # its end is padding; a cut between two files is seen only by it
@@ -226,7 +226,7 @@ def test_truncated_archive_is_reported(tmp_path, load, suffix):
 
 
 def test_changed_byte_is_detected(tmp_path, load):
-    archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip")
+    archive = pack(write_normal_images(tmp_path / "mine"), tmp_path / "mine.zip")
     content = bytearray(archive.read_bytes())
     content[len(content) // 3] ^= 255
     archive.write_bytes(content)
@@ -249,13 +249,13 @@ def test_file_that_is_not_an_archive_is_reported(tmp_path, load, content, messag
 
 
 def test_archive_with_wrong_layout_is_reported_with_expected_layout(tmp_path, load):
-    archive = pack(normals(tmp_path / "mine"), tmp_path / "mine.zip", "cats")
+    archive = pack(write_normal_images(tmp_path / "mine"), tmp_path / "mine.zip", "cats")
     with pytest.raises(UserError, match="train/good"):
         load("mvtec", archive)
 
 
 def test_password_protected_zip_is_reported(tmp_path, load):
-    archive = pack(normals(tmp_path / "mine", 1), tmp_path / "mine.zip")
+    archive = pack(write_normal_images(tmp_path / "mine", 1), tmp_path / "mine.zip")
     content = bytearray(archive.read_bytes())
     content[content.rindex(b"PK\x01\x02") + 8] |= 1  # the flag in the central directory
     archive.write_bytes(content)

@@ -168,10 +168,10 @@ def test_each_split_has_its_own_row():
     column = [name for _, name in found.columns].index("mean_intensity")
     values = []
     for split, row in enumerate(found.rows[:2]):
-        pictures = load_dataset(dataclasses.replace(parse_settings(config).data, split_seed=split))
-        assert row[:3] == [str(split), len(pictures.train.label), len(pictures.calibration.label)]
-        means = pictures.test.image.mean((1, 2, 3))
-        value = roc_auc_score(pictures.test.label, means)
+        dataset = load_dataset(dataclasses.replace(parse_settings(config).data, split_seed=split))
+        assert row[:3] == [str(split), len(dataset.train.label), len(dataset.calibration.label)]
+        means = dataset.test.image.mean((1, 2, 3))
+        value = roc_auc_score(dataset.test.label, means)
         values.append(max(value, 1 - value))
         assert row[column] == pytest.approx(values[-1])
     assert values[0] != values[1]

@@ -80,10 +80,10 @@ from bigan_jax.evaluation.result import read_evaluation
 from bigan_jax.metrics.bootstrap import bootstrap_intervals
 from bigan_jax.metrics.pixel_bootstrap import pixel_bootstrap_intervals
 from bigan_jax.reports.html_report import write_report
-from tests.helpers.datasets import pictures, write_run
+from tests.helpers.datasets import image_table, write_run
 
 folder = Path(sys.argv[1])
-_, label, group = pictures()
+_, label, group = image_table()
 score = np.random.default_rng(0).normal(size=len(label)) + label
 expected = np.count_nonzero(label & (score < 0.7)) / len(label)
 assert image.image_metrics(score, label, 0.7)["missed"] == expected

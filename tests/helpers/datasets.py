@@ -16,7 +16,7 @@ from bigan_jax.metrics.image import IMAGE_METRICS, image_metrics
 
 
 def decoded(root, paths, size):
-    """The gray pictures, or the one error that names every file that cannot be read."""
+    """The gray images, or the one error that names every file that cannot be read."""
     results = read_files(lambda x, _: read_image(x, size, 1), root, paths, "images")
     images, unreadable = split_unreadable(results)
     if unreadable:
@@ -25,11 +25,11 @@ def decoded(root, paths, size):
 
 
 def everything(dataset):
-    """The pictures of all three parts, as one."""
+    """The images of all three splits."""
     return Images(*map(np.concatenate, zip(*dataset[:3], strict=True)))
 
 
-def pictures(normal=40, anomalous=30, per_group=2, prefix="p"):
+def image_table(normal=40, anomalous=30, per_group=2, prefix="p"):
     """Paths, labels and groups of a test set."""
     n = normal + anomalous
     path = [f"{prefix}{i:03}.png" for i in range(n)]
@@ -102,11 +102,11 @@ def write_run(
 ):  # fmt: skip
     """A workdir whose numbers belong together; returns its evaluation.
 
-    strength: by how much anomalous pictures outscore normal ones, in standard deviations.
-    test: of `pictures`. score: of each picture, instead of drawn ones.
+    strength: by how much anomalous images outscore normal ones, in standard deviations.
+    test: of `image_table`. score: of each image, instead of drawn ones.
     config: fields by dotted name. evaluation: keys to replace.
     """
-    path, label, group = test or pictures()
+    path, label, group = test or image_table()
     name = f"{model}-{'-'.join(ablations)}-{seed}-{category}"
     rng = np.random.default_rng(list(name.encode()))
     score = rng.normal(size=len(label)) + strength * label if score is None else score

@@ -15,7 +15,7 @@ from bigan_jax.commands.compare import compare
 from bigan_jax.evaluation import paper_results, statistics
 from bigan_jax.evaluation.paper_results import METRICS
 from bigan_jax.reports import table_formats
-from tests.helpers.datasets import pictures, write_run
+from tests.helpers.datasets import image_table, write_run
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = paper_results.BOTTLE.rows["improved_bigan"]
@@ -26,7 +26,7 @@ UNTRUSTED = "=<script>alert(1)</script>|`$x_{1}\\input{a}`[b](c)&%#~^\"'"
 def comparison_folder(tmp_path_factory):
     """Folder of a comparison of MVTec bottle, an ablation, and a run with untrusted names."""
     folder = tmp_path_factory.mktemp("comparison")
-    test = pictures(20, 63, per_group=1)
+    test = image_table(20, 63, per_group=1)
     bottle = {"dataset": "mvtec", "category": "bottle", "test": test}
     contents = [write_run(folder / "runs" / f"i{seed}", model="improved_bigan", seed=seed, **bottle) for seed in (0, 1)]
     write_run(folder / "runs" / "n", model="improved_bigan", ablations=["no_se"], **bottle)
@@ -147,7 +147,7 @@ def test_same_runs_give_identical_files(comparison_folder, tmp_path):
 
 
 def test_run_with_one_class_has_a_row_without_auroc(tmp_path):
-    write_run(tmp_path / "runs" / "a", test=pictures(40, 0), evaluation={"auroc_ci": None})
+    write_run(tmp_path / "runs" / "a", test=image_table(40, 0), evaluation={"auroc_ci": None})
     write_run(tmp_path / "runs" / "b", model="vae", strength=2.0)
     (comparison,) = compare(str(tmp_path / "runs" / "*"), tmp_path / "out").datasets
     assert [row.label for row in comparison.rows] == ["vae", "cae"] and comparison.differences == {}

@@ -25,7 +25,7 @@ from bigan_jax.data import inputs
 from bigan_jax.data.files import archives, images, medical, unreadable
 from bigan_jax.errors import UserError
 from bigan_jax.nn.vgg16 import formats
-from tests.data.test_archives import entry, normals, pack
+from tests.data.test_archives import entry, pack, write_normal_images
 from tests.fuzz.targets import TARGETS
 from tests.helpers.datasets import tiled_tiff
 from tests.helpers.runs import ROOT
@@ -141,7 +141,7 @@ def test_lack_of_memory_for_a_dictionary_is_reported(tmp_path, monkeypatch):
 
 
 def test_full_disk_error_names_the_option_to_change(tmp_path, monkeypatch):
-    archive = pack(normals(tmp_path / "mine", 2), tmp_path / "mine.zip")
+    archive = pack(write_normal_images(tmp_path / "mine", 2), tmp_path / "mine.zip")
 
     def full(content, out, length):
         raise OSError(28, "No space left on device")

@@ -1,4 +1,4 @@
-"""metadata.csv, which tells what pictures belong together."""
+"""metadata.csv, which groups images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +29,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
     (folder / METADATA).write_bytes(corrupt(SEEDS[seed].encode(), what, SEEDS[1 - seed].encode()))
     records = [ImageRecord(name, False, name) for name in NAMES]
     folder = open_folder(epath.Path(folder))
-    told = apply_metadata(Listing(records, ()), folder, strict=strict)
-    assert [r.path for r in told.records] == NAMES and all(r.group for r in told.records)
-    assert all(r.condition in range(max(1, len(told.conditions))) for r in told.records)
-    yield from told.notes
+    listing = apply_metadata(Listing(records, ()), folder, strict=strict)
+    assert [r.path for r in listing.records] == NAMES and all(r.group for r in listing.records)
+    assert all(r.condition in range(max(1, len(listing.conditions))) for r in listing.records)
+    yield from listing.notes
