@@ -183,15 +183,18 @@ def _leave(status, message=""):
     """Ends this process without JAX's shutdown, which waits for all processes."""
     if not _leaving.acquire(blocking=False):
         _wait_if_leaving()
-    if message:
-        print(f"\nerror: {message}", file=sys.stderr)
-    if distributed.channel and is_primary():  # the others receive the reason first
-        distributed.channel.wait_until_closed(_FAREWELL_SECONDS)
-    _clean()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-    os._exit(status)
+    try:
+        with suppress(OSError):  # nobody reads stderr any more
+            if message:
+                print(f"\nerror: {message}", file=sys.stderr)
+        if distributed.channel and is_primary():  # the others receive the reason first
+            distributed.channel.wait_until_closed(_FAREWELL_SECONDS)
+        _clean()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+    finally:  # all other threads wait for this
+        os._exit(status)
 
 
 def _clean():

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -251,3 +252,13 @@ def test_single_process_does_not_communicate(tmp_path):
     distributed.require_equal("config", "anything")
     with distributed.primary_first("anything"):
         pass
+
+
+def test_process_ends_although_nobody_reads_its_stderr():
+    """Such as under a launcher that was killed: every thread of the process would wait forever."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    program = "from bigan_jax.runtime import watchdog; watchdog._leave(75, 'process 0 of 2 was lost')"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=write_end, timeout=120)
+    os.close(write_end)
+    assert ended.returncode == 75
