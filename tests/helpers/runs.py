@@ -21,6 +21,15 @@ SMALL_BIGAN = SMALL | {
     "phases.phase1.epochs": 3,
     "phases.phase2.epochs": 3,
 }
+TINY_FCAE = {
+    "data.image_size": 16,
+    "data.phantom_normal": 40,
+    "data.phantom_anomalous": 6,
+    "model.hidden": (8, 4),
+    "batch_size": 16,
+    "checkpoint.every": 1,
+    "phases.phase1.epochs": 4,
+}
 
 
 def configured(module, argument, fields):

@@ -13,15 +13,22 @@ from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.train_step import TrainingSet
 
 SHAPE = (16, 16, 1)
-TINY_BIGAN = improved_bigan.create(
-    shape=SHAPE,
-    latent=8,
-    widths=(4,),
-    discriminator_widths=(4,),
-    discriminator_hidden=8,
-    se_ratio=1,
-    reconstruction_terms={"mse": 1.0},
-)
+
+
+def tiny_bigan(**reconstruction_terms):
+    """Returns an Improved BiGAN with one stage per network, and these weights of the reconstruction loss."""
+    return improved_bigan.create(
+        shape=SHAPE,
+        latent=8,
+        widths=(4,),
+        discriminator_widths=(4,),
+        discriminator_hidden=8,
+        se_ratio=1,
+        reconstruction_terms=reconstruction_terms,
+    )
+
+
+TINY_BIGAN = tiny_bigan(mse=1.0)
 OBJECTIVES = ("discriminator", "adversarial", "reconstruction")
 _AUGMENTATION = AugmentationSettings(flip=True, translate=0.05, scale=0.05)
 

@@ -23,17 +23,13 @@ from bigan_jax.evaluation.anomaly_score import ScoreFormula
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.watchdog import join_processes
-from tests.helpers.runs import ROOT, command, configured, environment, flags
+from tests.helpers.runs import ROOT, TINY_FCAE, command, configured, environment, flags
 
 EPOCHS = 12
 TIMEOUT = 15  # seconds, of --peer_timeout
-SMALL = {
-    "data.image_size": 16,
+SMALL = TINY_FCAE | {
     "data.phantom_normal": 60,
     "data.phantom_anomalous": 10,
-    "model.hidden": (8, 4),
-    "batch_size": 16,
-    "checkpoint.every": 1,
     "phases.phase1.epochs": EPOCHS,
     # The size of Adam's steps even for gradients that are mostly rounding errors.
     "optimizers.reconstruction.learning_rate": 3e-4,

@@ -25,17 +25,7 @@ from bigan_jax.runtime.run_config import FORMAT, read_config, write_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
 from tests.helpers.datasets import write_run
-from tests.helpers.runs import ROOT, configured
-
-SMALL = {
-    "data.image_size": 16,
-    "data.phantom_normal": 40,
-    "data.phantom_anomalous": 6,
-    "model.hidden": (8, 4),
-    "batch_size": 16,
-    "phases.phase1.epochs": 4,
-    "checkpoint.every": 1,
-}
+from tests.helpers.runs import ROOT, TINY_FCAE, configured
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +35,7 @@ def one_device(monkeypatch):
 
 
 def small(**fields):
-    return configured(fcae, "phantom", SMALL | fields)
+    return configured(fcae, "phantom", TINY_FCAE | fields)
 
 
 # --- the lock -------------------------------------------------------------------------------------

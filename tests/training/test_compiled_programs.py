@@ -20,7 +20,7 @@ from bigan_jax.models import cae, improved_bigan, vqvae
 from bigan_jax.nn.blocks import BATCH_AXIS, BatchNorm
 from bigan_jax.training import epoch_logger, loop
 from bigan_jax.training.train_step import update
-from tests.helpers.runs import configured
+from tests.helpers.runs import TINY_FCAE, configured
 from tests.helpers.training import OBJECTIVES, SHAPE, TINY_BIGAN, initial_states, limit_devices, make_runner
 
 CAE = cae.create(shape=SHAPE, latent=4, widths=(4,))
@@ -224,14 +224,6 @@ def test_later_epochs_of_run_do_not_compile(tmp_path, monkeypatch, compilations)
 
     monkeypatch.setattr(loop, "EpochLogger", CountingLogger)
     monkeypatch.setattr(train, "evaluate_run", lambda *_: {})
-    fields = {
-        "data.image_size": 16,
-        "data.phantom_normal": 40,
-        "data.phantom_anomalous": 4,
-        "model.hidden": (8, 4),
-        "batch_size": 8,
-        "checkpoint.every": 1,
-        "phases.phase1.epochs": 4,
-    }
+    fields = TINY_FCAE | {"data.phantom_anomalous": 4, "batch_size": 8}
     train.train(configured(fcae, "phantom", fields), tmp_path / "run")
     assert counts[1:] == [counts[1]] * 3  # the first epoch is saved after it is logged

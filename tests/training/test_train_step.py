@@ -13,7 +13,6 @@ from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import cae
 from bigan_jax.detector import Batch, Detector, Net, Objective, inference_net, init_state
 from bigan_jax.errors import UserError
-from bigan_jax.models import improved_bigan
 from bigan_jax.nn import losses
 from bigan_jax.nn.blocks import BatchNorm
 from bigan_jax.training import device_layout, epoch_runner
@@ -21,24 +20,16 @@ from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.train_step import TrainingSet
 from tests.helpers.runs import configured
 from tests.helpers.training import (
-    SHAPE,
     assert_near,
     gradient_recorder,
     initial_states,
     limit_devices,
     make_runner,
+    tiny_bigan,
     training_set,
 )
 
-BIGAN = improved_bigan.create(
-    shape=SHAPE,
-    latent=8,
-    widths=(4,),
-    discriminator_widths=(4,),
-    discriminator_hidden=8,
-    se_ratio=1,
-    reconstruction_terms={"mse": 0.5, "mae": 0.2, "ssim": 0.3},
-)
+BIGAN = tiny_bigan(mse=0.5, mae=0.2, ssim=0.3)
 ALL_UPDATES = ("discriminator", "adversarial", "reconstruction", "reconstruction")
 
 
