@@ -27,6 +27,7 @@ from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.loop import epoch_order
 from bigan_jax.training.train_step import TrainingSet
 from tests.commands.test_train import configured
+from tests.helpers.training import record_trained_states
 
 SHAPE = (16, 16, 1)
 IMAGES = np.random.default_rng(0).integers(0, 256, (90, *SHAPE), np.uint8)
@@ -197,8 +198,7 @@ def test_streamed_phantom_equals_phantom_in_memory():
 
 def test_streamed_run_resumes_as_one_in_memory(monkeypatch, tmp_path):
     devices(monkeypatch, 1)
-    states = []
-    monkeypatch.setattr(train, "evaluate_run", lambda *args: states.append(args[-2]) or {})
+    states = record_trained_states(monkeypatch)
     fields = {"data.image_size": 16, "data.phantom_normal": 60, "data.phantom_anomalous": 10}
     fields |= {"model.hidden": (8, 4), "batch_size": 16, "phases.phase1.epochs": 2}
     fields |= {"checkpoint.every": 1}

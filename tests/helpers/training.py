@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import optax
 
+from bigan_jax.commands import train
 from bigan_jax.detector import init_state
 from bigan_jax.models import improved_bigan
 from bigan_jax.training import device_layout, epoch_runner, loop
@@ -63,6 +64,18 @@ def initial_states(detector, optimizer, seeds):
     optimizers = dict.fromkeys(detector.objectives, optimizer)
     init = jax.jit(lambda seed: init_state(detector, optimizers, seed, SHAPE))
     return [init(seed) for seed in seeds]
+
+
+def record_trained_states(monkeypatch):
+    """Skips evaluations; returns the list that gets the states which they would evaluate."""
+    states = []
+
+    def evaluate_run(config, dataset, audit, detector, state, epochs, workdir):
+        states.append(state)
+        return {}
+
+    monkeypatch.setattr(train, "evaluate_run", evaluate_run)
+    return states
 
 
 def gradient_recorder():

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import bigan_jax
-from bigan_jax.commands import train
 from bigan_jax.configs import fcae
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.finished_run import read_run
@@ -26,6 +25,7 @@ from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
 from tests.helpers.datasets import write_run
 from tests.helpers.runs import ROOT, TINY_FCAE, configured
+from tests.helpers.training import record_trained_states
 
 
 @pytest.fixture(autouse=True)
@@ -112,16 +112,9 @@ def mounted(path, options):
         subprocess.run(["umount", "-l", str(path)], check=True)
 
 
-def without_evaluation(monkeypatch):
-    """Skips evaluations; returns the list of trained states."""
-    states = []
-    monkeypatch.setattr(train, "evaluate_run", lambda *args: states.append(args[-2]) or {})
-    return states
-
-
 def test_run_resumes_after_a_full_disk(tmp_path, monkeypatch):
     """The disk fills up during the run; after space is freed, the result is the same."""
-    states = without_evaluation(monkeypatch)
+    states = record_trained_states(monkeypatch)
     bigan_jax.train(small(), tmp_path / "uninterrupted")
     with mounted(tmp_path / "small", "size=4m") as disk:
         fill, save = disk / "fill", CheckpointManager.save
@@ -229,7 +222,7 @@ def test_evaluation_of_another_config_is_deleted(tmp_path):
 
 def test_changes_of_the_clock_have_no_effect(tmp_path, monkeypatch):
     """The clock jumps by days, forward and back, during the save of each epoch."""
-    states, real_time, save = without_evaluation(monkeypatch), time.time, CheckpointManager.save
+    states, real_time, save = record_trained_states(monkeypatch), time.time, CheckpointManager.save
     bigan_jax.train(small(), tmp_path / "steady")
     days, jumps = [0], iter((3, -2, 5, -7))
 

@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 
 import bigan_jax
-from bigan_jax.commands import train
 from bigan_jax.configs import cae, improved_bigan
 from bigan_jax.runtime import stop_signals
 from bigan_jax.training import epoch_logger
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
 from tests.helpers.runs import ROOT, SMALL, SMALL_BIGAN, command, configured, environment, flags
-from tests.helpers.training import set_whole_epochs
+from tests.helpers.training import record_trained_states, set_whole_epochs
 
 EPOCHS = 20_000
 CAE = "configs/cae.py:phantom"
@@ -120,8 +119,7 @@ def test_resume_equals_uninterrupted_run(tmp_path, monkeypatch, scanned):
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     set_whole_epochs(monkeypatch, scanned)
-    states = []
-    monkeypatch.setattr(train, "evaluate_run", lambda *args: states.append(args[-2]) or {})
+    states = record_trained_states(monkeypatch)
     fields = {"batch_size": 8, "checkpoint.every": 2}  # 5 steps an epoch, 6 epochs
     if scanned:  # an epoch of the Improved BiGAN as one program takes long to compile
         config = configured(cae, "phantom", SMALL | {"phases.phase1.epochs": 6} | fields)

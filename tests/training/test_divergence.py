@@ -10,7 +10,6 @@ import pytest
 
 import bigan_jax
 from bigan_jax.commands import setup
-from bigan_jax.commands import train as train_command
 from bigan_jax.commands.build import build
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import cae, improved_bigan
@@ -19,7 +18,7 @@ from bigan_jax.training import divergence, epoch_logger, schedules
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.train_log import read_train_log
 from tests.helpers.runs import SMALL, SMALL_BIGAN, configured
-from tests.helpers.training import limit_devices, set_whole_epochs
+from tests.helpers.training import limit_devices, record_trained_states, set_whole_epochs
 
 STEPS = 2  # per epoch
 EPOCHS = 4
@@ -60,8 +59,7 @@ def inject(monkeypatch, update_index, above=0.0, factor=np.nan):
 
 def train(config, workdir, monkeypatch):
     """Trains without evaluation; returns the rows of train.jsonl and the final state."""
-    states = []
-    monkeypatch.setattr(train_command, "evaluate_run", lambda *args: states.append(args[-2]) or {})
+    states = record_trained_states(monkeypatch)
     bigan_jax.train(config, workdir)
     return read_train_log(workdir), states[0]
 
