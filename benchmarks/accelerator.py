@@ -161,7 +161,7 @@ class Bench:
 
     def active(self, phase, epoch):
         """The active objectives of an epoch of a phase."""
-        return schedules.active_objectives(schedules.ScheduledEpoch(self.built.phases[phase], phase, epoch))
+        return schedules.active_objectives(schedules.ScheduledEpoch(self.built.phases[phase], epoch))
 
     def epoch(self, active):
         """Runs one epoch and returns the state."""

@@ -42,9 +42,7 @@ class JaxSide:
         self.config, self.shape = config, settings.data.image_shape
         built = build(settings, sharing.CONDITIONS, steps_per_epoch=10)
         self.detector, self.optimizers = built.detector, built.optimizers
-        self.active = {
-            p.name: schedules.active_objectives(schedules.ScheduledEpoch(p, i, 0)) for i, p in enumerate(built.phases)
-        }
+        self.active = {p.name: schedules.active_objectives(schedules.ScheduledEpoch(p, 0)) for p in built.phases}
         self.updates = {name: schedules.updates_by_phase(built.phases, name, 10) for name in self.detector.objectives}
         # On an accelerator, each number of steps is a program of its own.
         self.steps_per_round = 1 if jax.default_backend() == "cpu" else ACCELERATOR_STEPS

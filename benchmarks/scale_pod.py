@@ -43,8 +43,8 @@ def count(config=None) -> dict:
     shape = parse_settings(config).data.image_shape
     cost = {name: update_cost(built, name, shape) for name in built.detector.objectives}
     phases = []
-    for index, phase in enumerate(built.phases):
-        positions = [schedules.ScheduledEpoch(phase, index, epoch) for epoch in range(CYCLE)]
+    for phase in built.phases:
+        positions = [schedules.ScheduledEpoch(phase, epoch) for epoch in range(CYCLE)]
         updates = [cost[n] for position in positions for n in schedules.active_objectives(position)]
         step = {key: sum(update[key] for update in updates) / CYCLE for key in updates[0]}
         phases.append({"phase": phase.name, "epochs": phase.epochs, **step})

@@ -88,4 +88,4 @@ def evaluate_run(
         warnings.append(f"{late} training images were added after training. Train in another --workdir to use them.")
     result = result.replace(epochs=epochs, n_train=audit.count_trained(workdir), warnings=warnings)
     assessment = assessment._replace(result=result)
-    return evaluation_files.write_evaluation(workdir, config, dataset.test, audit, assessment).as_dict()
+    return evaluation_files.write_evaluation(workdir, config.to_dict(), dataset.test, audit, assessment).as_dict()

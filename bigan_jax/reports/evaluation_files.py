@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
-from ml_collections import ConfigDict
 
 from bigan_jax.data.audit import Audit
 from bigan_jax.data.dataset import Images
@@ -22,7 +21,7 @@ from bigan_jax.training.saving.train_log import read_train_log, rollbacks
 
 
 def write_evaluation(
-    workdir: Path, config: ConfigDict, test: Images, audit: Audit, assessment: Assessment
+    workdir: Path, config: Mapping, test: Images, audit: Audit, assessment: Assessment
 ) -> EvaluationResult:
     """Writes all files of an evaluation to the run's folder and prints a summary.
 
@@ -87,7 +86,7 @@ def _write_figures_and_report(workdir, config, test, audit, assessment, history)
     for name in ("error_maps", "healthy_and_anomalous"):
         del pngs[name]  # the report's gallery shows the same images, and more
     gallery = figures.report_gallery(test, scores, result.threshold)
-    content = result, history, pngs, gallery, audit.as_dict(images=True), config.to_dict()
+    content = result, history, pngs, gallery, audit.as_dict(images=True), config
     html_report.write_report(workdir / "report.html", *content)
 
 

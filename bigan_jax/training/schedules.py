@@ -33,7 +33,6 @@ class ScheduledEpoch(NamedTuple):
     """An epoch's position in the schedule."""
 
     phase: Phase
-    phase_index: int  # from 0
     epoch: int  # within the phase, from 0
 
 
@@ -65,9 +64,9 @@ def total_epochs(phases: Iterable[Phase]) -> int:
 
 def schedule_at(phases: Iterable[Phase], epoch: int) -> ScheduledEpoch:
     """Returns the position of an epoch, counted from 0 over all phases; raises IndexError after the last."""
-    for index, phase in enumerate(phases):
+    for phase in phases:
         if epoch < phase.epochs:
-            return ScheduledEpoch(phase, index, epoch)
+            return ScheduledEpoch(phase, epoch)
         epoch -= phase.epochs
     raise IndexError("the schedule has ended")
 

@@ -12,7 +12,7 @@ from bigan_jax.detector import Detector, Objective, init_state
 from bigan_jax.nn.blocks import BATCH_AXIS
 from bigan_jax.training.run import DetectorBuild
 from tests.helpers.training import SHAPE as BIGAN_SHAPE
-from tests.helpers.training import TINY_BIGAN as BIGAN
+from tests.helpers.training import TINY_BIGAN
 
 SIDE, INPUTS, FILTERS, STRIDE = 11, 3, 16, 2
 
@@ -69,10 +69,10 @@ def test_batch_norm_communication():
 
 def test_bytes_of_improved_bigan():
     """The arrays of the state, and little else."""
-    build, name = built(BIGAN), "reconstruction"
-    state = jax.eval_shape(lambda: init_state(BIGAN, build.optimizers, 0, BIGAN_SHAPE))
+    build, name = built(TINY_BIGAN), "reconstruction"
+    state = jax.eval_shape(lambda: init_state(TINY_BIGAN, build.optimizers, 0, BIGAN_SHAPE))
     cost = scale_pod.update_cost(build, name, BIGAN_SHAPE)
-    networks = BIGAN.objectives[name].networks
+    networks = TINY_BIGAN.objectives[name].networks
     averaged = [(state.params[n], state.collections[n]) for n in networks]
     minimum = 4 * sum(x.size for x in jax.tree.leaves(averaged))
     assert minimum < cost["bytes"] < 1.1 * minimum and cost["waits"] > 5

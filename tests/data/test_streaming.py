@@ -26,7 +26,7 @@ from bigan_jax.training import device_layout, epoch_runner
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.loop import epoch_order
 from bigan_jax.training.train_step import TrainingSet
-from tests.commands.test_train import configured
+from tests.helpers.runs import configured
 from tests.helpers.training import record_trained_states
 
 SHAPE = (16, 16, 1)

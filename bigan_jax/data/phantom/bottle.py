@@ -9,7 +9,7 @@ from bigan_jax.data.phantom.canvas import Canvas, Defect, Field, Paint, over
 from bigan_jax.data.phantom.fields import blob, fill, gaussian, noise, polyline_distance, radial_noise, smoothstep
 
 NOISE = 0.007
-OUTSIDE, RIM, MOUTH = 0.90, 0.70, 0.50  # radii of the body, the lip and the opening
+OUTSIDE = 0.90  # radius of the body
 
 # Gray value of the glass by radius, from the opening to the edge.
 _RADII = np.array([0, 0.44, 0.50, 0.515, 0.545, 0.57, 0.60, 0.63, 0.67, 0.70, 0.73, 0.77, 0.82, 0.87, 0.9])
