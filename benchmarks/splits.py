@@ -33,14 +33,16 @@ def table(config, splits: int):
     settings = parse_settings(config)
     formula = settings.score.formula
 
-    def score(images, reconstructions):
-        return anomaly_score.score(formula, anomaly_score.terms(jnp.asarray(images), jnp.asarray(reconstructions)))
+    def compute_terms(images, reconstructions):
+        return anomaly_score.terms(jnp.asarray(images), jnp.asarray(reconstructions))
 
     rows, aurocs = [], []
     for split in range(splits):
         dataset = load_dataset(dataclasses.replace(settings.data, split_seed=split))
         train, test = fitting_images(dataset.train.image), dataset.test
-        aurocs.append(baseline_aurocs(baseline_scores(train, test.image, score), test.label))
+        aurocs.append(
+            baseline_aurocs(baseline_scores(train, test.image, compute_terms, formula)[settings.score.name], test.label)
+        )
         sizes = len(dataset.train.label), len(dataset.calibration.label)
         counts = int((~test.label).sum()), int(test.label.sum())
         rows.append([str(split), *sizes, *counts, *aurocs[-1].values()])

@@ -66,13 +66,14 @@ def defaults() -> ConfigDict:
     config.augment.rotate = 0.0  # degrees
     config.augment.brightness = 0.0
 
-    config.score = ConfigDict()  # the paper, Sec. III: 70 % MSE, 30 % SSIM error
-    config.score.mse = 0.7
+    config.score = ConfigDict()
+    config.score.name = "calibrated"  # the score that decides; or "paper". Both are reported.
+    config.score.mse = 0.7  # weights of the error map, for both scores; the paper, Sec. III: 70 % MSE, 30 % SSIM error
     config.score.ssim = 0.3
     config.score.perceptual = 0.0  # VGG16 features; above 0 it costs far more than the others
     config.score.unit_features = True  # normalize the features before they are compared
-    config.score.standardize = False  # divide components by their std on calibration images
-    config.score.reduction = "mean"  # or "max" or "top1" (highest 1 %) of the combined map
+    config.score.standardize = False  # divide components by their std on training images
+    config.score.reduction = "mean"  # of the paper's score; or "max" or "top1" (highest 1 %) of the combined map
 
     config.vgg16 = ConfigDict()
     config.vgg16.weights = ""  # a file; "": the weights of the installed package
@@ -81,6 +82,7 @@ def defaults() -> ConfigDict:
     config.threshold.rule = "conformal"  # or "manual"
     config.threshold.false_alarm_rate = 0.05
     config.threshold.value = 0.0  # for "manual"
+    config.threshold.pixel_rate = 0.05
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10  # epochs

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bigan_jax.errors import UserError, printable
-from bigan_jax.evaluation.comparison import DatasetComparison, compare_runs, values
+from bigan_jax.evaluation.comparison import DatasetComparison, compare_runs
 from bigan_jax.evaluation.finished_run import read_run
 from bigan_jax.reports import html, table_formats
 from bigan_jax.reports.comparison_tables import CSV_HEADER, comparison_tables, csv_rows, overview
@@ -126,8 +126,8 @@ def _read(folders):
 def _plot(dataset: DatasetComparison) -> Plot:
     """Computes positions on an axis from 0.5, or less where an AUROC is lower, to 1."""
     known = [(row, auroc.mean) for row in dataset.rows if (auroc := row.values["auroc"])]
-    seeds = [[v for run in row.runs if (v := values(run.result)["auroc"]) is not None] for row, _ in known]
-    limits = [[run.result.auroc_ci for run in row.runs if run.result.auroc_ci] for row, _ in known]
+    seeds = [[v for run in row.runs if (v := run.result.scores[dataset.score].auroc) is not None] for row, _ in known]
+    limits = [[ci for run in row.runs if (ci := run.result.scores[dataset.score].auroc_ci)] for row, _ in known]
     limits = [found if len(found) == len(row.runs) else [] for (row, _), found in zip(known, limits, strict=True)]
     lowest = min([0.5, *chain(*seeds), *(low for low, _ in chain(*limits))])
     start = math.floor(lowest * 10) / 10

@@ -76,7 +76,7 @@ def evaluate_run(
       UserError: a score is not finite, or a file cannot be written.
     """
     settings = parse_settings(config)
-    scorer = make_scorer(settings, detector, state, batch_size=settings.batch_size)
+    scorer = make_scorer(settings, detector, state, batch_size=settings.batch_size, name=settings.score.name)
     assessment = assess(scorer, dataset, settings.score, settings.threshold, settings.identity)
     write_config(workdir, config)
     audit.write(workdir)
@@ -88,4 +88,5 @@ def evaluate_run(
         warnings.append(f"{late} training images were added after training. Train in another --workdir to use them.")
     result = result.replace(epochs=epochs, n_train=audit.count_trained(workdir), warnings=warnings)
     assessment = assessment._replace(result=result)
-    return evaluation_files.write_evaluation(workdir, config.to_dict(), dataset.test, audit, assessment).as_dict()
+    write = evaluation_files.write_evaluation
+    return write(workdir, config.to_dict(), dataset.test, audit, assessment, scorer.statistics).as_dict()

@@ -12,6 +12,7 @@ from bigan_jax.commands.build import build
 from bigan_jax.commands.settings import Settings, parse_settings
 from bigan_jax.detector import Detector, TrainState, init_state
 from bigan_jax.errors import UserError
+from bigan_jax.evaluation.calibrated_score import read_statistics
 from bigan_jax.evaluation.result import require_evaluation
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.runtime.run_config import config_errors, read_config
@@ -30,6 +31,7 @@ def load(workdir: str | Path) -> AnomalyScorer:
         settings = parse_settings(config)
     result = require_evaluation(workdir)
     conditions = result.conditions
+    statistics = read_statistics(workdir, *settings.data.image_shape[:2])
     state, detector, _ = restore(settings, workdir, len(conditions))
     if result.steps != int(state.step):
         raise UserError(
@@ -42,8 +44,10 @@ def load(workdir: str | Path) -> AnomalyScorer:
             settings,
             detector,
             state,
-            threshold=result.threshold,
-            calibration=np.array(result.calibration_scores),
+            name=result.score_name,
+            statistics=statistics,
+            threshold=result.main.threshold,
+            calibration=np.array(result.main.calibration_scores),
             conditions=conditions if is_conditional else (),
         )
         if settings.score.standardize:

@@ -147,7 +147,3 @@ def _check_splits(dataset, settings):
         )
     if not len(dataset.test.label):
         raise UserError("There are no test images. Raise --config.data.test_fraction, or add anomalous images.")
-    if settings.score.standardize and len(dataset.calibration.label) < 2:
-        raise UserError(
-            "config.score.standardize requires at least 2 calibration images. Raise config.data.calibration_fraction."
-        )

@@ -62,6 +62,13 @@ class LazyImages:
             ) from error
 
 
+def fixed_draw(n: int, limit: int) -> Int[np.ndarray, "m"]:
+    """Returns sorted indices of n images: all, or the same random `limit` of them every time."""
+    if n <= limit:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(0).choice(n, limit, replace=False))
+
+
 def prefetch(read: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2) -> Iterator[Result]:
     """Yields `read(item)` for each item in order, read ahead by a thread.
 

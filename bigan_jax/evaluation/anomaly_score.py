@@ -1,7 +1,8 @@
-"""The anomaly score: a weighted sum of terms, each with a value and an error map per image.
+"""Anomaly scores: weighted sums of terms, each with a value and an error map per image.
 
-The paper's score is 0.7 squared error + 0.3 (1 - SSIM) (Sec. III). A new term is an entry of TERMS and its weight in
-configs/common.py.
+Every image gets two scores from one reconstruction. The paper's is 0.7 squared error + 0.3 (1 - SSIM) (Sec. III). The
+calibrated one compares each pixel of the same map with normal images (calibrated_score.py). A new term is an entry of
+TERMS and its weight in configs/common.py.
 """
 
 import functools
@@ -18,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from bigan_jax.errors import UserError, unknown_name
+from bigan_jax.evaluation.calibrated_score import MapMoments, PixelStatistics, calibrated_score
 from bigan_jax.evaluation.result import ScoreTableRow
 from bigan_jax.metrics.image import auroc
 from bigan_jax.nn import losses, ssim
@@ -62,7 +64,8 @@ TERMS = {
     "ssim": ScoreTerm("1 - SSIM", "ssim_error", _ssim_error),
     "perceptual": ScoreTerm("VGG16 feature distance", "perceptual", _perceptual, True),
 }
-REDUCTIONS = ("mean", "max", "top1")
+PAPER, CALIBRATED = SCORE_NAMES = ("paper", "calibrated")
+REDUCTIONS = ("mean", "max", "top1")  # of the paper's score
 _PAPER_WEIGHTS = {"mse": 0.7, "ssim": 0.3}
 _BLOCK = 16  # images whose combined maps are reduced together: they fit into a CPU's cache
 
@@ -73,7 +76,7 @@ TABLE_NOTE = (
 
 
 class ScoreFormula(NamedTuple):
-    """The definition of a score."""
+    """The definition of the paper's score, whose weights the calibrated score shares."""
 
     weights: Mapping[str, float]  # by term; a missing term has no part in the score
     reduction: str = "mean"  # "mean": the weighted sum of the terms' values; or a reduction of the combined map
@@ -82,8 +85,8 @@ class ScoreFormula(NamedTuple):
         """Returns the formula that divides each term by its standard deviation; raises UserError if one is 0."""
         if constant := [name for name in self.weights if not deviations[name] > 0]:
             raise UserError(
-                "config.score.standardize divides by the standard deviation over calibration images, and that of "
-                f"{', '.join(constant)} is 0: raise config.data.calibration_fraction."
+                "config.score.standardize divides by the standard deviation over training images, and that of "
+                f"{', '.join(constant)} is 0. Use --config.score.standardize=false."
             )
         weights = {name: weight / deviations[name] for name, weight in self.weights.items()}
         return self._replace(weights=weights)
@@ -94,11 +97,14 @@ class ScoreSettings:
     """The fields of `config.score`; raises UserError for an invalid one, as `formula` does."""
 
     weights: Mapping[str, float]  # by score term
+    name: str = CALIBRATED  # the score that decides, one of SCORE_NAMES
     reduction: str = "mean"
-    standardize: bool = False  # whether each term is divided by its standard deviation over calibration images
+    standardize: bool = False  # whether each term is divided by its standard deviation over training images
     unit_features: bool = True  # whether VGG16's features are scaled to unit length before they are compared
 
     def __post_init__(self):
+        if self.name not in SCORE_NAMES:
+            raise unknown_name("config.score.name", self.name, SCORE_NAMES)
         formula(self.weights, self.reduction)
 
     @property
@@ -136,8 +142,13 @@ def terms(image: Images, reconstruction: Images, features: Features | None = Non
     return ScoreTerms(values, maps)
 
 
-def score(formula: ScoreFormula, terms: ScoreTerms) -> Values:
-    """Returns the anomaly score of each image, which does not depend on the other images."""
+def scores(formula: ScoreFormula, terms: ScoreTerms, statistics: PixelStatistics) -> dict[str, Values]:
+    """Returns both anomaly scores of each image by SCORE_NAMES. They do not depend on the other images."""
+    return {PAPER: paper_score(formula, terms), CALIBRATED: calibrated_score(combined_map(formula, terms), statistics)}
+
+
+def paper_score(formula: ScoreFormula, terms: ScoreTerms) -> Values:
+    """Returns the score that the formula defines."""
     if formula.reduction == "mean":
         return _weighted_sum(formula.weights, terms.value)
     return reduce(combined_map(formula, terms), formula.reduction)
@@ -175,38 +186,39 @@ def _weighted_sum(weights, values):
     return functools.reduce(operator.add, (weight * values[name] for name, weight in weights.items()))
 
 
-def standard_deviations(terms: ScoreTerms) -> dict[str, float]:
-    """Returns each term's standard deviation over images, such as the calibration images."""
-    return {name: float(np.std(np.asarray(v, np.float64))) for name, v in terms.value.items()}
+def standard_deviations(values: Mapping[str, Values]) -> dict[str, float]:
+    """Returns the standard deviation of each term's value over images."""
+    return {name: float(np.std(np.asarray(v, np.float64))) for name, v in values.items()}
 
 
 def score_table(
     terms: ScoreTerms,
     label: Bool[np.ndarray, "n"],
     deviations: Mapping[str, float],
-    used: ScoreFormula,
-    standardized: bool,
+    moments: MapMoments,
+    used: ScoreSettings,
 ) -> list[ScoreTableRow]:
     """Returns the AUROC of every score that needs no further reconstruction.
 
     The scores are each term alone, the paper's sum and the sum in use, both sums with standardized terms as well, and
-    each of these by every reduction. `deviations` are the terms' standard deviations over calibration images, and
-    `used` is the formula of the evaluation before standardization.
+    each of these by every reduction and as a calibrated score. `deviations` are the terms' standard deviations over
+    training images, `moments` those of their maps, and `used` are the settings of the evaluation.
     """
-    in_use = dict(used.weights) if len(used.weights) > 1 else dict.fromkeys(used.weights, 1.0)
+    weights_used = used.formula.weights
+    in_use = dict(weights_used) if len(weights_used) > 1 else dict.fromkeys(weights_used, 1.0)
+    standardized = used.standardize and len(in_use) > 1  # the unit of a single term ranks nothing
+    reduction_used = CALIBRATED if used.name == CALIBRATED else used.reduction
     sums = [_PAPER_WEIGHTS]
     if len(in_use) > 1 and in_use != _PAPER_WEIGHTS:
         sums.append(in_use)
-    scores = [({name: 1.0}, False) for name in terms.value]
+    definitions = [({name: 1.0}, False) for name in terms.value]
     for weights in sums:
         can_standardize = all(deviations[name] > 0 for name in weights)
-        scores += [(weights, flag) for flag in (False, True) if can_standardize or not flag]
-    standardized = standardized and len(in_use) > 1  # the unit of a single term ranks nothing
+        definitions += [(weights, flag) for flag in (False, True) if can_standardize or not flag]
     rows = []
-    for weights, flag in scores:
+    for weights, flag in definitions:
         formula = ScoreFormula(weights).standardized(deviations) if flag else ScoreFormula(weights)
-        reduced = {"mean": score(formula, terms), **_map_reductions(formula, terms)}
-        for reduction in REDUCTIONS:
+        for reduction, values in _all_scores(formula, terms, moments).items():
             definition = weights, flag, reduction
             row = ScoreTableRow(
                 score=next(iter(weights))
@@ -214,20 +226,22 @@ def score_table(
                 else " + ".join(f"{w:g} {n}" for n, w in weights.items()),
                 standardize=flag,
                 reduction=reduction,
-                auroc=auroc(np.asarray(reduced[reduction]), label),
+                auroc=auroc(values, label),
                 paper=definition == (_PAPER_WEIGHTS, False, "mean"),
-                used=definition == (in_use, standardized, used.reduction),
+                used=definition == (in_use, standardized, reduction_used),
             )
             rows.append(row)
     return rows
 
 
-def _map_reductions(formula, terms):
-    """Returns all reductions of the combined map, computed for a block of images at a time."""
-    parts = {name: [] for name in REDUCTIONS if name != "mean"}
+def _all_scores(formula, terms, moments):
+    """Returns the scores by all reductions, and the calibrated one."""
+    statistics = moments.statistics(formula.weights)
+    parts = {name: [] for name in (*REDUCTIONS, CALIBRATED) if name != "mean"}
     for start in range(0, len(next(iter(terms.map.values()))), _BLOCK):
-        maps = {name: m[start : start + _BLOCK] for name, m in terms.map.items()}
+        maps = {name: np.asarray(m[start : start + _BLOCK]) for name, m in terms.map.items()}
         combined = _weighted_sum(formula.weights, maps)
         for name, part in parts.items():
-            part.append(reduce(combined, name))
-    return {name: np.concatenate(part) for name, part in parts.items()}
+            part.append(calibrated_score(combined, statistics) if name == CALIBRATED else reduce(combined, name))
+    reduced = {name: np.concatenate(part) for name, part in parts.items()}
+    return {"mean": np.asarray(_weighted_sum(formula.weights, terms.value)), **reduced}

@@ -12,8 +12,15 @@ import numpy as np
 
 from bigan_jax.data.dataset import Dataset, Images
 from bigan_jax.evaluation import anomaly_score, baselines
-from bigan_jax.evaluation.anomaly_score import TERMS, ScoreSettings
-from bigan_jax.evaluation.result import EvaluationResult, NativeScore, PixelMetrics, PixelResult, ScoreRecord
+from bigan_jax.evaluation.anomaly_score import SCORE_NAMES, TERMS, ScoreSettings
+from bigan_jax.evaluation.result import (
+    EvaluationResult,
+    NativeScore,
+    PixelMetrics,
+    PixelResult,
+    ScoreRecord,
+    ScoreResult,
+)
 from bigan_jax.evaluation.scorer import AnomalyScorer, Scores
 from bigan_jax.metrics.bootstrap import bootstrap_intervals
 from bigan_jax.metrics.image import auroc, by_condition, by_defect_type, image_metrics, predict_all
@@ -39,8 +46,7 @@ def assess(
     """Scores calibration and test images, and measures the scores.
 
     Args:
-      scorer: is standardized here if `score.standardize` is set.
-      dataset: its training images are for the baselines.
+      scorer: is fitted here, on training images.
       score: the settings that `scorer` was made with.
       identity: the fields of EvaluationResult that identify the run. `epochs` of the result is 0, and `n_train` the
         current number of training images, since only the run's folder has its history.
@@ -48,56 +54,62 @@ def assess(
     Raises:
       UserError: a score is not finite, or a term to standardize is constant.
     """
-    test, normal, train = dataset.test, dataset.calibration, dataset.train.image
+    test, normal, train = dataset.test, dataset.calibration, dataset.train
     assert isinstance(normal.image, np.ndarray) and isinstance(test.image, np.ndarray)  # only training images are lazy
+    deviations, moments = scorer.fit(train.image, train.condition, score.standardize)
     calibration = scorer.score(normal.image, normal.condition, progress="calibration")
-    deviations = anomaly_score.standard_deviations(calibration.terms)
-    if score.standardize:
-        scorer.standardize(deviations)
-        calibration = scorer.rescore(calibration)
     scores = scorer.score(test.image, test.condition, progress="test")
-
-    groups = len(np.unique(normal.group))
-    chosen = choose_threshold(threshold, calibration.score, groups)
-    pixel_cutoff = pixel_threshold(calibration.error_map, threshold.false_alarm_rate)
-    measured, values = (scores.score, test.label), scores.terms.value
     baseline_scores = baselines.baseline_scores(
-        baselines.fitting_images(train), test.image, scorer.score_reconstructions
+        baselines.fitting_images(train.image), test.image, scorer.compute_terms, scorer.formula
     )
-    intervals = bootstrap_intervals(*measured, test.group, chosen.value)
-    pixel, raw_intensity = _pixel_results(test, scores, pixel_cutoff)
+
+    def score_result(name: str) -> ScoreResult:
+        normal_scores, measured = calibration.by_name[name], (scores.by_name[name], test.label)
+        # A manual threshold is one of the score that decides.
+        settings = threshold if name == score.name else dataclasses.replace(threshold, rule="conformal", value=0.0)
+        chosen = choose_threshold(settings, normal_scores, normal.group)
+        intervals = bootstrap_intervals(*measured, test.group, chosen.value)
+        return ScoreResult(
+            **image_metrics(*measured, chosen.value),
+            auroc_ci=intervals and intervals["auroc"],
+            intervals=intervals,
+            threshold=chosen.value,
+            threshold_rule=chosen.rule,
+            promise=chosen.promise,
+            oracle=oracle_threshold(*measured),
+            by_defect_type=by_defect_type(*measured, test.defect_type, chosen.value),
+            by_condition=by_condition(*measured, test.condition, dataset.conditions, chosen.value),
+            baselines=baselines.baseline_aurocs(baseline_scores[name], test.label),
+            calibration_scores=normal_scores.tolist(),
+        )
+
+    pixel_cutoff = pixel_threshold(calibration.error_map, threshold.pixel_rate, normal.group)
+    pixel, raw_intensity = _pixel_results(test, scores, pixel_cutoff.value)
+    values = scores.terms.value
     result = EvaluationResult(
         **identity,
         conditions=list(dataset.conditions),
         epochs=0,
         steps=scorer.steps_trained,
-        n_train=len(dataset.train.label),
+        n_train=len(train.label),
         n_calibration=len(normal.label),
-        n_calibration_groups=groups,
+        n_calibration_groups=len(np.unique(normal.group)),
         n_normal=int((~test.label).sum()),
         n_anomalous=int(test.label.sum()),
-        **image_metrics(*measured, chosen.value),
-        auroc_ci=intervals and intervals["auroc"],
-        intervals=intervals,
-        threshold=chosen.value,
-        threshold_rule=chosen.rule,
-        threshold_note=chosen.note,
-        oracle=oracle_threshold(*measured),
+        score_name=score.name,
+        scores={name: score_result(name) for name in SCORE_NAMES},
         predict_all=predict_all(test.label),
         native=None if scores.native is None else NativeScore(identity["model"], auroc(scores.native, test.label)),
-        pixel_threshold=pixel_cutoff,
+        pixel_threshold=pixel_cutoff.value,
+        pixel_promise=pixel_cutoff.promise,
         pixel=pixel,
         pixel_baselines={"raw_intensity": raw_intensity},
-        by_defect_type=by_defect_type(*measured, test.defect_type, chosen.value),
-        by_condition=by_condition(*measured, test.condition, dataset.conditions, chosen.value),
-        baselines=baselines.baseline_aurocs(baseline_scores, test.label),
         term_aurocs={n: auroc(np.asarray(values[n]), test.label) for n in TERMS if n in values},
         score=ScoreRecord(**dataclasses.asdict(score), standard_deviations=deviations),
-        score_table=anomaly_score.score_table(scores.terms, test.label, deviations, score.formula, score.standardize),
+        score_table=anomaly_score.score_table(scores.terms, test.label, deviations, moments, score),
         score_table_note=anomaly_score.TABLE_NOTE,
-        calibration_scores=calibration.score.tolist(),
         color_limits=color_limits(calibration),
-        notes=[*dataset.notes, *baselines.fitting_note(train)],
+        notes=[*dataset.notes, *baselines.fitting_note(train.image)],
         warnings=list(scorer.notes),
         versions={name: package_version(name) for name in ("bigan_jax", "jax", "flax")},
     )

@@ -8,17 +8,24 @@ from scipy.linalg import eigh
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 
-from bigan_jax.data.streaming import LazyImages
+from bigan_jax.data.streaming import LazyImages, fixed_draw
 from bigan_jax.data.thumbnails import corners, thumbnails
 from bigan_jax.errors import UserError
+from bigan_jax.evaluation import anomaly_score
+from bigan_jax.evaluation.anomaly_score import SCORE_NAMES, ScoreFormula, ScoreTerms
+from bigan_jax.evaluation.calibrated_score import MapMoments, PixelStatistics
 from bigan_jax.metrics.image import auroc
 
-Score = Callable[[Float[np.ndarray, "m h w c"], Float[np.ndarray, "m h w c"]], Float[np.ndarray, "m"]]
+ComputeTerms = Callable[[Float[np.ndarray, "m h w c"], Float[np.ndarray, "m h w c"]], ScoreTerms]
+Reconstructions = dict[str, Float[np.ndarray, "m f"]]  # flattened, by baseline
+BaselineScores = dict[str, Float[np.ndarray, "m"]]
 
 BLOCK = 64  # test images per step, which fit into a CPU's cache
 MAX_EXACT = 2048  # training images up to which principal axes are exact
 MAX_STREAMED = 2048  # training images that are read if the complete set does not fit into memory
 SIGN_FREE = ("mean_intensity", "corner_pixels")  # either sign of a brightness may separate the classes
+_FOLDS = 5
+_MAX_CROSS_FITTED = 512  # training images that the pixel statistics of the calibrated score come from
 
 TrainingImages = UInt8[np.ndarray, "n h w c"] | LazyImages
 
@@ -27,8 +34,7 @@ def fitting_images(train: TrainingImages) -> UInt8[np.ndarray, "m h w c"]:
     """Returns the training images to fit on: all, or a fixed draw of MAX_STREAMED LazyImages."""
     if isinstance(train, np.ndarray) or len(train) <= MAX_STREAMED:
         return train[:]
-    drawn = np.random.default_rng(0).choice(len(train), MAX_STREAMED, replace=False)
-    return train[np.sort(drawn)]
+    return train[fixed_draw(len(train), MAX_STREAMED)]
 
 
 def fitting_note(train: TrainingImages) -> tuple[str, ...]:
@@ -39,15 +45,25 @@ def fitting_note(train: TrainingImages) -> tuple[str, ...]:
 
 
 def baseline_scores(
-    train: UInt8[np.ndarray, "n h w c"], test: UInt8[np.ndarray, "m _ _ _"], score: Score
-) -> dict[str, Float[np.ndarray, "m"]]:
+    train: UInt8[np.ndarray, "n h w c"],
+    test: UInt8[np.ndarray, "m _ _ _"],
+    compute_terms: ComputeTerms,
+    formula: ScoreFormula,
+) -> dict[str, BaselineScores]:
     """Returns anomaly scores of the test images by seven baselines, fitted on `train` alone.
 
-    `score` is the models' own, from images and reconstructions in [0, 1]; it is called with about BLOCK images.
-    `mean_image`, `pca_8`, `pca_64` and `nearest_neighbor` apply it to the mean training image, the projection on the
-    first principal components (fewer if there are fewer images) clipped to [0, 1], and the nearest training image by
-    L2. `mahalanobis_16` is the squared Mahalanobis distance (Ledoit-Wolf) of 16x16 thumbnails. `mean_intensity` and
-    `corner_pixels` are the mean of the image and of its corners, in [0, 1].
+    `mean_image`, `pca_8`, `pca_64` and `nearest_neighbor` reconstruct an image by the mean training image, the
+    projection on the first principal components (fewer if there are fewer images) clipped to [0, 1], and the nearest
+    training image by L2; they have the models' scores. `mahalanobis_16` is the squared Mahalanobis distance
+    (Ledoit-Wolf) of 16x16 thumbnails. `mean_intensity` and `corner_pixels` are the mean of the image and of its
+    corners, in [0, 1].
+
+    Args:
+      compute_terms: returns the score terms of images and reconstructions in [0, 1]; called with about BLOCK images.
+      formula: of the models' scores.
+
+    Returns:
+      The scores by SCORE_NAMES and baseline.
 
     Raises:
       UserError: there are fewer than two training images or no test image, or shapes differ.
@@ -59,34 +75,72 @@ def baseline_scores(
     if len(test) == 0:
         raise UserError("the baselines require at least one test image (got none).")
     unit_train = _unit(train)
-    flat_train = unit_train.reshape(len(train), -1)
+    statistics = _cross_fitted_statistics(unit_train, compute_terms, formula)
+    reconstruct = _fit_reconstructions(unit_train)
+    normal = LedoitWolf().fit(thumbnails(unit_train).astype(np.float64))
+    parts: dict[str, list[BaselineScores]] = {name: [] for name in SCORE_NAMES}
+    for images in map(_unit, _blocks(test)):
+        same = {
+            "mahalanobis_16": normal.mahalanobis(thumbnails(images).astype(np.float64)),
+            "mean_intensity": images.mean((1, 2, 3)),
+            "corner_pixels": corners(images).mean(1),
+        }
+        by_baseline = {
+            name: anomaly_score.scores(formula, compute_terms(images, x.reshape(images.shape)), statistics[name])
+            for name, x in reconstruct(images).items()
+        }
+        for score, part in parts.items():
+            part.append({name: np.asarray(values[score]) for name, values in by_baseline.items()} | same)
+    return {
+        score: {name: np.concatenate([block[name] for block in part]) for name in part[0]}
+        for score, part in parts.items()
+    }
+
+
+def _fit_reconstructions(train: Float[np.ndarray, "n h w c"]) -> Callable[[np.ndarray], Reconstructions]:
+    """Fits the baselines that reconstruct; returns a function of further images."""
+    flat_train = train.reshape(len(train), -1)
     mean = flat_train.mean(0)
     centered = flat_train - mean  # keeps float32 differences of nearly equal images
     axes = principal_axes(centered, min(64, len(train) - 1, flat_train.shape[1]))
     half_norm = np.einsum("nf,nf->n", centered, centered) / 2
-    normal = LedoitWolf().fit(thumbnails(unit_train).astype(np.float64))
 
-    def score_block(images: np.ndarray) -> dict[str, np.ndarray]:
-        flat = images.reshape(len(images), -1)
-        offset = flat - mean
+    def reconstruct(images: np.ndarray) -> Reconstructions:
+        offset = images.reshape(len(images), -1) - mean
         code = offset @ axes.T
-        reconstructions = {
-            "mean_image": np.broadcast_to(mean, flat.shape),
+        return {
+            "mean_image": np.broadcast_to(mean, offset.shape),
             "pca_8": np.clip(code[:, :8] @ axes[:8] + mean, 0, 1),
             "pca_64": np.clip(code @ axes + mean, 0, 1),
             "nearest_neighbor": flat_train[(half_norm - offset @ centered.T).argmin(1)],
         }
-        return {
-            **{name: np.asarray(score(images, x.reshape(images.shape))) for name, x in reconstructions.items()},
-            "mahalanobis_16": normal.mahalanobis(thumbnails(images).astype(np.float64)),
-            "mean_intensity": flat.mean(1),
-            "corner_pixels": corners(images).mean(1),
-        }
 
-    # Blocks of nearly one size: a small last block would make the score compile again.
-    blocks = np.array_split(test, -(-len(test) // BLOCK))
-    parts = [score_block(_unit(block)) for block in blocks]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return reconstruct
+
+
+def _cross_fitted_statistics(
+    train: Float[np.ndarray, "n h w c"], compute_terms: ComputeTerms, formula: ScoreFormula
+) -> dict[str, PixelStatistics]:
+    """Returns the pixel statistics of each baseline that reconstructs.
+
+    The maps of a fold come from baselines that were fitted on the other folds: those that know an image reconstruct it
+    too well, and the nearest image of a training image is itself.
+    """
+    train = train[fixed_draw(len(train), _MAX_CROSS_FITTED)]
+    moments: dict[str, MapMoments] = {}
+    fold = np.arange(len(train)) % _FOLDS
+    for k in range(min(_FOLDS, len(train))):
+        reconstruct = _fit_reconstructions(train[fold != k])
+        for images in _blocks(train[fold == k]):
+            for name, x in reconstruct(images).items():
+                maps = compute_terms(images, x.reshape(images.shape)).map
+                moments.setdefault(name, MapMoments(list(maps))).add(maps)
+    return {name: m.statistics(formula.weights) for name, m in moments.items()}
+
+
+def _blocks(images: np.ndarray) -> list[np.ndarray]:
+    """Cuts images into blocks of nearly one size: a small last one would make the score compile again."""
+    return np.array_split(images, -(-len(images) // BLOCK))
 
 
 def baseline_aurocs(

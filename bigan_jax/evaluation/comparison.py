@@ -2,15 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from statistics import fmean
 from typing import NamedTuple
 
 from bigan_jax.evaluation import statistics
+from bigan_jax.evaluation.anomaly_score import CALIBRATED, SCORE_NAMES
 from bigan_jax.evaluation.finished_run import FinishedRun
 from bigan_jax.evaluation.paper_results import MODELS, contradiction
-from bigan_jax.evaluation.result import EvaluationResult
+from bigan_jax.evaluation.result import EvaluationResult, ScoreResult
 from bigan_jax.evaluation.statistics import Difference, Spread, spread
-from bigan_jax.evaluation.verdict import label, strongest
+from bigan_jax.evaluation.verdict import SCORE_TITLES, label, strongest
 from bigan_jax.metrics.image import IMAGE_METRICS
 from bigan_jax.metrics.pixel import PIXEL_METRICS
 
@@ -25,7 +27,12 @@ _DATASET_ORDER = ("brain", "brain_mixed", "mvtec", "plant")
 
 # Pixel metrics by their names among the values of a row.
 PIXEL_VALUES = {f"pixel_{name}" if name in IMAGE_METRICS else name: name for name in PIXEL_METRICS}
-VALUES = (*IMAGE_METRICS, *("native", "baseline", "calibration_score"), *(*PIXEL_VALUES, "pixel_baseline"))
+_BY_SCORE = (*IMAGE_METRICS, "baseline", "calibration_score")
+# Those of the comparison's score, and of both scores, as "paper_auroc".
+VALUES = (
+    *(*_BY_SCORE, *(f"{score}_{name}" for score in SCORE_NAMES for name in _BY_SCORE)),
+    *("native", *PIXEL_VALUES, "pixel_baseline"),
+)
 
 
 class ComparisonRow(NamedTuple):
@@ -46,6 +53,7 @@ class DatasetComparison(NamedTuple):
 
     dataset: str
     category: str
+    score: str  # that ranks: the one that decides in all runs, or the calibrated one
     rows: list[ComparisonRow]
     differences: dict[str, Difference | str]  # of each row to the first one, by label
     # Of each row to those of its model with fewer of its ablations, by the labels of the latter and the former.
@@ -63,18 +71,23 @@ class DatasetComparison(NamedTuple):
         return max((baseline.mean for row in self.rows if (baseline := row.values["baseline"])), default=None)
 
 
-def values(result: EvaluationResult) -> dict[str, float | None]:
-    """Returns the values of a result that comparisons show, by the names in VALUES."""
-    baseline = strongest(result.baselines)
+def values(result: EvaluationResult, score: str) -> dict[str, float | None]:
+    """Returns the values of a result that comparisons by this score show, by the names in VALUES."""
+    by_score = {name: _score_values(result.scores[name]) for name in SCORE_NAMES}
     pixel_baseline = strongest({name: pixel.auroc for name, pixel in result.pixel_baselines.items()})
     return {
-        **result.metrics,
+        **by_score[score],
+        **{f"{of}_{name}": value for of, values in by_score.items() for name, value in values.items()},
         "native": result.native and result.native.auroc,
-        "baseline": baseline and baseline[1],
-        "calibration_score": fmean(result.calibration_scores),
         **{name: getattr(result.pixel, metric) for name, metric in PIXEL_VALUES.items()},
         "pixel_baseline": pixel_baseline and pixel_baseline[1],
     }
+
+
+def _score_values(result: ScoreResult) -> dict[str, float | None]:
+    baseline = strongest(result.baselines)
+    mean = fmean(result.calibration_scores)
+    return {**result.metrics, "baseline": baseline and baseline[1], "calibration_score": mean}
 
 
 def compare_runs(runs: Sequence[FinishedRun]) -> list[DatasetComparison]:
@@ -94,22 +107,26 @@ def differing_fields(row: ComparisonRow, other: ComparisonRow) -> dict[str, tupl
 
 
 def _compare_on_dataset(dataset, category, runs):
-    rows, notes = _rows(runs)
-    notes += _notes(dataset, rows)
+    names = {run.result.score_name for run in runs}
+    score = names.pop() if len(names) == 1 else CALIBRATED
+    rows, notes = _rows(runs, score)
+    notes += _notes(dataset, rows, score)
     ranked = [row for row in rows if row.values["auroc"]]
-    samples = statistics.bootstrap_samples([run for row in ranked for run in row.runs] if len(ranked) > 1 else [])
-    differences = {row.label: statistics.paired_difference(row.runs, ranked[0].runs, samples) for row in ranked[1:]}
+    compared = [run for row in ranked for run in row.runs] if len(ranked) > 1 else []
+    samples = statistics.bootstrap_samples(compared, score)
+    difference = partial(statistics.paired_difference, samples=samples, score=score)
+    differences = {row.label: difference(row.runs, ranked[0].runs) for row in ranked[1:]}
     ablations = {
-        (full.label, row.label): statistics.paired_difference(row.runs, full.runs, samples)
+        (full.label, row.label): difference(row.runs, full.runs)
         for full in ranked
         for row in ranked
         if set(full.ablations) < set(row.ablations)
         and (row.model, row.quick, row.variant) == (full.model, full.quick, full.variant)
     }
-    return DatasetComparison(dataset, category, rows, differences, ablations, notes)
+    return DatasetComparison(dataset, category, score, rows, differences, ablations, notes)
 
 
-def _rows(runs):
+def _rows(runs, score):
     """Returns the rows, and notes on variants and on runs that are left out."""
     by_detector, notes = defaultdict(list), []
     for run in runs:
@@ -119,7 +136,7 @@ def _rows(runs):
         name = ", ".join([model, *ablations]) + " (quick)" * quick
         for variant, variant_runs in _variants(detector_runs, name, notes).items():
             seeds = _without_duplicates(variant_runs, notes)
-            run_values = [values(run.result) for run in seeds]
+            run_values = [values(run.result, score) for run in seeds]
             row = ComparisonRow(
                 label=f"{name} [{variant}]" if variant else name,
                 model=model,
@@ -128,7 +145,9 @@ def _rows(runs):
                 variant=variant,
                 runs=seeds,
                 values={name: spread(v[name] for v in run_values) for name in VALUES},
-                inconsistencies=list(filter(None, map(_inconsistency, seeds))),
+                inconsistencies=[
+                    reason for run in seeds for name in SCORE_NAMES if (reason := _inconsistency(run, name))
+                ],
             )
             rows.append(row)
     order = {name: i for i, name in enumerate(MODELS)}
@@ -176,34 +195,35 @@ def _without_duplicates(runs, notes):
     return list(first.values())
 
 
-def _inconsistency(run):
-    """Returns why a run's values cannot all be right, by the check that the paper's values get."""
+def _inconsistency(run, score):
+    """Returns why a run's values of a score cannot all be right, by the check that the paper's values get."""
     tested = run.result.n_normal + run.result.n_anomalous
     if not tested:
         return None
     prevalence = run.result.n_anomalous / tested
-    reason = contradiction(run.result.metrics, (prevalence, prevalence))
-    return f"{run.workdir}: {reason}" if reason else None
+    reason = contradiction(run.result.scores[score].metrics, (prevalence, prevalence))
+    return f"{run.workdir}, {score}: {reason}" if reason else None
 
 
-def _notes(dataset, rows):
+def _notes(dataset, rows, score):
     notes = []
     if dataset == "phantom":
         notes.append("phantom: synthetic images, which say little about real ones")
     if quick := [row.label for row in rows if row.quick]:
         notes.append(f"with the modifier quick, for a first look: {_join(quick)}")
-    if caveats := [row.label for row in rows if any(r.result.threshold_note for r in row.runs)]:
-        notes.append(
-            "calibrated on few images or groups (patients, camera blocks), so that more new normal images may lie "
-            f"above the threshold than it promises: {_join(caveats)}"
-        )
+    if sentences := dict.fromkeys(
+        p.sentence for r in rows for run in r.runs if (p := run.result.scores[score].promise)
+    ):
+        notes.append(f"thresholds: {_shorten(' '.join(sentences), 1000)}")
+    notes += _other_ranking(rows, score)
     for row in rows:
         for run in row.runs:
             if run.total_epochs is not None and run.result.epochs < run.total_epochs:
                 notes.append(f"{run.workdir} is incomplete: trained {run.result.epochs} of {run.total_epochs} epochs")
         notes += [f"{row.label} is inconsistent: {reason}" for reason in row.inconsistencies]
-    for name in (*_SIZES, "threshold_rule"):
+    for name in _SIZES:
         notes += _difference_note(name, rows, lambda run, name=name: str(getattr(run.result, name)))
+    notes += _difference_note("threshold_rule", rows, lambda run: run.result.scores[score].threshold_rule)
     fields = {field for row in rows for run in row.runs for field in run.fields}
     for field in sorted(f for f in fields if f.startswith("data.") and not f.endswith(("dir", "stream"))):
         notes += _difference_note(field, rows, lambda run, field=field: run.fields.get(field))
@@ -212,11 +232,23 @@ def _notes(dataset, rows):
         notes.append(f"no AUROC, since the test set lacks a class: {_join(undefined)}")
     strongest_names = []
     for result in (run.result for row in rows for run in row.runs):
-        if best := strongest(result.baselines):
-            strongest_names += [label(name) for name, value in result.baselines.items() if value == best[1]]
+        baselines = result.scores[score].baselines
+        if best := strongest(baselines):
+            strongest_names += [label(name) for name, value in baselines.items() if value == best[1]]
     if strongest_names:
         notes.append(f"strongest training-free baseline: {_join(strongest_names)}")
     return notes
+
+
+def _other_ranking(rows, score):
+    """Returns a note if the other score ranks another detector first, with that ranking."""
+    (other,) = (name for name in SCORE_NAMES if name != score)
+    ranked = [row for row in rows if row.values[f"{other}_auroc"]]
+    by_other = sorted(ranked, key=lambda row: -row.values[f"{other}_auroc"].mean)
+    if not by_other or by_other[0] is ranked[0]:
+        return []
+    ranking = (f"{row.label} {row.values[f'{other}_auroc'].mean:.3f}" for row in by_other)
+    return [f"{SCORE_TITLES[other]} ranks differently: {_join(ranking)}"]
 
 
 def _difference_note(

@@ -63,8 +63,11 @@ def _read_config(workdir):
         return {}, None
 
 
-def read_scores(run: FinishedRun) -> ImageScores:
-    """Reads scores.csv of a run; raises UserError if it is missing, damaged, or contradicts evaluation.json."""
+def read_scores(run: FinishedRun, name: str) -> ImageScores:
+    """Reads a score (one of SCORE_NAMES) from scores.csv of a run.
+
+    Raises UserError if the file is missing, damaged, or contradicts evaluation.json.
+    """
     text = _read_text(run.workdir / "scores.csv", _MAX_TABLE_BYTES)
     rows = []
     try:
@@ -74,7 +77,7 @@ def read_scores(run: FinishedRun) -> ImageScores:
         for row in table:
             if row["label"] not in ("normal", "anomalous") or len(rows) >= _MAX_ROWS:
                 raise ValueError
-            rows.append((row["path"], row["label"] == "anomalous", row["group"], row["score"]))
+            rows.append((row["path"], row["label"] == "anomalous", row["group"], row[name]))
         rows.sort()
         path, label, group, score = zip(*rows, strict=True)
         # Names are objects: an array of text is as wide as its longest entry.
@@ -89,7 +92,7 @@ def read_scores(run: FinishedRun) -> ImageScores:
     counts = int((~scores.label).sum()), int(scores.label.sum())
     if counts != (run.result.n_normal, run.result.n_anomalous):
         raise UserError("scores.csv and evaluation.json have different numbers of images")
-    area, expected = auroc(scores.score, scores.label), run.result.auroc
+    area, expected = auroc(scores.score, scores.label), run.result.scores[name].auroc
     # The file has eight digits, which may tie two scores that were not quite equal.
     if (area is None) != (expected is None) or abs((area or 0) - (expected or 0)) > 1e-3:
         raise UserError("the AUROC of scores.csv is not that of evaluation.json")

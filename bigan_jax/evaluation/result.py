@@ -13,7 +13,7 @@ from msgspec import Meta
 from bigan_jax.errors import UserError, one_line
 from bigan_jax.metrics.image import IMAGE_METRICS, ConditionRow, DefectTypeRow, PredictAll
 from bigan_jax.metrics.pixel import PIXEL_METRICS
-from bigan_jax.metrics.thresholds import Oracle
+from bigan_jax.metrics.thresholds import Oracle, Promise
 from bigan_jax.runtime.files import read_bounded
 
 _MAX_BYTES = 16 * 2**20  # the scores of all calibration images are in the file
@@ -62,9 +62,10 @@ class NativeScore(_Record, frozen=True):
 
 
 class ScoreRecord(_Record, frozen=True):
-    """The score of the evaluation: `config.score`, and the terms' standard deviations."""
+    """The settings of the scores: `config.score`, and the terms' standard deviations over training images."""
 
     weights: dict[Name, Number]
+    name: Name  # the score that decides
     reduction: Name
     standardize: bool
     unit_features: bool
@@ -82,8 +83,29 @@ class ScoreTableRow(_Record, frozen=True):
     used: bool  # whether it is the score of the evaluation
 
 
-class EvaluationResult(_record_of(IMAGE_METRICS)):
-    """The result of one evaluation: IMAGE_METRICS as fields of their own, and the following."""
+class ScoreResult(_record_of(IMAGE_METRICS)):
+    """The result of one score: IMAGE_METRICS as fields of their own, and the following."""
+
+    auroc_ci: Interval | None  # 95 %; None if there was nothing to resample
+    intervals: dict[Name, Interval] | None  # 95 %, of all image metrics
+    threshold: Number
+    threshold_rule: Name
+    promise: Promise | None  # on new normal images; None for a manual threshold
+    oracle: Oracle
+    by_defect_type: list[DefectTypeRow] | None  # None if there is one type only
+    by_condition: list[ConditionRow] | None  # None if there is one condition only
+    baselines: Aurocs  # of detectors that need no training, with the same score
+    calibration_scores: Annotated[list[Number], Meta(min_length=1)]
+
+    def __post_init__(self):
+        if not "".join([self.threshold_rule, *self.baselines]).isprintable():
+            raise ValueError("the threshold's rule and the names of baselines must be printable")
+        if self.auroc_ci and self.auroc_ci[0] > self.auroc_ci[1]:
+            raise ValueError("auroc_ci must have the lower limit first")
+
+
+class EvaluationResult(_Record, frozen=True):
+    """The result of one evaluation."""
 
     model: Name
     dataset: Name
@@ -99,38 +121,36 @@ class EvaluationResult(_record_of(IMAGE_METRICS)):
     n_calibration_groups: Count
     n_normal: Count  # test images
     n_anomalous: Count  # test images
-    auroc_ci: Interval | None  # 95 %; None if there was nothing to resample
-    intervals: dict[Name, Interval] | None  # 95 %, of all image metrics
-    threshold: Number
-    threshold_rule: Name
-    threshold_note: str | None
-    oracle: Oracle
+    score_name: Name  # the score that decides
+    scores: dict[Name, ScoreResult]  # by name: "paper" and "calibrated", from the same reconstructions
     predict_all: PredictAll
     native: NativeScore | None
     pixel_threshold: Number  # the error from which on a pixel is called defective
+    pixel_promise: Promise  # on the pixels of new normal images
     pixel: PixelResult  # of the error maps
     pixel_baselines: dict[Name, PixelMetrics]  # of maps that need no training
-    by_defect_type: list[DefectTypeRow] | None  # None if there is one type only
-    by_condition: list[ConditionRow] | None  # None if there is one condition only
-    baselines: Aurocs  # of detectors that need no training
     term_aurocs: Aurocs  # of each score term alone
     score: ScoreRecord
     score_table: list[ScoreTableRow]  # other scores of the same reconstructions
     score_table_note: str
-    calibration_scores: Annotated[list[Number], Meta(min_length=1)]
     color_limits: dict[Name, Number]  # the error shown in the brightest color, by score term and for "combined"
     notes: list[str]  # how the result was made
     warnings: list[str]  # what weakens the result
     versions: dict[str, str]  # of the packages
 
     def __post_init__(self):
-        for field in ("model", "dataset", "category", "threshold_rule", "ablations", "baselines", "pixel_baselines"):
+        for field in ("model", "dataset", "category", "ablations", "pixel_baselines"):
             if not "".join(getattr(self, field)).isprintable():  # a name, or several
                 raise ValueError(f"{field} must be printable")
-        if self.auroc_ci and self.auroc_ci[0] > self.auroc_ci[1]:
-            raise ValueError("auroc_ci must have the lower limit first")
+        if set(self.scores) != {"paper", "calibrated"} or self.score_name not in self.scores:
+            raise ValueError('scores must be "paper" and "calibrated", and score_name one of them')
         if "combined" not in self.color_limits:
             raise ValueError("color_limits must have the limit of the combined map")
+
+    @property
+    def main(self) -> ScoreResult:
+        """The result of the score that decides."""
+        return self.scores[self.score_name]
 
     def replace(self, **fields) -> "EvaluationResult":
         """Returns a copy with other values of some fields."""

@@ -12,31 +12,44 @@ from tqdm import tqdm
 
 from bigan_jax.data.files.images import ImageFormat
 from bigan_jax.data.inputs import ImageInput, load_images
+from bigan_jax.data.streaming import LazyImages, fixed_draw
 from bigan_jax.detector import Batch, Detector, TrainState, inference_net
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.evaluation import anomaly_score
-from bigan_jax.evaluation.anomaly_score import TERMS, ScoreFormula, ScoreTerms
+from bigan_jax.evaluation.anomaly_score import CALIBRATED, PAPER, TERMS, ScoreFormula, ScoreTerms
+from bigan_jax.evaluation.calibrated_score import DISPLAY_SIGMA, MapMoments, PixelStatistics, smooth
 from bigan_jax.evaluation.latent_search import LatentSearcher
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.nn.vgg16 import weights as pretrained
 from bigan_jax.nn.vgg16.network import VGG16
 
+_VGG16_LAYERS = ("relu2_2", "relu3_3")  # whose features the perceptual term compares
+_MAX_FITTED = 512  # training images that the statistics come from; more change them by little
+_FITTED_TOGETHER = 256  # of these are in memory at a time, with their maps
+_MAX_SEARCHED = 64  # of detectors with a latent search, which takes hundreds of steps per image
+
 
 class Scores(NamedTuple):
     """The scores of n images, as NumPy arrays."""
 
-    score: Float[np.ndarray, "n"]
+    name: str  # the score that decides
+    by_name: dict[str, Float[np.ndarray, "n"]]  # by SCORE_NAMES
     terms: ScoreTerms
-    error_map: Float[np.ndarray, "n h w"]  # the terms' maps, combined as the score is
+    error_map: Float[np.ndarray, "n h w"]  # the terms' maps, combined as in the paper's score and smoothed for display
     reconstruction: UInt8[np.ndarray, "n h w c"]
     native: Float[np.ndarray, "n"] | None = None  # the score that the model's own paper defines, if any
 
     @property
+    def score(self) -> Float[np.ndarray, "n"]:
+        """The score that decides."""
+        return self.by_name[self.name]
+
+    @property
     def columns(self) -> dict[str, Float[np.ndarray, "n"]]:
-        """The terms' values and the score, by column of scores.csv."""
+        """The terms' values and the scores, by column of scores.csv."""
         values = self.terms.value
         columns = {term.column: np.asarray(values[name]) for name, term in TERMS.items() if name in values}
-        return {**columns, "score": self.score}
+        return columns | self.by_name
 
 
 class Prediction(NamedTuple):
@@ -62,6 +75,8 @@ class AnomalyScorer:
         formula: ScoreFormula,
         shape: tuple[int, int, int],
         batch_size: int = 32,
+        name: str = CALIBRATED,
+        statistics: PixelStatistics | None = None,
         threshold: float | None = None,
         vgg16_weights: str = "",
         unit_features: bool = True,
@@ -74,6 +89,8 @@ class AnomalyScorer:
         Args:
           shape: height, width and channels of the images.
           batch_size: the number of images per call of the networks.
+          name: the score that decides, one of SCORE_NAMES.
+          statistics: of the error maps of training images, required by the calibrated score; `fit` estimates them.
           threshold: required by `decide`.
           vgg16_weights: as `load_weights` takes it, if a term of the formula needs features.
           unit_features: whether these features are scaled first (`losses.unit_features`).
@@ -82,6 +99,7 @@ class AnomalyScorer:
           window: whether the contrast of new images is stretched, as in training.
         """
         self.formula, self.shape, self.threshold = formula, shape, threshold
+        self.name, self.statistics = name, statistics
         self.image_format = ImageFormat(*shape[1:], window)
         self.calibration, self.conditions = calibration, tuple(conditions)
         self._batch_size, self.notes = batch_size, detector.notes
@@ -91,7 +109,7 @@ class AnomalyScorer:
         if any(TERMS[name].needs_features for name in formula.weights):
             loaded = pretrained.load_weights(vgg16_weights)
             self._vgg16 = {"params": loaded.params}
-            vgg16 = VGG16(convention=loaded.convention, unit_features=unit_features)
+            vgg16 = VGG16(_VGG16_LAYERS, loaded.convention, unit_features=unit_features)
         self._reconstruct = jax.jit(partial(_reconstruct, detector))
         self._compute_scores = jax.jit(partial(_compute_scores, vgg16, formula.reduction))
 
@@ -150,12 +168,44 @@ class AnomalyScorer:
             bar.update()
         bar.close()
         # NaN reaches no threshold, so it would be called normal.
-        if n_invalid := int((~np.isfinite(scores["score"])).sum()):
+        if n_invalid := int((~np.isfinite(scores["by_name"][PAPER])).sum()):
             raise UserError(
                 f"{n_invalid} of {len(images)} images have no finite score: their reconstructions are NaN or infinite. "
                 "Train again, in float32 or at a lower learning rate."
             )
-        return Scores(**scores)
+        if self.statistics is None:
+            del scores["by_name"][CALIBRATED]
+        return Scores(self.name, **scores)
+
+    def fit(
+        self, images: UInt8[np.ndarray, "n h w c"] | LazyImages, condition: Int[np.ndarray, "n"], standardize: bool
+    ) -> tuple[dict[str, float], MapMoments]:
+        """Fits the scores on training images: what the threshold comes from must be other images.
+
+        Args:
+          images: uint8; a fixed draw of them is used.
+          standardize: whether the formula divides each term by its standard deviation.
+
+        Returns:
+          The standard deviation of each term's value, and the moments of the terms' maps.
+
+        Raises:
+          UserError: an image has no finite score, or a term to standardize is constant.
+        """
+        self.statistics = None
+        chosen = fixed_draw(len(images), _MAX_SEARCHED if self.search_steps else _MAX_FITTED)
+        values, moments = [], MapMoments(())
+        # Blocks of nearly equal size: a small last one would compile the networks again.
+        for block in np.array_split(chosen, -(-len(chosen) // _FITTED_TOGETHER)):
+            terms = self.score(images[block], condition[block], progress="score statistics").terms
+            values.append(terms.value)
+            moments = moments if moments.names else MapMoments(list(terms.map))
+            moments.add(terms.map)
+        deviations = anomaly_score.standard_deviations(jax.tree.map(lambda *x: np.concatenate(x), *values))
+        if standardize:
+            self.formula = self.formula.standardized(deviations)
+        self.statistics = moments.statistics(self.formula.weights)
+        return deviations, moments
 
     def decide(self, scores: Scores) -> Bool[np.ndarray, "n"]:
         """Returns True for each anomalous image: its score reaches the evaluation's threshold."""
@@ -204,24 +254,17 @@ class AnomalyScorer:
         """Divides each term of the formula by its standard deviation; raises UserError if one is 0."""
         self.formula = self.formula.standardized(deviations)
 
-    def rescore(self, scores: Scores) -> Scores:
-        """Returns the same reconstructions, scored by the current formula."""
-        return scores._replace(
-            score=np.asarray(anomaly_score.score(self.formula, scores.terms)),
-            error_map=np.asarray(anomaly_score.combined_map(self.formula, scores.terms)),
-        )
-
-    def score_reconstructions(
+    def compute_terms(
         self, images: Float[np.ndarray, "n h w c"], reconstructions: Float[np.ndarray, "n h w c"]
-    ) -> Float[np.ndarray, "n"]:
-        """Returns the scores of reconstructions by another method; both arrays are in [0, 1]."""
+    ) -> ScoreTerms:
+        """Returns the score terms of reconstructions by another method; both arrays are in [0, 1]."""
         size = min(self._batch_size, len(images))
         parts = []
         for start in range(0, len(images), size):
             indices = self._batch_indices(start, size, len(images))
-            scores = self._score_batch(images[indices], reconstructions[indices])["score"]
-            parts.append(np.asarray(scores)[: len(images) - start])
-        return np.concatenate(parts)
+            terms = self._score_batch(images[indices], reconstructions[indices])["terms"]
+            parts.append(jax.tree.map(partial(_first, len(images) - start), terms))
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     @staticmethod
     def _batch_indices(start, size, n_images):
@@ -229,7 +272,12 @@ class AnomalyScorer:
         return np.arange(start, start + size).clip(max=n_images - 1)
 
     def _score_batch(self, images, reconstructions):
-        return self._compute_scores(self._vgg16, self.formula.weights, images, reconstructions)
+        statistics = self.statistics or PixelStatistics(*np.stack([np.zeros(self.shape[:2]), np.ones(self.shape[:2])]))
+        return self._compute_scores(self._vgg16, self.formula.weights, statistics, images, reconstructions)
+
+
+def _first(n, x):
+    return np.asarray(x)[:n]
 
 
 def _reconstruct(detector, state, frozen, batch, keys):
@@ -238,13 +286,13 @@ def _reconstruct(detector, state, frozen, batch, keys):
     return detector.reconstruct(net, batch, keys), native
 
 
-def _compute_scores(vgg16, reduction, vgg16_variables, weights, image, reconstruction):
+def _compute_scores(vgg16, reduction, vgg16_variables, weights, statistics, image, reconstruction):
     features = vgg16 and (vgg16.apply(vgg16_variables, image), vgg16.apply(vgg16_variables, reconstruction))
     terms = anomaly_score.terms(image, reconstruction, features)
     formula = ScoreFormula(weights, reduction)
     return {
-        "score": anomaly_score.score(formula, terms),
+        "by_name": anomaly_score.scores(formula, terms, statistics),
         "terms": terms,
-        "error_map": anomaly_score.combined_map(formula, terms),
+        "error_map": smooth(anomaly_score.combined_map(formula, terms), DISPLAY_SIGMA),
         "reconstruction": jnp.round(reconstruction * 255).astype(jnp.uint8),
     }

@@ -40,15 +40,15 @@ class BootstrapSamples(NamedTuple):
     auroc: Float[np.ndarray, "samples"] | None  # None if there is nothing to resample
 
 
-def bootstrap_samples(runs: Sequence[FinishedRun]) -> dict[Path, BootstrapSamples | str]:
-    """Returns the bootstrapped AUROCs of each run by workdir, or the reason why there are none.
+def bootstrap_samples(runs: Sequence[FinishedRun], score: str) -> dict[Path, BootstrapSamples | str]:
+    """Returns the bootstrapped AUROCs of each run's score of this name, by workdir, or the reason why there are none.
 
     The samples depend on the labels and groups of the test images alone, so runs on the same test set are paired.
     """
     samples = {}
     for run in tqdm(runs, desc="bootstrap", unit="run", leave=False, disable=not runs):
         try:
-            scores = read_scores(run)
+            scores = read_scores(run, score)
         except UserError as error:
             samples[run.workdir] = str(error)
             continue
@@ -58,16 +58,21 @@ def bootstrap_samples(runs: Sequence[FinishedRun]) -> dict[Path, BootstrapSample
         metrics = {"auroc": IMAGE_METRICS["auroc"]}
         auroc = None
         if resampling:
-            values = resampled_metrics(metrics, scores.score, scores.label, run.result.threshold, resampling)
+            values = resampled_metrics(
+                metrics, scores.score, scores.label, run.result.scores[score].threshold, resampling
+            )
             auroc = values["auroc"]
         samples[run.workdir] = BootstrapSamples(test_hash, auroc)
     return samples
 
 
 def paired_difference(
-    runs: Sequence[FinishedRun], others: Sequence[FinishedRun], samples: Mapping[Path, BootstrapSamples | str]
+    runs: Sequence[FinishedRun],
+    others: Sequence[FinishedRun],
+    samples: Mapping[Path, BootstrapSamples | str],
+    score: str,
 ) -> Difference | str:
-    """Returns the mean AUROC of `runs` minus that of `others`, or a sentence that says why there is none.
+    """Returns the mean AUROC of a score of `runs` minus that of `others`, or a sentence that says why there is none.
 
     Seeds are averaged within each bootstrap sample, so the interval covers the choice of test images alone. If runs
     have different splits, the differences on each test set are averaged, and their standard deviation takes the place
@@ -79,10 +84,10 @@ def paired_difference(
         if isinstance(sample, str):
             return f"{run.workdir}: {sample}"
         known[run.workdir] = sample
-    by_test, others_by_test = _by_test(runs, known), _by_test(others, known)
+    by_test, others_by_test = _by_test(runs, known, score), _by_test(others, known, score)
     if by_test.keys() != others_by_test.keys():
         return "not tested on the same images"
-    if any(run.result.auroc is None for run in (*runs, *others)):
+    if any(run.result.scores[score].auroc is None for run in (*runs, *others)):
         return "a test set lacks a class"
     over_tests = spread(float(np.mean(aurocs) - np.mean(others_by_test[test])) for test, aurocs in by_test.items())
     assert over_tests is not None
@@ -95,11 +100,11 @@ def paired_difference(
     return Difference(over_tests.mean, (low, high))
 
 
-def _by_test(runs, samples):
+def _by_test(runs, samples, score):
     """Returns the AUROCs of runs by test set."""
     by_test = defaultdict(list)
     for run in runs:
-        by_test[samples[run.workdir].test].append(run.result.auroc)
+        by_test[samples[run.workdir].test].append(run.result.scores[score].auroc)
     return by_test
 
 

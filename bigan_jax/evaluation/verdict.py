@@ -1,9 +1,11 @@
 """The conclusions of an evaluation as sentences, and labels of metrics, fields and baselines."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
-from bigan_jax.evaluation.result import EvaluationResult
+from bigan_jax.evaluation.result import EvaluationResult, ScoreResult
+from bigan_jax.metrics.pixel import PIXEL_METRICS
+
+SCORE_TITLES = {"paper": "the paper's score", "calibrated": "the calibrated score"}
 
 LABELS = {
     "f1": "F1",
@@ -28,38 +30,28 @@ def label(name: str) -> str:
     return LABELS.get(name, str(name).replace("_", " "))
 
 
-class Verdict(NamedTuple):
-    """Whether the model beats the strongest baseline (None if that is unknown), and a sentence."""
-
-    beats: bool | None
-    sentence: str
-
-
 def strongest(values: Mapping[str, float | None]) -> tuple[str, float] | None:
     """Returns the name and value of the highest of the defined values; None if there is none."""
     defined = [(name, value) for name, value in values.items() if value is not None]
     return max(defined, key=lambda item: item[1], default=None)
 
 
-def verdict(result: EvaluationResult) -> Verdict:
+def baseline_check(result: ScoreResult) -> str:
     """Compares the AUROC of the model with that of the strongest training-free baseline."""
     auroc, baseline = result.auroc, strongest(result.baselines)
     if auroc is None:
-        return Verdict(None, "No AUROC: the test set lacks normal or anomalous images.")
+        return "Baseline check: there is no AUROC, because the test set lacks normal or anomalous images."
     if baseline is None:
-        return Verdict(None, "No training-free baseline was run, so the AUROC stands alone.")
+        return "Baseline check: no training-free baseline was run."
     name, best = baseline
-    opponent = f"the strongest training-free baseline, {label(name)} ({best:.3f})"
-    if auroc <= best:
-        sentence = f"The model ({auroc:.3f}) does not beat {opponent}: on this test set, training gains nothing."
-        return Verdict(False, sentence)
-    sentence = f"The model ({auroc:.3f}) beats {opponent} by {auroc - best:.3f}."
-    if result.auroc_ci and result.auroc_ci[0] <= best:
-        sentence += " The baseline lies inside the model's 95 % interval, so it may be chance."
-    return Verdict(True, sentence)
+    comparison = "higher than" if best > auroc else "as high as" if best == auroc else "below"
+    text = f"Baseline check: {label(name)} scores {best:.3f}, {comparison} this model ({auroc:.3f})."
+    if best < auroc and result.auroc_ci and result.auroc_ci[0] <= best:
+        text += " It lies inside the model's 95 % interval, so the difference may be chance."
+    return text
 
 
-def pixel_verdict(result: EvaluationResult) -> str:
+def localization(result: EvaluationResult) -> str:
     """Compares the pixel AUROC of the error maps with that of the strongest baseline map; "" if undefined."""
     model, baseline = result.pixel.auroc, strongest({n: pixel.auroc for n, pixel in result.pixel_baselines.items()})
     if model is None or baseline is None:
@@ -67,3 +59,26 @@ def pixel_verdict(result: EvaluationResult) -> str:
     name, best = baseline
     beats = "locate defects better than" if model > best else "do not locate defects better than"
     return f"The error maps ({model:.3f}) {beats} {label(name)} as a map ({best:.3f})."
+
+
+def summary(result: EvaluationResult) -> list[str]:
+    """Returns the lines that a run prints: image-level and pixel-level results, the promise and the baseline check."""
+    main = result.main
+    interval = " (95 % interval {:.3f} to {:.3f})".format(*main.auroc_ci) if main.auroc_ci else ""
+    lines = [
+        f"{result.model} on {' '.join(filter(None, [result.dataset, result.category]))}",
+        f"Images: AUROC {_number(main.auroc)}{interval}; at the threshold {main.threshold:.4g}: "
+        f"recall {_number(main.recall)}, specificity {_number(main.specificity)}, F1 {_number(main.f1)}",
+        f"Threshold: {main.promise.sentence if main.promise else 'set by hand, which promises nothing.'}",
+    ]
+    if result.pixel.auroc is not None:
+        metrics = (f"{PIXEL_METRICS[name].title} {_number(value)}" for name, value in result.pixel.metrics.items())
+        lines.append(f"Pixels: {', '.join(metrics)}")
+    for name, other in result.scores.items():
+        if name != result.score_name:
+            lines.append(f"With {SCORE_TITLES[name]}: AUROC {_number(other.auroc)}, recall {_number(other.recall)}")
+    return [*lines, baseline_check(main)]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -19,6 +19,7 @@ class ThresholdSettings:
     rule: str = "conformal"  # or "manual"
     false_alarm_rate: float = 0.05  # of the conformal rule, in (0, 1); of the pixel threshold under either rule
     value: float = 0.0  # the threshold of the manual rule
+    pixel_rate: float = 0.05
 
     def __post_init__(self):
         if self.rule not in ("conformal", "manual"):
@@ -28,7 +29,17 @@ class ThresholdSettings:
             raise UserError(f"config.threshold.value={self.value} {usage}")
         if self.rule == "manual" and not self.value > 0:
             raise UserError(f"config.threshold.value={self.value}: the manual rule requires a score above 0.")
-        choose_threshold(self, np.zeros(1), 1)
+        choose_threshold(self, np.zeros(1), None)
+
+
+@dataclass(frozen=True)
+class Promise:
+    rate: float
+    n: int
+
+    @property
+    def sentence(self):
+        return f"At most {100 * self.rate:.3g} % of new normal images ({self.n} calibration images)."
 
 
 class Threshold(NamedTuple):
@@ -36,17 +47,17 @@ class Threshold(NamedTuple):
 
     value: float
     rule: str
-    note: str | None = None
+    promise: Promise | None = None
 
 
-def choose_threshold(settings: ThresholdSettings, calibration: Float[np.ndarray, "c"], groups: int) -> Threshold:
+def choose_threshold(settings: ThresholdSettings, calibration: Float[np.ndarray, "c"], groups) -> Threshold:
     """Returns the threshold by the settings' rule, from scores as `conformal_threshold` takes them."""
     if settings.rule == "manual":
         return manual_threshold(settings.value)
     return conformal_threshold(calibration, settings.false_alarm_rate, groups)
 
 
-def conformal_threshold(calibration: Float[np.ndarray, "n"], rate: float, groups: int | None = None) -> Threshold:
+def conformal_threshold(calibration: Float[np.ndarray, "n"], rate: float, groups=None) -> Threshold:
     """Returns the smallest threshold with a false-alarm probability of at most `rate`.
 
     No label is used. The bound holds for a new normal image that is exchangeable with the calibration images, on
@@ -75,22 +86,9 @@ def conformal_threshold(calibration: Float[np.ndarray, "n"], rate: float, groups
     exact_rate = Fraction(str(rate))
     k = math.ceil((n + 1) * (1 - exact_rate))
     required = math.ceil(1 / exact_rate) - 1
-    note = None
-    if k > n:
-        note = (
-            f"A false-alarm rate of at most {rate:.4g} can only be promised with at least {required} calibration "
-            f"images; there are {n}. The threshold lies just above their highest score, which promises at most "
-            f"{1 / (n + 1):.3g}."
-        )
-    elif groups is not None and groups < min(n, required):
-        note = (
-            f"The {n} calibration images come from {groups} groups only (patients, camera blocks), and images of one "
-            f"group are alike: for a new group the false-alarm rate may well exceed {rate:.4g}. Fewer than {required} "
-            "groups cannot promise it."
-        )
     # The next value of the scores' own type: a float64 step would vanish next to float32 scores.
     value = float(np.nextafter(calibration[min(k, n) - 1], np.inf, dtype=calibration.dtype))
-    return Threshold(value, f"conformal, at most {100 * rate:.4g} % false alarms", note)
+    return Threshold(value, f"conformal, at most {100 * rate:.4g} % false alarms", Promise(rate, n))
 
 
 def manual_threshold(value: float) -> Threshold:
@@ -100,7 +98,7 @@ def manual_threshold(value: float) -> Threshold:
     return Threshold(float(value), "manual")
 
 
-def pixel_threshold(normal_maps: Float[np.ndarray, "n h w"], rate: float) -> float:
+def pixel_threshold(normal_maps: Float[np.ndarray, "n h w"], rate: float, groups=None) -> Threshold:
     """Returns the error from which on a pixel is called defective.
 
     At most a fraction `rate` of a new normal image's pixels is called defective, on average over images exchangeable
@@ -113,7 +111,7 @@ def pixel_threshold(normal_maps: Float[np.ndarray, "n h w"], rate: float) -> flo
     allowed = min(max(math.floor(fraction * maps.size), 0), maps.size - 1)
     index = maps.size - 1 - allowed
     highest_normal = np.partition(maps.ravel(), index)[index]
-    return float(np.nextafter(highest_normal, np.inf, dtype=maps.dtype))
+    return Threshold(float(np.nextafter(highest_normal, np.inf, dtype=maps.dtype)), "", Promise(rate, len(maps)))
 
 
 @dataclass(frozen=True)

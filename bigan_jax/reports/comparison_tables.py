@@ -6,16 +6,18 @@ from bigan_jax.evaluation import paper_results
 from bigan_jax.evaluation.comparison import PIXEL_VALUES, ComparisonRow, DatasetComparison, differing_fields
 from bigan_jax.evaluation.paper_results import METRICS, MODELS
 from bigan_jax.evaluation.statistics import Difference
+from bigan_jax.evaluation.verdict import SCORE_TITLES
 from bigan_jax.metrics.image import IMAGE_METRICS
 from bigan_jax.metrics.pixel import PIXEL_METRICS
 from bigan_jax.reports.table_formats import Cell, Table
 
 _HEADINGS = {"auroc": "AUROC", "f1": "F1", "pixel_auroc": "pixel AUROC"}
 _SEED_NOTE = "Mean ± standard deviation over seeds, including their splits where these differ."
-_SCORE_NOTE = "All metrics are those of the common score, except for the native score."
+_SCORE_NOTE = "Rows are ranked by {}, which also decides and scores the baseline."
 _CALIBRATION_NOTE = (
-    "Calibration: mean score of the calibration images, which are normal and not trained on. Lower means better "
-    "reconstruction. Selecting a model by it needs no labels, but a model that copies any input has a low score too."
+    "Calibration: mean of the paper's score over the calibration images, which are normal and not trained on. Lower "
+    "means better reconstruction. Selecting a model by it needs no labels, but a model that copies any input has a low "
+    "score too."
 )
 _INTERVAL_NOTE = (
     "In parentheses: the 95 % interval of a paired bootstrap. Both models are tested on the same images, resampled "
@@ -72,11 +74,12 @@ def csv_rows(comparisons: Iterable[DatasetComparison]) -> Iterator[list]:
                 if spread:
                     yield ["mean", *dataset, *names[label], "", metric, *spread, "", "", note]
             for run in row.runs:
-                for metric, value in run.result.metrics.items():
-                    if value is not None:
-                        interval = (metric == "auroc" and run.result.auroc_ci) or ("", "")
-                        values = [run.result.seed, metric, value, "", 1, *interval]
-                        yield ["run", *dataset, *names[label], *values, str(run.workdir)]
+                for score, result in run.result.scores.items():
+                    for metric, value in result.metrics.items():
+                        if value is not None:
+                            interval = (metric == "auroc" and result.auroc_ci) or ("", "")
+                            values = [run.result.seed, f"{score}_{metric}", value, "", 1, *interval]
+                            yield ["run", *dataset, *names[label], *values, str(run.workdir)]
         pairs = [("difference", label, value) for label, value in comparison.differences.items()]
         pairs += [("ablation", label, value) for (_, label), value in comparison.ablations.items()]
         for source, label, value in pairs:
@@ -99,14 +102,15 @@ def _heading(metric: str) -> str:
 
 def _results(comparison):
     columns = {
-        "auroc": ("AUROC", "score"),
+        "calibrated_auroc": ("AUROC", "calibrated score"),
+        "paper_auroc": ("AUROC", "paper's score"),
         "native": ("AUROC", "native score"),
         "baseline": ("AUROC", "strongest baseline"),
-        "calibration_score": ("calibration", "mean score"),
+        "paper_calibration_score": ("calibration", "mean paper's score"),
         **{name: ("at the threshold", metric.title) for name, metric in IMAGE_METRICS.items() if metric.uses_threshold},
     }
-    notes = [_SEED_NOTE, _SCORE_NOTE]
-    notes += [_CALIBRATION_NOTE] * any(row.values["calibration_score"] for row in comparison.rows)
+    notes = [_SEED_NOTE, _SCORE_NOTE.format(SCORE_TITLES[comparison.score])]
+    notes += [_CALIBRATION_NOTE] * any(row.values["paper_calibration_score"] for row in comparison.rows)
     return _metric_table(f"Results on {comparison.title}", columns, comparison.rows, [*notes, *comparison.notes])
 
 
@@ -208,7 +212,7 @@ def _published(comparison):
         for row in measured or [None]:
             variant = row.label.removeprefix(model) if row else ""
             name = MODELS[model] + variant + " †" * bool(reason)
-            pairs = [(row and row.values[metric], published[metric]) for metric in METRICS]
+            pairs = [(row and row.values[f"paper_{metric}"], published[metric]) for metric in METRICS]
             rows.append([name, *(cell for pair in pairs for cell in pair), prevalence])
     title = f"Results on {comparison.title}, compared with the paper's Table {paper.number} ({paper.title})"
     yield Table(title, columns, rows, notes)

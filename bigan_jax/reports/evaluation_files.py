@@ -1,4 +1,4 @@
-"""Writes the files of an evaluation: scores.csv, figures/, report.html and evaluation.json."""
+"""Writes the files of an evaluation: scores.csv, figures/, report.html, pixel_statistics.npy and evaluation.json."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,18 +10,18 @@ from bigan_jax.data.audit import Audit
 from bigan_jax.data.dataset import Images
 from bigan_jax.errors import printable
 from bigan_jax.evaluation.assess import Assessment
+from bigan_jax.evaluation.calibrated_score import PixelStatistics, write_statistics
 from bigan_jax.evaluation.result import EvaluationResult
 from bigan_jax.evaluation.scorer import Scores
-from bigan_jax.evaluation.verdict import verdict
+from bigan_jax.evaluation.verdict import summary
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.reports import figures, html_report
-from bigan_jax.reports.table_formats import format_cell
 from bigan_jax.runtime.files import write_atomic, write_csv, write_json
 from bigan_jax.training.saving.train_log import read_train_log, rollbacks
 
 
 def write_evaluation(
-    workdir: Path, config: Mapping, test: Images, audit: Audit, assessment: Assessment
+    workdir: Path, config: Mapping, test: Images, audit: Audit, assessment: Assessment, statistics: PixelStatistics
 ) -> EvaluationResult:
     """Writes all files of an evaluation to the run's folder and prints a summary.
 
@@ -34,8 +34,9 @@ def write_evaluation(
     result = result.replace(warnings=[*result.warnings, *audit.warnings, *_training_warnings(history)])
     assessment = assessment._replace(result=result)
     (workdir / "evaluation.json").unlink(missing_ok=True)
+    write_statistics(workdir, statistics)
     classes = {"label": class_names(test.label), "group": test.group}
-    rows = score_rows(test.path, assessment.test, decide(assessment.test.score, result.threshold), classes)
+    rows = score_rows(test.path, assessment.test, decide(assessment.test.score, result.main.threshold), classes)
     write_csv(workdir / "scores.csv", [list(rows[0]), *(list(row.values()) for row in rows)])
     _write_figures_and_report(workdir, config, test, audit, assessment, history)
     write_json(workdir / "evaluation.json", result.as_dict())
@@ -80,28 +81,23 @@ def _training_warnings(history: Sequence[dict]) -> list[str]:
 
 def _write_figures_and_report(workdir, config, test, audit, assessment, history):
     result, calibration, scores = assessment
-    pngs = figures.evaluation_figures(test, scores, calibration.score, result.threshold, result.color_limits, history)
+    pngs = figures.evaluation_figures(
+        test, scores, calibration.score, result.main.threshold, result.color_limits, history
+    )
     for name, png in pngs.items():
         write_atomic(workdir / "figures" / f"{name}.png", png)
     for name in ("error_maps", "healthy_and_anomalous"):
         del pngs[name]  # the report's gallery shows the same images, and more
-    gallery = figures.report_gallery(test, scores, result.threshold)
+    gallery = figures.report_gallery(test, scores, result.main.threshold)
     content = result, history, pngs, gallery, audit.as_dict(images=True), config
     html_report.write_report(workdir / "report.html", *content)
 
 
 def _print_summary(result: EvaluationResult, workdir: Path) -> None:
-    auroc, recall, specificity, f1 = map(format_cell, (result.auroc, result.recall, result.specificity, result.f1))
-    interval = " (95 % interval {:.3f} to {:.3f})".format(*result.auroc_ci) if result.auroc_ci else ""
-    print(
-        f"{result.model} on {result.dataset}: AUROC {auroc}{interval}\n"
-        f"{verdict(result).sentence}\n"
-        f"At the threshold {result.threshold:.4g} ({result.threshold_rule}): "
-        f"recall {recall}, specificity {specificity}, F1 {f1}"
-    )
-    if result.oracle.f1 is not None:
-        oracle = f"F1 {result.oracle.f1:.3f} at {result.oracle.threshold:.4g}"
-        print(f"Oracle, chosen by the test labels, not a result: {oracle}")
-    for warning in filter(None, [result.threshold_note, *result.warnings]):
+    print("\n".join(summary(result)))
+    for warning in result.warnings:
         print(f"Warning: {warning}")
     print(f"Report: {workdir / 'report.html'}")
+    print(
+        f"Next: open the report, or score new images: --mode=predict --workdir={workdir} --input=FOLDER --output=FOLDER"
+    )

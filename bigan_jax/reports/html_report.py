@@ -9,7 +9,7 @@ import numpy as np
 
 from bigan_jax.evaluation.anomaly_score import TERMS
 from bigan_jax.evaluation.result import EvaluationResult, Interval
-from bigan_jax.evaluation.verdict import label, pixel_verdict, verdict
+from bigan_jax.evaluation.verdict import SCORE_TITLES, baseline_check, label, localization, strongest
 from bigan_jax.metrics.image import IMAGE_METRICS
 from bigan_jax.metrics.pixel import PIXEL_METRICS
 from bigan_jax.reports.charts import ERROR_PALETTE, error_levels, error_map_rgb
@@ -61,17 +61,21 @@ def write_report(
         },
         tests={"table": _is_table},
         e=result,
+        m=result.main,
+        image_metrics=IMAGE_METRICS,
+        score_titles=SCORE_TITLES,
         decision_metrics={name: metric for name, metric in IMAGE_METRICS.items() if metric.uses_threshold},
         ranking_metrics={name: metric for name, metric in IMAGE_METRICS.items() if not metric.uses_threshold},
         pixel_metrics=PIXEL_METRICS,
         terms=TERMS,
-        baselines=_by_auroc({**result.baselines, MODEL: result.auroc}.items(), lambda row: row[1]),
+        baselines=_by_auroc({**result.main.baselines, MODEL: result.main.auroc}.items(), lambda row: row[1]),
         scores=_by_auroc(result.score_table, lambda row: row.auroc),
-        verdict=verdict(result),
-        pixel_verdict=pixel_verdict(result),
+        baseline_check=baseline_check(result.main),
+        localization=localization(result),
+        strongest=lambda baselines: (strongest(baselines) or (None, None))[1],
         figures=[(name, CAPTIONS.get(name, label(name)), figures[name]) for name in names],
         training=_training_summary(history),
-        gallery=_galleries(gallery, result.threshold, result.color_limits["combined"]),
+        gallery=_galleries(gallery, result.main.threshold, result.color_limits["combined"]),
         audit=audit,
         config=config,
         color_bar=png_bytes(error_map_rgb(np.linspace(0, 1, 256)[None], 1.0)),
