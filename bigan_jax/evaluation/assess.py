@@ -58,8 +58,10 @@ def assess(
     scores = scorer.score(test.image, test.condition, progress="test")
 
     groups = len(np.unique(normal.group))
-    chosen = choose_threshold(threshold, calibration.score, groups)
-    pixel_cutoff = pixel_threshold(calibration.error_map, threshold.false_alarm_rate)
+    chosen = choose_threshold(threshold, calibration.score, normal.group)
+    promise = chosen.promise
+    weakened = promise is not None and (not promise.kept or promise.holds_for == "known groups")
+    pixel_cutoff, _ = pixel_threshold(calibration.error_map, threshold.pixel_rate, normal.group)
     measured, values = (scores.score, test.label), scores.terms.value
     baseline_scores = baselines.baseline_scores(
         baselines.fitting_images(train), test.image, scorer.score_reconstructions
@@ -81,7 +83,7 @@ def assess(
         intervals=intervals,
         threshold=chosen.value,
         threshold_rule=chosen.rule,
-        threshold_note=chosen.note,
+        threshold_note=promise.sentence if promise and weakened else None,
         oracle=oracle_threshold(*measured),
         predict_all=predict_all(test.label),
         native=None if scores.native is None else NativeScore(identity["model"], auroc(scores.native, test.label)),
