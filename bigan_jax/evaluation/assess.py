@@ -83,8 +83,8 @@ def assess(
             calibration_scores=normal_scores.tolist(),
         )
 
-    pixel_cutoff = pixel_threshold(calibration.error_map, threshold.pixel_rate, normal.group)
-    pixel, raw_intensity = _pixel_results(test, scores, pixel_cutoff.value)
+    pixel_cutoff, pixel_promise = pixel_threshold(calibration.error_map, threshold.pixel_rate, normal.group)
+    pixel, raw_intensity = _pixel_results(test, scores, pixel_cutoff)
     values = scores.terms.value
     result = EvaluationResult(
         **identity,
@@ -100,8 +100,8 @@ def assess(
         scores={name: score_result(name) for name in SCORE_NAMES},
         predict_all=predict_all(test.label),
         native=None if scores.native is None else NativeScore(identity["model"], auroc(scores.native, test.label)),
-        pixel_threshold=pixel_cutoff.value,
-        pixel_promise=pixel_cutoff.promise,
+        pixel_threshold=pixel_cutoff,
+        pixel_promise=pixel_promise,
         pixel=pixel,
         pixel_baselines={"raw_intensity": raw_intensity},
         term_aurocs={n: auroc(np.asarray(values[n]), test.label) for n in TERMS if n in values},

@@ -13,7 +13,8 @@ from msgspec import Meta
 from bigan_jax.errors import UserError, one_line
 from bigan_jax.metrics.image import IMAGE_METRICS, ConditionRow, DefectTypeRow, PredictAll
 from bigan_jax.metrics.pixel import PIXEL_METRICS
-from bigan_jax.metrics.thresholds import Oracle, Promise
+from bigan_jax.metrics.promise import Promise
+from bigan_jax.metrics.thresholds import Oracle
 from bigan_jax.runtime.files import read_bounded
 
 _MAX_BYTES = 16 * 2**20  # the scores of all calibration images are in the file

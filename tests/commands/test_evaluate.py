@@ -110,7 +110,8 @@ def test_threshold_and_color_limits_come_from_calibration_images(small, assessed
     n = len(dataset.calibration.label)
     assert evaluation["n_calibration"] == len(scores.score) == n < 19
     assert evaluation["threshold"] == np.nextafter(scores.score.max(), np.float32(np.inf))
-    assert f"at least 19 calibration images; there are {n}" in evaluation["threshold_note"]
+    note = f"{n} calibration images cannot promise the requested 5 %, which requires 19"
+    assert note in evaluation["threshold_note"]
     limits = {name: np.quantile(errors, 0.999) for name, errors in scores.terms.map.items()}
     limits["combined"] = np.quantile(scores.error_map, 0.999)
     assert evaluation["color_limits"] == limits
@@ -122,7 +123,8 @@ def test_groups_of_calibration_images_are_counted(small):
     repeated = repeated._replace(group=np.repeat(["patient a", "patient b"], 12))
     evaluation = assess(config, dataset._replace(calibration=repeated), detector, state).result.as_dict()
     assert (evaluation["n_calibration"], evaluation["n_calibration_groups"]) == (24, 2)
-    assert "24 calibration images come from 2 groups only" in evaluation["threshold_note"]
+    assert "same 2 groups" in evaluation["threshold_note"]
+    assert "a promise for new groups requires 19 groups" in evaluation["threshold_note"]
 
 
 # --- metrics ---

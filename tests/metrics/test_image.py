@@ -1,4 +1,4 @@
-"""Image metrics, thresholds and intervals against scikit-learn, brute force and simulation."""
+"""Image metrics and intervals against scikit-learn, brute force and simulation."""
 
 import time
 
@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics as sk
 
-from bigan_jax.errors import UserError
 from bigan_jax.metrics import bootstrap
 from bigan_jax.metrics.image import PredictAll, auroc, by_condition, by_defect_type, image_metrics, predict_all
-from bigan_jax.metrics.thresholds import Oracle, conformal_threshold, decide, manual_threshold, oracle_threshold
+from bigan_jax.metrics.thresholds import Oracle, oracle_threshold
 
 # No deadline: a busy machine must not fail a test.
 few = settings(max_examples=40, deadline=None)
@@ -28,104 +27,7 @@ def labeled(draw, both=False):
     return score, label
 
 
-# Thresholds
-
-
-@few
-@given(scores, st.sampled_from([0.01, 0.05, 0.1, 0.2, 0.5, 0.9]))
-def test_conformal_threshold_is_the_smallest_that_keeps_the_rate(calibration, rate):
-    threshold = conformal_threshold(calibration, rate)
-    n = len(calibration)
-    # A new exchangeable score takes any of the n + 1 ranks.
-    allowed = int((n + 1) * rate + 1e-9)
-    alarms = decide(calibration, threshold.value).sum()
-    assert alarms <= max(allowed - 1, 0)
-    below = np.nextafter(threshold.value, -np.inf)
-    if allowed:
-        assert threshold.note is None
-        assert decide(calibration, below).sum() >= allowed
-    else:
-        assert f"there are {n}" in threshold.note
-
-
-@pytest.mark.parametrize("n, rate", [(19, 0.05), (50, 0.1), (200, 0.05)])
-def test_conformal_rate_holds_in_simulation(n, rate):
-    rng = np.random.default_rng(n)
-    trials = 4000
-    alarms = 0
-    for _ in range(trials):
-        drawn = rng.gamma(2.0, size=n + 1)
-        alarms += drawn[-1] >= conformal_threshold(drawn[:-1], rate).value
-    exact = int((n + 1) * rate + 1e-9) / (n + 1)
-    assert abs(alarms / trials - exact) < 4 * np.sqrt(rate / trials)
-    assert exact <= rate
-
-
-def test_false_alarms_on_new_normal_images_keep_the_rate():
-    """A thousand detectors, each with its own calibration images and 200 new normal ones."""
-    rng = np.random.default_rng(5)
-    rates = []
-    for _ in range(1000):
-        threshold = conformal_threshold(rng.gamma(2.0, size=60), 0.05).value
-        rates.append(decide(rng.gamma(2.0, size=200), threshold).mean())
-    # The exact expectation is 3 / 61; each of the thousand may lie above or below.
-    assert abs(np.mean(rates) - 3 / 61) < 4 * np.std(rates) / np.sqrt(1000)
-    assert np.mean(rates) <= 0.05 + 4 * np.std(rates) / np.sqrt(1000)
-
-
-def test_note_if_few_groups_cannot_keep_the_rate():
-    """The images of 4 patients do not replace 80 patients, as the simulation shows."""
-    rng = np.random.default_rng(6)
-    rates = []
-    for _ in range(300):
-        patients = np.repeat(rng.normal(size=5), 20)
-        scores = patients + 0.3 * rng.normal(size=100)
-        threshold = conformal_threshold(scores[:80], 0.05, groups=4)
-        rates.append(decide(scores[80:], threshold.value).mean())
-    assert np.mean(rates) > 0.1
-    assert "80 calibration images come from 4 groups only" in threshold.note
-    assert "Fewer than 19 groups" in threshold.note
-    assert conformal_threshold(scores[:80], 0.05, groups=19).note is None
-    assert conformal_threshold(scores[:80], 0.05, groups=80).note is None
-    # If each image is its own group, only their number counts.
-    assert "there are 5" in conformal_threshold(scores[:5], 0.05, groups=5).note
-
-
-def test_conformal_note_has_the_required_number_of_images():
-    assert "at least 19 calibration images; there are 18" in (conformal_threshold(np.arange(18.0), 0.05).note)
-    assert conformal_threshold(np.arange(19.0), 0.05).note is None
-    # In floats, 10 * (1 - 0.3) and the like may miss the integer.
-    for rate in (0.1, 0.3, 0.7, 0.01, 0.07):
-        required = int(np.ceil(1 / rate - 1e-9)) - 1
-        assert conformal_threshold(np.arange(float(required)), rate).note is None
-        if required > 1:
-            assert conformal_threshold(np.arange(required - 1.0), rate).note
-
-
-def test_float32_scores_at_the_quantile_are_not_alarms():
-    calibration = np.full(40, 0.1, np.float32)
-    threshold = conformal_threshold(calibration, 0.05).value
-    assert not decide(calibration, threshold).any()
-    assert not (calibration >= threshold).any()
-    assert decide(np.nextafter(calibration, np.float32(1)), threshold).all()
-
-
-@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 5.0, float("nan")])
-def test_rate_out_of_range(rate):
-    with pytest.raises(UserError, match="false_alarm_rate"):
-        conformal_threshold(np.arange(9.0), rate)
-
-
-def test_invalid_input():
-    with pytest.raises(UserError, match="requires calibration images"):
-        conformal_threshold(np.array([]), 0.05)
-    with pytest.raises(ValueError, match="1 of 2 values of the calibration score"):
-        conformal_threshold(np.array([1.0, np.nan]), 0.05)
-    with pytest.raises(ValueError, match="score are not finite"):
-        image_metrics(np.array([1.0, np.inf]), np.array([True, False]), 0.5)
-    with pytest.raises(UserError, match=r"threshold\.value"):
-        manual_threshold(float("inf"))
-    assert manual_threshold(1.0) == (1.0, "manual", None)
+# The oracle threshold
 
 
 @few
@@ -141,6 +43,11 @@ def test_oracle_is_the_best_of_all_thresholds(data):
 
 
 # Image metrics
+
+
+def test_scores_that_are_not_finite_have_no_metrics():
+    with pytest.raises(ValueError, match="score are not finite"):
+        image_metrics(np.array([1.0, np.inf]), np.array([True, False]), 0.5)
 
 
 @few
