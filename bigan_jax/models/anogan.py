@@ -79,7 +79,7 @@ def create(
 
     def generator_loss(net, batch, keys):
         images = generated(net, keys)
-        return losses.bce(logits(net, images), 1), spread_logs(images, to_signed(batch.image))
+        return losses.bce(logits(net, images), 1), spread_logs(net.train, to_signed(batch.image), generated=images)
 
     def distance(net, batch, features, codes) -> Float[Array, "b restarts"]:
         """Distance of the codes' images from the batch, in pixels and discriminator features."""

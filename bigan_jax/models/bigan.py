@@ -75,7 +75,7 @@ def create(
 
     def adversarial_loss(net, batch, keys):
         real, fake, generated = pairs(net, batch, keys)
-        return losses.bce(real, 0) + losses.bce(fake, 1), spread_logs(generated, batch.image)
+        return losses.bce(real, 0) + losses.bce(fake, 1), spread_logs(net.train, batch.image, generated=generated)
 
     def reconstruct(net, batch, keys):
         return net("generator", net("encoder", batch.image))

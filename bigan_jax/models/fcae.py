@@ -53,7 +53,9 @@ def create(
         return nn.sigmoid(net("decoder", code)).reshape(batch.image.shape)
 
     def reconstruction_loss(net, batch, keys):
-        return losses.mse(batch.image, reconstruct(net, batch, keys)).mean(), {}
+        images = reconstruct(net, batch, keys)
+        logs = losses.spread_logs(net.train, batch.image, reconstruction=images)
+        return losses.mse(batch.image, images).mean(), logs
 
     return Detector(
         networks=networks,

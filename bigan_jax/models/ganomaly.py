@@ -86,7 +86,7 @@ def create(
                 "code": jnp.square(code - second_code).mean(),
             },
         )
-        return loss, terms | spread_logs(reconstruction, x)
+        return loss, terms | spread_logs(net.train, x, reconstruction=reconstruction)
 
     def discriminator_loss(net, batch, keys):
         x = to_signed(batch.image)

@@ -102,7 +102,9 @@ def create(
         return losses.weighted_sum(weights, terms)
 
     def reconstruction_loss(net, batch, keys):
-        return composite(net, batch.image, reconstruct(net, batch, keys))
+        images = reconstruct(net, batch, keys)
+        loss, terms = composite(net, batch.image, images)
+        return loss, terms | spread_logs(net.train, batch.image, reconstruction=images)
 
     def discriminator_loss(net, batch, keys):
         x, z = batch.image, standard_normal(keys, latent)
@@ -116,7 +118,7 @@ def create(
         real, _ = net("discriminator", x, code)
         fake, _ = net("discriminator", generated, z)
         fooling = losses.bce(real, 0) + losses.bce(fake, 1)
-        logs = {"fooling": fooling, **spread_logs(generated, x)}
+        logs = {"fooling": fooling, **spread_logs(net.train, x, generated=generated)}
         total = adversarial_weight * fooling
         if reconstruction_weight:
             reconstruction, terms = composite(net, x, net("generator", code))

@@ -76,9 +76,12 @@ def create(
     def negative_elbo(net, batch, keys):
         mean, log_variance = encode(net, batch)
         code = mean + jnp.exp(log_variance / 2) * losses.standard_normal(keys, latent)
-        mse = losses.mse(batch.image, decode(net, batch, code)).mean()
+        images = decode(net, batch, code)
+        mse = losses.mse(batch.image, images).mean()
         kl = kl_from_prior(mean, log_variance).mean()
-        return math.prod(shape) * mse + beta * kl, {"mse": mse, "kl": kl}
+        logs = {"mse": mse, "kl": kl, "active_units": active_units(losses.batch_std(mean, net.train))}
+        logs |= losses.spread_logs(net.train, batch.image, reconstruction=images)
+        return math.prod(shape) * mse + beta * kl, logs
 
     note = "all images have the same condition, so the conditional VAE is a VAE here"
     return Detector(
@@ -92,6 +95,14 @@ def create(
 def kl_from_prior(mean: Float[Array, "b z"], log_variance: Float[Array, "b z"]) -> Float[Array, "b"]:
     """Returns KL(N(mean, variance) || N(0, I)) in nats (Kingma and Welling 2014, Appendix B)."""
     return 0.5 * (jnp.square(mean) + jnp.expm1(log_variance) - log_variance).sum(-1)
+
+
+def active_units(std_of_means: Float[Array, "z"]) -> Float[Array, ""]:
+    """Returns the number of dimensions whose posterior means have a variance over images above 0.01.
+
+    Burda et al. 2016, "Importance Weighted Autoencoders", Sec. 5.2, call them active; the others ignore the image.
+    """
+    return (jnp.square(std_of_means) > 0.01).sum().astype(jnp.float32)
 
 
 def soft_limit(log_variance: Float[Array, "b z"]) -> Float[Array, "b z"]:

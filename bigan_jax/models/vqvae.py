@@ -198,9 +198,17 @@ def create(
 
     def reconstruction_loss(net, batch, keys):
         quantized = net("encoder", batch.image, keys)
-        mse = losses.mse(batch.image, net("decoder", quantized.code)).mean()
-        logs = {"mse": mse, "commitment": quantized.commitment, "perplexity": quantized.perplexity}
-        return mse / data_variance + commitment * quantized.commitment, logs | {"dead_codes": quantized.dead}
+        images = net("decoder", quantized.code)
+        mse = losses.mse(batch.image, images).mean()
+        logs = {
+            "mse": mse,
+            "commitment": quantized.commitment,
+            "perplexity": quantized.perplexity,
+            "dead_codes": quantized.dead,
+            "live_codes": codes - quantized.dead,
+        }
+        logs |= losses.spread_logs(net.train, batch.image, reconstruction=images)
+        return mse / data_variance + commitment * quantized.commitment, logs
 
     return Detector(
         networks=networks,

@@ -12,6 +12,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Key
 
+from bigan_jax.nn.blocks import BATCH_AXIS
+
 
 def mse(x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]) -> Float[Array, "b"]:
     """Mean squared error of each image."""
@@ -65,9 +67,27 @@ def discriminator_logs(real: Float[Array, "b"], fake: Float[Array, "b"]) -> dict
     return {"real": jax.nn.sigmoid(real).mean(), "fake": jax.nn.sigmoid(fake).mean()}
 
 
-def spread_logs(generated: Float[Array, "b h w c"], real: Float[Array, "b h w c"]) -> dict[str, Float[Array, ""]]:
-    """Returns the standard deviation of images over the batch, averaged over pixels.
+def batch_std(x: Float[Array, "b *d"], train: bool) -> Float[Array, "*d"]:
+    """Returns the standard deviation over the batch, without a gradient.
 
-    The batch is that of one device; with a single image per device both values are 0.
+    With `train` the batch is that of all devices of the mapped axis, however few images each of them has.
     """
-    return {"spread": generated.std(0).mean(), "real_spread": real.std(0).mean()}
+
+    def batch_mean(values):
+        mean = values.mean(0)
+        return lax.pmean(mean, BATCH_AXIS) if train else mean
+
+    x = lax.stop_gradient(x)
+    return jnp.sqrt(batch_mean(jnp.square(x - batch_mean(x))))
+
+
+def spread_logs(
+    train: bool, real: Float[Array, "b h w c"], **images: Float[Array, "b h w c"]
+) -> dict[str, Float[Array, ""]]:
+    """Returns "real_spread", and "<name>_spread" of the other images: how much they vary, for the health checks.
+
+    The spread is the standard deviation over the batch (`batch_std`), averaged over pixels and channels.
+    """
+    # Stacked, because each reduction over several processes takes milliseconds.
+    std = batch_std(jnp.stack([real, *images.values()], axis=1), train)
+    return dict(zip(("real_spread", *(f"{name}_spread" for name in images)), std.mean((1, 2, 3)), strict=True))

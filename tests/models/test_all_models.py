@@ -16,7 +16,7 @@ from bigan_jax.detector import Batch, Net, example_keys, inference_net, init_sta
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.anomaly_score import ScoreFormula
 from bigan_jax.evaluation.scorer import AnomalyScorer
-from bigan_jax.training import device_layout, epoch_runner
+from bigan_jax.training import device_layout, epoch_runner, health
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 from bigan_jax.training.saving.progress import Progress
@@ -96,11 +96,6 @@ def one_device():
     patch.undo()
 
 
-def without_spread(logs):
-    """Drops the logs of image variation, which depend on the images per device."""
-    return {name: value for name, value in logs.items() if not name.endswith("spread")}
-
-
 def set_devices(patch, count):
     patch.setattr(jax, "local_device_count", lambda: count)
     patch.setattr(jax, "device_count", lambda: count)
@@ -131,6 +126,21 @@ def test_objective_changes_only_its_networks_and_lowers_its_loss(name, dataset, 
             ]
             expected = [network not in networks] * len(unchanged)
             assert unchanged == expected, (objective, network)
+
+
+@ALL
+def test_constant_images_have_a_health_warning(name, dataset, one_device):
+    """The network that outputs images has weights of 0."""
+    detector = tiny(name)
+    runner, state = begin(detector, dataset, optax.adam(3e-3))
+    output = "generator" if "generator" in detector.networks else "decoder"
+    params = state.params | {output: jax.tree.map(jnp.zeros_like, state.params[output])}
+    _, logs = runner.epoch(state._replace(params=params), tuple(detector.objectives), np.arange(8)[None])
+    warnings = "\n".join(health.health_warnings(jax.tree.map(np.mean, logs)))
+    expected = {f"{images} vary 0% as much" for images in ("its images", "they") if images in warnings}
+    assert expected and all(text in warnings for text in expected)
+    assert ("generated_spread" in str(logs)) == ("generator has collapsed" in warnings)
+    assert ("reconstruction_spread" in str(logs)) == ("same for every image: they" in warnings)
 
 
 @ALL
@@ -180,7 +190,7 @@ def test_one_and_four_devices_agree(name, dataset, monkeypatch):
         for _ in range(devices // 4 + 1):
             state, logs = runner.epoch(device_layout.replicate(initial_state), objectives, order)
             state = runner.with_statistics(state, order)
-            results.append((without_spread(logs), host(state)))
+            results.append((logs, host(state)))
     assert_near(*results[:2])
     jax.tree.map(np.testing.assert_array_equal, *results[1:])
 

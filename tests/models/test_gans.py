@@ -1,4 +1,4 @@
-"""AnoGAN, GANomaly and BiGAN against plain NumPy; trained networks; health warnings."""
+"""AnoGAN, GANomaly and BiGAN against plain NumPy; trained networks."""
 
 import functools
 from functools import partial
@@ -203,7 +203,7 @@ def test_ganomaly_in_numpy(batch):
     close(logs["mae"], np.abs(x - reconstruction).mean())
     close(logs["code"], ((code - second_code) ** 2).mean())
     close(loss, 1 * logs["features"] + 50 * logs["mae"] + 1 * logs["code"])
-    close(logs["spread"], reconstruction.std(0).mean())
+    close(logs["reconstruction_spread"], reconstruction.std(0).mean())
     close(logs["real_spread"], x.std(0).mean())
     close(d_loss, bce(real, 1) + bce(fake, 0))
     close([d_logs["real"], d_logs["fake"]], [sigmoid(real).mean(), sigmoid(fake).mean()])
@@ -240,7 +240,7 @@ def test_anogan_losses_in_numpy(batch):
     (d_loss, _), (g_loss, logs) = losses_of(detector, state, batch).values()
     close(d_loss, bce(real, 1) + bce(fake, 0))
     close(g_loss, bce(fake, 1))
-    close(logs["spread"], generated.std(0).mean())
+    close(logs["generated_spread"], generated.std(0).mean())
 
 
 def test_bigan_in_numpy(batch):
@@ -262,7 +262,7 @@ def test_bigan_in_numpy(batch):
     close(d_loss, bce(real, 1) + bce(fake, 0))
     close(loss, bce(real, 0) + bce(fake, 1))
     close([d_logs["real"], d_logs["fake"]], [sigmoid(real).mean(), sigmoid(fake).mean()])
-    close(logs["spread"], generated.std(0).mean())
+    close(logs["generated_spread"], generated.std(0).mean())
 
 
 def test_bigan_score_in_numpy(batch):
@@ -332,52 +332,3 @@ def test_health_warns_of_a_diverging_run_only(name):
             factor_warnings += health.health_warnings({"epoch": epoch, **jax.tree.map(np.mean, logs)})
     assert warnings[1] == []
     assert any("saturated" in warning for warning in warnings[100])
-
-
-# --- health ---------------------------------------------------------------------------------------
-
-HEALTHY = {
-    "epoch": 3,
-    "phase": "phase1",
-    "health": [],
-    "discriminator/loss": 0.9,
-    "discriminator/real": 0.8,
-    "discriminator/fake": 0.3,
-    "generator/spread": 0.05,
-    "generator/real_spread": 0.1,
-    "reconstruction/perplexity": 60.0,
-}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"discriminator/real": 0.5, "discriminator/fake": 0.5},
-        {"discriminator/real": 0.99, "discriminator/fake": 0.3},
-        {"generator/spread": 0.0, "generator/real_spread": 0.0},
-        {"seconds": 1e9, "reconstruction/loss": 1e9},
-    ],
-)
-def test_healthy_epochs_have_no_warnings(change):
-    assert health.health_warnings(HEALTHY | change) == []
-    assert health.health_warnings({"epoch": 1, "reconstruction/loss": 0.1}) == []
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"discriminator/real": 0.995, "discriminator/fake": 0.004}, "saturated"),
-        ({"discriminator/real": 0.999, "discriminator/fake": 0.999}, "same for every image"),
-        ({"discriminator/real": 0.001, "discriminator/fake": 0.0}, "same for every image"),
-        ({"discriminator/loss": 20.0}, "confidently wrong"),
-        ({"generator/spread": 0.002}, "vary 2% as much"),
-        ({"reconstruction/perplexity": 1.0}, "codebook"),
-        ({"reconstruction/mse": float("nan")}, "reconstruction/mse not finite"),
-        ({"discriminator/loss": float("inf"), "discriminator/real": float("nan")}, "diverged"),
-    ],
-)
-def test_unhealthy_epochs_have_a_warning(change, text):
-    warnings = health.health_warnings(HEALTHY | change)
-    assert any(text in warning for warning in warnings)
-    assert all(warning.endswith(".") for warning in warnings)
