@@ -51,7 +51,8 @@ def defaults() -> ConfigDict:
     config.data.window = False  # stretch each image from its own 1st to its 99th percentile
     config.data.split_seed = 0
     config.data.test_fraction = 0.2  # of the normal images
-    config.data.calibration_fraction = 0.1  # of the normal images that are not test images
+    # Of the normal images that are not test images. At least 20 or a third of them, whichever is less, calibrate.
+    config.data.calibration_fraction = 0.1
     config.data.official_split = True  # use the test images of MVTec AD
     config.data.skip_unreadable = False  # skip unreadable files instead of stopping
     config.data.stream = False  # decode training images when needed; keep none in memory

@@ -53,7 +53,7 @@ def _evaluate_folder(workdir: Path, config: ConfigDict | None) -> dict:
     require_weights(settings)
     require_same_config(workdir, config)
     with exclusive_lock(workdir):
-        dataset, audit = load_audited(settings)
+        dataset, audit = load_audited(settings, [workdir])
         audit.require_same_training_images(workdir)
         state, detector, epochs = restore(settings, workdir, len(dataset.conditions))
         return evaluate_run(config, dataset, audit, detector, state, epochs, workdir)

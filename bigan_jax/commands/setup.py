@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from bigan_jax.commands.build import build, make_optimizers
 from bigan_jax.commands.settings import Settings, parse_settings
 from bigan_jax.data import loading
 from bigan_jax.data.audit import Audit, audit_dataset, drop_duplicates
+from bigan_jax.data.audit.result import trained_paths
 from bigan_jax.data.dataset import Dataset
 from bigan_jax.data.files.unreadable import is_within_folder
 from bigan_jax.detector import init_state
@@ -53,7 +54,7 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
             stack.enter_context(exclusive_lock(workdir))
         for workdir, config in configs.items():
             require_same_config(workdir, config)
-        dataset, audit = load_audited(settings)
+        dataset, audit = load_audited(settings, configs)
         _require_same_across_processes(config, dataset)
         print(audit.table())
         steps, batch_size = epoch_runner.steps_and_batch_size(settings.batch_size, len(dataset.train.image))
@@ -124,13 +125,15 @@ def require_weights(settings: Settings) -> None:
         vgg16_weights.load_weights(settings.vgg16_weights)
 
 
-def load_audited(settings: Settings) -> tuple[Dataset, Audit]:
+def load_audited(settings: Settings, workdirs: Iterable[Path] = ()) -> tuple[Dataset, Audit]:
     """Loads and audits the images, drops duplicates as config.data.duplicates says, prints notes.
+
+    Images that the runs in `workdirs` were trained on stay training images if others were added.
 
     Raises:
       UserError: the data cannot be read, duplicates are not allowed, or a split is too small.
     """
-    dataset = loading.load_dataset(settings.data)
+    dataset = loading.load_dataset(settings.data, set().union(*map(trained_paths, workdirs)))
     audit = audit_dataset(dataset, settings.data.duplicates)
     dataset = drop_duplicates(dataset, audit)
     _check_splits(dataset, settings)

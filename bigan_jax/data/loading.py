@@ -1,5 +1,7 @@
 """Loads a dataset: reads the images of a source and splits them."""
 
+from collections.abc import Collection
+
 import numpy as np
 
 from bigan_jax.data.dataset import Dataset, Images
@@ -17,13 +19,14 @@ from bigan_jax.runtime import distributed
 _Loaded = tuple[Images, list[UnreadableFile]]
 
 
-def load_dataset(settings: DataSettings) -> Dataset:
+def load_dataset(settings: DataSettings, trained: Collection[str] = ()) -> Dataset:
     """Reads and splits the images of a data folder, or of the phantom.
 
     A data folder is prepared on first use, and when it has changed, as TFDS datasets in `settings.tfds_dir`
     (`bigan_jax.data.tfds.prepared`). Images are decoded to squares of `settings.image_size`; those that are not
     square are stretched. With `settings.stream`, training images are decoded once to check them, and later on demand
-    (`LazyImages`), so that they are never all in memory; calibration and test images always are.
+    (`LazyImages`), so that they are never all in memory; calibration and test images always are. `trained` has the
+    paths of images that a run was trained on (`split_records`).
 
     Raises:
       UserError: a name, folder or layout is wrong, images are too few for the splits, or files cannot be read. All
@@ -36,7 +39,7 @@ def load_dataset(settings: DataSettings) -> Dataset:
         with distributed.primary_first("preparing data"):  # processes may share prepared data
             source = open_folder_source(settings)
     records, split_notes = split_records(
-        source.records, settings.split_seed, settings.test_fraction, settings.calibration_fraction
+        source.records, settings.split_seed, settings.test_fraction, settings.calibration_fraction, trained
     )
     splits, unreadable = {}, []
     for name in (CALIBRATION, TEST, TRAIN):
@@ -48,7 +51,8 @@ def load_dataset(settings: DataSettings) -> Dataset:
     for name in (TRAIN, CALIBRATION, TEST):
         if records[name] and not len(splits[name].label):
             raise UserError(
-                f"No readable image is left for {name}: fix the files, or choose another config.data.split_seed."
+                f"No readable image is left for {name}: repair the unreadable files, or remove them, so that the split "
+                "is made without them."
             )
     requested = [r.path for chosen in records.values() for r in chosen]
     loaded = [path for images in splits.values() for path in images.path]

@@ -30,7 +30,7 @@ class DataSettings:
     window: bool = False  # whether each image is stretched from its own 1st to its 99th percentile
     split_seed: int = 0  # of the assignment of groups to splits
     test_fraction: float = 0.2  # of the normal images
-    calibration_fraction: float = 0.1  # of the normal images that are not test images
+    calibration_fraction: float = 0.1  # of the normal images that are not test images; see split.count_calibration
     official_split: bool = True  # whether MVTec keeps its own test images
     skip_unreadable: bool = False  # whether unreadable files are left out and counted, in place of an error
     stream: bool = False  # whether training images are decoded when they are needed and never all in memory

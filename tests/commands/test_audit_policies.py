@@ -14,6 +14,7 @@ from bigan_jax.commands.setup import load_audited
 from bigan_jax.configs import cae
 from bigan_jax.data import audit as leaks
 from bigan_jax.data.audit.fingerprints import BLOCK_SIZE
+from bigan_jax.data.audit.result import trained_paths
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.streaming import LazyImages
 from bigan_jax.errors import UserError
@@ -136,7 +137,9 @@ def test_a_config_reaches_training_and_evaluation(tmp_path):
         load_audited(parse_settings(config))
     settled, audit = load_audited(parse_settings(configured(cae, "folder", fields | {"data.duplicates": "drop"})))
     assert not any("again" in path for path in settled.train.path)
-    assert len(settled.train.path) == len(loaded.train.path)
+    kept, _ = load_audited(parse_settings(configured(cae, "folder", fields | {"data.duplicates": "keep"})))
+    again = {path for path in kept.train.path if "again" in path}
+    assert again and set(settled.train.path) == {*kept.train.path} - again - {twin}
     assert "width" in audit.shortcut_aurocs or not settled.test.label.any()
 
 
@@ -176,8 +179,14 @@ def test_a_run_keeps_to_its_images(tmp_path, capsys):
             call(config=other)
     assert (tmp_path / "run" / "evaluation.json").read_text() == before
     (tmp_path / "screws").rename(tmp_path / "moved")
-    (tmp_path / "nuts" / "normal" / "000.png").rename(tmp_path / "moved" / "normal" / "new.png")
-    train(configured(cae, "folder", SMALL | {"data.dir": str(tmp_path / "moved")}))
+    trained = trained_paths(tmp_path / "run")
+    for i in range(20):
+        (tmp_path / "nuts" / "normal" / f"{i:03d}.png").rename(tmp_path / "moved" / "normal" / f"new{i}.png")
+    moved = configured(cae, "folder", SMALL | {"data.dir": str(tmp_path / "moved")})
+    evaluation = bigan_jax.evaluate(tmp_path / "run", config=moved)
+    assert (evaluation["n_normal"], evaluation["n_calibration"]) == (12, 16)
+    train(moved)
+    assert trained_paths(tmp_path / "run") >= trained
 
 
 def test_a_run_does_not_test_on_what_it_trained_on(tmp_path):

@@ -105,10 +105,13 @@ def test_threshold_and_scores_do_not_depend_on_test_set(small, assessed):
     assert after["auroc"] != before["auroc"]  # metrics depend on the labels
 
 
-def test_threshold_and_color_limits_come_from_calibration_images(small, assessed):
-    dataset, scores, evaluation = small[1], assessed.calibration, assessed.result.as_dict()
-    n = len(dataset.calibration.label)
-    assert evaluation["n_calibration"] == len(scores.score) == n < 19
+def test_threshold_and_color_limits_come_from_calibration_images(small):
+    config, dataset, detector, state = small
+    n = 12
+    few = dataset._replace(calibration=dataset.calibration.select(np.arange(n)))
+    assessed = assess(config, few, detector, state)
+    scores, evaluation = assessed.calibration, assessed.result.as_dict()
+    assert evaluation["n_calibration"] == len(scores.score) == n
     assert evaluation["threshold"] == np.nextafter(scores.score.max(), np.float32(np.inf))
     note = f"{n} calibration images cannot promise the requested 5 %, which requires 19"
     assert note in evaluation["threshold_note"]
@@ -278,7 +281,7 @@ def test_another_score_needs_no_training(small, finished, assessed, capsys):
         ({"batch_size": 0}, "batch_size must be a positive integer"),
         ({"seed": 2**31}, r"seed must be .*2147483648"),
         ({"score.perceptual": 0.1, "vgg16.weights": "/no/vgg.pth"}, "no VGG16 weights at /no/vgg"),
-        ({"score.standardize": True, "data.calibration_fraction": 0.01}, "score.standardize.*calibration_fraction"),
+        ({"score.standardize": True, "data.phantom_normal": 2}, "score.standardize.*calibration_fraction"),
     ],
 )
 def test_invalid_evaluation_settings_are_refused_before_training(fields, words, tmp_path):

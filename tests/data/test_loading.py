@@ -1,24 +1,19 @@
-"""Loading of datasets: the split, the layouts, messages to the user, and the real datasets."""
+"""Loading of datasets: the layouts, messages to the user, and the real datasets."""
 
 import shutil
 import subprocess
 import sys
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from bigan_jax.data import layouts, loading
-from bigan_jax.data.layouts.grouping import group_by_camera
 from bigan_jax.data.layouts.layout import select_categories
-from bigan_jax.data.records import ImageRecord
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.source import require_data_folder
-from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, assign_groups, hash_to_unit, split_records
 from bigan_jax.errors import UserError
 from tests.helpers.datasets import everything
 
@@ -40,113 +35,6 @@ def write_mask(path):
     mask = np.zeros((20, 20), np.uint8)
     mask[:10] = 255
     Image.fromarray(mask).save(path)
-
-
-# --- the split ---
-
-names = st.sets(st.text(min_size=1, max_size=6), min_size=3, max_size=60)
-seeds = st.integers(0, 2**32)
-
-
-@settings(max_examples=50, deadline=None)
-@given(names, seeds)
-def test_every_split_gets_a_group(groups, seed):
-    assignments = assign_groups(groups, seed, 0.2, 0.1)
-    assert set(assignments) == groups
-    assert set(assignments.values()) == {TRAIN, CALIBRATION, TEST}
-
-
-@settings(max_examples=50, deadline=None)
-@given(names, names, seeds)
-def test_assignment_is_independent_of_order_and_of_other_groups(groups, more, seed):
-    expected = {
-        g: TEST if (u := hash_to_unit(seed, g)) < 0.2 else CALIBRATION if u < 0.28 else TRAIN for g in groups | more
-    }
-    if len({expected[g] for g in groups}) == 3:  # no split would be empty
-        few = assign_groups(groups, seed, 0.2, 0.1)
-        many = assign_groups(reversed(sorted(groups | more)), seed, 0.2, 0.1)
-        assert few == {g: expected[g] for g in groups} == {g: many[g] for g in groups}
-
-
-def test_empty_split_gets_only_the_closest_group():
-    groups = [f"g{i}" for i in range(400)]
-    groups.sort(key=lambda g: hash_to_unit(0, g))
-    high = [g for g in groups if hash_to_unit(0, g) > 0.5]
-    assignments = assign_groups(high, 0, 0.2, 0.1)
-    assert [assignments[g] for g in high[:2]] == [TEST, CALIBRATION]
-    assert {assignments[g] for g in high[2:]} == {TRAIN}
-    low = [g for g in groups if hash_to_unit(0, g) < 0.15]
-    assignments = assign_groups(low, 0, 0.2, 0.1)
-    assert [assignments[g] for g in low[-2:]] == [CALIBRATION, TRAIN]
-
-
-@settings(max_examples=20, deadline=None)
-@given(seeds)
-def test_fractions_are_approximately_met(seed):
-    splits = list(assign_groups(map(str, range(2000)), seed, 0.2, 0.1).values())
-    assert abs(splits.count(TEST) / 2000 - 0.2) < 0.05
-    assert abs(splits.count(CALIBRATION) / 2000 - 0.08) < 0.04
-
-
-def test_hash_is_the_same_on_all_machines():
-    assert hash_to_unit(0, "patient 7") == pytest.approx(0.5178269070579041, abs=1e-12)
-
-
-def test_fraction_of_zero_leaves_the_split_empty():
-    assert set(assign_groups(map(str, range(50)), 0, 0.0, 0.0).values()) == {TRAIN}
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=40, max_size=80), seeds)
-def test_groups_are_not_divided_and_anomalous_images_are_test_only(images, seed):
-    records = [ImageRecord(str(i), label, f"patient {patient}") for i, (patient, label) in enumerate(images)]
-    if len({r.group for r in records if not r.label}) < 3:
-        return
-    splits, notes = split_records(records, seed, 0.2, 0.1)
-    groups = [{r.group for r in split} for split in splits.values()]
-    assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
-    assert not any(r.label for name in (TRAIN, CALIBRATION) for r in splits[name])
-    n_excluded = len(records) - sum(map(len, splits.values()))
-    assert n_excluded == sum(int(note.split()[0]) for note in notes if note.endswith("excluded"))
-    train, calibration, test = (sum(not r.label for r in split) for split in splits.values())
-    fractions = [(test / (train + calibration + test), 0.2)]
-    fractions += [(calibration / (train + calibration), 0.1)]
-    n_uneven = sum(not wanted / 2 <= actual <= 2 * wanted for actual, wanted in fractions)
-    assert n_uneven == sum("chance assigns" in note for note in notes)
-
-
-def test_split_far_from_the_requested_fraction_is_noted():
-    """One of ten patients has 310 of the 400 images, and 80 test images are requested."""
-    records = [ImageRecord(str(i), False, f"patient {min(i // 10, 9)}") for i in range(400)]
-    for seed in range(10):
-        splits, notes = split_records(records, seed, 0.2, 0.1)
-        if len(splits[TEST]) in range(40, 161):
-            continue
-        n_test = len(splits[TEST])
-        assert notes[0].startswith(f"{n_test} of 400 normal images are test images, but 20 %")
-        assert "config.data.split_seed" in notes[0]
-
-
-def test_too_few_groups_and_invalid_fractions_are_errors():
-    records = [ImageRecord(str(i), False, f"patient {i % 2}") for i in range(20)]
-    with pytest.raises(UserError, match=r"2 group\(s\), but 3 splits"):
-        split_records(records, 0, 0.2, 0.1)
-    for field in "test_fraction", "calibration_fraction":
-        for value in -0.1, 1.0, 2.0:
-            with pytest.raises(UserError, match=f"{field} must be .* below 1"):
-                DataSettings("phantom", **{field: value})
-
-
-def test_images_at_borders_between_camera_blocks_are_excluded():
-    numbers = range(1000, 2000)
-    records = [group_by_camera(ImageRecord(f"healthy/JR_HL_{n}.jpg", False, "")) for n in numbers]
-    splits, notes = split_records(records, 0, 0.2, 0.1)
-    split_of = {r.camera[1]: name for name, split in splits.items() for r in split}
-    for a, b in pairwise(numbers):
-        assert a not in split_of or b not in split_of or split_of[a] == split_of[b]
-    block_splits = [split_of[n] for n in range(1050, 2000, 100)]
-    n_borders = sum(a != b for a, b in pairwise(block_splits))
-    assert n_borders > 0 and notes[0].startswith(f"{10 * n_borders} normal images at borders")
 
 
 # --- layouts ---

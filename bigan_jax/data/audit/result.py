@@ -177,6 +177,11 @@ class Audit(NamedTuple):
             yield [name, str(line["normal"] or "-"), str(line["anomalous"] or "-")]
 
 
+def trained_paths(workdir: Path) -> set[str]:
+    """Returns the paths of the images that the run in `workdir` was trained on; none before its first start."""
+    return {row.path for row in _read_trained(workdir)}
+
+
 def _read_trained(workdir: Path) -> list[SplitRow]:
     """Read the training images from split.csv; [] if it does not exist or has other columns."""
     try:
