@@ -3,7 +3,7 @@
 This is "precise BN" (Wu and Johnson 2021, Sec. 3). Parameters, codebooks and later training do not depend on it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def add_batch(
     # A batch's own keys: with those of another batch, a generator would see the same codes again.
     keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys(state, 0, len(batch.image)), number)
     variables = network_variables(state, scoring_params(state)) | dict(frozen)
-    functions = [(objective.networks, objective.loss) for objective in detector.objectives.values()]
+    functions: list[tuple[tuple[str, ...], Callable]] = [(o.networks, o.loss) for o in detector.objectives.values()]
     if not detector.search:
         functions.append((tuple(detector.networks), detector.reconstruct))
     of_batch = {}

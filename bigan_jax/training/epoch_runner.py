@@ -219,7 +219,9 @@ class EpochRunner:
         last. Only the shapes of the state and of the indices of an epoch matter.
         """
         inputs = state, self.frozen, self.training_set, scatter(self.layout.shard_indices(indices))
-        functions = {objectives: (self._epoch_program(objectives), inputs) for objectives in programs}
+        functions: dict[Objectives, tuple] = {
+            objectives: (self._epoch_program(objectives), inputs) for objectives in programs
+        }
         if statistics := batchnorm_statistics.current_statistics(state):
             functions[STATISTICS] = self._add_statistics, (_no_batches(), statistics, *inputs)
         self._compilers = ThreadPoolExecutor(thread_name_prefix="compile")
@@ -264,8 +266,9 @@ class EpochRunner:
         return number + 1, self._add_batch(number, statistics, state, frozen, batch)
 
     def _add_batches(self, number, statistics, state, frozen, images, indices):
-        def add(so_far, of_step):
-            return self._add_step(*so_far, state, frozen, images, of_step), None
+        def add(total, of_step):
+            number, statistics = total
+            return self._add_step(number, statistics, state, frozen, images, of_step), None
 
         return lax.scan(add, (number, statistics), indices)[0]
 
