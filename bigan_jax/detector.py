@@ -50,7 +50,7 @@ class Detector(NamedTuple):
 
     networks: Mapping[str, nn.Module]  # called as `net(name, ...)`; those that no objective updates are frozen
     objectives: Mapping[str, Objective]  # the active ones take their update steps in this order
-    # Returns reconstructions in [0, 1].
+    # Returns reconstructions in [0, 1]. BatchNorm's statistics for scoring are those of its calls on training images.
     reconstruct: Callable[["Net", Batch, Key[Array, "b"]], Float[Array, "b h w c"]]
     # Returns the anomaly scores that the model's paper defines, if it does.
     native_score: Callable[["Net", Batch, Key[Array, "b"]], Float[Array, "b"]] | None = None
@@ -80,7 +80,7 @@ class Net:
 
     def __init__(self, networks: Mapping[str, nn.Module], variables: Mapping[str, Variables], train: bool):
         self.networks, self.variables, self.train = networks, variables, train
-        self._updates: dict[str, list[PyTree]] = {}
+        self.updates: dict[str, list[PyTree]] = {}  # the updated collections of each call, by network
 
     def __call__(self, name: str, *args, **kwargs):
         variables = self.variables[name]
@@ -89,12 +89,12 @@ class Net:
         if not self.train:
             return result
         output, updated = result
-        self._updates.setdefault(name, []).append(updated)
+        self.updates.setdefault(name, []).append(updated)
         return output
 
     def collections(self, names: tuple[str, ...]) -> dict[str, PyTree]:
         """Returns the updated collections of those of the named networks that were called."""
-        return {name: tree_mean(self._updates[name]) for name in names if name in self._updates}
+        return {name: tree_mean(self.updates[name]) for name in names if name in self.updates}
 
 
 class _InitNet(Net):

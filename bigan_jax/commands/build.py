@@ -55,8 +55,8 @@ def build(settings: Settings, conditions: int, steps_per_epoch: int, frozen: boo
         raise UserError(
             "config.phases has no epoch with an active objective. Add epochs to a phase, or remove an ablation."
         )
-    # Objectives that are never active come first: scoring uses the BatchNorm statistics of the last one that owns a
-    # network (`batch_statistics`).
+    # Objectives that are never active come first: a network that reconstructions do not need has the BatchNorm
+    # statistics of the last one that owns it (`batchnorm_statistics.add_batch`).
     objectives = dict(sorted(detector.objectives.items(), key=lambda item: is_active[item[0]]))
     detector = detector._replace(objectives=objectives)
     return DetectorBuild(detector, make_optimizers(settings, detector, phases, steps_per_epoch), phases)

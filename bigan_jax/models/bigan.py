@@ -5,9 +5,6 @@ GAN-Based Anomaly Detection", Sec. 3, and their reference implementation
 houssamzenati/Efficient-GAN-Anomaly-Detection, bigan/mnist_utilities.py. Its initial weights from N(0, 0.02) and its
 dropout in D keep the training stable. Sizes are those of the Improved BiGAN, so that the two differ only in the
 improvements. 42,248,514 parameters at 128x128x1.
-
-For scoring, G's BatchNorm statistics are those of codes from the prior, not of E's codes: D was trained with that
-function, and codes of E that leave the prior should raise the score.
 """
 
 import flax.linen as nn

@@ -1,33 +1,74 @@
-"""BatchNorm statistics for inference, estimated over training images with fixed weights."""
+"""BatchNorm statistics for inference: mean and variance over the training images, with fixed weights.
 
-from collections.abc import Mapping
+This is "precise BN" (Wu and Johnson 2021, Sec. 3). Parameters, codebooks and later training do not depend on it.
+"""
 
-from jaxtyping import PyTree
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
 
 from bigan_jax.detector import Batch, Detector, Net, TrainState, Variables, network_variables, scoring_params
-from bigan_jax.training.train_step import average_over_devices, step_keys
+from bigan_jax.training.train_step import step_keys
+
+Statistics = dict[str, PyTree]  # the collection "batch_stats" of each network that has BatchNorm
 
 
-def batch_statistics(
-    detector: Detector, state: TrainState, frozen: Mapping[str, Variables], batch: Batch
-) -> dict[str, PyTree]:
-    """Returns the BatchNorm statistics of one batch by network, with fixed weights.
+def current_statistics(state: TrainState) -> Statistics:
+    """Returns the state's statistics; empty if no network has BatchNorm."""
+    return {name: c["batch_stats"] for name, c in state.collections.items() if "batch_stats" in c}
 
-    A network's statistics come from the last objective that owns it, as in a step: an encoder and a generator that
-    end each step on reconstruction are scored as they reconstruct.
+
+def with_statistics(state: TrainState, statistics: Statistics) -> TrainState:
+    """Returns the state with these statistics."""
+    replaced = {name: state.collections[name] | {"batch_stats": s} for name, s in statistics.items()}
+    return state._replace(collections=state.collections | replaced)
+
+
+def add_batch(
+    detector: Detector,
+    number: Int[Array, ""],
+    statistics: Statistics,
+    state: TrainState,
+    frozen: Mapping[str, Variables],
+    batch: Batch,
+) -> Statistics:
+    """Returns the statistics over `number` equally large batches and one more; those over none are ignored.
+
+    A network's statistics are those of `detector.reconstruct`, as scoring calls it. A network that it does not call
+    has those of the last objective that owns it and calls it. So have all networks of a detector with a latent search,
+    whose result training images lack.
+
+    `BatchNorm` reduces over the batch on all devices, so that the devices agree.
     """
-    statistics = {}
-    for objective in detector.objectives.values():
-        net = Net(detector.networks, network_variables(state, scoring_params(state)) | dict(frozen), train=True)
-        objective.loss(net, batch, step_keys(state, 0, len(batch.image)))
-        statistics |= net.collections(objective.networks)
-    statistics = {n: {"batch_stats": c["batch_stats"]} for n, c in statistics.items() if "batch_stats" in c}
-    return average_over_devices(statistics)
+    # A batch's own keys: with those of another batch, a generator would see the same codes again.
+    keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys(state, 0, len(batch.image)), number)
+    variables = network_variables(state, scoring_params(state)) | dict(frozen)
+    functions: list[tuple[tuple[str, ...], Callable]] = [(o.networks, o.loss) for o in detector.objectives.values()]
+    if not detector.search:
+        functions.append((tuple(detector.networks), detector.reconstruct))
+    of_batch = {}
+    for networks, function in functions:
+        net = Net(detector.networks, variables, train=True)
+        function(net, batch, keys)
+        of_batch |= {name: net.updates[name] for name in networks if name in net.updates and name in statistics}
+    for name, calls in of_batch.items():  # several of a discriminator of real and generated images
+        for index, call in enumerate(calls):
+            share = 1 / (number * len(calls) + index + 1)
+            statistics = statistics | {name: pool(statistics[name], call["batch_stats"], share)}
+    return statistics
 
 
-def with_statistics(state: TrainState, mean: dict[str, PyTree]) -> TrainState:
-    """Returns the state with BatchNorm statistics replaced by their mean over batches.
+def pool(a: PyTree, b: PyTree, share: Float[Array, ""]) -> PyTree:
+    """Pools the statistics of two sets of values; `share` is that of the second set in all values.
 
-    This is "precise BN" (Wu and Johnson 2021, Sec. 3); parameters, codebooks and later training do not depend on it.
+    The variance is that within the sets and that between their means (Chan et al. 1983, Eq. 2.1). The mean of the
+    variances of batches of n values would be too low by 1 / n.
     """
-    return state._replace(collections={n: c | mean.get(n, {}) for n, c in state.collections.items()})
+    if not isinstance(a, Mapping):
+        return (1 - share) * a + share * b
+    pooled = {key: pool(a[key], b[key], share) for key in a}
+    if pooled.keys() == {"mean", "var"}:
+        pooled["var"] += share * (1 - share) * jnp.square(b["mean"] - a["mean"])
+    return pooled

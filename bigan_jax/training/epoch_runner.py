@@ -8,7 +8,6 @@ from contextlib import closing
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
@@ -100,8 +99,8 @@ class EpochRunner:
         }
         self._finish_step = program(vmap(partial(train_step.finish_step, detector), 0), donate_argnums=0)
         self._prepare_plain = prepare(AugmentationSettings())
-        self._batch_statistics = vmap(partial(batchnorm_statistics.batch_statistics, detector), 0, None, 0)
-        self._statistics = pmap(self._summed_statistics if self._scanned else self._step_statistics)
+        self._add_batch = vmap(partial(batchnorm_statistics.add_batch, detector), None, 0, 0, None, 0)
+        self._add_statistics = pmap(self._add_batches if self._scanned else self._add_step)
         self._programs, self._compiling, self._compilers = {}, {}, None
 
     def epoch(
@@ -220,12 +219,14 @@ class EpochRunner:
         last. Only the shapes of the state and of the indices of an epoch matter.
         """
         inputs = state, self.frozen, self.training_set, scatter(self.layout.shard_indices(indices))
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), inputs)
+        functions: dict[Objectives, tuple] = {
+            objectives: (self._epoch_program(objectives), inputs) for objectives in programs
+        }
+        if statistics := batchnorm_statistics.current_statistics(state):
+            functions[STATISTICS] = self._add_statistics, (_no_batches(), statistics, *inputs)
         self._compilers = ThreadPoolExecutor(thread_name_prefix="compile")
-        functions = {objectives: self._epoch_program(objectives) for objectives in programs}
-        if _has_statistics(state):
-            functions[STATISTICS] = self._statistics
-        for name, function in functions.items():
+        for name, (function, arguments) in functions.items():
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments)
             # JAX keeps the result with the function and uses it at the call.
             self._compiling[name] = self._compilers.submit(function.lower(*shapes).compile)
 
@@ -245,28 +246,33 @@ class EpochRunner:
         self._compiling.clear()
 
     def with_statistics(self, state: TrainState, indices: Indices) -> TrainState:
-        """Returns the state with BatchNorm statistics averaged over batches without augmentation."""
-        if not _has_statistics(state):
+        """Returns the state with BatchNorm statistics over these batches without augmentation."""
+        statistics = batchnorm_statistics.current_statistics(state)
+        if not statistics:
             return state
         self._wait_for_compilation(STATISTICS)
-        total = None
+        number = _no_batches()
         with closing(self._chunks(indices, self._scanned)) as chunks:
             for images, places in chunks:
-                statistics = self._statistics(state, self.frozen, images, places)
-                total = statistics if total is None else jax.tree.map(jnp.add, total, statistics)
+                number, statistics = self._add_statistics(number, statistics, state, self.frozen, images, places)
                 # One at a time: streamed images would accumulate, and several programs that reduce over simulated
                 # devices could deadlock, each holding some threads of the CPU.
                 if not self.epoch_is_one_program:
-                    jax.block_until_ready(total)
-        return batchnorm_statistics.with_statistics(state, jax.tree.map(lambda x: x / len(indices), total))
+                    jax.block_until_ready(statistics)
+        return batchnorm_statistics.with_statistics(state, statistics)
 
-    def _step_statistics(self, state, frozen, images, indices):
-        return self._batch_statistics(state, frozen, self._prepare_plain(state, images, indices))
+    def _add_step(self, number, statistics, state, frozen, images, indices):
+        batch = self._prepare_plain(state, images, indices)
+        return number + 1, self._add_batch(number, statistics, state, frozen, batch)
 
-    def _summed_statistics(self, state, frozen, images, indices):
-        _, statistics = lax.scan(lambda _, i: (None, self._step_statistics(state, frozen, images, i)), None, indices)
-        return jax.tree.map(lambda x: x.sum(0), statistics)
+    def _add_batches(self, number, statistics, state, frozen, images, indices):
+        def add(total, of_step):
+            number, statistics = total
+            return self._add_step(number, statistics, state, frozen, images, of_step), None
+
+        return lax.scan(add, (number, statistics), indices)[0]
 
 
-def _has_statistics(state):
-    return any("batch_stats" in c for c in state.collections.values())
+def _no_batches():
+    """Returns the number 0 of batches on each device."""
+    return scatter(np.zeros(jax.local_device_count(), np.int32))

@@ -83,8 +83,7 @@ def test_streaming_equals_images_in_memory(monkeypatch, local, scanned):
         for order in orders():
             state, row = runner.epoch(state, OBJECTIVES, order, lambda n, _, steps=steps: steps.append(n))
             logs.append(row)
-        if not scanned:  # BatchNorm statistics are collected by the host's loop in any case
-            state = runner.with_statistics(state, np.arange(88).reshape(11, 8))
+        state = runner.with_statistics(state, np.arange(88).reshape(11, 8))
         results.append((logs, jax.device_get(state)))
         reported_steps.append(steps)
     jax.tree.map(np.testing.assert_array_equal, *results)

@@ -146,8 +146,7 @@ def test_programs_compiled_ahead_are_used(compilations):
     wait(runner._compiling.values())
     assert runner.is_compiled(epoch_runner.STATISTICS)
     before = compilations()
-    shards = device_layout.scatter(runner.layout.shard_indices(INDICES))
-    runner._statistics(state, runner.frozen, runner.training_set, shards)
+    runner.with_statistics(state, INDICES)
     for objectives in programs:
         state, logs = runner.dispatch(state, objectives, INDICES)
         assert np.isfinite(runner.fetch_logs(logs)["reconstruction/loss"]).all()

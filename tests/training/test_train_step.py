@@ -13,8 +13,6 @@ from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import cae
 from bigan_jax.detector import Batch, Detector, Net, Objective, inference_net, init_state
 from bigan_jax.errors import UserError
-from bigan_jax.nn import losses
-from bigan_jax.nn.blocks import BatchNorm
 from bigan_jax.training import device_layout, epoch_runner
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.train_step import TrainingSet
@@ -128,27 +126,6 @@ def test_update_is_gradient_step():
     expected = w - 0.1 * 2 * x.T @ residual / 8
     trained = device_layout.first(after).params["f"]["Dense_0"]["kernel"]
     np.testing.assert_allclose(trained, expected, atol=1e-6)
-
-
-def test_statistics_equal_those_of_numpy():
-    """Precise BN: the moments of each batch without augmentation, averaged."""
-
-    class Normalized(nn.Module):
-        @nn.compact
-        def __call__(self, x, train):
-            return BatchNorm(use_running_average=not train)(x)
-
-    def loss(net, batch, keys):
-        return losses.mse(batch.image, net("n", batch.image)).mean(), {}
-
-    detector = Detector({"n": Normalized()}, {"fit": Objective(("n",), loss)}, reconstruct=None)
-    runner = make_runner(detector, optax.sgd(0.1), scanned=False)
-    (state,) = initial_states(detector, optax.sgd(0.1), [3])
-    state = runner.with_statistics(device_layout.replicate(state), np.arange(32).reshape(4, 8))
-    batches = training_set().image.reshape(4, -1) / 255
-    statistics = device_layout.first(state).collections["n"]["batch_stats"]["BatchNorm_0"]
-    np.testing.assert_allclose(statistics["mean"], batches.mean(), rtol=1e-5)
-    np.testing.assert_allclose(statistics["var"], batches.var(axis=1).mean(), rtol=1e-4)
 
 
 def test_statistics_do_not_affect_training():
