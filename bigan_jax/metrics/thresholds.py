@@ -92,7 +92,8 @@ def conformal_threshold(
     images count alike, and the promise is for new images of the same groups only.
 
     Args:
-      calibration: scores of normal images that had no part in training.
+      calibration: scores of normal images that had no part in training, nor in a scaling of the scores: dividing two
+        terms by their standard deviations on the calibration images turns 5 % into 6 to 7 % with 19 images.
       rate: in (0, 1).
       groups: the group of each image; None if each is its own.
 
