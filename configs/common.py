@@ -53,6 +53,8 @@ def defaults() -> ConfigDict:
     config.data.test_fraction = 0.2  # of the normal images
     # Of the normal images that are not test images. At least 20 or a third of them, whichever is less, calibrate.
     config.data.calibration_fraction = 0.1
+    config.data.calibration_folds = 0  # set by threshold.folds: fold k of K calibrates, and the others train
+    config.data.calibration_fold = 0
     config.data.official_split = True  # use the test images of MVTec AD
     config.data.skip_unreadable = False  # skip unreadable files instead of stopping
     config.data.stream = False  # decode training images when needed; keep none in memory

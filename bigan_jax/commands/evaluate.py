@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from bigan_jax.commands.folds import evaluate_folds, fold_configs
 from bigan_jax.commands.load import make_scorer, restore
 from bigan_jax.commands.seeds import config_for_seed, finish_each_seed, seed_folders
 from bigan_jax.commands.settings import parse_settings
@@ -52,6 +53,10 @@ def _evaluate_folder(workdir: Path, config: ConfigDict | None) -> dict:
         settings = parse_settings(config)
     require_weights(settings)
     require_same_config(workdir, config)
+    if settings.threshold.folds:
+        for folder, own in fold_configs(config, workdir).items():
+            _evaluate_folder(folder, own)
+        return evaluate_folds(workdir, config)
     with exclusive_lock(workdir):
         dataset, audit = load_audited(settings, [workdir])
         audit.require_same_training_images(workdir)

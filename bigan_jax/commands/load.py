@@ -13,6 +13,7 @@ from bigan_jax.commands.settings import Settings, parse_settings
 from bigan_jax.detector import Detector, TrainState, init_state
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.calibrated_score import read_statistics
+from bigan_jax.evaluation.fold_scorer import FoldScorer
 from bigan_jax.evaluation.result import require_evaluation
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.runtime.run_config import config_errors, read_config
@@ -30,6 +31,9 @@ def load(workdir: str | Path) -> AnomalyScorer:
     with config_errors(workdir):
         settings = parse_settings(config)
     result = require_evaluation(workdir)
+    if settings.threshold.folds:
+        scorers = [load(folder) for folder in fold_folders(workdir, settings.threshold.folds)]
+        return FoldScorer(scorers, result.main.threshold, np.array(result.main.calibration_scores))
     conditions = result.conditions
     statistics = read_statistics(workdir, *settings.data.image_shape[:2])
     state, detector, _ = restore(settings, workdir, len(conditions))
@@ -53,6 +57,11 @@ def load(workdir: str | Path) -> AnomalyScorer:
         if settings.score.standardize:
             scorer.standardize(result.score.standard_deviations)
     return scorer
+
+
+def fold_folders(workdir: Path, folds: int) -> list[Path]:
+    """Returns the folders of the runs of a cross-conformal calibration (`threshold.folds`)."""
+    return [workdir / f"fold{index}" for index in range(folds)]
 
 
 def make_scorer(settings: Settings, detector: Detector, state: TrainState, **arguments: Any) -> AnomalyScorer:

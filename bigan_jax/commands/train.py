@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from bigan_jax.commands.evaluate import evaluate_run
+from bigan_jax.commands.folds import evaluate_folds, fold_configs
 from bigan_jax.commands.seeds import config_for_seed, finish_each_seed, train_side_by_side
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import prepare_jobs
@@ -43,6 +44,8 @@ def train(config: ConfigDict, workdir: str | Path | None = None, side_by_side: b
     """
     settings = parse_settings(config)
     workdir = Path(workdir or default_name(config))
+    if settings.threshold.folds:
+        return _train_folds(config, workdir)
     if settings.seeds == 1:
         with prepare_jobs({workdir: config}) as (job,):
             return train_and_evaluate(job, config)
@@ -57,6 +60,19 @@ def train(config: ConfigDict, workdir: str | Path | None = None, side_by_side: b
             train_side_by_side(jobs)
         pairs = zip(jobs, configs.values(), strict=True)
         return finish_each_seed(workdir, {job.workdir: partial(train_and_evaluate, job, own) for job, own in pairs})
+
+
+def _train_folds(config: ConfigDict, workdir: Path) -> dict:
+    if distributed.is_multiprocess():
+        raise UserError("config.threshold.folds trains in one process. Leave it out, or use one process.")
+    if config.seeds > 1:
+        configs = {k: config_for_seed(config, k) for k in range(config.seed, config.seed + config.seeds)}
+        calls = {workdir / f"seed{k}": partial(train, own, workdir / f"seed{k}") for k, own in configs.items()}
+        return finish_each_seed(workdir, calls)
+    for index, (folder, own) in enumerate(fold_configs(config, workdir).items(), 1):
+        print(f"Fold {index} of {config.threshold.folds}: {folder}")
+        train(own, folder)
+    return evaluate_folds(workdir, config)
 
 
 def train_and_evaluate(job: TrainingJob, config: ConfigDict) -> dict:

@@ -39,7 +39,12 @@ def load_dataset(settings: DataSettings, trained: Collection[str] = ()) -> Datas
         with distributed.primary_first("preparing data"):  # processes may share prepared data
             source = open_folder_source(settings)
     records, split_notes = split_records(
-        source.records, settings.split_seed, settings.test_fraction, settings.calibration_fraction, trained
+        source.records,
+        settings.split_seed,
+        settings.test_fraction,
+        settings.calibration_fraction,
+        trained,
+        settings.fold,
     )
     splits, unreadable = {}, []
     for name in (CALIBRATION, TEST, TRAIN):

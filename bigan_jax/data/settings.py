@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from bigan_jax.data import layouts
 from bigan_jax.data.files.images import ImageFormat
 from bigan_jax.data.layouts.layout import Layout
+from bigan_jax.data.split import Fold
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.value_checks import COUNT, DECAY, Range, require
 
 PHANTOM = "phantom"
 _CHANNELS = Range("1 (gray) or 3 (RGB)", lambda n: n in (1, 3))
+_FOLDS = Range("0 (none) or an integer of at least 2", lambda n: isinstance(n, int) and (n == 0 or n >= 2))
 _IMAGE_SIZE = Range("an integer of at least 8", lambda n: isinstance(n, int) and n >= 8)
 
 
@@ -31,6 +33,8 @@ class DataSettings:
     split_seed: int = 0  # of the assignment of groups to splits
     test_fraction: float = 0.2  # of the normal images
     calibration_fraction: float = 0.1  # of the normal images that are not test images; see split.count_calibration
+    calibration_folds: int = 0  # from 2 on: one of so many equal folds of these images calibrates instead
+    calibration_fold: int = 0  # its index, from 0
     official_split: bool = True  # whether MVTec keeps its own test images
     skip_unreadable: bool = False  # whether unreadable files are left out and counted, in place of an error
     stream: bool = False  # whether training images are decoded when they are needed and never all in memory
@@ -52,6 +56,13 @@ class DataSettings:
         require("data.channels", self.channels, _CHANNELS)
         require("data.test_fraction", self.test_fraction, DECAY)
         require("data.calibration_fraction", self.calibration_fraction, DECAY)
+        require("data.calibration_folds", self.calibration_folds, _FOLDS)
+        require("data.calibration_fold", self.calibration_fold, COUNT)
+        if self.calibration_fold >= max(self.calibration_folds, 1):
+            raise UserError(
+                f"config.data.calibration_fold must be below config.data.calibration_folds={self.calibration_folds} "
+                f"(got {self.calibration_fold})."
+            )
         require("data.phantom_normal", self.phantom_normal, COUNT)
         require("data.phantom_anomalous", self.phantom_anomalous, COUNT)
         if self.duplicates not in DUPLICATE_POLICIES:
@@ -61,6 +72,11 @@ class DataSettings:
     def layout(self) -> Layout | None:
         """The layout of the data folder; None for the phantom."""
         return layouts.LAYOUTS.get(self.source)
+
+    @property
+    def fold(self) -> Fold | None:
+        """The fold that calibrates, if there are folds."""
+        return Fold(self.calibration_fold, self.calibration_folds) if self.calibration_folds else None
 
     @property
     def image_format(self) -> ImageFormat:

@@ -3,14 +3,23 @@
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
+from typing import NamedTuple
 
 from bigan_jax.data.records import ImageRecord
 from bigan_jax.errors import UserError
+from bigan_jax.metrics.thresholds import assign_folds
 
 TRAIN, CALIBRATION, TEST = "train", "calibration", "test"
 CAMERA_BLOCK = 100  # consecutive camera numbers that stay together
 MIN_CALIBRATION = 20  # images; a false-alarm rate of 5 % can be promised from 19 on
 BORDER_MARGIN = 5  # camera numbers excluded on each side of a border between two splits
+
+
+class Fold(NamedTuple):
+    """One of several folds of the normal images that are not test images; it calibrates and the others train."""
+
+    index: int  # from 0
+    count: int
 
 
 def camera_block(sequence: str, number: int) -> str:
@@ -55,6 +64,7 @@ def assign_groups(
     test_fraction: float,
     calibration_fraction: float,
     trained: Collection[str] = (),
+    fold: Fold | None = None,
 ) -> dict[str, str]:
     """Assigns each group to a split, with exact counts of images as far as undivided groups allow.
 
@@ -71,6 +81,7 @@ def assign_groups(
       test_fraction: of the images, in [0, 1); 0 leaves the split empty. See `count_test`.
       calibration_fraction: of the images that are not test images, the same. See `count_calibration`.
       trained: groups that stay in training, if each other split can have a group without them.
+      fold: calibrates in place of the `calibration_fraction`.
 
     Raises:
       UserError: there are fewer groups than splits.
@@ -106,7 +117,11 @@ def assign_groups(
 
     if test_fraction:
         fill(TEST, count_test(sum(sizes.values()), test_fraction), later=int(calibration_fraction > 0))
-    if calibration_fraction:
+    if fold:
+        free = [group for group in order if split_of[group] == TRAIN]
+        fold_of = zip(free, assign_folds(free, fold.count), strict=True)
+        split_of |= {group: CALIBRATION for group, index in fold_of if index == fold.index}
+    elif calibration_fraction:
         remaining = sum(sizes[group] for group in order if split_of[group] == TRAIN)
         fill(CALIBRATION, count_calibration(remaining, calibration_fraction), later=0)
     return split_of
@@ -133,6 +148,7 @@ def split_records(
     test_fraction: float,
     calibration_fraction: float,
     trained: Collection[str] = (),
+    fold: Fold | None = None,
 ) -> tuple[dict[str, list[ImageRecord]], tuple[str, ...]]:
     """Distributes images over the three splits.
 
@@ -143,15 +159,15 @@ def split_records(
     the same object. Counts are therefore exact before this exclusion. Returns the images by split, and notes on what
     was excluded and on counts that groups make impossible.
 
-    Fractions are those of `assign_groups`; an official split replaces `test_fraction`. `trained` has the paths of
-    images that a run was trained on: their groups stay in training, whatever was added. Raises UserError if there are
-    too few groups, or a split that should have normal images has none.
+    Fractions and `fold` are those of `assign_groups`; an official split replaces `test_fraction`. `trained` has the
+    paths of images that a run was trained on: their groups stay in training, whatever was added. Raises UserError if
+    there are too few groups, or a split that should have normal images has none.
     """
     divisible = [(r.group, r.condition) for r in records if not r.label and r.official_split != TEST]
     if any(r.official_split for r in records):
         test_fraction = 0.0
     trained_groups = {r.group for r in records if r.path in trained}
-    split_of = assign_groups(divisible, seed, test_fraction, calibration_fraction, trained_groups)
+    split_of = assign_groups(divisible, seed, test_fraction, calibration_fraction, trained_groups, fold)
 
     def is_at_border(group: str, sequence: str, number: int) -> bool:
         blocks = (camera_block(sequence, number + d) for d in (-BORDER_MARGIN, BORDER_MARGIN))
@@ -176,12 +192,13 @@ def split_records(
         raise _no_normal_images(CALIBRATION, "raise config.data.calibration_fraction")
     notes = [f"{count} {what} excluded" for what, count in excluded.items()]
     n = n_train + n_calibration
-    counts = [(CALIBRATION, n_calibration, n, count_calibration(n, calibration_fraction))]
+    counts = [] if fold else [(CALIBRATION, n_calibration, n, count_calibration(n, calibration_fraction))]
     if test_fraction:
         n += n_test
         counts.append((TEST, n_test, n, count_test(n, test_fraction)))
     reason = "groups (patients, camera blocks) are never divided"
-    if trained_groups and split_of != assign_groups(divisible, seed, test_fraction, calibration_fraction):
+    without_trained = assign_groups(divisible, seed, test_fraction, calibration_fraction, fold=fold)
+    if split_of != without_trained:
         reason += ", and images that the run was trained on stay in training"
     for name, count, total, requested in counts:
         if abs(count - requested) > requested / 4:  # less is not worth a message

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int, Shaped, UInt8
 
 from bigan_jax.data.dataset import Dataset, Images
 from bigan_jax.evaluation import anomaly_score, baselines
@@ -40,6 +41,14 @@ class Assessment(NamedTuple):
     test: Scores
 
 
+class CalibrationImages(NamedTuple):
+    """The scores of the normal images that thresholds come from."""
+
+    scores: Scores
+    group: Shaped[np.ndarray, "c"]
+    fold: Int[np.ndarray, "c"] | None = None  # with folds, each image is scored by a detector that did not see its own
+
+
 def assess(
     scorer: AnomalyScorer, dataset: Dataset, score: ScoreSettings, threshold: ThresholdSettings, identity: Mapping
 ) -> Assessment:
@@ -54,20 +63,45 @@ def assess(
     Raises:
       UserError: a score is not finite, or a term to standardize is constant.
     """
-    test, normal, train = dataset.test, dataset.calibration, dataset.train
-    assert isinstance(normal.image, np.ndarray) and isinstance(test.image, np.ndarray)  # only training images are lazy
-    deviations, moments = scorer.fit(train.image, train.condition, score.standardize)
-    calibration = scorer.score(normal.image, normal.condition, progress="calibration")
-    scores = scorer.score(test.image, test.condition, progress="test")
+    normal = dataset.calibration
+    deviations, moments = scorer.fit(dataset.train.image, dataset.train.condition, score.standardize)
+    calibration = scorer.score(_in_memory(normal), normal.condition, progress="calibration")
+    scores = scorer.score(_in_memory(dataset.test), dataset.test.condition, progress="test")
+    table = anomaly_score.score_table(scores.terms, dataset.test.label, deviations, moments, score)
+    calibrated_on = CalibrationImages(calibration, normal.group)
+    assessment = measure(scorer, dataset, calibrated_on, scores, score, threshold, identity)
+    record = ScoreRecord(**dataclasses.asdict(score), standard_deviations=deviations)
+    return assessment._replace(result=assessment.result.replace(score=record, score_table=table))
+
+
+def measure(
+    scorer: AnomalyScorer,
+    dataset: Dataset,
+    calibrated_on: CalibrationImages,
+    scores: Scores,
+    score: ScoreSettings,
+    threshold: ThresholdSettings,
+    identity: Mapping,
+) -> Assessment:
+    """Measures the scores of test images, with thresholds from those of normal images.
+
+    Args:
+      scorer: scores the reconstructions of the baselines.
+      dataset: its training images are for the baselines.
+      scores: of the dataset's test images.
+      score, threshold, identity: as in `assess`.
+    """
+    test, train = dataset.test, dataset.train
+    calibration, groups, fold = calibrated_on
     baseline_scores = baselines.baseline_scores(
-        baselines.fitting_images(train.image), test.image, scorer.compute_terms, scorer.formula
+        baselines.fitting_images(train.image), _in_memory(test), scorer.compute_terms, scorer.formula
     )
 
     def score_result(name: str) -> ScoreResult:
         normal_scores, measured = calibration.by_name[name], (scores.by_name[name], test.label)
         # A manual threshold is one of the score that decides.
         settings = threshold if name == score.name else dataclasses.replace(threshold, rule="conformal", value=0.0)
-        chosen = choose_threshold(settings, normal_scores, normal.group)
+        chosen = choose_threshold(settings, normal_scores, groups, fold)
         intervals = bootstrap_intervals(*measured, test.group, chosen.value)
         return ScoreResult(
             **image_metrics(*measured, chosen.value),
@@ -83,7 +117,7 @@ def assess(
             calibration_scores=normal_scores.tolist(),
         )
 
-    pixel_cutoff, pixel_promise = pixel_threshold(calibration.error_map, threshold.pixel_rate, normal.group)
+    pixel_cutoff, pixel_promise = pixel_threshold(calibration.error_map, threshold.pixel_rate, groups, fold)
     pixel, raw_intensity = _pixel_results(test, scores, pixel_cutoff)
     values = scores.terms.value
     result = EvaluationResult(
@@ -92,8 +126,8 @@ def assess(
         epochs=0,
         steps=scorer.steps_trained,
         n_train=len(train.label),
-        n_calibration=len(normal.label),
-        n_calibration_groups=len(np.unique(normal.group)),
+        n_calibration=len(groups),
+        n_calibration_groups=len(np.unique(groups)),
         n_normal=int((~test.label).sum()),
         n_anomalous=int(test.label.sum()),
         score_name=score.name,
@@ -105,8 +139,8 @@ def assess(
         pixel=pixel,
         pixel_baselines={"raw_intensity": raw_intensity},
         term_aurocs={n: auroc(np.asarray(values[n]), test.label) for n in TERMS if n in values},
-        score=ScoreRecord(**dataclasses.asdict(score), standard_deviations=deviations),
-        score_table=anomaly_score.score_table(scores.terms, test.label, deviations, moments, score),
+        score=ScoreRecord(**dataclasses.asdict(score), standard_deviations={}),
+        score_table=[],
         score_table_note=anomaly_score.TABLE_NOTE,
         color_limits=color_limits(calibration),
         notes=[*dataset.notes, *baselines.fitting_note(train.image)],
@@ -114,6 +148,11 @@ def assess(
         versions={name: package_version(name) for name in ("bigan_jax", "jax", "flax")},
     )
     return Assessment(result, calibration, scores)
+
+
+def _in_memory(images: Images) -> UInt8[np.ndarray, "n h w c"]:
+    assert isinstance(images.image, np.ndarray)  # only training images are lazy
+    return images.image
 
 
 def _pixel_results(test: Images, scores: Scores, threshold: float) -> tuple[PixelResult, PixelMetrics]:

@@ -21,7 +21,12 @@ from bigan_jax.training.saving.train_log import read_train_log, rollbacks
 
 
 def write_evaluation(
-    workdir: Path, config: Mapping, test: Images, audit: Audit, assessment: Assessment, statistics: PixelStatistics
+    workdir: Path,
+    config: Mapping,
+    test: Images,
+    audit: Audit,
+    assessment: Assessment,
+    statistics: PixelStatistics | None = None,
 ) -> EvaluationResult:
     """Writes all files of an evaluation to the run's folder and prints a summary.
 
@@ -34,7 +39,8 @@ def write_evaluation(
     result = result.replace(warnings=[*result.warnings, *audit.warnings, *_training_warnings(history)])
     assessment = assessment._replace(result=result)
     (workdir / "evaluation.json").unlink(missing_ok=True)
-    write_statistics(workdir, statistics)
+    if statistics:
+        write_statistics(workdir, statistics)
     classes = {"label": class_names(test.label), "group": test.group}
     rows = score_rows(test.path, assessment.test, decide(assessment.test.score, result.main.threshold), classes)
     write_csv(workdir / "scores.csv", [list(rows[0]), *(list(row.values()) for row in rows)])
