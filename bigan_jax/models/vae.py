@@ -10,7 +10,10 @@ pixels of variance 1/2, up to a constant. A mean over pixels would make beta in 
 as large: 16,384 times at 128x128x1.
 
 The networks are the CAE's. 7,687,297 parameters at 128x128x1; the conditional VAE has as many if there is one
-condition. Reconstructions, and therefore scores, decode the mean of the code without noise.
+condition. Reconstructions, and therefore scores, decode the mean of the code without noise. The
+decoder's BatchNorm statistics for scoring are those of mean codes too. By calibration score, averages of decoded
+samples and a decoder without BatchNorm are each worse; both together are better at four times the decoding, and were
+compared in short runs only (docs/results/log.md, 55).
 """
 
 import math
