@@ -1,0 +1,94 @@
+"""Cross-conformal calibration: detectors trained without one fold each decide together."""
+
+import json
+
+import numpy as np
+import pytest
+
+import bigan_jax
+from bigan_jax.commands.folds import fold_configs
+from bigan_jax.commands.load import fold_folders
+from bigan_jax.commands.settings import parse_settings
+from bigan_jax.configs import fcae
+from bigan_jax.data.loading import load_dataset
+from bigan_jax.errors import UserError
+from bigan_jax.metrics.thresholds import cross_conformal_threshold
+from tests.helpers.runs import TINY_FCAE, configured
+
+FOLDS = 3
+FIELDS = TINY_FCAE | {"threshold.folds": FOLDS, "phases.phase1.epochs": 1, "threshold.false_alarm_rate": 0.2}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run with folds, its config and its evaluation."""
+    workdir = tmp_path_factory.mktemp("folds") / "run"
+    config = configured(fcae, "phantom", FIELDS)
+    return workdir, config, bigan_jax.train(config, workdir)
+
+
+@pytest.fixture(scope="module")
+def datasets(run):
+    workdir, config, _ = run
+    return [load_dataset(parse_settings(own).data) for own in fold_configs(config, workdir).values()]
+
+
+def test_each_image_calibrates_once_and_trains_otherwise(datasets):
+    calibration = [set(dataset.calibration.path.tolist()) for dataset in datasets]
+    known = [set(dataset.train.path.tolist()) | own for dataset, own in zip(datasets, calibration, strict=True)]
+    assert known[0] == known[1] == known[2] and len(known[0]) == 32
+    assert [len(own) for own in calibration] == [10, 10, 10]  # the two images left over always train
+    assert len(set.union(*calibration)) == 30
+    for dataset in datasets:
+        assert dataset.test.path.tolist() == datasets[0].test.path.tolist()
+        assert not set(dataset.test.path.tolist()) & known[0]
+
+
+def test_threshold_comes_from_out_of_fold_scores_and_the_lowest_score_decides(run, datasets):
+    workdir, _, evaluation = run
+    scorers = [bigan_jax.load(folder) for folder in fold_folders(workdir, FOLDS)]
+    for name, result in evaluation["scores"].items():
+        scores = [
+            scorer.score(dataset.calibration.image).by_name[name]
+            for scorer, dataset in zip(scorers, datasets, strict=True)
+        ]
+        expected = cross_conformal_threshold(np.concatenate(scores), np.repeat(np.arange(FOLDS), 10), 0.2)
+        assert result["threshold"] == pytest.approx(expected.value, rel=1e-5)
+        assert result["promise"]["folds"] == FOLDS and result["promise"]["n_images"] == 30
+    images = datasets[0].test.image
+    lowest = np.min([scorer.score(images).score for scorer in scorers], axis=0)
+    together = bigan_jax.load(workdir)
+    scores = together.score(images)
+    np.testing.assert_allclose(scores.score, lowest, rtol=1e-5)
+    np.testing.assert_allclose(
+        scores.error_map, np.min([s.score(images).error_map for s in scorers], axis=0), rtol=1e-5
+    )
+    np.testing.assert_array_equal(together.decide(scores), lowest >= together.threshold)
+
+
+def test_evaluation_is_repeated_without_training(run):
+    workdir, config, evaluation = run
+    states = [(folder / "train.jsonl").read_bytes() for folder in fold_folders(workdir, FOLDS)]
+    again = bigan_jax.evaluate(workdir)
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps(evaluation))
+    with config.unlocked():
+        by_paper = config.copy_and_resolve_references()
+        by_paper.score.name = "paper"
+    assert bigan_jax.evaluate(workdir, by_paper)["score_name"] == "paper"
+    assert bigan_jax.load(workdir).threshold == evaluation["scores"]["paper"]["threshold"]
+    assert states == [(folder / "train.jsonl").read_bytes() for folder in fold_folders(workdir, FOLDS)]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"threshold.folds": 1}, "threshold.folds must be 0"),
+        ({"threshold.folds": 40}, "requires at least 40 groups"),
+        ({"data.calibration_folds": 1}, "data.calibration_folds must be 0"),
+        ({"data.calibration_folds": 3, "data.calibration_fold": 3}, "calibration_fold must be below"),
+    ],
+)
+def test_invalid_folds_are_refused(fields, message, tmp_path):
+    config = configured(fcae, "phantom", TINY_FCAE | fields)
+    with pytest.raises(UserError, match=message):
+        bigan_jax.train(config, tmp_path / "run")
