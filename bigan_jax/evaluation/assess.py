@@ -13,8 +13,9 @@ from jaxtyping import Int, Shaped, UInt8
 
 from bigan_jax.data.dataset import Dataset, Images
 from bigan_jax.evaluation import anomaly_score, baselines
-from bigan_jax.evaluation.anomaly_score import SCORE_NAMES, TERMS, ScoreSettings
+from bigan_jax.evaluation.anomaly_score import TERMS, ScoreSettings
 from bigan_jax.evaluation.result import (
+    SCORE_NAMES,
     EvaluationResult,
     NativeScore,
     PixelMetrics,
@@ -30,6 +31,7 @@ from bigan_jax.metrics.pixel_bootstrap import pixel_bootstrap_intervals
 from bigan_jax.metrics.thresholds import ThresholdSettings, choose_threshold, oracle_threshold, pixel_threshold
 from bigan_jax.runtime.run_config import package_version
 
+_CONSTANT = 0.05  # of the images' spread; small healthy runs have 0.13 or more
 _COLOR_QUANTILE = 0.999  # of the calibration pixels: errors above share the brightest color
 
 
@@ -71,7 +73,9 @@ def assess(
     calibrated_on = CalibrationImages(calibration, normal.group)
     assessment = measure(scorer, dataset, calibrated_on, scores, score, threshold, identity)
     record = ScoreRecord(**dataclasses.asdict(score), standard_deviations=deviations)
-    return assessment._replace(result=assessment.result.replace(score=record, score_table=table))
+    warnings = [*assessment.result.warnings, *_reconstruction_warnings(_in_memory(normal), calibration.reconstruction)]
+    result = assessment.result.replace(score=record, score_table=table, warnings=warnings)
+    return assessment._replace(result=result)
 
 
 def measure(
@@ -148,6 +152,17 @@ def measure(
         versions={name: package_version(name) for name in ("bigan_jax", "jax", "flax")},
     )
     return Assessment(result, calibration, scores)
+
+
+def _reconstruction_warnings(images: UInt8[np.ndarray, "n h w c"], reconstructions: UInt8[np.ndarray, "n h w c"]):
+    """Warns of reconstructions that do not depend on the image, which training losses with noise may not show."""
+    of_images, of_reconstructions = (float(x.std(0, dtype=np.float32).mean()) for x in (images, reconstructions))
+    if of_reconstructions < _CONSTANT * of_images:
+        yield (
+            "The reconstructions are nearly the same for every image (they vary "
+            f"{of_reconstructions / of_images:.1%} as much as the images), so scores measure the distance from one "
+            "image. Train longer or at a lower learning rate; a VAE also with a lower config.model.beta."
+        )
 
 
 def _in_memory(images: Images) -> UInt8[np.ndarray, "n h w c"]:

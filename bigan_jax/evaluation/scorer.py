@@ -16,9 +16,10 @@ from bigan_jax.data.streaming import LazyImages, fixed_draw
 from bigan_jax.detector import Batch, Detector, TrainState, inference_net
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.evaluation import anomaly_score
-from bigan_jax.evaluation.anomaly_score import CALIBRATED, PAPER, TERMS, ScoreFormula, ScoreTerms
+from bigan_jax.evaluation.anomaly_score import TERMS, ScoreFormula, ScoreTerms
 from bigan_jax.evaluation.calibrated_score import DISPLAY_SIGMA, MapMoments, PixelStatistics, smooth
 from bigan_jax.evaluation.latent_search import LatentSearcher
+from bigan_jax.evaluation.result import CALIBRATED, PAPER
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.nn.vgg16 import weights as pretrained
 from bigan_jax.nn.vgg16.network import VGG16

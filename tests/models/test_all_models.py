@@ -84,7 +84,7 @@ def host(state):
 
 
 def scorer_of(detector, state):
-    return AnomalyScorer(detector, state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=8)
+    return AnomalyScorer(detector, state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=8, name="paper")
 
 
 @pytest.fixture(scope="module")
