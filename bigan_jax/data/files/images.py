@@ -93,7 +93,8 @@ def _to_eight_bit_upright(image, window):
 def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None = None) -> Mask:
     """Decode one mask: True where at least half of a cell of the `size` x `size` grid is defect.
 
-    Every value except zero is defect, in any channel except alpha. A defect too small for that rule is kept in the
+    Every value except zero is defect, in any channel. Transparent pixels are not; if all pixels have one color, the
+    opaque ones are defect. A defect too small for that rule is kept in the
     cells that it covers most, so that only an empty mask stays empty. Raises UserError if the aspect ratio differs
     from that of the image with the `expected_size` (`image_size`): the mask may be scaled, but not cropped or rotated.
     """
@@ -148,6 +149,10 @@ def _mask_values(source):
     with _open(source) as mask:
         is_jpeg = mask.format == "JPEG"
         mask = ImageOps.exif_transpose(mask)
+        if mask.has_transparency_data:
+            colors, alpha = np.split(np.asarray(mask.convert("RGBA")), [3], axis=-1)
+            is_one_color = (colors == colors[0, 0]).all() and np.ptp(alpha) > 0
+            return (alpha > 0) & (is_one_color | (colors > 0))
         if mask.mode not in ("1", "L", "F") and not mask.mode.startswith("I"):
             mask = mask.convert("RGB")
         values = np.asarray(mask)

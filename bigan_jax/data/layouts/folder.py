@@ -132,8 +132,8 @@ def _require_all_normal(layout, folder, selection, images, masks: Masks, label_o
         raise _ambiguous(layout, folder, images)
     if masks.keys:
         raise layout.error(
-            f"{folder.root} has {len(images)} images and {len(masks.keys)} masks, such as {printable(min(masks.keys))}, "
-            "but no folders of normal and anomalous images. Sort the images into normal/ and anomalous/, or list them "
+            f"{folder.root} has {len(images)} images and {len(masks.keys)} masks, such as "
+            f"{printable(min(masks.keys))}, but no folders of normal and anomalous images. Sort the images into normal/ and anomalous/, or list them "
             "in metadata.csv with the columns file and label (normal or anomalous)."
         )
     if named := _labels_in_names(images):
@@ -186,10 +186,8 @@ def _mvtec_splits(folder) -> bool:
     """Whether a folder has train/ with a folder of normal images, and test/."""
     names = folder.subfolders()
     has_test = any(canonical(name) in TESTING for name in names)
-    has_train = any(
-        not NORMAL.isdisjoint(map(canonical, folder.subfolders(n))) for n in names if canonical(n) in TRAINING
-    )
-    return has_test and has_train
+    trains = [name for name in names if canonical(name) in TRAINING]
+    return has_test and any(canonical(name) in NORMAL for train in trains for name in folder.subfolders(train))
 
 
 def _how_to_name(names: Collection[str]) -> str:

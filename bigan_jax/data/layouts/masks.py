@@ -109,10 +109,10 @@ def _notes(masks, images, found, ambiguous, several):
             "into folders with the same names as those of the images"
         )
     if several:
-        image = min(several)
+        listed = ", ".join(sorted(several[min(several)]))
         notes.append(
-            f"{len(several)} anomalous images have several masks, such as {', '.join(sorted(several[image]))}, and count "
-            "as images without a mask: merge their masks"
+            f"{len(several)} anomalous images have several masks, such as {listed}, and count as images without one: "
+            "merge their masks"
         )
     if masks.keys and (n_missing := len(images) - len(found)):
         notes.append(f"{n_missing} anomalous images have no mask: pixel metrics exclude them")

@@ -15,13 +15,22 @@ Download Kaggle emmarex/plantdisease (its archive.zip can be used as it is) or p
 plant_village (then found without a folder; 38 classes, 54,303 images). The license usually named
 is CC BY-SA 3.0."""
 
+MIN_GROUPS = 3  # training, calibration and test images require one each
+
 
 def _list_datasets(layout: Layout, folder: DataFolder, selection: Selection) -> dict[str, Listing]:
     if _has_species(folder.subfolders()) and not (selection.normal or selection.anomalous):
         listing = _list_species(layout, folder)
     else:
         listing = list_label_folders(layout, folder, selection)[""]
-    return {"": listing._replace(records=[*map(group_by_camera, listing.records)])}
+    grouped = [*map(group_by_camera, listing.records)]
+    if len({r.group for r in grouped if not r.label}) >= MIN_GROUPS:
+        return {"": listing._replace(records=grouped)}
+    note = (
+        "the numbers in the file names of normal images are in fewer than three blocks of 100: each image is a group "
+        "of its own, and images of one leaf may be in several splits"
+    )
+    return {"": listing._replace(notes=(*listing.notes, note))}
 
 
 def _has_species(names):
