@@ -187,6 +187,8 @@ def _open_layout_root(settings, root, tfds_dir) -> tuple[DataFolder | None, tupl
         raise unreadable_error(folder.unlistable, root, n_files, "files and folders")
     notes = unreadable_note(folder.unlistable) + _unsupported_note(folder)
     path, *others = find_layout_root(layout, folder, settings.selection) or ("",)
+    if not layout.reads_metadata:
+        notes += tuple(f"{file} is not used by the source {layout.name!r}" for file in folder.metadata_files())
     if not path:
         return folder, notes
     note = f"the layout begins in the folder {path}" + f"; {', '.join(others)} skipped" * bool(others)

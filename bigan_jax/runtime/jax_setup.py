@@ -54,7 +54,7 @@ def enable_compilation_cache(folder: str = "", max_bytes: int = _MAX_CACHE_BYTES
 
 
 def unavailable_platforms() -> str:
-    """Returns the message for a JAX_PLATFORMS of which this machine has no device; "" if JAX found one or is not used."""
+    """Returns the message for a JAX_PLATFORMS of which there is no device here; "" if JAX has one or is not used."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if not platforms or "jax" not in sys.modules:
         return ""
@@ -64,8 +64,8 @@ def unavailable_platforms() -> str:
         jax.devices()
     except Exception:
         return (
-            f"JAX_PLATFORMS={platforms}: JAX finds no such device here. Use JAX_PLATFORMS=cpu, or install the driver of "
-            "the device and the JAX that supports it, such as pip install 'jax[cuda12]'."
+            f"JAX_PLATFORMS={platforms}: JAX finds no such device here. Use JAX_PLATFORMS=cpu, or install the driver "
+            "of the device and the JAX that supports it, such as pip install 'jax[cuda12]'."
         )
     return ""
 

@@ -71,7 +71,12 @@ class DataFolder(NamedTuple):
             return self
         prefix = f"{inside}/"
         files = {f[len(prefix) :]: stamp for f, stamp in self.files.items() if f.startswith(prefix)}
-        return DataFolder(self.root / inside, files, lambda names, masks: self.read([prefix + n for n in names], masks))
+        unread = tuple(name.removeprefix(prefix) for name in self.unread if name.startswith(prefix))
+
+        def read(names: Sequence[str], masks: bool) -> list[bytes | UnreadableFile]:
+            return self.read([prefix + name for name in names], masks)
+
+        return DataFolder(self.root / inside, files, read, unread)
 
 
 def resolve_path(path: str | os.PathLike) -> epath.Path:
@@ -164,7 +169,7 @@ def walk(folder: Path) -> Walk:
                 found.images.extend((relative / name).as_posix() for name in image_names(Path(parent, f)))
             else:
                 (found.tables if f == METADATA else found.unread).append((relative / f).as_posix())
-    return Walk(*map(sorted, found))
+    return Walk(sorted(found.images), sorted(found.tables), sorted(found.unread), sorted(found.unlistable))
 
 
 def unread_files(folder: DataFolder) -> list[UnreadableFile]:

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from bigan_jax.data.files.folders import DataFolder
 from bigan_jax.data.files.medical import is_medical
+from bigan_jax.data.files.unreadable import UnreadableFile
 from bigan_jax.data.layouts.grouping import apply_metadata, read_metadata, value_of_image
 from bigan_jax.data.layouts.layout import Layout, count_by_folder, has_normal_folder, unused_note
 from bigan_jax.data.layouts.masks import Masks, find_masks, split_masks
@@ -19,10 +20,16 @@ from bigan_jax.data.layouts.names import (
     VALIDATION,
     Selection,
     canonical,
+    fold,
+    is_image_folder,
     words,
 )
 from bigan_jax.data.records import ImageRecord, Listing
 from bigan_jax.errors import UserError, printable
+
+# Words in the heading of a column that may have labels.
+_LABEL_COLUMNS = {"label", "labels", "target", "class", "diagnosis", "category", "healthy", "normal", "anomaly"}
+_LABEL_COLUMNS |= {"anomalous", "defect", "defects"}
 
 EXPECTED = """\
   dir/*.png                    normal images only, or
@@ -61,10 +68,10 @@ def list_label_folders(layout: Layout, folder: DataFolder, selection: Selection)
         ImageRecord(path, True, folder.group(path), 0, _defect_type(path, selection), mask_of[path])
         for path in anomalous
     ]
-    unused_notes = [
-        f"{note}. If they are anomalous: --config.data.anomalous=NAME" if not anomalous else note
-        for note in unused_note(unused)
-    ]
+    unused_notes = unused_note(unused)
+    if unused and not anomalous:
+        names = ",".join(sorted({_telling_name(path) for path in unused})[:3])
+        unused_notes = (f"{unused_notes[0]}. If they are anomalous: --config.data.anomalous='{names}'",)
     listing = Listing(records, (), (*notes, *unused_notes, *mask_notes, *_volume_note(records)))
     if layout.reads_metadata:
         listing = apply_metadata(listing, folder, strict=layout.strict_metadata)
@@ -83,7 +90,7 @@ def _labels(layout, folder, selection, images) -> tuple[dict[str, bool | None], 
         label_of[path] = by_folder if value is None else selection.label(path, [value])
         if value is not None and label_of[path] is None and not selection.normal:
             unknown[value] += 1
-        if None not in (by_folder, label_of[path]) and by_folder != label_of[path]:
+        if value is not None and None not in (by_folder, label_of[path]) and by_folder != label_of[path]:
             raise UserError(
                 f"{folder.root / path} has the label {printable(value)} in metadata.csv, which contradicts the name of "
                 "its folder. Correct one of them."
@@ -118,7 +125,7 @@ def _require_one_place(layout, folder, label_of):
         depths = [i for i, name in enumerate(parts) if canonical(name) in NORMAL | ANOMALOUS]
         if label is not None and depths:
             places.add(parts[: depths[0]])
-    if len(places) > 1 or (_mvtec_splits(folder) and places != {()}):
+    if len(places) > 1 or (_is_mvtec(folder) and places != {()}):
         raise _ambiguous(layout, folder, [*label_of])
 
 
@@ -129,37 +136,71 @@ def _require_all_normal(layout, folder, selection, images, masks: Masks, label_o
             f"{folder.root}: config.data.normal={selection.normal} matches no image. It has {count_by_folder(images)}."
         )
     if any(label_of.values()) or not layout.accepts_unlabeled or len({p.rpartition("/")[0] for p in images}) > 1:
-        raise _ambiguous(layout, folder, images)
+        raise _ambiguous(layout, folder, images, masks)
     if masks.keys:
         raise layout.error(
-            f"{folder.root} has {len(images)} images and {len(masks.keys)} masks, such as "
-            f"{printable(min(masks.keys))}, but no folders of normal and anomalous images. Sort the images into normal/ and anomalous/, or list them "
-            "in metadata.csv with the columns file and label (normal or anomalous)."
+            f"{folder.root} has no folders of normal and anomalous images.{_mask_sentence(images, masks)}"
         )
     if named := _labels_in_names(images):
+        listed = ", ".join(f"{n} with {word!r}" for word, n in named.items())
         raise UserError(
-            f"{folder.root} has no folder of normal images, but the names of its files suggest labels: "
-            f"{', '.join(f'{n} with {word!r}' for word, n in named.items())}, of {len(images)} images. "
-            + _how_to_name([f"*{word}*" for word in named])
+            f"{folder.root} has no folder of normal images, and names of its files may be labels: {listed}, of "
+            f"{len(images)} images. {_how_to_name_files(images, named)}"
+        )
+    if labeled_by := _label_file(folder, images):
+        raise UserError(
+            f"{folder.root} has no folder of normal images, and {labeled_by} may have labels. Write the labels into "
+            "metadata.csv, with the columns file and label (normal or anomalous). If all images are normal: "
+            "--config.data.normal='*'."
         )
 
 
 def _labels_in_names(images) -> dict[str, int]:
-    """Counts the words in file names that may be labels of some of the images; {} if there are none."""
-    words_of = [{*words(re.sub(r"(\d+)", r" \1 ", PurePosixPath(path).stem))} for path in images]
-    counts = Counter(word for found in words_of for word in found)
-    anomalous = [word for word in counts if word in ANOMALOUS]
-    partial = [word for word in counts if word in NORMAL and counts[word] < len(images)]
-    pairs = [
-        pair
-        for pair in UNCERTAIN
-        if not pair[0].isdigit() and all(counts[word] for word in pair)
-        if all(len(found.intersection(pair)) == 1 for found in words_of)
-    ]
-    found = [*anomalous, *partial, *(word for pair in pairs for word in pair)]
-    if anomalous or partial:
-        found += [word for word in counts if word in NORMAL and word not in found]
-    return {word: counts[word] for word in sorted({*found})}
+    """Counts the words in file names that may be labels; {} unless one names anomalous images, or only some images."""
+    counts = Counter(word for path in images for word in _words_of_file(path))
+    uncertain = {word for pair in UNCERTAIN for word in pair if not word.isdigit()}
+    if not any(word in ANOMALOUS or (word in NORMAL | uncertain and n < len(images)) for word, n in counts.items()):
+        return {}
+    return {word: n for word, n in sorted(counts.items()) if word in NORMAL | ANOMALOUS | uncertain}
+
+
+def _words_of_file(path):
+    return {*words(re.sub(r"(\d+)", r" \1 ", PurePosixPath(path).stem))}
+
+
+def _how_to_name_files(images, named):
+    """Returns how to say by patterns which files are normal."""
+    normal_words = NORMAL | {word for word, _ in UNCERTAIN}
+
+    def pattern(word: str) -> str:
+        stems = [fold(PurePosixPath(path).stem) for path in images if word in _words_of_file(path)]
+        if all(text.startswith(word) for text in stems):
+            return f"{word}*"
+        return f"*{word}.*" if all(text.endswith(word) for text in stems) else f"*{word}*"
+
+    normal = ",".join(pattern(word) for word in named if word in normal_words) or "*"
+    anomalous = ",".join(pattern(word) for word in named if word not in normal_words) or "*"
+    return (
+        f"Say by patterns which are normal, such as --config.data.normal='{normal}' "
+        f"--config.data.anomalous='{anomalous}'. If all images are normal: --config.data.normal='*'."
+    )
+
+
+def _label_file(folder, images) -> str:
+    """Returns a file that may have labels: a table with a column of that meaning, or annotations of single images."""
+    stems = {PurePosixPath(path).with_suffix("").as_posix() for path in images}
+    names = {PurePosixPath(stem).name for stem in stems}
+    annotations = [f for f in folder.unread if PurePosixPath(f).suffix.lower() in (".xml", ".json", ".txt")]
+    annotations = [f for f in annotations if PurePosixPath(f).stem in names]
+    for table in (f for f in folder.unread if PurePosixPath(f).suffix.lower() in (".csv", ".tsv")):
+        (content,) = folder.read([table], False)
+        header = b"" if isinstance(content, UnreadableFile) else content[:10_000].partition(b"\n")[0]
+        columns = re.split(r"[,;\t]", header.decode("utf-8-sig", "replace"))
+        if named := [column.strip() for column in columns if not _LABEL_COLUMNS.isdisjoint(words(column))]:
+            return f"the column {printable(named[0])!r} of {printable(table)}"
+    if annotations:
+        return f"{len(annotations)} files with the names of images, such as {printable(annotations[0])},"
+    return ""
 
 
 def _all_normal_note(folder, images):
@@ -170,28 +211,49 @@ def _all_normal_note(folder, images):
     return f"{folder.root} has no folder normal/: all its images are used as normal images{named}"
 
 
-def _ambiguous(layout, folder, images) -> UserError:
+def _ambiguous(layout, folder, images, masks: Masks | None = None) -> UserError:
     """Returns the error for folders whose labels are not certain."""
-    names = sorted({PurePosixPath(path).parent.name or "." for path in images})
+    names = sorted({_telling_name(path) for path in images})
     problem = (
         f"{folder.root} has no folder of normal images next to those of anomalous ones, and it is likely that not all "
-        f"its images are normal. It has {count_by_folder(images)}.\n{_how_to_name(names)}"
+        f"its images are normal. It has {count_by_folder(images)}."
     )
-    if _mvtec_splits(folder):
-        problem += "\nIf these are official training and test images: use the source 'mvtec'."
+    if masks and masks.keys:
+        problem += _mask_sentence(images, masks)
+    problem += f"\n{_how_to_name(names)}"
+    if _split_folders(folder, TRAINING) and _split_folders(folder, TESTING):
+        problem += "\nIf these are official training and test images: use the source 'mvtec' (with config.data.normal)."
     return layout.error(problem)
 
 
-def _mvtec_splits(folder) -> bool:
-    """Whether a folder has train/ with a folder of normal images, and test/."""
-    names = folder.subfolders()
-    has_test = any(canonical(name) in TESTING for name in names)
-    trains = [name for name in names if canonical(name) in TRAINING]
-    return has_test and any(canonical(name) in NORMAL for train in trains for name in folder.subfolders(train))
+def _mask_sentence(images, masks):
+    return (
+        f" It has {len(images)} images and {len(masks.keys)} masks, such as {printable(min(masks.keys))}. If the "
+        "masks show which images are anomalous, sort the images into normal/ and anomalous/, or list them in "
+        "metadata.csv with the columns file and label (normal or anomalous)."
+    )
+
+
+def _telling_name(path) -> str:
+    """Returns the name of the nearest folder that says more than "images"."""
+    names = [p.name for p in PurePosixPath(path).parents if p.name and not is_image_folder(p.name)]
+    return names[0] if names else PurePosixPath(path).parent.name or "."
+
+
+def _split_folders(folder, known) -> set[str]:
+    """Returns the folders in train/ or test/, whatever the case."""
+    splits = [name for name in folder.subfolders() if canonical(name) in known]
+    return {name for split in splits for name in folder.subfolders(split)}
+
+
+def _is_mvtec(folder) -> bool:
+    """Whether a folder has train/ with a folder of normal images, and test/ with folders."""
+    is_normal = any(canonical(name) in NORMAL for name in _split_folders(folder, TRAINING))
+    return is_normal and bool(_split_folders(folder, TESTING))
 
 
 def _how_to_name(names: Collection[str]) -> str:
-    """Returns how to say which of several names or patterns are normal."""
+    """Returns how to say which of several folders or labels are normal."""
     uncertain = {word for word, _ in UNCERTAIN} | {"negatives", "free", "clean", "intact", "background", "regular"}
 
     def likelihood(name: str) -> tuple[bool, bool]:
@@ -199,7 +261,7 @@ def _how_to_name(names: Collection[str]) -> str:
         return not found.isdisjoint(NORMAL), not found.isdisjoint(uncertain)
 
     first, *others = sorted(names, key=likelihood, reverse=True)
-    quote = "'" if any("*" in name or " " in name for name in names) else ""
+    quote = "'" if any(" " in name for name in names) else ""
     example = f"--config.data.normal={quote}{first}{quote}"
     example += f" --config.data.anomalous={quote}{','.join(others[:3])}{quote}" * bool(others)
     return (

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bigan_jax.data.files.folders import METADATA, DataFolder
 from bigan_jax.data.files.medical import split_slice
@@ -105,7 +105,7 @@ def _assign_groups(records, group_of):
 
 
 def _assign_conditions(records, condition_of, root):
-    names = [value_of_image(condition_of, r.path) for r in records]
+    names: list[Any] = [value_of_image(condition_of, r.path) for r in records]
     if None in names:
         path = records[names.index(None)].path
         raise UserError(

@@ -1,5 +1,6 @@
 """The `Layout` of a dataset: how its folder is recognized and listed. Nothing is decoded."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -55,10 +56,11 @@ def select_categories(category: str, available: Collection[str]) -> list[str]:
     names = [name.strip() for name in category.split(",") if name.strip()]
     if names in ([], ["all"]):
         return list(available)
+    by_form = {unicodedata.normalize("NFC", name): name for name in available}  # names of macOS are in another form
     for name in names:
-        if name not in available:
+        if unicodedata.normalize("NFC", name) not in by_form:
             raise unknown_name("category", name, available)
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(by_form[unicodedata.normalize("NFC", name)] for name in names))
 
 
 def count_by_folder(paths: Iterable[str], depth: int | None = None) -> str:

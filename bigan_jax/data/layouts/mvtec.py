@@ -42,7 +42,10 @@ def _list_datasets(layout: Layout, folder: DataFolder, selection: Selection) -> 
     paths = [path for path in ("", *sorted(folder.subfolders())) if has_normal_training_images(path)]
     if not paths:
         listed = count_by_folder(folder.images(), 3)
-        raise layout.error(f"{folder.root} has no folder train/good, and no category with one. It has {listed}.")
+        raise layout.error(
+            f"{folder.root} has no folder train/good, and no category with one. It has {listed}. If a folder in train/ "
+            "has normal images under another name: --config.data.normal=NAME."
+        )
     categories = {path or folder.root.name: path for path in paths}
     names = select_categories(selection.category, list(categories))
     return {name: _list_category(folder, name, categories[name], selection) for name in names}

@@ -52,8 +52,8 @@ class Selection(NamedTuple):
         """Returns whether an image is anomalous; None if nothing says it.
 
         The fields `normal` and `anomalous` match the path, a folder above it, or one of their names. A plain name in
-        them has precedence over folders with well-known names, and those over patterns. A field that is set replaces
-        the well-known names of its label.
+        them has precedence over folders with well-known names, those over patterns, and all over the pattern "*". A
+        field that is set replaces the well-known names of its label.
 
         Args:
           path: the image, relative to the data folder.
@@ -69,8 +69,9 @@ class Selection(NamedTuple):
             listed = [fold(p.strip().removeprefix("./").rstrip("/")) for p in patterns.split(",") if p.strip()]
             folded = [fold(name) for name in names]
             is_known = not listed and not known.isdisjoint(well_known)
-            matches = any(fnmatchcase(name, pattern) for name in folded for pattern in listed)
-            strength[label] = max(3 * (not {*listed}.isdisjoint(folded)), 2 * is_known, 1 * matches)
+            matches = any(fnmatchcase(name, pattern) for name in folded for pattern in listed if pattern != "*")
+            is_named = not {*listed}.isdisjoint(folded)
+            strength[label] = max(4 * is_named, 3 * is_known, 2 * matches, 1 * ("*" in listed))
         if strength[False] == strength[True] > 0:
             raise UserError(
                 f"{printable(path)} is both normal and anomalous by the names of its folders"
