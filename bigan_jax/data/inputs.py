@@ -12,7 +12,15 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from bigan_jax.data.files import archives
-from bigan_jax.data.files.folders import DataFolder, is_remote, open_folder, resolve_path, select_files, unread_files
+from bigan_jax.data.files.folders import (
+    DataFolder,
+    is_hidden,
+    is_remote,
+    open_folder,
+    resolve_path,
+    select_files,
+    unread_files,
+)
 from bigan_jax.data.files.images import SUFFIXES, ImageFormat, image_names, map_in_threads, read_image, to_format
 from bigan_jax.data.files.medical import is_medical
 from bigan_jax.data.files.unreadable import CONTENT_START, MAX_LISTED, UnreadableFile, require_image_content, try_read
@@ -121,7 +129,7 @@ def _open_matches(pattern: str) -> DataFolder:
             unlistable += [f._replace(path=(path / f.path).as_posix()) for f in inner.unlistable]
         elif path.name.lower().endswith(tuple(SUFFIXES)):
             names += [(path.parent / name).as_posix() for name in image_names(Path(root / path))]
-        else:
+        elif not is_hidden(path.name):
             unread.append(path.as_posix())
     folder = select_files(root, sorted({*names}))
     return folder._replace(unread=tuple(sorted({*unread})), unlistable=tuple(sorted({*unlistable})))

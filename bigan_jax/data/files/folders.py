@@ -158,12 +158,12 @@ def walk(folder: Path) -> Walk:
         found.unlistable.append(UnreadableFile(path, reason))
 
     for parent, folders, files in os.walk(folder, onerror=add_unlistable if folder.is_dir() else None):
-        folders[:] = [f for f in folders if not _is_hidden(f)]
+        folders[:] = [f for f in folders if not is_hidden(f)]
         relative = Path(parent).relative_to(folder)
         links = [f for f in folders if os.path.islink(Path(parent, f))]
         found.images.extend((relative / f).as_posix() for f in links if not is_within_folder(Path(parent, f), folder))
         for f in files:
-            if _is_hidden(f):
+            if is_hidden(f):
                 continue
             if f.lower().endswith(tuple(SUFFIXES)):
                 found.images.extend((relative / name).as_posix() for name in image_names(Path(parent, f)))
@@ -190,7 +190,8 @@ def unread_files(folder: DataFolder) -> list[UnreadableFile]:
     return [*folder.unlistable, *map(explain, folder.unread)]
 
 
-def _is_hidden(name):
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or written by a system (Thumbs.db)."""
     return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
@@ -243,7 +244,7 @@ def _open_bucket(root: epath.Path) -> DataFolder:
     files, unread = {}, []
     for path, info in sorted(paths.items()):
         name = path[len(top) :].lstrip("/")
-        if any(map(_is_hidden, PurePosixPath(name).parts)):
+        if any(map(is_hidden, PurePosixPath(name).parts)):
             continue
         if _is_metadata(name) or name.lower().endswith(tuple(SUFFIXES)):
             files[name] = _bucket_stamp(info)

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from bigan_jax.data.files.folders import DataFolder
@@ -52,7 +52,7 @@ def list_label_folders(layout: Layout, folder: DataFolder, selection: Selection)
         normal. The message lists the folders with their counts.
     """
     images, masks = split_masks(folder)
-    label_of, notes = _labels(layout, folder, selection, images)
+    label_of, notes = _labels(layout, folder, selection, images), ()
     if not any(label is False for label in label_of.values()):
         _require_all_normal(layout, folder, selection, images, masks, label_of)
         notes += (_all_normal_note(folder, images),)
@@ -78,12 +78,12 @@ def list_label_folders(layout: Layout, folder: DataFolder, selection: Selection)
     return {"": listing}
 
 
-def _labels(layout, folder, selection, images) -> tuple[dict[str, bool | None], tuple[str, ...]]:
+def _labels(layout, folder, selection, images) -> dict[str, bool | None]:
     """Returns whether each image is anomalous; None if nothing says it."""
     table = read_metadata(folder, strict=layout.strict_metadata).values["label"] if layout.reads_metadata else {}
     value_of = {path: value_of_image(table, path) for path in images}
     if not any(value_of.values()):
-        return {path: selection.label(path) for path in images}, ()
+        return {path: selection.label(path) for path in images}
     label_of, unknown = {}, Counter()
     for path, value in value_of.items():
         by_folder = Selection().label(path)
@@ -97,15 +97,14 @@ def _labels(layout, folder, selection, images) -> tuple[dict[str, bool | None], 
             )
     if unknown:
         listed = ", ".join(f"{printable(value)} ({n} images)" for value, n in sorted(unknown.items()))
-        raise UserError(
-            f"{folder.root}: the labels in metadata.csv are not known: {listed}. {_how_to_name(sorted(unknown))}"
-        )
+        remedy = _how_to_name([value for value, _ in unknown.most_common()])
+        raise UserError(f"{folder.root}: the labels in metadata.csv are not known: {listed}. {remedy}")
     if unlabeled := [path for path in images if value_of[path] is None and label_of[path] is None]:
         raise UserError(
             f"{folder.root}: {len(unlabeled)} of {len(images)} images have no label in metadata.csv, such as "
             f"{printable(unlabeled[0])}. Give a label to all images, or remove the column."
         )
-    return label_of, ()
+    return label_of
 
 
 def _defect_type(path, selection):
@@ -213,7 +212,7 @@ def _all_normal_note(folder, images):
 
 def _ambiguous(layout, folder, images, masks: Masks | None = None) -> UserError:
     """Returns the error for folders whose labels are not certain."""
-    names = sorted({_telling_name(path) for path in images})
+    names = [name for name, _ in Counter(map(_telling_name, images)).most_common()]
     problem = (
         f"{folder.root} has no folder of normal images next to those of anomalous ones, and it is likely that not all "
         f"its images are normal. It has {count_by_folder(images)}."
@@ -252,8 +251,8 @@ def _is_mvtec(folder) -> bool:
     return is_normal and bool(_split_folders(folder, TESTING))
 
 
-def _how_to_name(names: Collection[str]) -> str:
-    """Returns how to say which of several folders or labels are normal."""
+def _how_to_name(names: Sequence[str]) -> str:
+    """Returns how to say which of several folders or labels are normal; most images should have the first of them."""
     uncertain = {word for word, _ in UNCERTAIN} | {"negatives", "free", "clean", "intact", "background", "regular"}
 
     def likelihood(name: str) -> tuple[bool, bool]:

@@ -142,7 +142,7 @@ def image_stems(stem: str) -> tuple[str, ...]:
 
 def split_state(name: str) -> str | None:
     """Returns the species of a folder of normal images: "Pepper__bell" for "Pepper__bell___healthy"; else None."""
-    for match in re.finditer(r"[\W_]+", name):
+    for match in re.finditer(r"[ _.-]+", name):
         species, state = name[: match.start()], name[match.end() :]
         negated = canonical(species.rpartition("_")[2]) in ("non", "not", "un")
         if species and canonical(state) in NORMAL and not negated:
