@@ -191,7 +191,8 @@ def _open_layout_root(settings, root, tfds_dir) -> tuple[DataFolder | None, tupl
         notes += tuple(f"{file} is not used by the source {layout.name!r}" for file in folder.metadata_files())
     if not path:
         return folder, notes
-    note = f"the layout begins in the folder {path}" + f"; {', '.join(others)} skipped" * bool(others)
+    skipped = ", ".join(f"{name} ({len(folder.images(name))} images)" for name in others)
+    note = f"the layout begins in the folder {path}" + f"; {skipped} skipped" * bool(others)
     used = tuple(f"{name}/" for name in (path, *others))
     if unused := [file for file in folder.images() if not file.startswith(used)]:
         note += f"; {len(unused)} images elsewhere in {root} are not used: {count_by_folder(unused, 2)}"

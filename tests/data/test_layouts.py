@@ -127,7 +127,7 @@ def test_mask_of_several_modalities(tmp_path, load):
             (name, (), True)
             for name in ("masks", "Ground-Truth", "GroundTruth", "tumor_mask", "labelsTr", "val_labels")
         ],
-        *[(name, (), False) for name in ("with_mask", "missing_label", "unlabeled", "marks", "labelled", "segments")],
+        *[(name, (), False) for name in ("with_mask", "missing_label", "unlabeled", "marks", "segments")],
         ("crack_mask", (), False),
         ("crack_mask", ("crack",), True),
     ],
@@ -522,3 +522,21 @@ def test_remedy_for_links_out_of_the_folder_works(tmp_path, load):
         load("folder", tmp_path / "data")
     folders.os.system(f"cp -rL '{tmp_path}/data' '{tmp_path}/copied'")
     assert counts(load("folder", tmp_path / "copied")) == (20, 0, 0)
+
+
+def test_images_next_to_folders_stop(tmp_path, load):
+    normals(tmp_path / "data")
+    anomalies(tmp_path / "data/more")
+    with pytest.raises(UserError, match=r"\. \(20 images\), more \(5\).*\n.*normal='\*' .*anomalous='more'"):
+        load("folder", tmp_path / "data")
+    assert counts(load("folder", tmp_path / "data", normal="*", anomalous="more")) == (20, 5, 0)
+
+
+def test_brain_mri_of_both_published_splits(tmp_path, load):
+    for split, n in ("Training", 20), ("Testing", 6):
+        normals(tmp_path / "data" / split / "notumor", n, name=f"{split}{{}}.jpg")
+        anomalies(tmp_path / "data" / split / "glioma", 3)
+    loaded = load("brain", tmp_path / "data")
+    assert counts(loaded) == (20, 3, 0)
+    assert "the layout begins in the folder Training; Testing (9 images) skipped" in loaded.notes
+    assert counts(load("brain", tmp_path / "data", normal="notumor", anomalous="glioma")) == (26, 6, 0)

@@ -9,7 +9,7 @@ from bigan_jax.data.files.folders import DataFolder
 from bigan_jax.data.files.medical import is_medical
 from bigan_jax.data.files.unreadable import UnreadableFile
 from bigan_jax.data.layouts.grouping import apply_metadata, read_metadata, value_of_image
-from bigan_jax.data.layouts.layout import Layout, count_by_folder, has_normal_folder, unused_note
+from bigan_jax.data.layouts.layout import MAX_LISTED, Layout, count_by_folder, has_normal_folder, unused_note
 from bigan_jax.data.layouts.masks import Masks, find_masks, split_masks
 from bigan_jax.data.layouts.names import (
     ANOMALOUS,
@@ -259,13 +259,14 @@ def _how_to_name(names: Sequence[str]) -> str:
         found = {canonical(name), *words(name)}
         return not found.isdisjoint(NORMAL), not found.isdisjoint(uncertain)
 
+    names = [name if name != "." else "*" for name in names]  # the images that are in no folder: all others
     first, *others = sorted(names, key=likelihood, reverse=True)
-    quote = "'" if any(" " in name for name in names) else ""
-    example = f"--config.data.normal={quote}{first}{quote}"
+    quote = "'" if any(" " in name or name == "*" for name in names) else ""
+    example = f", such as --config.data.normal={quote}{first}{quote}"
     example += f" --config.data.anomalous={quote}{','.join(others[:3])}{quote}" * bool(others)
     return (
-        f"Say by names or patterns which are normal and which are anomalous, such as {example}. If all images are "
-        "normal: --config.data.normal='*'."
+        f"Say by names or patterns which are normal and which are anomalous{example * (len(names) <= MAX_LISTED)}. If "
+        "all images are normal: --config.data.normal='*'."
     )
 
 
