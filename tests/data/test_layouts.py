@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bigan_jax.data.files import folders
-from bigan_jax.data.layouts.names import Selection, is_mask_folder, mask_base, split_state
+from bigan_jax.data.layouts.names import Selection, is_mask_folder, known_label, mask_base, split_state
 from bigan_jax.data.layouts.plant import LAYOUT as PLANT
 from bigan_jax.errors import UserError
 from tests.helpers.datasets import everything
@@ -140,6 +140,16 @@ def test_names_of_masks():
     assert mask_base("000_mask") == mask_base("000-GT") == mask_base("mask_000") == mask_base("000Mask") == "000"
     assert mask_base("benign (1)_mask_2") == "benign (1)"
     assert mask_base("000") is mask_base("maskless_1") is mask_base("label") is None
+
+
+def test_drawings_over_images_are_neither_images_nor_masks(tmp_path, load):
+    normals(tmp_path / "data/normal")
+    anomalies(tmp_path / "data/anomalous", masks=tmp_path / "data/anomalous", mask_name="{:03d}_mask.png")
+    anomalies(tmp_path / "data/anomalous", name="{:03d}_overlay.png")
+    loaded = load("folder", tmp_path / "data")
+    assert counts(loaded) == (20, 5, 5)
+    note = "5 masks belong to no anomalous image, such as anomalous/000_overlay.png"
+    assert note in loaded.notes
 
 
 def test_objects_named_mask_are_images(tmp_path, load):
@@ -396,6 +406,18 @@ def test_files_that_may_have_labels_stop(name, content, named, tmp_path, load):
     with pytest.raises(UserError, match=named):
         load("folder", tmp_path / "data")
     assert counts(load("folder", tmp_path / "data", normal="*")) == (20, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("Good", "no_tumor", "Non-Defective", "NoDefect", "defect free", "undamaged", "without defects"), False),
+        (("KO", "not_ok", "unhealthy", "Abnormal", "not good", "NG"), True),
+        (("no", "1", "label", "nodule", "unknown", "no_label", "goodyear", "free", ""), None),
+    ],
+)
+def test_names_with_a_certain_label(names, expected):
+    assert {known_label(name) for name in names} == {expected}
 
 
 def test_selection_prefers_plain_names():

@@ -22,6 +22,7 @@ from bigan_jax.data.layouts.names import (
     canonical,
     fold,
     is_image_folder,
+    known_label,
     words,
 )
 from bigan_jax.data.records import ImageRecord, Listing
@@ -121,7 +122,7 @@ def _require_one_place(layout, folder, label_of):
     places = set()
     for path, label in label_of.items():
         parts = PurePosixPath(path).parts[:-1]
-        depths = [i for i, name in enumerate(parts) if canonical(name) in NORMAL | ANOMALOUS]
+        depths = [i for i, name in enumerate(parts) if known_label(name) is not None]
         if label is not None and depths:
             places.add(parts[: depths[0]])
     if len(places) > 1 or (_is_mvtec(folder) and places != {()}):
@@ -247,7 +248,7 @@ def _split_folders(folder, known) -> set[str]:
 
 def _is_mvtec(folder) -> bool:
     """Whether a folder has train/ with a folder of normal images, and test/ with folders."""
-    is_normal = any(canonical(name) in NORMAL for name in _split_folders(folder, TRAINING))
+    is_normal = any(known_label(name) is False for name in _split_folders(folder, TRAINING))
     return is_normal and bool(_split_folders(folder, TESTING))
 
 
@@ -257,10 +258,13 @@ def _how_to_name(names: Sequence[str]) -> str:
 
     def likelihood(name: str) -> tuple[bool, bool]:
         found = {canonical(name), *words(name)}
-        return not found.isdisjoint(NORMAL), not found.isdisjoint(uncertain)
+        is_normal = not found.isdisjoint(NORMAL) and found.isdisjoint({*ANOMALOUS, "not", "non", "no"})
+        return is_normal or known_label(name) is False, not found.isdisjoint(uncertain)
 
     names = [name if name != "." else "*" for name in names]  # the images that are in no folder: all others
     first, *others = sorted(names, key=likelihood, reverse=True)
+    first = ",".join([first, *(name for name in others if likelihood(first)[0] and likelihood(name)[0])])
+    others = [name for name in others if name not in first.split(",")]
     quote = "'" if any(" " in name or name == "*" for name in names) else ""
     example = f", such as --config.data.normal={quote}{first}{quote}"
     example += f" --config.data.anomalous={quote}{','.join(others[:3])}{quote}" * bool(others)

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from bigan_jax.data.files.folders import DataFolder
 from bigan_jax.data.files.images import SUFFIXES
-from bigan_jax.data.layouts.names import NORMAL, Selection, canonical
+from bigan_jax.data.layouts.names import Selection, known_label
 from bigan_jax.data.records import Listing
 from bigan_jax.errors import UserError, printable, unknown_name
 
@@ -87,4 +87,4 @@ def child_folders(path: str, folders: Collection[str]) -> set[str]:
 
 def has_normal_folder(path: str, folders: Collection[str]) -> bool:
     """Whether a folder directly in `path` is named as one of normal images (see NORMAL)."""
-    return any(canonical(name) in NORMAL for name in child_folders(path, folders))
+    return any(known_label(name) is False for name in child_folders(path, folders))

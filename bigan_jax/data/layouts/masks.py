@@ -12,7 +12,7 @@ from bigan_jax.data.files.folders import DataFolder
 from bigan_jax.data.files.images import FORMATS
 from bigan_jax.data.files.medical import is_medical, stem
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
-from bigan_jax.data.layouts.names import fold, image_stems, is_image_folder, is_mask_folder, mask_base
+from bigan_jax.data.layouts.names import fold, image_stems, is_image_folder, is_mask_folder, is_overlay, mask_base
 
 MAX_MASK_COLORS = 32
 
@@ -131,7 +131,10 @@ def _masks_beside(folder, names) -> tuple[dict[str, list[str]], list[str]]:
             by_stem[base, number].append(name)
     masks, unpaired = {}, []
     for name, (_, number) in stems.items():
-        if (base := mask_base(stem(name)[0].rpartition("/")[2])) is None:
+        own = stem(name)[0].rpartition("/")[2]
+        if is_overlay(own, {text for text, n in by_stem if n == number}):
+            masks[name] = []  # neither an image nor a mask
+        if (base := mask_base(own)) is None or name in masks:
             continue
         if (base, number) in by_stem:
             masks[name] = [base]

@@ -12,13 +12,24 @@ from typing import NamedTuple
 
 from bigan_jax.errors import UserError, printable
 
-# Names without case and separators: "no_tumor" and "No Tumor" are "notumor".
-NORMAL = {"normal", "normals", "good", "ok", "okay", "healthy", "notumor", "notumour", "nontumor", "defectfree"}
-NORMAL |= {"nondefective", "nondefect", "nodefect", "nodefects", "nonanomalous", "noanomaly", "anomalyfree"}
-NORMAL |= {"undamaged", "nodamage"}
-ANOMALOUS = {"anomalous", "abnormal", "anomaly", "anomalies", "abnormality", "nok", "ng", "ko", "notok", "notgood"}
-ANOMALOUS |= {"defect", "defects", "defective", "defectives", "bad", "damaged", "faulty", "unhealthy"}
+# Names without case and separators: "no_tumor" and "No Tumor" are "notumor". Negations of each are the other label.
+NORMAL = {"normal", "normals", "good", "ok", "okay", "healthy"}
+ANOMALOUS = {
+    "anomalous",
+    "abnormal",
+    "anomaly",
+    "anomalies",
+    "abnormality",
+    "nok",
+    "ng",
+    "ko",
+    "bad",
+    "damaged",
+    "faulty",
+}
+ANOMALOUS |= {"defect", "defects", "defective", "defectives", "damage"}
 ANOMALOUS |= {"diseased", "tumor", "tumour", "tumors", "glioma", "meningioma", "pituitary"}
+_NEGATIONS = ("without", "non", "not", "no", "un")
 TRAINING, TESTING = {"train", "training"}, {"test", "testing"}
 VALIDATION = {"validation", "val", "valid"}
 
@@ -39,6 +50,10 @@ _MASK_STEM = re.compile(
     re.DOTALL,
 )
 _IMAGE_STEM = re.compile(r"(.+?)[ _.-]+(?:image|img|rgb|input|raw|original)", re.DOTALL)
+_OVERLAY_STEM = re.compile(
+    r"(.+?)[ _.-]+(?:overlay|vis|viz|visuali[sz]ation|heatmap|contours?|bbox|boxes|annotated|colou?r[ _.-]?mask)",
+    re.DOTALL,
+)
 
 
 class Selection(NamedTuple):
@@ -63,12 +78,12 @@ class Selection(NamedTuple):
           UserError: both fields match, or the names contradict each other.
         """
         names = _names_of(path) if names is None else list(names)
-        known = {canonical(name) for name in names}
+        known = {known_label(name) for name in names}
         strength = {}
-        for label, patterns, well_known in ((False, self.normal, NORMAL), (True, self.anomalous, ANOMALOUS)):
+        for label, patterns in ((False, self.normal), (True, self.anomalous)):
             listed = [fold(p.strip().removeprefix("./").rstrip("/")) for p in patterns.split(",") if p.strip()]
             folded = [fold(name) for name in names]
-            is_known = not listed and not known.isdisjoint(well_known)
+            is_known = not listed and label in known
             matches = any(fnmatchcase(name, pattern) for name in folded for pattern in listed if pattern != "*")
             is_named = not {*listed}.isdisjoint(folded)
             strength[label] = max(4 * is_named, 3 * is_known, 2 * matches, 1 * ("*" in listed))
@@ -105,6 +120,17 @@ def canonical(name: str) -> str:
     return "".join(words(name))
 
 
+def known_label(name: str) -> bool | None:
+    """Returns whether a name says that images are anomalous; None if it says nothing: "non-defective" is normal."""
+    word = canonical(name)
+    for known, opposite in ((NORMAL, ANOMALOUS), (ANOMALOUS, NORMAL)):
+        negated = any(word.startswith(prefix) and word[len(prefix) :] in opposite for prefix in _NEGATIONS)
+        is_free = known is NORMAL and word.endswith("free") and word.removesuffix("free") in opposite
+        if word in known or negated or is_free:
+            return known is ANOMALOUS
+    return None
+
+
 def is_mask_folder(name: str, siblings: Collection[str] = ()) -> bool:
     """Whether a folder holds masks or label images by its name.
 
@@ -134,6 +160,12 @@ def mask_base(stem: str) -> str | None:
     return (match[1] or match[2]) if match else None
 
 
+def is_overlay(stem: str, stems: Collection[str]) -> bool:
+    """Whether a stem names a drawing over the image of one of the other folded stems: "000_overlay" over "000"."""
+    match = _OVERLAY_STEM.fullmatch(fold(stem))
+    return bool(match) and match[1] in stems
+
+
 def image_stems(stem: str) -> tuple[str, ...]:
     """Returns the stems that name an image, folded: "000_image" and "000" for "000_image"."""
     match = _IMAGE_STEM.fullmatch(fold(stem))
@@ -144,7 +176,7 @@ def split_state(name: str) -> str | None:
     """Returns the species of a folder of normal images: "Pepper__bell" for "Pepper__bell___healthy"; else None."""
     for match in re.finditer(r"[ _.-]+", name):
         species, state = name[: match.start()], name[match.end() :]
-        negated = canonical(species.rpartition("_")[2]) in ("non", "not", "un")
-        if species and canonical(state) in NORMAL and not negated:
+        is_negation = (words(species) or [""])[-1] in _NEGATIONS
+        if species and known_label(state) is False and not is_negation:
             return species
     return None
