@@ -14,20 +14,8 @@ from bigan_jax.errors import UserError, printable
 
 # Names without case and separators: "no_tumor" and "No Tumor" are "notumor". Negations of each are the other label.
 NORMAL = {"normal", "normals", "good", "ok", "okay", "healthy"}
-ANOMALOUS = {
-    "anomalous",
-    "abnormal",
-    "anomaly",
-    "anomalies",
-    "abnormality",
-    "nok",
-    "ng",
-    "ko",
-    "bad",
-    "damaged",
-    "faulty",
-}
-ANOMALOUS |= {"defect", "defects", "defective", "defectives", "damage"}
+ANOMALOUS = {"anomalous", "abnormal", "anomaly", "anomalies", "abnormality", "nok", "ng", "ko", "bad", "faulty"}
+ANOMALOUS |= {"defect", "defects", "defective", "defectives", "damage", "damaged"}
 ANOMALOUS |= {"diseased", "tumor", "tumour", "tumors", "glioma", "meningioma", "pituitary"}
 _NEGATIONS = ("without", "non", "not", "no", "un")
 TRAINING, TESTING = {"train", "training"}, {"test", "testing"}
