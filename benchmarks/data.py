@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from bigan_jax.data import loading, phantom
-from bigan_jax.data.files import images as image_files
+from bigan_jax.data.files.folders import walk
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.source import open_folder_source
 
@@ -102,7 +102,7 @@ def main():
             folder = Path(temporary, "drawn")
             folder.mkdir()
             draw(folder, args.images, args.drawn_size)
-        paths = [folder / name for name in image_files.list_images(folder)]
+        paths = [folder / name for name in walk(folder).images]
         home = f"{temporary}/prepared"
         prepare(folder, home)
         images = load(folder, home, args.size, stream=True).train.image

@@ -46,6 +46,8 @@ def defaults() -> ConfigDict:
     config.data.dir = ""  # a folder or an archive of it, local or gs:// or s3://
     config.data.tfds_dir = ""  # of prepared data; "": TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.category = ""  # phantom domains, MVTec categories or plant species; "": all
+    config.data.normal = ""  # names or patterns of folders of normal images; "": normal, good, ok, healthy, ...
+    config.data.anomalous = ""  # the same of anomalous images; "": anomalous, defect, bad, nok, ...
     config.data.image_size = 128
     config.data.channels = 1  # 1: gray, as in the paper; 3: RGB
     config.data.window = False  # stretch each image from its own 1st to its 99th percentile

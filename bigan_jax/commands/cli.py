@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 import bigan_jax
 from bigan_jax.errors import UserError, printable, printable_lines, unknown_name
 from bigan_jax.runtime import stop_signals
-from bigan_jax.runtime.jax_setup import enable_compilation_cache, keep_freed_memory
+from bigan_jax.runtime.jax_setup import enable_compilation_cache, keep_freed_memory, unavailable_platforms
 from bigan_jax.runtime.run_config import config_errors, default_name, flat_config, read_config
 
 _DEFAULT_CONFIG = "configs/improved_bigan.py:phantom"
@@ -81,6 +81,10 @@ def run() -> None:
         if error.filename is None:
             raise
         sys.exit(f"error: {printable(f'{error.filename}: {error.strerror}')}")
+    except Exception:  # of any kind: JAX fails in several ways without a device
+        if not (problem := unavailable_platforms()):
+            raise
+        sys.exit(f"error: {problem}")
     except KeyboardInterrupt as stop:
         resume = f"resume with: {shlex.join(['python', *sys.argv])}"
         hint = "--output holds the finished part" if "--mode=predict" in sys.argv else resume

@@ -24,6 +24,7 @@ from bigan_jax.evaluation.result import require_evaluation
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.reports.evaluation_files import score_rows
 from bigan_jax.reports.overlays import write_overlays
+from bigan_jax.runtime.files import csv_cell
 from bigan_jax.runtime.run_config import read_config
 
 BLOCK = 64  # images in memory at a time, as files and in the model's size
@@ -32,7 +33,7 @@ BLOCK = 64  # images in memory at a time, as files and in the model's size
 class Predicted(NamedTuple):
     scored: int  # number of images
     anomalous: int  # number of these that were decided to be anomalous
-    unreadable: list[UnreadableFile]  # skipped
+    unreadable: list[UnreadableFile]  # not scored
     output: Path  # folder of the files
 
 
@@ -42,7 +43,8 @@ def predict(
     """Scores images with the detector of a finished run, and writes the results to a folder.
 
     scores.csv has a row for each image. error_maps/ and overlays/ have a PNG for each image, in the image's own size
-    and named by `output_name`. unreadable.csv lists skipped files. The run's training data are not needed.
+    and named by `output_name`. unreadable.csv lists all other files, with the reason why they are not scored. The run's
+    training data are not needed.
 
     Args:
       workdir: folder of the run.
@@ -58,12 +60,12 @@ def predict(
     read_config(workdir)  # its message is better if there is no run
     result = require_evaluation(workdir)
     _create_output_folder(output, source)
-    with open_inputs(source, output) as (folder, names):
+    with open_inputs(source, output) as (folder, names, not_read):
         scorer = load(workdir)
         conditions = infer_conditions(names, folder.root, scorer, condition)
         limit = result.color_limits["combined"]
         try:
-            return _predict(scorer, limit, folder, conditions, output, maps)
+            return _predict(scorer, limit, folder, conditions, not_read, output, maps)
         except OSError as error:  # above all, a full disk
             raise UserError(f"{output} is incomplete: {error}") from error
 
@@ -105,11 +107,12 @@ def infer_conditions(names: Sequence[str], root: epath.Path, scorer: AnomalyScor
     return {name: nearest(name) for name in names}
 
 
-def _predict(scorer, limit, folder, conditions, output, maps):
+def _predict(scorer, limit, folder, conditions, not_read, output, maps):
     # Blocks of nearly equal size: a small last one would compile the networks again.
     blocks = np.array_split(np.array(list(conditions), object), -(-len(conditions) // BLOCK))
     scored = anomalous = 0
-    unreadable: list[UnreadableFile] = []
+    unreadable: list[UnreadableFile] = not_read
+    _append_unreadable(not_read, output / "unreadable.csv")
     interval = 0.2 if sys.stderr.isatty() else 30  # seconds; fewer lines in a log file
     with (
         (output / "scores.csv").open("w", newline="", encoding="utf-8") as file,
@@ -132,7 +135,7 @@ def _predict(scorer, limit, folder, conditions, output, maps):
                 rows = [r for name, r in zip(images, rows, strict=True) if name not in skipped]
                 if rows and not scored:
                     table.writerow(rows[0])
-                table.writerows(row.values() for row in rows)
+                table.writerows(map(csv_cell, row.values()) for row in rows)
                 file.flush()
                 scored += len(rows)
                 anomalous += sum(row["decision"] == "anomalous" for row in rows)
@@ -165,7 +168,7 @@ def _append_unreadable(unreadable, path):
         with path.open("a", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerows([UnreadableFile._fields] * is_new)
-            table.writerows(map(errors.printable, row) for row in unreadable)
+            table.writerows(map(csv_cell, map(errors.printable, row)) for row in unreadable)
 
 
 def _print_summary(result, threshold, maps):
@@ -179,5 +182,5 @@ def _print_summary(result, threshold, maps):
         lines = [f"  {errors.printable(f'{f.path}: {f.reason}')}" for f in unreadable[:MAX_LISTED]]
         if len(unreadable) > MAX_LISTED:
             lines.append(f"  and {len(unreadable) - MAX_LISTED} more")
-        heading = f"{len(unreadable)} files are unreadable (listed in {output / 'unreadable.csv'}):"
+        heading = f"{len(unreadable)} files were not scored (listed in {output / 'unreadable.csv'}):"
         print("\n".join([heading, *lines]), file=sys.stderr)

@@ -16,6 +16,7 @@ from bigan_jax.data.streaming import LazyImages
 from bigan_jax.errors import UserError
 from bigan_jax.runtime import distributed
 
+MAX_MASK_COVER = 0.9  # fraction of the image; a mask that covers more is likely inverted
 _Loaded = tuple[Images, list[UnreadableFile]]
 
 
@@ -63,9 +64,34 @@ def load_dataset(settings: DataSettings, trained: Collection[str] = ()) -> Datas
     loaded = [path for images in splits.values() for path in images.path]
     notes = source.notes + split_notes + unreadable_note(unreadable)
     notes += slice_notes(requested, [*loaded, *(file.path for file in unreadable)])
+    notes += _mask_notes(records[TEST], splits[TEST])
     if not splits[TEST].label.any():
         notes += ("there are no anomalous test images: only false alarms can be measured",)
     return Dataset(splits[TRAIN], splits[CALIBRATION], splits[TEST], source.conditions, notes, source.open)
+
+
+def _mask_notes(records: list[ImageRecord], test: Images) -> tuple[str, ...]:
+    """Returns notes on masks of anomalous images that are empty, or cover so much that they are likely inverted."""
+    with_mask = {r.path for r in records if r.label and r.mask}
+    cover = {
+        path: mask.mean()
+        for path, label, mask in zip(test.path, test.label, test.mask, strict=True)
+        if label and path in with_mask
+    }
+    empty = [path for path, value in cover.items() if value == 0]
+    full = [path for path, value in cover.items() if value > MAX_MASK_COVER]
+    notes = ()
+    if empty:
+        notes += (
+            f"{len(empty)} of {len(cover)} masks are empty, such as that of {empty[0]}: pixel metrics exclude their "
+            "images. Every value except zero must be defect",
+        )
+    if full:
+        notes += (
+            f"{len(full)} of {len(cover)} masks cover more than {100 * MAX_MASK_COVER:g} % of the image, such as that "
+            f"of {full[0]}. Are they inverted? Zero must be the background, and every other value defect",
+        )
+    return notes
 
 
 def _read(source: ImageSource, records: list[ImageRecord], image_format: ImageFormat) -> _Loaded:

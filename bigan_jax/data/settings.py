@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bigan_jax.data import layouts
 from bigan_jax.data.files.images import ImageFormat
 from bigan_jax.data.layouts.layout import Layout
+from bigan_jax.data.layouts.names import Selection
 from bigan_jax.data.split import Fold
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.value_checks import COUNT, DECAY, Range, require
@@ -27,6 +28,8 @@ class DataSettings:
     dir: str | os.PathLike = ""  # a folder or an archive of it, local or in a bucket (gs://, s3://)
     tfds_dir: str | os.PathLike = ""  # of prepared data; "": TFDS_DATA_DIR or ~/tensorflow_datasets
     category: str = ""  # comma list of phantom domains, MVTec categories or plant species; "" or "all" for all
+    normal: str = ""  # comma list of names or patterns of the folders or files of normal images; "": well-known names
+    anomalous: str = ""  # the same of anomalous images
     image_size: int = 128  # side of the square images that the networks see, in pixels
     channels: int = 1  # 1 (gray) or 3 (RGB)
     window: bool = False  # whether each image is stretched from its own 1st to its 99th percentile
@@ -52,6 +55,8 @@ class DataSettings:
                 f"config.data.dir={self.dir} is not used: the images of the phantom are drawn. Name the dataset with "
                 "the layout of the folder, such as --config=configs/cae.py:folder."
             )
+        if self.source == PHANTOM and (self.normal or self.anomalous):
+            raise UserError("config.data.normal and config.data.anomalous name folders, and the phantom has none.")
         require("data.image_size", self.image_size, _IMAGE_SIZE)
         require("data.channels", self.channels, _CHANNELS)
         require("data.test_fraction", self.test_fraction, DECAY)
@@ -77,6 +82,11 @@ class DataSettings:
     def fold(self) -> Fold | None:
         """The fold that calibrates, if there are folds."""
         return Fold(self.calibration_fold, self.calibration_folds) if self.calibration_folds else None
+
+    @property
+    def selection(self) -> Selection:
+        """The selected categories, and the names of normal and anomalous images."""
+        return Selection(self.category, self.normal, self.anomalous)
 
     @property
     def image_format(self) -> ImageFormat:

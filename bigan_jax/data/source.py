@@ -2,25 +2,30 @@
 
 import io
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 from etils import epath
 
 from bigan_jax.data import phantom
 from bigan_jax.data.files import archives
-from bigan_jax.data.files.folders import DataFolder, is_remote, local_folder, open_folder, resolve_path, tfds_data_dir
-from bigan_jax.data.files.images import ImageFormat, Mask, Pixels, count_unsupported, image_size, read_image, read_mask
+from bigan_jax.data.files.folders import DataFolder, local_folder, open_folder, resolve_path, tfds_data_dir
+from bigan_jax.data.files.images import ImageFormat, Mask, Pixels, image_size, read_image, read_mask
 from bigan_jax.data.files.medical import percentile_stretch
-from bigan_jax.data.files.unreadable import UnreadableFile, try_read
+from bigan_jax.data.files.unreadable import UnreadableFile, try_read, unreadable_error, unreadable_note
 from bigan_jax.data.layouts.find_root import find_layout_root
-from bigan_jax.data.layouts.layout import MIN_NORMAL, select_categories
+from bigan_jax.data.layouts.layout import MIN_NORMAL, count_by_folder, select_categories
+from bigan_jax.data.layouts.names import Selection
 from bigan_jax.data.records import ImageRecord, Listing
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.tfds.paths import find_tfds_dataset, is_tfds_dataset, prepared_path, prepared_paths
 from bigan_jax.errors import UserError
+
+_TEXTS = {".txt", ".md", ".pdf", ".html", ".csv", ".tsv", ".xlsx", ".json", ".xml", ".yaml", ".yml", ".py", ".ipynb"}
+_TEXTS |= {".log", ".sha256", ".md5"}  # files about images
 
 if TYPE_CHECKING:
     from bigan_jax.data.tfds.prepared import PreparedDataset
@@ -111,7 +116,7 @@ def require_data_folder(settings: DataSettings) -> None:
     if not (
         root.exists()
         or archives.extract_once(root, local_folder(tfds_dir))
-        or prepared_paths(tfds_dir, layout.builder, root)
+        or prepared_paths(tfds_dir, layout.builder, _prepared_root(settings))
         or (layout.tfds_dataset and find_tfds_dataset(tfds_dir, layout.tfds_dataset))
     ):
         raise layout.error(f"There is no folder {root}.")
@@ -131,53 +136,66 @@ def open_folder_source(settings: DataSettings) -> FolderSource:
         from bigan_jax.data.tfds import class_folders, prepared
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: run pip install -e . again.") from error
-    tfds_dir, root = tfds_data_dir(settings.tfds_dir), resolve_path(settings.dir)
-    folder, notes = _open_layout_root(layout, root, tfds_dir)
+    tfds_dir, root, key = tfds_data_dir(settings.tfds_dir), resolve_path(settings.dir), _prepared_root(settings)
+    folder, notes = _open_layout_root(settings, root, tfds_dir)
 
     def prepare_tfds_dataset(name: str, version: epath.Path) -> "PreparedDataset":
         def open_data() -> tuple[Listing, DataFolder]:
             class_folder = class_folders.open_class_folders(version)
-            return layout.list_folder(class_folder, "")[""], class_folder
+            return layout.list_folder(class_folder, Selection())[""], class_folder
 
         path = prepared_path(tfds_dir, layout.builder, name, version)
         return prepared.reopen_or_prepare(layout, path, class_folders.fingerprint(version), open_data)
 
     def prepare_listing(name: str, listing: Listing, folder: DataFolder) -> "PreparedDataset":
-        path = prepared_path(tfds_dir, layout.builder, name or root.name, root)
+        path = prepared_path(tfds_dir, layout.builder, name or root.name, key)
         fingerprint = prepared.fingerprint(listing, folder)
         return prepared.reopen_or_prepare(layout, path, fingerprint, lambda: (listing, folder))
 
     if layout.tfds_dataset and is_tfds_dataset(root, layout.tfds_dataset):
         datasets = [prepare_tfds_dataset(layout.tfds_dataset, root)]
     elif folder and folder.images():
-        listings = layout.list_folder(folder, settings.category)
+        listings = layout.list_folder(folder, settings.selection)
         datasets = [prepare_listing(*item, folder) for item in listings.items()]
-    elif datasets := [*filter(None, map(prepared.reopen, prepared_paths(tfds_dir, layout.builder, root)))]:
+    elif datasets := [*filter(None, map(prepared.reopen, prepared_paths(tfds_dir, layout.builder, key)))]:
         notes = (f"{root} is missing or empty: the data prepared from it in {tfds_dir} are used",)
     elif layout.tfds_dataset and (version := find_tfds_dataset(tfds_dir, layout.tfds_dataset)):
         datasets = [prepare_tfds_dataset(layout.tfds_dataset, version)]
         notes = (f"{root} is missing or empty: the TFDS dataset {version} is used",)
     elif folder:
-        layout.list_folder(folder, settings.category)  # raises, as it is empty
+        layout.list_folder(folder, settings.selection)  # raises, as it is empty
     else:
         raise layout.error(f"There is no folder {root}.")
     return _merge(layout, settings, root, datasets, notes)
 
 
-def _open_layout_root(layout, root, tfds_dir) -> tuple[DataFolder | None, tuple[str, ...]]:
+def _prepared_root(settings) -> epath.Path:
+    """Returns the path that identifies prepared data: the data folder, and the names of its labels if they are set."""
+    _, normal, anomalous = settings.selection
+    root = resolve_path(settings.dir)
+    return root / f"normal={normal};anomalous={anomalous}" if normal or anomalous else root
+
+
+def _open_layout_root(settings, root, tfds_dir) -> tuple[DataFolder | None, tuple[str, ...]]:
     """Opens the folder in which the layout begins; None if there is no data folder."""
     root = archives.extract_once(root, local_folder(tfds_dir)) or root
     if not root.is_dir():
         return None, ()
-    folder = open_folder(root)
-    notes = () if is_remote(root) else _unsupported_note(Path(root))
-    path, *others = find_layout_root(layout, folder) or ("",)
+    layout, folder = settings.layout, open_folder(root)
+    if folder.unlistable and not settings.skip_unreadable:
+        n_files = len(folder.files) + len(folder.unlistable)
+        raise unreadable_error(folder.unlistable, root, n_files, "files and folders")
+    notes = unreadable_note(folder.unlistable) + _unsupported_note(folder)
+    path, *others = find_layout_root(layout, folder, settings.selection) or ("",)
+    if not layout.reads_metadata:
+        notes += tuple(f"{file} is not used by the source {layout.name!r}" for file in folder.metadata_files())
     if not path:
         return folder, notes
-    note = f"the layout begins in the folder {path}" + f"; {', '.join(others)} skipped" * bool(others)
-    n_used = sum(len(folder.images(name)) for name in (path, *others))
-    if n_unused := len(folder.images()) - n_used:
-        note += f"; {n_unused} images elsewhere in {root} are not used"
+    skipped = ", ".join(f"{name} ({len(folder.images(name))} images)" for name in others)
+    note = f"the layout begins in the folder {path}" + f"; {skipped} skipped" * bool(others)
+    used = tuple(f"{name}/" for name in (path, *others))
+    if unused := [file for file in folder.images() if not file.startswith(used)]:
+        note += f"; {len(unused)} images elsewhere in {root} are not used: {count_by_folder(unused, 2)}"
     notes = (note, *notes)
     layout_root = folder.subfolder(path)
     if layout.reads_metadata:
@@ -186,8 +204,9 @@ def _open_layout_root(layout, root, tfds_dir) -> tuple[DataFolder | None, tuple[
     return layout_root, notes
 
 
-def _unsupported_note(root):
-    counts = ", ".join(f"{n} {suffix}" for suffix, n in sorted(count_unsupported(root).items()))
+def _unsupported_note(folder):
+    suffixes = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in folder.unread)
+    counts = ", ".join(f"{n} {suffix}" for suffix, n in sorted(suffixes.items()) if suffix not in _TEXTS)
     return (f"files in unsupported formats: {counts}. Convert them to PNG or JPEG",) * bool(counts)
 
 

@@ -124,6 +124,7 @@ class AnomalyScorer:
         """The number of latent search steps per reconstruction; 0 for most models."""
         return self._searcher.steps
 
+    @no_type_check  # wrong input is reported as a UserError
     def score(
         self, images: UInt8[np.ndarray, "n h w c"], condition: Int[np.ndarray, "n"] | None = None, progress: str = ""
     ) -> Scores:
@@ -135,15 +136,14 @@ class AnomalyScorer:
           progress: the label of a progress bar; none by default.
 
         Raises:
-          UserError: there are no images, their shape or type is wrong, or a score is not finite.
+          UserError: there are no images, their shape or type is wrong, a condition is wrong, or a score is not finite.
         """
         if not len(images):
             raise UserError("there are no images to score.")
         if images.shape[1:] != self.shape or images.dtype != np.uint8:
             shape = ", ".join(map(str, self.shape))
             raise UserError(f"images must be uint8 (n, {shape}) for this detector (got {images.dtype} {images.shape}).")
-        if condition is None:
-            condition = np.zeros(len(images), np.int32)
+        condition = _checked_conditions(condition, len(images), self.conditions)
         size = min(self._batch_size, len(images))
         # All images share a key: an image's position must not affect its result.
         keys = jnp.broadcast_to(jax.random.key(self._variables[0].seed), size)
@@ -279,6 +279,27 @@ class AnomalyScorer:
 
 def _first(n, x):
     return np.asarray(x)[:n]
+
+
+@no_type_check  # wrong input is reported as a UserError
+def _checked_conditions(condition, n_images, names):
+    """Returns an index for each image, 0 by default. Raises UserError for a wrong number, type or range."""
+    if condition is None:
+        condition = np.zeros(n_images, np.int32)
+    condition = np.asarray(condition)
+    if condition.shape != (n_images,) or not np.issubdtype(condition.dtype, np.integer):
+        raise UserError(
+            f"condition must be an integer array with one index per image: of shape ({n_images},) "
+            f"(got {condition.dtype} {condition.shape})."
+        )
+    # A model without conditions ignores them, and accepts those of its dataset.
+    limit = len(names) or np.iinfo(np.int32).max
+    if condition.size and not (condition.min() >= 0 and condition.max() < limit):
+        raise UserError(
+            f"condition must have indices from 0 to {limit - 1} (got {condition.min()} to {condition.max()}). The "
+            f"conditions are: {', '.join(names) or 'none'}."
+        )
+    return condition.astype(np.int32)
 
 
 def _reconstruct(detector, state, frozen, batch, keys):

@@ -12,6 +12,7 @@ import numpy as np
 
 from bigan_jax.errors import printable
 from bigan_jax.evaluation.statistics import Difference, Spread
+from bigan_jax.runtime.files import csv_cell
 
 Cell = str | float | Spread | Difference | None
 
@@ -144,6 +145,5 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[str | float | None]]
 
 def _csv_cell(cell):
     if isinstance(cell, str):
-        cell = printable(cell)
-        return "'" + cell if cell.startswith(("=", "+", "-", "@")) else cell
+        return csv_cell(printable(cell))
     return f"{cell:.6g}" if isinstance(cell, float) else cell

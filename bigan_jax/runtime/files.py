@@ -15,6 +15,7 @@ from pathlib import Path
 from bigan_jax.errors import UserError, one_line
 
 _PREFIX = "incomplete."  # of folders that are being written, as TFDS names its own
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # OWASP, CSV injection
 _ABANDONED_AFTER = 86_400  # seconds; the process that wrote it has died
 
 
@@ -58,10 +59,24 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
-    """Writes a CSV file as `write_atomic` does."""
+    """Writes a CSV file as `write_atomic` does, with its cells escaped (`csv_cell`)."""
     text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerows(map(csv_cell, row) for row in rows)
     write_atomic(path, text.getvalue())
+
+
+def csv_cell(value: object) -> object:
+    """Returns a cell of a CSV file: text that a spreadsheet would run as a formula gets an apostrophe before it.
+
+    File names and groups are untrusted. Numbers, also those that are formatted as text, stay as they are.
+    """
+    if not isinstance(value, str) or not value.startswith(_FORMULA_STARTS):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def write_error(path: Path, error: Exception) -> UserError:

@@ -53,6 +53,23 @@ def enable_compilation_cache(folder: str = "", max_bytes: int = _MAX_CACHE_BYTES
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
+def unavailable_platforms() -> str:
+    """Returns the message for a JAX_PLATFORMS of which there is no device here; "" if JAX has one or is not used."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if not platforms or "jax" not in sys.modules:
+        return ""
+    import jax
+
+    try:
+        jax.devices()
+    except Exception:
+        return (
+            f"JAX_PLATFORMS={platforms}: JAX finds no such device here. Use JAX_PLATFORMS=cpu, or install the driver "
+            "of the device and the JAX that supports it, such as pip install 'jax[cuda12]'."
+        )
+    return ""
+
+
 def _why_unsafe(folder):
     """Returns why a folder cannot be trusted with programs, or ""."""
     if not os.access(folder, os.W_OK):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -220,6 +221,76 @@ def test_command_skips_unreadable_files(trained, tmp_path):
         written = [p for p in (tmp_path / "out" / kind).rglob("*") if p.is_file()]
         assert len(written) == 3 and all(p.name.isprintable() for p in written)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "out"]
+
+
+def test_command_lists_files_of_other_kinds(trained, tmp_path):
+    workdir, images = trained
+    new = tmp_path / "new"
+    new.mkdir()
+    good = (images / "anomalous" / "00.png").read_bytes()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    contents = {
+        "000.png": (good, ""),
+        "=1+1.png": (good, ""),
+        "photo.HEIC": (b"\0\0\0\x18ftypheic" + b"\0" * 64, "HEIC is not supported"),
+        "photo.jpg": (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + b"\0" * 64, "HEIC is not supported"),
+        "scan.ima": (b"\0" * 128 + b"DICM" + b"x" * 50, "DICOM under another name (.ima): let its name end in .dcm"),
+        "picture": (good, "a PNG image under another name"),
+        "pointer.png": (pointer, "run git lfs pull"),
+        "pointer.nii.gz": (pointer, "run git lfs pull"),
+        "page.jpg": (b"\n<!DOCTYPE html><html>", "a web page (HTML)"),
+        "error.png": (b"<?xml version='1.0'?><Error>", "XML"),
+        "photos.zip": (b"PK\x03\x04", "an archive in a folder"),
+        "=notes.txt": (b"hello", ".txt: not a supported image format"),
+        "000_mask.png": (good, "a mask by its name"),
+    }
+    for name, (content, _) in contents.items():
+        (new / name).write_bytes(content)
+    for hidden in "._photo.heic", "Thumbs.db", "metadata.csv":
+        (new / hidden).write_bytes(b"x")
+    arguments = ["--mode=predict", f"--workdir={workdir}", f"--input={new}", "--nomaps"]
+    result = launch(*arguments, f"--output={tmp_path / 'out'}", check=False)
+    assert result.returncode == 2 and "2 images scored" in result.stdout
+    assert {row["path"] for row in table(tmp_path / "out")} == {"000.png", "'=1+1.png"}
+    reasons = {row["path"].lstrip("'"): row["reason"] for row in table(tmp_path / "out", "unreadable.csv")}
+    assert reasons.keys() == {name for name, (_, reason) in contents.items() if reason}
+    assert all(contents[name][1] in reason for name, reason in reasons.items())
+    assert "'=notes.txt" in {row["path"] for row in table(tmp_path / "out", "unreadable.csv")}
+
+
+def test_unlistable_folders_are_not_scored(trained, tmp_path, monkeypatch):
+    workdir, images = trained
+    shutil.copytree(images, tmp_path / "new")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("new/normal"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    result = predict(workdir, tmp_path / "new", tmp_path / "out", maps=False)
+    assert result.scored == 5 and [file.path for file in result.unreadable] == ["normal"]
+    assert "cannot be listed (Permission denied)" in table(tmp_path / "out", "unreadable.csv")[0]["reason"]
+
+
+def test_conditions_of_the_scorer_are_checked(trained):
+    scorer = bigan_jax.load(trained[0])
+    images = np.zeros((3, 32, 32, 1), np.uint8)
+    scores = scorer.score(images).score
+    np.testing.assert_array_equal(scorer.score(images, np.array([0, 5, 2])).score, scores)  # the model takes none
+    scorer.conditions = ("bottle", "leaf")
+    np.testing.assert_array_equal(scorer.score(images, [0, 1, 1]).score, scores)
+    for wrong, words in (
+        (np.array([0, 1, 0.5]), r"integer array .*got float64 \(3,\)"),
+        (np.array([0, 1]), r"of shape \(3,\) \(got int64 \(2,\)\)"),
+        (np.array([[0], [1], [1]]), r"of shape \(3,\)"),
+        (np.array([0, 1, 2]), r"from 0 to 1 \(got 0 to 2\).*bottle, leaf"),
+        (np.array([0, 1, -1]), r"from 0 to 1 \(got -1 to 1\)"),
+        (np.array(["leaf"] * 3), "integer array"),
+    ):
+        with pytest.raises(UserError, match=words):
+            scorer.score(images, wrong)
 
 
 @given(st.lists(st.text(st.sampled_from("ab.%/\\\n\x00:ü\udcffPNpng~"), min_size=1), unique=True))

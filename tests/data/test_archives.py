@@ -91,7 +91,7 @@ def test_brain_tumor_archive_of_kaggle(tmp_path, load):
     loaded = load("brain", pack(tmp_path / "a", tmp_path / "archive.zip"))
     assert set(loaded.test.defect_type) == {"good", "glioma", "meningioma", "pituitary"}
     assert len(by_path(loaded)) == 23
-    assert any("Training; Testing skipped" in note for note in loaded.notes)
+    assert any("Training; Testing (8 images) skipped" in note for note in loaded.notes)
 
 
 @pytest.mark.parametrize("inside", ["", "images", "a/b"])

@@ -14,15 +14,8 @@ from PIL import Image
 
 from bigan_jax.data import loading
 from bigan_jax.data.files import unreadable
-from bigan_jax.data.files.images import (
-    image_size,
-    list_images,
-    read_encoded,
-    read_files,
-    read_full_size,
-    read_image,
-    read_mask,
-)
+from bigan_jax.data.files.folders import walk
+from bigan_jax.data.files.images import image_size, read_encoded, read_files, read_full_size, read_image, read_mask
 from bigan_jax.data.files.unreadable import split_unreadable
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.errors import UserError
@@ -232,7 +225,7 @@ def test_all_unreadable_files_are_listed_with_reasons(tmp_path):
         (tmp_path / name).write_bytes(content)
     NOISE.save(tmp_path / "fine.png")
     NOISE.save(tmp_path / "fine.jpg", "PNG")  # a wrong suffix is accepted
-    results = read_files(lambda x, _: read_image(x, 8, 1), tmp_path, list_images(tmp_path), "images")
+    results = read_files(lambda x, _: read_image(x, 8, 1), tmp_path, walk(tmp_path).images, "images")
     images, unreadable_files = split_unreadable(results)
     reasons = dict(unreadable_files)
     assert reasons.keys() == REFUSED.keys()
@@ -240,7 +233,7 @@ def test_all_unreadable_files_are_listed_with_reasons(tmp_path):
         assert expected in reasons[name] and str(tmp_path) not in reasons[name], name
     assert sum(image is not None for image in images) == 2
     with pytest.raises(UserError, match=f"{len(REFUSED)} of {len(results)} images") as error:
-        decoded(tmp_path, list_images(tmp_path), 8)
+        decoded(tmp_path, walk(tmp_path).images, 8)
     assert all(f"  {name}: {reason}" in str(error.value) for name, reason in reasons.items())
 
 
@@ -271,7 +264,7 @@ def test_file_without_permission_is_named(tmp_path):
     if os.access(tmp_path / "a.png", os.R_OK):
         pytest.skip("this user can read every file")
     with pytest.raises(UserError, match=r"a\.png: no permission"):
-        decoded(tmp_path, list_images(tmp_path), 8)
+        decoded(tmp_path, walk(tmp_path).images, 8)
 
 
 def test_links_out_of_the_folder_are_not_followed(tmp_path):
@@ -286,12 +279,14 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
     (root / "around").symlink_to(root)
     (root / "elsewhere").symlink_to(other)
     os.mkfifo(root / "pipe.png")
-    names = list_images(root)
+    names = walk(root).images
     assert "around/sub/a.png" not in names and "elsewhere/a.png" not in names
     names += ["../other/a.png", "elsewhere/a.png"]
     results = read_files(lambda x, _: read_image(x, 8, 1), root, names, "images")
     assert dict(split_unreadable(results)[1]) == {
-        "outside.png": (out := "a link or path out of the data folder: put the file itself there"),
+        "outside.png": (
+            out := "a link or path out of the data folder: put the file itself there, as cp -rL does for folders"
+        ),
         "elsewhere": out,
         "../other/a.png": out,
         "elsewhere/a.png": out,
@@ -310,7 +305,7 @@ def test_name_that_is_not_utf8_is_reported_in_utf8(tmp_path):
     except OSError:
         pytest.skip("this file system requires UTF-8 names")
     with pytest.raises(UserError, match="is not UTF-8: rename it") as error:
-        decoded(tmp_path, list_images(tmp_path), 8)
+        decoded(tmp_path, walk(tmp_path).images, 8)
     assert r"caf\udce9.png" in str(error.value).encode().decode()
 
 
@@ -319,7 +314,7 @@ def test_listing_is_sorted_and_skips_loops_and_hidden_files(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
-    assert list_images(tmp_path) == ["a.jpg", "b/1.tif", "b/2.PNG"]
+    assert walk(tmp_path).images == ["a.jpg", "b/1.tif", "b/2.PNG"]
 
 
 # --- datasets ---

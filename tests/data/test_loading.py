@@ -70,7 +70,7 @@ def test_folder_names_are_labels(normal, anomalous, tmp_path):
     loaded = load("folder", tmp_path)
     assert loaded.test.path[loaded.test.label].tolist() == [f"{anomalous}/0.png"]
     assert sum(len(split.label) for split in loaded[:3]) == 21
-    assert [note for note in loaded.notes if note.endswith("are not used: spare")]
+    assert [note for note in loaded.notes if note == "1 images are not used: spare (1 images)"]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_unused_and_unsupported_files_are_noted(tmp_path):
     write(tmp_path / "other" / "1.png")
     (tmp_path / "set" / "ok" / "a.HEIC").write_bytes(b"")
     notes = load("folder", tmp_path).notes
-    assert any(note.endswith(f"1 images elsewhere in {tmp_path} are not used") for note in notes)
+    assert any(note.endswith(f"1 images elsewhere in {tmp_path} are not used: other (1 images)") for note in notes)
     assert "files in unsupported formats: 1 .heic. Convert them to PNG or JPEG" in notes
 
 

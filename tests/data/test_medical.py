@@ -9,7 +9,8 @@ import pytest
 
 from bigan_jax.data import loading
 from bigan_jax.data.files import medical
-from bigan_jax.data.files.images import image_size, list_images, read_encoded, read_files, read_image, read_mask
+from bigan_jax.data.files.folders import walk
+from bigan_jax.data.files.images import image_size, read_encoded, read_files, read_image, read_mask
 from bigan_jax.data.files.unreadable import split_unreadable
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.errors import UserError
@@ -66,7 +67,7 @@ def test_dicom_frames_are_images_and_patients_are_groups(tmp_path):
     write_dicom(tmp_path / "many.dcm", frames, PatientID="Ada")
     write_dicom(tmp_path / "one.dcm", frames[0], PatientID="Ada")
     write_dicom(tmp_path / "other.dcm", frames[0], StudyInstanceUID="1.2.3")
-    names = list_images(tmp_path)
+    names = walk(tmp_path).images
     assert names == ["many.dcm#000", "many.dcm#001", "many.dcm#002", "one.dcm", "other.dcm"]
     images = decoded(tmp_path, names, 16)[..., 0]
     np.testing.assert_allclose(images[2], stretched(frames[2]), atol=0.51)
@@ -88,7 +89,7 @@ def write_nifti(path, values, scale=(1, 0), version=1):
 def test_volume_is_listed_as_slices_along_the_third_axis(tmp_path, name, version):
     values = np.random.default_rng(0).integers(0, 4000, (20, 16, 12)).astype(np.int16)
     write_nifti(tmp_path / "a" / name, values, (2.0, 1.0), version)
-    names = list_images(tmp_path)
+    names = walk(tmp_path).images
     assert names == [f"a/{name}#{i:03d}" for i in range(12)]
     images = decoded(tmp_path, names, 16)
     single = [read_image(tmp_path / n, 16, 1) for n in names]
@@ -130,7 +131,7 @@ def test_missing_extra_is_named(tmp_path, monkeypatch, suffix):
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
     with pytest.raises(UserError, match=r"pip install 'bigan_jax\[medical\]'"):
-        list_images(tmp_path)
+        walk(tmp_path)
 
 
 def test_reasons_of_unreadable_medical_files(tmp_path):
@@ -151,7 +152,7 @@ def test_reasons_of_unreadable_medical_files(tmp_path):
     write_dicom(tmp_path / "large.dcm", noise[..., 0].astype(np.uint16), Rows=30_000, Columns=30_000)
     deflated = pydicom.uid.DeflatedExplicitVRLittleEndian
     write_dicom(tmp_path / "deflated.dcm", noise[..., 0].astype(np.uint16), syntax=deflated)
-    names = list_images(tmp_path)
+    names = walk(tmp_path).images
     assert [n for n in names if n.startswith("cut")] == [f"cut.nii.gz#{i:03d}" for i in range(9)]
     results = read_files(lambda x, _: read_image(x, 8, 1), tmp_path, names, "images")
     images, unreadable = split_unreadable(results)

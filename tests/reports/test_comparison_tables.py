@@ -178,8 +178,9 @@ def test_format_cell(cell, text):
 
 
 def test_csv_escapes_spreadsheet_formulas():
-    text = table_formats.csv_text(["a", "b"], [["=1+1", -0.5], ["@x", None], ["fine\nline", "-2"]])
-    assert list(csv.reader(io.StringIO(text))) == [["a", "b"], ["'=1+1", "-0.5"], ["'@x", ""], [r"fine\nline", "'-2"]]
+    text = table_formats.csv_text(["a", "b"], [["=1+1", -0.5], ["@x", None], ["fine\nline", "-A2"], ["+", "-2"]])
+    rows = [["a", "b"], ["'=1+1", "-0.5"], ["'@x", ""], [r"fine\nline", "'-A2"], ["'+", "-2"]]
+    assert list(csv.reader(io.StringIO(text))) == rows
 
 
 def test_command_exit_status_and_no_jax_import(tmp_path):

@@ -183,3 +183,14 @@ def test_freed_memory_is_reused_without_page_faults():
 def test_allocator_settings_of_the_user_are_kept(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     assert not keep_freed_memory()
+
+
+@pytest.mark.parametrize("platform", ["tpu", "rocm"])
+def test_missing_device_is_one_sentence(platform, tmp_path):
+    """The remedy, JAX_PLATFORMS=cpu, is what all tests use."""
+    arguments = ["--config=configs/fcae.py:phantom,quick", f"--workdir={tmp_path / 'run'}"]
+    environment = os.environ | {"JAX_PLATFORMS": platform}
+    command = [sys.executable, "launch.py", *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert f"error: JAX_PLATFORMS={platform}: JAX finds no such device here." in result.stderr

@@ -1,5 +1,6 @@
 """A run's folder: the lock, full and read-only disks, other formats, clock changes."""
 
+import csv
 import json
 import os
 import shutil
@@ -249,3 +250,15 @@ def test_durations_are_measured_with_a_monotonic_clock():
         if "time.time()" in path.read_text() or "datetime" in path.read_text()
     }
     assert users == {"files.py", "tensorboard.py"}
+
+
+def test_cells_of_csv_files_are_not_formulas(tmp_path):
+    """A file name or a group may be =HYPERLINK(...). Numbers stay numbers, also negative ones."""
+    rows = [["=1+1", "+A1", "-A1", "@SUM(A1)", "\t=1", "\r=1"], ["-1.5", "+2", "-1e-05", -3, 0.5, "a=b"]]
+    write_csv(tmp_path / "a.csv", rows)
+    with (tmp_path / "a.csv").open(newline="") as file:
+        formulas, others = csv.reader(file)
+    assert formulas == ["'=1+1", "'+A1", "'-A1", "'@SUM(A1)", "'\t=1", "'\r=1"]
+    assert others == ["-1.5", "+2", "-1e-05", "-3", "0.5", "a=b"]
+    write_csv(tmp_path / "b.csv", [formulas])
+    assert (tmp_path / "b.csv").read_text().startswith("'=1+1,'+A1")  # escaped once

@@ -9,9 +9,18 @@ from typing import NamedTuple
 from etils import epath
 
 from bigan_jax.data.files import medical
-from bigan_jax.data.files.images import SUFFIXES, list_images, map_in_threads, read_encoded, read_files
+from bigan_jax.data.files.images import SUFFIXES, image_names, map_in_threads, read_encoded, read_files
 from bigan_jax.data.files.medical import is_medical, split_slice
-from bigan_jax.data.files.unreadable import UnreadableFile, try_read
+from bigan_jax.data.files.unreadable import (
+    CONTENT_START,
+    UnreadableFile,
+    explain_kind,
+    is_within_folder,
+    require_file,
+    require_image_content,
+    try_read,
+    unreadable_file,
+)
 from bigan_jax.errors import UserError
 from bigan_jax.runtime.files import user_cache_dir
 
@@ -24,12 +33,19 @@ FileStamp = tuple[int, int | str]  # bytes, and time of modification or what a b
 FileReader = Callable[[Sequence[str], bool], list[bytes | UnreadableFile]]
 
 
+# What systems write into folders, in addition to hidden files. Some may not be listed by anyone.
+_SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin", "system volume information"}
+_SYSTEM_FILES |= {"@eadir"}
+
+
 class DataFolder(NamedTuple):
     """The names of the images and metadata files in a folder; files are read on demand."""
 
     root: epath.Path
     files: dict[str, FileStamp]  # by relative path with forward slashes
     read: FileReader
+    unread: tuple[str, ...] = ()  # other files, which are not hidden
+    unlistable: tuple[UnreadableFile, ...] = ()  # folders
 
     def images(self, inside: str = "") -> list[str]:
         """List the images below the folder `inside`, sorted, as paths relative to it."""
@@ -55,7 +71,12 @@ class DataFolder(NamedTuple):
             return self
         prefix = f"{inside}/"
         files = {f[len(prefix) :]: stamp for f, stamp in self.files.items() if f.startswith(prefix)}
-        return DataFolder(self.root / inside, files, lambda names, masks: self.read([prefix + n for n in names], masks))
+        unread = tuple(name.removeprefix(prefix) for name in self.unread if name.startswith(prefix))
+
+        def read(names: Sequence[str], masks: bool) -> list[bytes | UnreadableFile]:
+            return self.read([prefix + name for name in names], masks)
+
+        return DataFolder(self.root / inside, files, read, unread)
 
 
 def resolve_path(path: str | os.PathLike) -> epath.Path:
@@ -101,17 +122,77 @@ def local_folder(folder: epath.Path) -> Path:
 
 
 def open_folder(root: epath.Path) -> DataFolder:
-    """List the images of a folder (`list_images`), and metadata.csv in the folders above them.
+    """List a folder as `walk` does, with metadata.csv in the folders above its images.
 
     A folder that does not exist has no files. Raises UserError if a bucket cannot be listed.
     """
     if is_remote(root):
-        return DataFolder(root, _list_bucket(os.fspath(root)), _bucket_reader(root))
-    local = Path(root)
-    names = list_images(local) if local.is_dir() else []
-    folders = {folder for name in names for folder in PurePosixPath(name).parents}
-    tables = [(f / METADATA).as_posix() for f in folders if (local / f / METADATA).is_file()]
-    return select_files(root, [*names, *tables])
+        return _open_bucket(root)
+    found = walk(Path(root))
+    folders = {folder.as_posix() for name in found.images for folder in PurePosixPath(name).parents}
+    tables = [file for file in found.tables if PurePosixPath(file).parent.as_posix() in folders]
+    folder = select_files(root, [*found.images, *tables])
+    return folder._replace(unread=tuple(found.unread), unlistable=tuple(found.unlistable))
+
+
+class Walk(NamedTuple):
+    """The files below a folder as relative paths with forward slashes, sorted; hidden and system files are left out."""
+
+    images: list[str]
+    tables: list[str]  # metadata.csv
+    unread: list[str]  # other files
+    unlistable: list[UnreadableFile]  # folders
+
+
+def walk(folder: Path) -> Walk:
+    """List the files below a folder.
+
+    A file with several slices is listed slice by slice (`medical`). Linked folders are not entered; a link that leads
+    out of `folder` is listed among the images, so that reading it reports the reason.
+    """
+    found = Walk([], [], [], [])
+
+    def add_unlistable(error: OSError) -> None:
+        path = Path(error.filename).relative_to(folder).as_posix()
+        reason = f"a folder that cannot be listed ({error.strerror}): its images are missing"
+        found.unlistable.append(UnreadableFile(path, reason))
+
+    for parent, folders, files in os.walk(folder, onerror=add_unlistable if folder.is_dir() else None):
+        folders[:] = [f for f in folders if not is_hidden(f)]
+        relative = Path(parent).relative_to(folder)
+        links = [f for f in folders if os.path.islink(Path(parent, f))]
+        found.images.extend((relative / f).as_posix() for f in links if not is_within_folder(Path(parent, f), folder))
+        for f in files:
+            if is_hidden(f):
+                continue
+            if f.lower().endswith(tuple(SUFFIXES)):
+                found.images.extend((relative / name).as_posix() for name in image_names(Path(parent, f)))
+            else:
+                (found.tables if f == METADATA else found.unread).append((relative / f).as_posix())
+    return Walk(sorted(found.images), sorted(found.tables), sorted(found.unread), sorted(found.unlistable))
+
+
+def unread_files(folder: DataFolder) -> list[UnreadableFile]:
+    """Return the files and folders that are not read, each with its reason; files of a bucket are not opened."""
+
+    def explain(name: str) -> UnreadableFile:
+        start = b""
+        if not is_remote(folder.root):
+            file = Path(folder.root, name)
+            try:
+                require_file(file, Path(folder.root))
+                with file.open("rb") as stream:
+                    start = stream.read(CONTENT_START)
+            except Exception as error:
+                return unreadable_file(name, error)
+        return UnreadableFile(name, explain_kind(PurePosixPath(name).suffix, start))
+
+    return [*folder.unlistable, *map(explain, folder.unread)]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or written by a system (Thumbs.db)."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
 def select_files(root: epath.Path, names: Sequence[str]) -> DataFolder:
@@ -143,28 +224,33 @@ def _bucket_reader(root) -> FileReader:
     def read(name: str) -> bytes:
         if is_medical(name):
             raise UserError("DICOM and NIfTI in buckets are not supported: copy the folder here")
-        return (root / name).read_bytes()
+        content = (root / name).read_bytes()
+        require_image_content(content[:CONTENT_START])
+        return content
 
     return lambda names, masks: map_in_threads(lambda name: try_read(name, lambda: read(name)), names, "files")
 
 
-def _list_bucket(root: str) -> dict[str, FileStamp]:
+def _open_bucket(root: epath.Path) -> DataFolder:
     import fsspec
 
     try:
-        system, top = fsspec.core.url_to_fs(root)
+        system, top = fsspec.core.url_to_fs(os.fspath(root))
         paths = system.find(top, detail=True)
     except FileNotFoundError:
-        return {}
+        paths, top = {}, ""
     except Exception as error:  # no login, network or package such as gcsfs or s3fs
         raise _unreachable_error(root, error) from error
-    files = {}
+    files, unread = {}, []
     for path, info in sorted(paths.items()):
         name = path[len(top) :].lstrip("/")
-        hidden = any(p.startswith(".") or p == "__MACOSX" for p in PurePosixPath(name).parts)
-        if not hidden and (_is_metadata(name) or name.lower().endswith(tuple(SUFFIXES))):
+        if any(map(is_hidden, PurePosixPath(name).parts)):
+            continue
+        if _is_metadata(name) or name.lower().endswith(tuple(SUFFIXES)):
             files[name] = _bucket_stamp(info)
-    return files
+        else:
+            unread.append(name)
+    return DataFolder(root, files, _bucket_reader(root), tuple(unread))
 
 
 def _bucket_stamp(info):

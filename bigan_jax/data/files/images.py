@@ -2,12 +2,11 @@
 
 import io
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from itertools import groupby
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -16,14 +15,13 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from bigan_jax.data.files import medical
-from bigan_jax.data.files.unreadable import Result, UnreadableFile, is_within_folder, require_file, try_read
+from bigan_jax.data.files.unreadable import Result, UnreadableFile, require_file, try_read
 from bigan_jax.errors import UserError
 
 SUFFIXES = medical.SUFFIXES | {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"),
     *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".avif"),
 }
-UNSUPPORTED_SUFFIXES = {".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef"}
 # Formats of the content, whatever the suffix. Some of Pillow's are excluded: EPS is a program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM", "TGA", "AVIF")
 MAX_PIXELS = 100_000_000  # a larger image is a mistake or an attack, and would fill the memory
@@ -44,30 +42,6 @@ class ImageFormat(NamedTuple):
     size: int  # height and width in pixels
     channels: int  # 1: gray, 3: RGB
     window: bool = False  # whether intensities get `medical.percentile_stretch`
-
-
-def list_images(folder: Path) -> list[str]:
-    """List all images below `folder` as sorted relative paths with forward slashes.
-
-    A file with several slices is listed slice by slice (`medical`), and hidden files and folders are skipped. Linked
-    folders are not entered; a link that leads out of `folder` is listed, so that reading it reports the reason.
-    """
-    paths = []
-    for parent, folders, files in os.walk(folder, followlinks=False):
-        folders[:] = [f for f in folders if not f.startswith(".") and f != "__MACOSX"]
-        relative = Path(parent).relative_to(folder)
-        links = [f for f in folders if os.path.islink(Path(parent, f))]
-        paths += [(relative / f).as_posix() for f in links if not is_within_folder(Path(parent, f), folder)]
-        for f in files:
-            if not f.startswith(".") and f.lower().endswith(tuple(SUFFIXES)):
-                paths += [(relative / name).as_posix() for name in image_names(Path(parent, f))]
-    return sorted(paths)
-
-
-def count_unsupported(folder: Path) -> Counter[str]:
-    """Count the files below `folder` in image formats that cannot be read, by suffix."""
-    suffixes = (PurePath(f).suffix.lower() for *_, files in os.walk(folder) for f in files)
-    return Counter(suffix for suffix in suffixes if suffix in UNSUPPORTED_SUFFIXES)
 
 
 def image_names(file: Path) -> list[str]:
@@ -119,7 +93,8 @@ def _to_eight_bit_upright(image, window):
 def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None = None) -> Mask:
     """Decode one mask: True where at least half of a cell of the `size` x `size` grid is defect.
 
-    Every value except zero is defect, in any channel except alpha. A defect too small for that rule is kept in the
+    Every value except zero is defect, in any channel. Transparent pixels are not; if all pixels have one color, the
+    opaque ones are defect. A defect too small for that rule is kept in the
     cells that it covers most, so that only an empty mask stays empty. Raises UserError if the aspect ratio differs
     from that of the image with the `expected_size` (`image_size`): the mask may be scaled, but not cropped or rotated.
     """
@@ -174,6 +149,10 @@ def _mask_values(source):
     with _open(source) as mask:
         is_jpeg = mask.format == "JPEG"
         mask = ImageOps.exif_transpose(mask)
+        if mask.has_transparency_data:
+            colors, alpha = np.split(np.asarray(mask.convert("RGBA")), [3], axis=-1)
+            is_one_color = (colors == colors[0, 0]).all() and np.ptp(alpha) > 0
+            return (alpha > 0) & (is_one_color | (colors > 0))
         if mask.mode not in ("1", "L", "F") and not mask.mode.startswith("I"):
             mask = mask.convert("RGB")
         values = np.asarray(mask)

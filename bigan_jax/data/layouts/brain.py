@@ -22,4 +22,5 @@ LAYOUT = Layout(
     list_datasets=list_label_folders,
     reads_metadata=True,
     strict_metadata=True,  # it names the patients
+    labels_at_any_depth=True,
 )

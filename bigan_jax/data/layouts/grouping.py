@@ -1,9 +1,12 @@
-"""Groups of related images, from metadata.csv or camera numbers in file names, and conditions from metadata.csv."""
+"""Groups, conditions and labels of images from metadata.csv, and groups from camera numbers in file names."""
 
 import csv
 import io
 import re
+import unicodedata
+from collections.abc import Mapping
 from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
 from bigan_jax.data.files.folders import METADATA, DataFolder
 from bigan_jax.data.files.medical import split_slice
@@ -12,7 +15,8 @@ from bigan_jax.data.records import ImageRecord, Listing
 from bigan_jax.data.split import camera_block
 from bigan_jax.errors import UserError, printable
 
-_COLUMNS = {"group": ("group", "patient"), "condition": ("condition", "plane")}
+_FILE = ("file", "file_name", "filename", "path", "image")
+_COLUMNS = {"group": ("group", "patient"), "condition": ("condition", "plane"), "label": ("label", "target")}
 
 # What published copies add to a name: a uuid in front, an augmentation at the end.
 _PREFIX, _SUFFIX = re.compile(r"^.*___"), re.compile(r"_(new)?\d*deg\w*$|_flip\w*$", re.IGNORECASE)
@@ -34,17 +38,20 @@ def group_by_camera(record: ImageRecord) -> ImageRecord:
     return record._replace(group=camera_block(sequence, number), camera=(sequence, number))
 
 
-def apply_metadata(listing: Listing, folder: DataFolder, *, strict: bool) -> Listing:
-    """Assigns the groups and conditions of metadata.csv.
+class Metadata(NamedTuple):
+    """The content of all files metadata.csv of a folder."""
 
-    A file has a column `file`, a path relative to its folder, and `group` or `patient`, `condition` or `plane`, or
-    both. An image without a group keeps its own. If one image has a condition, all must have one; images of a
-    condition without normal images are removed.
+    values: dict[str, dict[str, str]]  # by column ("group", "condition", "label") and path in NFC
+    files: list[tuple[str, list[str]]]  # each file that is used, with the paths that it lists
+    notes: list[str]  # messages to the user
 
-    Raises UserError if an image has two groups or conditions, or lacks a condition, if a file lists no image of the
-    folder or, if `strict`, if a file is invalid. Otherwise it is ignored and noted.
+
+def read_metadata(folder: DataFolder, *, strict: bool) -> Metadata:
+    """Reads all files metadata.csv. An invalid one is noted; if `strict`, it raises UserError.
+
+    Raises UserError if a file gives an image two values of one column.
     """
-    values, is_used, notes = {name: {} for name in _COLUMNS}, False, []
+    values, files, notes = {name: {} for name in _COLUMNS}, [], []
     for file in folder.metadata_files():
         try:
             rows = _read_rows(folder, file)
@@ -53,22 +60,37 @@ def apply_metadata(listing: Listing, folder: DataFolder, *, strict: bool) -> Lis
                 raise
             notes.append(f"not used: {error}")
             continue
-        is_used = True
+        files.append((file, [path for path, _ in rows]))
         for path, row in rows:
             for name, value in row.items():
                 if (first := values[name].setdefault(path, value)) != value:
                     problem = f"{_short(path)} has the {name}s {_short(first)} and {_short(value)}"
                     raise UserError(f"{folder.root / file}: {problem}. Give each image one {name}.")
-        row_of = dict(rows)
-        if rows and not any(_value(row_of, r.path) for r in listing.records):
+    return Metadata(values, files, notes)
+
+
+def apply_metadata(listing: Listing, folder: DataFolder, *, strict: bool) -> Listing:
+    """Assigns the groups and conditions of metadata.csv.
+
+    A file has a column `file`, a path relative to its folder, and one or more of `group` or `patient`, `condition` or
+    `plane`, and `label` or `target` (which the layout uses). An image without a group keeps its own. If one image has a
+    condition, all must have one; images of a condition without normal images are removed.
+
+    Raises UserError if an image has two groups or conditions, or lacks a condition, if a file lists no image of the
+    folder or, if `strict`, if a file is invalid. Otherwise it is ignored and noted.
+    """
+    values, files, notes = read_metadata(folder, strict=strict)
+    for file, paths in files:
+        listed = dict.fromkeys(paths, "listed")
+        if paths and not any(value_of_image(listed, r.path) for r in listing.records):
             raise UserError(
-                f"{folder.root / file} lists no image of the folder: it has {_short(rows[0][0])}, but the images have "
+                f"{folder.root / file} lists no image of the folder: it has {_short(paths[0])}, but the images have "
                 f"paths such as {_short(listing.records[0].path)}. Give paths relative to the folder of {METADATA}."
             )
     records, conditions, skipped = listing.records, (), ()
-    if is_used:
+    if files:
         records, n_ungrouped = _assign_groups(records, values["group"])
-        if n_ungrouped and (values["group"] or not values["condition"]):
+        if n_ungrouped and (values["group"] or not (values["condition"] or values["label"])):
             notes.append(f"{n_ungrouped} images have no group in {METADATA}: each is a group of its own")
     if values["condition"]:
         records, conditions, skipped = _assign_conditions(records, values["condition"], folder.root)
@@ -77,13 +99,13 @@ def apply_metadata(listing: Listing, folder: DataFolder, *, strict: bool) -> Lis
 
 def _assign_groups(records, group_of):
     # Slices of a volume and files of a patient stay together if only some of them are listed.
-    merged = {r.group: group for r in records if (group := _value(group_of, r.path))}
-    grouped = [r._replace(group=_value(group_of, r.path) or merged.get(r.group, r.group)) for r in records]
+    merged = {r.group: group for r in records if (group := value_of_image(group_of, r.path))}
+    grouped = [r._replace(group=value_of_image(group_of, r.path) or merged.get(r.group, r.group)) for r in records]
     return grouped, sum(r.group == r.path and r.group not in merged for r in records)
 
 
 def _assign_conditions(records, condition_of, root):
-    names = [_value(condition_of, r.path) for r in records]
+    names: list[Any] = [value_of_image(condition_of, r.path) for r in records]
     if None in names:
         path = records[names.index(None)].path
         raise UserError(
@@ -99,8 +121,9 @@ def _assign_conditions(records, condition_of, root):
     return kept, conditions, tuple(sorted({*names}.difference(conditions)))
 
 
-def _value(value_of, path):
-    """The value of an image, or of the volume that it is a slice of."""
+def value_of_image(value_of: Mapping[str, str], path: str) -> str | None:
+    """Returns the value of an image, or of the volume that it is a slice of; paths are compared in NFC."""
+    path = unicodedata.normalize("NFC", path)
     volume, _ = split_slice(path)
     return value_of.get(path) or value_of.get(volume)
 
@@ -117,13 +140,15 @@ def _read_rows(folder, file) -> list[tuple[str, dict[str, str]]]:
             header = [name.strip().lower() for name in lines[0]] if lines else []
             known = [(name, title) for name, titles in _COLUMNS.items() for title in titles[::-1] if title in header]
             columns = {name: header.index(title) for name, title in known}  # the first title of a name wins
-            if "file" in header and columns:
+            file_column = next((header.index(title) for title in _FILE if title in header), None)
+            if file_column is not None and columns:
                 rows = []
                 for line in lines[1:]:
                     cells = [cell.strip() for cell in (*line, *[""] * len(header))]
                     row = {name: cells[i] for name, i in columns.items() if cells[i]}
-                    path = cells[header.index("file")].replace("\\", "/").removeprefix("./")
-                    rows += [(parent + path, row)] if row else []
+                    path = cells[file_column].replace("\\", "/").removeprefix("./")
+                    # Tables are written in NFC; macOS, zip and rsync may have stored names in NFD.
+                    rows += [(unicodedata.normalize("NFC", parent + path), row)] if row else []
                 return rows
     except csv.Error as error:
         raise UserError(f"{folder.root / file} cannot be read ({error}).") from error

@@ -13,6 +13,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 
 from bigan_jax.data.files import images, medical
+from bigan_jax.data.files.folders import walk
 from bigan_jax.data.files.unreadable import UnreadableFile, split_unreadable, try_read
 from tests.fuzz.mutations import corrupt, corrupt_inside, corruptions
 
@@ -98,7 +99,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
     data = folder / "data"
     data.mkdir()
     (file := data / f"a.{name.partition('.')[2]}").write_bytes(content)
-    names = images.list_images(data)
+    names = walk(data).images
     for read in lambda x, _: images.read_image(x, 8, 1), lambda x, _: images.read_mask(x, 8):
         _, unreadable = split_unreadable(images.read_files(read, data, names, "images"))
         yield from (file.reason for file in unreadable)
