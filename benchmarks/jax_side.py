@@ -260,4 +260,4 @@ class JaxSide:
 def _score(detector, state, frozen, batch, keys):
     net = inference_net(detector, state, frozen)
     terms = anomaly_score.terms(batch.image, detector.reconstruct(net, batch, keys))
-    return anomaly_score.score(FORMULA, terms)
+    return anomaly_score.paper_score(FORMULA, terms)

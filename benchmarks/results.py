@@ -135,7 +135,7 @@ def add(rows: dict[str, dict[str, str]], workdir: Path) -> None:
     if not config.score.perceptual:
         rows[name] = _row(name, workdir, config.to_dict(), evaluation)
     elif name in rows:
-        rows[name]["perceptual_auroc"] = _cell(evaluation["auroc"])
+        rows[name]["perceptual_auroc"] = _cell(evaluation["scores"]["paper"]["auroc"])
     else:
         raise UserError(f"{workdir} has a perceptual term in its score. Add {name} without the term first.")
 
@@ -143,7 +143,8 @@ def add(rows: dict[str, dict[str, str]], workdir: Path) -> None:
 def _row(name, workdir, config, evaluation):
     log = (workdir / "train.jsonl").read_text(encoding="utf-8").splitlines()
     pixel, raw = evaluation["pixel"], evaluation["pixel_baselines"]["raw_intensity"]
-    baselines = {k: v for k, v in evaluation["baselines"].items() if v is not None}
+    paper = evaluation["scores"]["paper"]
+    baselines = {k: v for k, v in paper["baselines"].items() if v is not None}
     best = max(baselines, key=baselines.get, default=None)
     table = evaluation["score_table"]
     used = next(row for row in table if row["used"]) | {"reduction": "top1"}
@@ -156,17 +157,18 @@ def _row(name, workdir, config, evaluation):
         **{key: config["data"][key] for key in ("split_seed", "image_size", "channels")},
         "dtype": config["dtype"],
         "epochs": len(log),
-        **{key: evaluation[key] for key in ("n_train", "n_calibration", "threshold")},
+        **{key: evaluation[key] for key in ("n_train", "n_calibration")},
+        "threshold": paper["threshold"],
         **{f"n_test_{kind}": evaluation[f"n_{kind}"] for kind in ("normal", "anomalous")},
-        "calibration_score": float(np.mean(evaluation["calibration_scores"])),
-        **_with_intervals("", evaluation, evaluation["intervals"], _IMAGE_METRICS),
+        "calibration_score": float(np.mean(paper["calibration_scores"])),
+        **_with_intervals("", paper, paper["intervals"], _IMAGE_METRICS),
         **_with_intervals("pixel_", pixel, pixel["intervals"], _PIXEL_METRICS),
         "pixel_raw_intensity_auroc": raw.get("auroc"),
         "pixel_raw_intensity_aupro": raw.get("aupro"),
         **{f"{name}_auroc": evaluation["term_aurocs"][name] for name in ("mse", "ssim")},
         "top1_auroc": top1,
         "native_auroc": (evaluation["native"] or {}).get("auroc"),
-        **{f"baseline_{key}": evaluation["baselines"].get(key) for key in _BASELINES},
+        **{f"baseline_{key}": paper["baselines"].get(key) for key in _BASELINES},
         "best_baseline": best,
         "best_baseline_auroc": baselines.get(best),
         "minutes": round(sum(json.loads(line)["seconds"] for line in log) / 60, 1),

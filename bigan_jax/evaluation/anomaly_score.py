@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.evaluation.calibrated_score import MapMoments, PixelStatistics, calibrated_score
-from bigan_jax.evaluation.result import ScoreTableRow
+from bigan_jax.evaluation.result import CALIBRATED, PAPER, SCORE_NAMES, ScoreTableRow
 from bigan_jax.metrics.image import auroc
 from bigan_jax.nn import losses, ssim
 
@@ -64,7 +64,6 @@ TERMS = {
     "ssim": ScoreTerm("1 - SSIM", "ssim_error", _ssim_error),
     "perceptual": ScoreTerm("VGG16 feature distance", "perceptual", _perceptual, True),
 }
-PAPER, CALIBRATED = SCORE_NAMES = ("paper", "calibrated")
 REDUCTIONS = ("mean", "max", "top1")  # of the paper's score
 _PAPER_WEIGHTS = {"mse": 0.7, "ssim": 0.3}
 _BLOCK = 16  # images whose combined maps are reduced together: they fit into a CPU's cache

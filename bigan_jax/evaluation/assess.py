@@ -12,8 +12,9 @@ import numpy as np
 
 from bigan_jax.data.dataset import Dataset, Images
 from bigan_jax.evaluation import anomaly_score, baselines
-from bigan_jax.evaluation.anomaly_score import SCORE_NAMES, TERMS, ScoreSettings
+from bigan_jax.evaluation.anomaly_score import TERMS, ScoreSettings
 from bigan_jax.evaluation.result import (
+    SCORE_NAMES,
     EvaluationResult,
     NativeScore,
     PixelMetrics,

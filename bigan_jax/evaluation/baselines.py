@@ -12,8 +12,9 @@ from bigan_jax.data.streaming import LazyImages, fixed_draw
 from bigan_jax.data.thumbnails import corners, thumbnails
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation import anomaly_score
-from bigan_jax.evaluation.anomaly_score import SCORE_NAMES, ScoreFormula, ScoreTerms
+from bigan_jax.evaluation.anomaly_score import ScoreFormula, ScoreTerms
 from bigan_jax.evaluation.calibrated_score import MapMoments, PixelStatistics
+from bigan_jax.evaluation.result import SCORE_NAMES
 from bigan_jax.metrics.image import auroc
 
 ComputeTerms = Callable[[Float[np.ndarray, "m h w c"], Float[np.ndarray, "m h w c"]], ScoreTerms]
@@ -163,6 +164,8 @@ def principal_axes(centered: Float[np.ndarray, "n f"], count: int) -> Float[np.n
     Up to MAX_EXACT rows, the axes are exact and come from the products of rows, which are far fewer than those of
     pixels. Beyond, scikit-learn's randomized PCA costs less.
     """
+    if count == 0:  # a single row, as in the folds of two images
+        return centered[:0]
     if len(centered) > MAX_EXACT:
         return np.asarray(PCA(count, svd_solver="randomized", random_state=0).fit(centered).components_)
     last = len(centered) - 1

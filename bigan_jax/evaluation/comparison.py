@@ -7,10 +7,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 from bigan_jax.evaluation import statistics
-from bigan_jax.evaluation.anomaly_score import CALIBRATED, SCORE_NAMES
 from bigan_jax.evaluation.finished_run import FinishedRun
 from bigan_jax.evaluation.paper_results import MODELS, contradiction
-from bigan_jax.evaluation.result import EvaluationResult, ScoreResult
+from bigan_jax.evaluation.result import CALIBRATED, SCORE_NAMES, EvaluationResult, ScoreResult
 from bigan_jax.evaluation.statistics import Difference, Spread, spread
 from bigan_jax.evaluation.verdict import SCORE_TITLES, label, strongest
 from bigan_jax.metrics.image import IMAGE_METRICS

@@ -16,6 +16,7 @@ from bigan_jax.metrics.pixel import PIXEL_METRICS
 from bigan_jax.metrics.thresholds import Oracle, Promise
 from bigan_jax.runtime.files import read_bounded
 
+PAPER, CALIBRATED = SCORE_NAMES = ("paper", "calibrated")  # scores of one reconstruction
 _MAX_BYTES = 16 * 2**20  # the scores of all calibration images are in the file
 
 Name = Annotated[str, Meta(min_length=1, max_length=100)]
@@ -121,8 +122,8 @@ class EvaluationResult(_Record, frozen=True):
     n_calibration_groups: Count
     n_normal: Count  # test images
     n_anomalous: Count  # test images
-    score_name: Name  # the score that decides
-    scores: dict[Name, ScoreResult]  # by name: "paper" and "calibrated", from the same reconstructions
+    score_name: Name  # the score that decides, one of SCORE_NAMES
+    scores: dict[Name, ScoreResult]  # by SCORE_NAMES, from the same reconstructions
     predict_all: PredictAll
     native: NativeScore | None
     pixel_threshold: Number  # the error from which on a pixel is called defective
@@ -142,7 +143,7 @@ class EvaluationResult(_Record, frozen=True):
         for field in ("model", "dataset", "category", "ablations", "pixel_baselines"):
             if not "".join(getattr(self, field)).isprintable():  # a name, or several
                 raise ValueError(f"{field} must be printable")
-        if set(self.scores) != {"paper", "calibrated"} or self.score_name not in self.scores:
+        if self.scores.keys() != set(SCORE_NAMES) or self.score_name not in self.scores:
             raise ValueError('scores must be "paper" and "calibrated", and score_name one of them')
         if "combined" not in self.color_limits:
             raise ValueError("color_limits must have the limit of the combined map")

@@ -137,13 +137,13 @@ def test_add_appends_a_finished_run(tmp_path):
     (name,) = rows
     row = rows[name]
     assert name == "fcae-phantom-bottle-seed0" and tuple(row) == results.COLUMNS
-    assert float(row["auroc"]) == pytest.approx(evaluation["auroc"], rel=1e-5)
+    assert float(row["auroc"]) == pytest.approx(evaluation["scores"]["paper"]["auroc"], rel=1e-5)
     assert float(row["best_baseline_auroc"]) == max(float(row[f"baseline_{name}"]) for name in results._BASELINES)
     assert row["pixel_aupro_low"] and row["top1_auroc"] and row["epochs"] == "2"
     assert row["command"].startswith("python launch.py --config=configs/fcae.py:phantom --config.data")
     assert "'--config.model.hidden=(8,4)'" in row["command"] and "data.dir" not in row["command"]
 
-    evaluation["auroc"] = 0.5
+    evaluation["scores"]["paper"]["auroc"] = 0.5
     (tmp_path / "run" / "evaluation.json").write_text(json.dumps(evaluation))
     fields = json.loads((tmp_path / "run" / "config.json").read_text())
     fields["score"]["perceptual"] = 0.3

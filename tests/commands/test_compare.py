@@ -18,7 +18,7 @@ from bigan_jax.evaluation.finished_run import read_run
 from bigan_jax.evaluation.paper_results import METRICS
 from bigan_jax.evaluation.statistics import Difference
 from bigan_jax.reports.comparison_tables import comparison_tables, csv_rows
-from tests.helpers.datasets import image_table, write_run
+from tests.helpers.datasets import evaluation_content, image_table, main_score, write_run
 
 
 def read_runs(folder):
@@ -34,6 +34,9 @@ def corrupt_evaluations():
     def replaced(**values):
         return lambda content: dump(content | values)
 
+    def replaced_in_score(**values):
+        return lambda content: dump(evaluation_content(**values))
+
     yield "not valid JSON", lambda content: "{"
     yield "Expected `object`, got `array`", lambda content: "[" * 100_000
     yield "Expected `object`, got `array`", lambda content: "[]"
@@ -42,21 +45,23 @@ def corrupt_evaluations():
         "missing required field `ablations`",
         lambda content: dump({k: v for k, v in content.items() if k != "ablations"}),
     )
-    yield "auroc: Expected `float` <= 1.0", replaced(auroc=1.5)
-    yield "auroc: Expected `float | null`, got `str`", replaced(auroc="0.9")
-    yield "not valid JSON", replaced(f1=float("nan"))
-    yield "recall: Expected `float | null`, got `bool`", replaced(recall=True)
+    yield "auroc: Expected `float` <= 1.0", replaced_in_score(auroc=1.5)
+    yield "auroc: Expected `float | null`, got `str`", replaced_in_score(auroc="0.9")
+    yield "not valid JSON", replaced_in_score(f1=float("nan"))
+    yield "recall: Expected `float | null`, got `bool`", replaced_in_score(recall=True)
     yield "seed: Expected `int`", replaced(seed=0.5)
     yield "n_normal: Expected `int` >= 0", replaced(n_normal=-1)
+    yield "n_train: Expected `int` >= 0", replaced(n_train=-1)
+    yield "the names of baselines must be printable", replaced_in_score(baselines={"a\nb": 0.5})
     yield "model must be printable", replaced(model="a\nb")
     yield "model must be printable", replaced(model="\u202egnp.exe")
     yield "dataset: Expected `str` of length <= 100", replaced(dataset="d" * 101)
     yield "ablations: Expected `array`", replaced(ablations="no_se")
-    yield "auroc_ci must have the lower limit first", replaced(auroc_ci=[0.9, 0.1])
-    yield "baselines[...]: Expected `float | null`", replaced(baselines={"pca": [1]})
+    yield "auroc_ci must have the lower limit first", replaced_in_score(auroc_ci=[0.9, 0.1])
+    yield "baselines[...]: Expected `float | null`", replaced_in_score(baselines={"pca": [1]})
     yield "pixel.auroc: Expected `float` <= 1.0", replaced(pixel={"auroc": 7})
     yield "pixel_baselines: Expected `object`", replaced(pixel_baselines=[3])
-    yield "calibration_scores[1]: Expected `float`", replaced(calibration_scores=[0.1, "x"])
+    yield "calibration_scores[1]: Expected `float`", replaced_in_score(calibration_scores=[0.1, "x"])
     yield "larger than 16 MiB", lambda content: dump(content) + " " * 2**24
 
 
@@ -92,7 +97,7 @@ def test_pipes_and_invalid_text_are_skipped(tmp_path):
     ("corrupt", "reason"),
     [
         (lambda text: text.replace(",normal,", ",odd,", 1), "format"),
-        (lambda text: text.replace("score", "points", 1), "format"),
+        (lambda text: text.replace("calibrated", "points", 1), "format"),
         (lambda text: text + text.splitlines()[-1] + "\n", "twice"),
         (lambda text: "\n".join(text.splitlines()[:-1]) + "\n", "different numbers"),
         (lambda text: re.sub(r",[-\d.e]+,(\w+)$", r",nan,\1", text, count=1, flags=re.M), "finite"),
@@ -120,7 +125,7 @@ def test_row_has_mean_and_std_over_seeds(tmp_path):
     (dataset,) = compare_runs(read_runs(tmp_path))
     (row,) = dataset.rows
     for name in METRICS:
-        values = [content[name] for content in contents]
+        values = [main_score(content)[name] for content in contents]
         assert row.values[name] == pytest.approx((np.mean(values), np.std(values, ddof=1), 4))
     assert row.values["baseline"].mean == dataset.baseline == 0.95
     assert row.values["calibration_score"].mean == 0.625
@@ -156,12 +161,76 @@ def test_runs_on_different_images_under_one_name_are_not_seeds_of_one_row(tmp_pa
     assert "other images than" in note and "data.name" in note
 
 
-def test_threshold_note_of_a_run_is_repeated(tmp_path):
-    write_run(tmp_path / "a", model="cae", evaluation={"threshold_note": "from 3 groups only"})
-    write_run(tmp_path / "b", model="vae")
+def test_promises_of_the_runs_are_repeated_once(tmp_path):
+    for model in ("cae", "vae"):
+        write_run(tmp_path / model, model=model)
+    write_run(tmp_path / "fcae", model="fcae", evaluation={"promise": None, "threshold_rule": "manual"})
     (dataset,) = compare_runs(read_runs(tmp_path))
-    (note,) = [note for note in dataset.notes if "calibrated" in note]
-    assert note.endswith(": cae")
+    (note,) = [note for note in dataset.notes if note.startswith("thresholds: ")]
+    (promise,) = {run.result.main.promise for row in dataset.rows for run in row.runs} - {None}
+    assert note == f"thresholds: {promise.sentence}"
+    assert any(note.startswith("threshold_rule differs: ") for note in dataset.notes)
+
+
+def test_both_rankings_appear_if_the_scores_rank_another_detector_first(tmp_path):
+    _, label, _ = image_table()
+    noise = np.random.default_rng(0).normal(size=(6, len(label)))
+    strengths = {"cae": (2.0, 0.5), "vae": (1.2, 1.5), "fcae": (0.2, 1.0)}  # of the calibrated and the paper's score
+    for i, (model, (strength, of_paper)) in enumerate(strengths.items()):
+        score, paper_score = noise[2 * i] + strength * label, noise[2 * i + 1] + of_paper * label
+        write_run(tmp_path / model, model=model, score=score, paper_score=paper_score)
+    (dataset,) = compare_runs(read_runs(tmp_path))
+    assert dataset.score == "calibrated"
+    assert [row.label for row in dataset.rows] == ["cae", "vae", "fcae"]
+    aurocs = {row.label: row.runs[0].result.scores["paper"].auroc for row in dataset.rows}
+    assert aurocs["vae"] > aurocs["fcae"] > aurocs["cae"]
+    expected = ", ".join(f"{name} {aurocs[name]:.3f}" for name in ("vae", "fcae", "cae"))
+    assert f"the paper's score ranks differently: {expected}" in dataset.notes
+    values = dataset.rows[0].values
+    assert values["auroc"] == values["calibrated_auroc"] != values["paper_auroc"]
+    assert values["paper_auroc"].mean == aurocs["cae"]
+    # Differences are by the score that ranks.
+    best, second = (row.runs[0].result.scores["calibrated"].auroc for row in dataset.rows[:2])
+    assert dataset.differences["vae"].value == pytest.approx(second - best)
+    (table,) = [t for t in comparison_tables(dataset) if t.title.startswith("Results")]
+    assert [heading for heading in table.columns if heading[0] == "AUROC"][:2] == [
+        ("AUROC", "calibrated score"),
+        ("AUROC", "paper's score"),
+    ]
+    assert any("ranked by the calibrated score" in note for note in table.notes)
+
+
+def test_no_second_ranking_if_both_scores_rank_the_same_detector_first(tmp_path):
+    _, label, _ = image_table()
+    noise = np.random.default_rng(0).normal(size=(6, len(label)))
+    for i, strength in enumerate((3.0, 1.0, 0.9)):  # the order of the others does not matter
+        scores = noise[2 * i] + strength * label, noise[2 * i + 1] + strength * label
+        write_run(tmp_path / f"{i}", model=("cae", "vae", "fcae")[i], score=scores[0], paper_score=scores[1])
+    (dataset,) = compare_runs(read_runs(tmp_path))
+    assert not [note for note in dataset.notes if "ranks differently" in note]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"), [(("paper", "paper"), "paper"), (("paper", "calibrated"), "calibrated")]
+)
+def test_comparison_is_by_the_score_that_decides_in_all_runs(names, expected, tmp_path):
+    _, label, _ = image_table()
+    noise = np.random.default_rng(0).normal(size=(4, len(label)))
+    for i, name in enumerate(names):
+        scores = noise[i] + (2 - i) * label, noise[i + 2] + (1 + i) * label  # ranked in opposite orders
+        write_run(
+            tmp_path / name / str(i), model=("cae", "vae")[i],
+            score=scores[0], paper_score=scores[1], evaluation={"score_name": name},
+        )  # fmt: skip
+    (dataset,) = compare_runs([read_run(path.parent) for path in sorted(tmp_path.glob("*/*/config.json"))])
+    assert dataset.score == expected
+    for row in dataset.rows:
+        assert row.values["auroc"] == row.values[f"{expected}_auroc"]
+        (auroc,) = (run.result.scores[expected].auroc for run in row.runs)
+        assert row.values["auroc"].mean == auroc
+    best, other = dataset.rows
+    difference = other.values["auroc"].mean - best.values["auroc"].mean
+    assert dataset.differences[other.label].value == pytest.approx(difference) and difference < 0
 
 
 def test_notes_list_differences_between_runs(tmp_path):
@@ -169,14 +238,14 @@ def test_notes_list_differences_between_runs(tmp_path):
     write_run(tmp_path / "b", model="vae", config={"data.split_seed": 2}, evaluation={"n_train": 7})
     write_run(tmp_path / "c", model="vae", config={"data.split_seed": 2}, seed=1)
     write_run(tmp_path / "d", model="fcae", config={"phases.phase1.epochs": 9})
-    write_run(tmp_path / "e", model="bigan", evaluation={"accuracy": 0.99})
+    write_run(tmp_path / "e", model="bigan", evaluation={"paper": {"accuracy": 0.99}})
     (dataset,) = compare_runs(read_runs(tmp_path))
     notes = "\n".join(dataset.notes)
     assert "n_train differs: 7, 80 (vae); 80 (" in notes
     assert "data.split_seed differs: 1 (cae); 2 (vae)" in notes
     assert "number of seeds differs: 1 (" in notes and "2 (vae)" in notes
     assert "incomplete: trained 2 of 9 epochs" in notes
-    assert "bigan is inconsistent" in notes and "at this test set's prevalence" in notes
+    assert f"bigan is inconsistent: {tmp_path / 'e'}, paper: " in notes and "at this test set's prevalence" in notes
     assert notes.count("is inconsistent") == 1
 
 
@@ -218,7 +287,9 @@ def test_paired_bootstrap_equals_loop(tmp_path):
         test = path, label, group
         write_run(tmp_path / f"{i}", model=model, seed=i % 2, score=score, test=test)
     runs = read_runs(tmp_path)
-    paired = statistics.paired_difference(runs[:2], runs[2:], samples := statistics.bootstrap_samples(runs))
+    paired = statistics.paired_difference(
+        runs[:2], runs[2:], samples := statistics.bootstrap_samples(runs, "calibrated"), "calibrated"
+    )
     sampled = np.array(list(loop_bootstrap(scores, label, group, 4000, np.random.default_rng(7))))
     difference = sampled[:, :2].mean(1) - sampled[:, 2:].mean(1)
     ends = np.quantile(difference, [0.025, 0.975])
@@ -228,7 +299,7 @@ def test_paired_bootstrap_equals_loop(tmp_path):
     assert unpaired[1] - unpaired[0] > 1.5 * width  # so only a paired bootstrap passes the first assertion
     aurocs = [roc_auc_score(label, score) for score in scores]
     assert paired.value == pytest.approx(np.mean(aurocs[:2]) - np.mean(aurocs[2:]))
-    assert statistics.paired_difference(runs[:1], runs[:1], samples) == Difference(0.0, (0.0, 0.0))
+    assert statistics.paired_difference(runs[:1], runs[:1], samples, "calibrated") == Difference(0.0, (0.0, 0.0))
 
 
 def test_pairing_requires_same_images_in_any_order(tmp_path):
@@ -247,7 +318,8 @@ def test_pairing_requires_same_images_in_any_order(tmp_path):
     assert dataset.differences["bigan"] == "not tested on the same images"
     assert dataset.differences["cvae"] == "not tested on the same images"
     few = [row.runs for row in dataset.rows if row.model == "cvae"] * 2
-    assert "fewer than two groups" in statistics.paired_difference(*few, statistics.bootstrap_samples(few[0]))
+    samples = statistics.bootstrap_samples(few[0], "paper")
+    assert "fewer than two groups" in statistics.paired_difference(*few, samples, "paper")
 
 
 def test_runs_over_splits_are_paired_by_split(tmp_path):
@@ -263,7 +335,7 @@ def test_runs_over_splits_are_paired_by_split(tmp_path):
                 model=model, seed=seed, test=test, strength=strength, config=fields,
             )  # fmt: skip
     (dataset,) = compare_runs(read_runs(tmp_path))
-    aurocs = {row.label: [run.result.auroc for run in row.runs] for row in dataset.rows}
+    aurocs = {row.label: [run.result.main.auroc for run in row.runs] for row in dataset.rows}
     best = next(iter(aurocs))
     assert best == "cae"
     differences = np.subtract(aurocs["vae"], aurocs["cae"])
@@ -305,7 +377,7 @@ def test_ablation_is_compared_with_full_model(tmp_path):
     (dataset,) = compare_runs(read_runs(tmp_path))
     ((pair, value),) = dataset.ablations.items()
     assert pair == ("improved_bigan", "improved_bigan, no_se")
-    assert value.value == pytest.approx(ablated["auroc"] - full["auroc"])
+    assert value.value == pytest.approx(main_score(ablated)["auroc"] - main_score(full)["auroc"])
     assert value.interval[0] < value.value < value.interval[1]
 
 

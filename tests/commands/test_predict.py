@@ -23,6 +23,7 @@ from bigan_jax.configs import cvae, fcae
 from bigan_jax.data import phantom
 from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError, printable
+from bigan_jax.evaluation.calibrated_score import PixelStatistics, write_statistics
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.reports.charts import error_map_rgb
 from bigan_jax.reports.overlays import output_name
@@ -83,13 +84,14 @@ def test_scores_equal_those_of_the_evaluation(trained, predicted):
     assert evaluated.keys() < rows.keys() and len(rows) == 65
     assert {row["decision"] for row in evaluated.values()} == {"normal", "anomalous"}
     for path, row in evaluated.items():
-        for column in ("mse", "ssim_error", "score"):
-            assert float(rows[path][column]) == pytest.approx(float(row[column]), abs=1e-6)
+        for column in ("mse", "ssim_error", "paper", "calibrated"):
+            assert float(rows[path][column]) == pytest.approx(float(row[column]), rel=1e-4, abs=1e-6)
         assert rows[path]["decision"] == row["decision"]
-    calibration = json.loads((workdir / "evaluation.json").read_text())["calibration_scores"]
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
     splits = {row["path"]: row["split"] for row in csv.DictReader((workdir / "split.csv").open())}
-    scores = [float(rows[path]["score"]) for path, name in splits.items() if name == "calibration"]
-    np.testing.assert_allclose(sorted(calibration), sorted(scores), atol=1e-6)
+    for name, result in evaluation["scores"].items():
+        scores = [float(rows[path][name]) for path, split in splits.items() if split == "calibration"]
+        np.testing.assert_allclose(sorted(result["calibration_scores"]), sorted(scores), rtol=1e-4, atol=1e-6)
 
 
 def test_window_makes_scores_independent_of_brightness(tmp_path):
@@ -108,10 +110,10 @@ def test_window_makes_scores_independent_of_brightness(tmp_path):
         "model.hidden": (16, 8),
     }
     bigan_jax.train(configured(fcae, "folder", fields), workdir := tmp_path / "run")
-    evaluated = {row["path"]: float(row["score"]) for row in table(workdir)}
+    evaluated = {row["path"]: float(row["calibrated"]) for row in table(workdir)}
     for source, output in (data, tmp_path / "again"), (dark, tmp_path / "bright"):
         predict(workdir, source, output)
-        scores = {row["path"]: float(row["score"]) for row in table(output)}
+        scores = {row["path"]: float(row["calibrated"]) for row in table(output)}
         for path, score in evaluated.items():
             assert scores[path.removeprefix("normal/")] == pytest.approx(score, abs=2e-3)
     (score,) = bigan_jax.load(workdir).predict([data / "00.png"]).score
@@ -123,14 +125,14 @@ def test_window_makes_scores_independent_of_brightness(tmp_path):
 
 def test_percentile_is_the_fraction_of_lower_calibration_scores(trained, predicted):
     scorer = bigan_jax.load(trained[0])
-    for score, row in ((float(row["score"]), row) for row in table(predicted)):
+    for score, row in ((float(row["calibrated"]), row) for row in table(predicted)):
         if min(abs(scorer.calibration - score)) > 1e-6:  # else the seven digits of the file decide
             lower = sum(other < score for other in scorer.calibration.tolist())
             assert float(row["percentile"]) == pytest.approx(100 * lower / len(scorer.calibration), rel=1e-3)
     assert len({row["percentile"] for row in table(predicted)}) > 5
     calibration = scorer.calibration
     ties = np.concatenate([calibration, [0, calibration.max() + 1]])
-    scores = scorer.score(np.zeros((1, 32, 32, 1), np.uint8))._replace(score=ties)
+    scores = scorer.score(np.zeros((1, 32, 32, 1), np.uint8))._replace(by_name={"calibrated": ties})
     expected = [100 * np.mean(calibration < score) for score in ties]
     np.testing.assert_allclose(scorer.percentile(scores), expected)
     assert expected[-2:] == [0, 100]
@@ -159,7 +161,7 @@ def test_forms_of_input(form, trained, predicted, tmp_path):
     known = {row["path"].rpartition("/")[2]: row for row in table(predicted)[:5]}  # anomalous/
     for row in rows:
         other = known[row["path"].rpartition("/")[2]]
-        assert float(row["score"]) == pytest.approx(float(other["score"]), abs=1e-6)
+        assert float(row["calibrated"]) == pytest.approx(float(other["calibrated"]), abs=1e-6)
         error_map = rgb(tmp_path / "out" / "error_maps" / f"{row['path']}.png")
         # Other images do not change a map's colors, but for rounding.
         expected_map = rgb(predicted / "error_maps" / f"{other['path']}.png")
@@ -209,7 +211,7 @@ def test_command_skips_unreadable_files(trained, tmp_path):
     assert "\x1b[31m" not in result.stdout + result.stderr
     paths = {printable(name) for name in names[1:]}  # ..png is hidden
     assert {row["path"] for row in table(tmp_path / "out")} == paths
-    assert len({row["score"] for row in table(tmp_path / "out")}) == 1
+    assert len({row["calibrated"] for row in table(tmp_path / "out")}) == 1
     reasons = {row["path"]: row["reason"] for row in table(tmp_path / "out", "unreadable.csv")}
     assert reasons.keys() == {"torn.png", "page.jpg", "empty.png", "out.png"}
     assert "empty" in reasons["empty.png"] and "not an image" in reasons["page.jpg"]
@@ -243,7 +245,7 @@ def test_python_api_accepts_files_images_and_arrays(trained, predicted):
     result = scorer.predict([*inputs, image.convert("RGBA"), image.resize((200, 70))])
     assert result.error_map.shape == (8, 32, 32) and result.decision.dtype == bool
     (row,) = (row for row in table(predicted) if row["path"] == "anomalous/03.png")
-    np.testing.assert_allclose(result.score[:7], float(row["score"]), atol=1e-6)
+    np.testing.assert_allclose(result.score[:7], float(row["calibrated"]), atol=1e-6)
     np.testing.assert_allclose(result.percentile[:7], float(row["percentile"]), rtol=1e-3)
     assert ["normal", "anomalous"][int(result.decision[0])] == row["decision"]
     for wrong, words in (
@@ -263,9 +265,12 @@ def test_errors_leave_output_unchanged(trained, tmp_path):
     old = tmp_path / "old"
     shutil.copytree(workdir, old)
     evaluation = json.loads((old / "evaluation.json").read_text())
-    del evaluation["calibration_scores"]
+    del evaluation["scores"]["calibrated"]["calibration_scores"]
     (old / "evaluation.json").write_text(json.dumps(evaluation))
+    unfitted = shutil.copytree(workdir, tmp_path / "unfitted")
+    (unfitted / "pixel_statistics.npy").unlink()
     for arguments, words in (
+        ((unfitted, images, tmp_path / "out"), "unfitted/pixel_statistics.npy is missing .* Run --mode=evaluate again"),
         ((workdir, images, tmp_path / "mine"), "mine exists and is not empty"),
         ((workdir, images, images / "out"), "must not be inside --input"),
         ((workdir, tmp_path / "no.png", tmp_path / "out"), "no such image"),
@@ -286,8 +291,8 @@ def test_maps_false_writes_scores_only(trained, predicted, tmp_path, capsys):
     predict(workdir, images / "anomalous", tmp_path / "out", maps=False)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["scores.csv"]
     assert f"\nScores: {tmp_path / 'out'}" in capsys.readouterr().out
-    expected = [float(row["score"]) for row in table(predicted)[:5]]
-    scores = [float(row["score"]) for row in table(tmp_path / "out")]
+    expected = [float(row["calibrated"]) for row in table(predicted)[:5]]
+    scores = [float(row["calibrated"]) for row in table(tmp_path / "out")]
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
@@ -324,6 +329,7 @@ def test_condition_comes_from_flag_or_nearest_folder(tmp_path):
         conditions=["bottle", "leaf"], threshold=0.2, calibration_scores=[0.1], color_limits={"combined": 0.3}, steps=0
     )
     write_json(tmp_path / "run" / "evaluation.json", evaluation)
+    write_statistics(tmp_path / "run", PixelStatistics(*np.full((2, 32, 32), 0.1, np.float32)))
     image, _ = phantom.draw("leaf", 0, 32, 1)
     for name in ("bottle/leaf___mildew/a.png", "bottle/a.png", "other/a.png"):
         (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -331,7 +337,7 @@ def test_condition_comes_from_flag_or_nearest_folder(tmp_path):
 
     def scores(source, output, condition=""):
         predict(tmp_path / "run", tmp_path / "new" / source, tmp_path / output, condition)
-        return {row["path"]: float(row["score"]) for row in table(tmp_path / output)}
+        return {row["path"]: float(row["calibrated"]) for row in table(tmp_path / output)}
 
     scorer = bigan_jax.load(tmp_path / "run")
     bottle, leaf = scorer.predict([image, image], ["bottle", "leaf"]).score

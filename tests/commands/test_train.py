@@ -24,6 +24,7 @@ from bigan_jax.errors import UserError
 from bigan_jax.runtime.run_config import read_config
 from bigan_jax.training.loop import epoch_order
 from bigan_jax.training.saving.checkpoints import CheckpointManager
+from tests.helpers.datasets import main_score
 from tests.helpers.runs import ROOT, SMALL, SMALL_BIGAN, command, configured, environment, flags, launch
 
 CAE = "configs/cae.py"
@@ -43,16 +44,19 @@ def test_train_command_writes_all_files(finished):
     assert "AUROC" in result.stdout and "report.html" in result.stdout
     for name in ("config.json", "audit.json", "split.csv", "train.jsonl"):
         assert (workdir / name).stat().st_size
-    for name in ("evaluation.json", "scores.csv", "report.html"):
+    for name in ("evaluation.json", "scores.csv", "report.html", "pixel_statistics.npy"):
         assert (workdir / name).stat().st_size
     assert list((workdir / "events").iterdir()) and list((workdir / "checkpoints").iterdir())
     assert {p.stem for p in (workdir / "figures").iterdir()} >= {"error_maps", "score_histogram"}
 
     evaluation = json.loads((workdir / "evaluation.json").read_text())
-    keys = "model dataset seed n_train n_calibration n_normal n_anomalous auroc auroc_ci"
-    keys += " average_precision accuracy precision recall f1 specificity threshold"
-    keys += " threshold_rule oracle native pixel baselines"
+    keys = "model dataset seed n_train n_calibration n_normal n_anomalous score_name native pixel"
     assert evaluation.keys() >= set(keys.split())
+    keys = "auroc auroc_ci average_precision accuracy precision recall f1 specificity threshold"
+    keys += " threshold_rule promise oracle baselines"
+    assert evaluation["scores"].keys() == {"paper", "calibrated"}
+    for score in evaluation["scores"].values():
+        assert score.keys() >= set(keys.split())
     assert evaluation["model"] == "cae" and evaluation["dataset"] == "phantom"
 
     log = [json.loads(line) for line in (workdir / "train.jsonl").read_text().splitlines()]
@@ -79,16 +83,16 @@ def test_saved_batch_norm_statistics_are_those_of_the_training_images(finished):
     np.testing.assert_allclose(statistics["var"], batches.var(1).mean(0), rtol=1e-3, atol=1e-6)
 
 
-def test_scores_equal_weighted_components(finished):
+def test_paper_score_equals_weighted_components_and_the_calibrated_one_decides(finished):
     workdir, _ = finished
-    threshold = json.loads((workdir / "evaluation.json").read_text())["threshold"]
+    threshold = main_score(json.loads((workdir / "evaluation.json").read_text()))["threshold"]
     rows = list(csv.DictReader((workdir / "scores.csv").open()))
-    assert list(rows[0]) == ["path", "label", "group", "mse", "ssim_error", "score", "decision"]
+    assert list(rows[0]) == ["path", "label", "group", "mse", "ssim_error", "paper", "calibrated", "decision"]
     assert {row["label"] for row in rows} == {"normal", "anomalous"}
     for row in rows:
         score = 0.7 * float(row["mse"]) + 0.3 * float(row["ssim_error"])
-        assert float(row["score"]) == pytest.approx(score, rel=1e-5)
-        assert row["decision"] == ("anomalous" if float(row["score"]) >= threshold else "normal")
+        assert float(row["paper"]) == pytest.approx(score, rel=1e-5)
+        assert row["decision"] == ("anomalous" if float(row["calibrated"]) >= threshold else "normal")
 
 
 def test_python_api_equals_command(finished, tmp_path):
@@ -97,13 +101,17 @@ def test_python_api_equals_command(finished, tmp_path):
     evaluation = bigan_jax.train(config, tmp_path / "run")
     by_command = json.loads((workdir / "evaluation.json").read_text())
     assert evaluation["n_train"] == by_command["n_train"]
-    assert evaluation["auroc"] == pytest.approx(by_command["auroc"], abs=0.02)
+    assert evaluation["scores"].keys() == by_command["scores"].keys()
+    for name, score in evaluation["scores"].items():
+        assert score["auroc"] == pytest.approx(by_command["scores"][name]["auroc"], abs=0.02)
 
     scorer = bigan_jax.load(workdir)
     dataset = loading.load_dataset(parse_settings(config).data)
     scores = scorer.score(dataset.test.image)
     rows = list(csv.DictReader((workdir / "scores.csv").open()))
-    np.testing.assert_allclose(scores.score, [float(row["score"]) for row in rows], rtol=1e-4)
+    assert scores.by_name.keys() == {"paper", "calibrated"} and scores.score is scores.by_name["calibrated"]
+    for name, values in scores.by_name.items():
+        np.testing.assert_allclose(values, [float(row[name]) for row in rows], rtol=1e-4)
     decisions = ["anomalous" if d else "normal" for d in scorer.decide(scores)]
     assert decisions == [row["decision"] for row in rows]
     single = scorer.score(dataset.test.image[3:4])
@@ -129,14 +137,16 @@ def test_color_affects_score_and_error_map(tmp_path):
     fields = SMALL_BIGAN | {"data.channels": 3, "phases.phase1.epochs": 1, "phases.phase2.epochs": 0}
     config = configured(improved_bigan, "phantom,no_perceptual", fields)
     evaluation = bigan_jax.train(config, tmp_path)
-    assert np.isfinite(evaluation["auroc"]) and evaluation["baselines"]["pca_8"] is not None
+    for score in evaluation["scores"].values():
+        assert np.isfinite(score["auroc"]) and score["baselines"]["pca_8"] is not None
     images = loading.load_dataset(parse_settings(config).data).test.image
     assert images.shape[1:] == (32, 32, 3)
     scores = bigan_jax.load(tmp_path).score(images)
     assert scores.reconstruction.shape == images.shape
     assert scores.error_map.shape == images.shape[:3]
     swapped = bigan_jax.load(tmp_path).score(images[..., ::-1])
-    assert np.abs(swapped.score - scores.score).max() > 1e-4
+    for name, values in scores.by_name.items():
+        assert np.abs(swapped.by_name[name] - values).max() > 1e-4
 
 
 def test_evaluate_again_gives_same_scores(finished, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,14 +15,30 @@ from bigan_jax.configs import fcae
 from bigan_jax.data import thumbnails
 from bigan_jax.data.loading import load_dataset
 from bigan_jax.errors import UserError
-from bigan_jax.evaluation import baselines
+from bigan_jax.evaluation import anomaly_score, baselines
+from bigan_jax.evaluation.anomaly_score import ScoreFormula, ScoreTerms
+from bigan_jax.evaluation.calibrated_score import MapMoments, calibrated_score
 from tests.helpers.runs import configured
 
 BOTTLE = Path(__file__).parents[3] / "shared/data/mvtec_ad/bottle"
 
 
+RECONSTRUCTING = "mean_image", "pca_8", "pca_64", "nearest_neighbor"
+FORMULA = ScoreFormula({"mse": 1.0})
+
+
 def squared_error(images, reconstructions):
     return ((images - reconstructions) ** 2).mean((1, 2, 3))
+
+
+def compute_terms(images, reconstructions):
+    maps = ((images - reconstructions) ** 2).mean(-1)
+    return ScoreTerms({"mse": maps.mean((1, 2))}, {"mse": maps})
+
+
+def paper_scores(train, test):
+    """By the squared error."""
+    return baselines.baseline_scores(train, test, compute_terms, FORMULA)["paper"]
 
 
 def random_images(count, size=32, channels=1, seed=0):
@@ -32,19 +49,20 @@ def random_images(count, size=32, channels=1, seed=0):
 @pytest.mark.parametrize("size, channels", [(32, 1), (20, 3), (12, 1)])
 def test_all_baselines_score_all_images(size, channels):
     train, test = random_images(30, size, channels), random_images(7, size, channels, seed=1)
-    scores = baselines.baseline_scores(train, test, squared_error)
-    assert list(scores) == [
-        *("mean_image", "pca_8", "pca_64", "nearest_neighbor"),
-        *("mahalanobis_16", "mean_intensity", "corner_pixels"),
-    ]
-    for name, score in scores.items():
-        assert score.shape == (7,) and np.isfinite(score).all(), name
+    both = baselines.baseline_scores(train, test, compute_terms, FORMULA)
+    assert list(both) == ["paper", "calibrated"]
+    for scores in both.values():
+        assert list(scores) == [*RECONSTRUCTING, "mahalanobis_16", "mean_intensity", "corner_pixels"]
+        for name, score in scores.items():
+            assert score.shape == (7,) and np.isfinite(score).all(), name
+    for name in both["paper"]:  # two scores of a reconstruction, one of everything else
+        assert (both["paper"][name] != both["calibrated"][name]).any() == (name in RECONSTRUCTING)
 
 
 def test_closed_forms():
     train, test = random_images(9), random_images(4, seed=1)
     test[0] = train[5]
-    scores = baselines.baseline_scores(train, test, squared_error)
+    scores = paper_scores(train, test)
     unit = train / 255, test / 255
     assert scores["mean_image"] == pytest.approx(squared_error(unit[1], unit[0].mean(0)), rel=1e-4)
     assert scores["mean_intensity"] == pytest.approx(unit[1].mean((1, 2, 3)), rel=1e-5)
@@ -65,7 +83,7 @@ def test_pca_equals_the_singular_value_decomposition(monkeypatch, max_exact, tol
     # A low-rank trend, as in real images: noise alone has no leading components.
     trend = np.linspace(0, 1, 60)[:, None, None, None] * np.arange(16)[:, None] * 12
     train = (train // 8 + trend).astype(np.uint8)
-    scores = baselines.baseline_scores(train, test, squared_error)
+    scores = paper_scores(train, test)
     flat, new = train.reshape(60, -1) / 255, test.reshape(5, -1) / 255
     mean = flat.mean(0)
     all_axes = np.linalg.svd(flat - mean, full_matrices=False)[2]
@@ -74,10 +92,31 @@ def test_pca_equals_the_singular_value_decomposition(monkeypatch, max_exact, tol
         assert scores[name] == pytest.approx(((new - reconstruction) ** 2).mean(1), rel=tolerance)
 
 
+@pytest.mark.parametrize("count", [2, 3, 12])
+def test_calibrated_scores_are_cross_fitted(count):
+    """Each fold of training images is reconstructed by the mean of the others, or by the nearest of them."""
+    train, test = random_images(count, 12), random_images(4, 12, seed=1)
+    scores = baselines.baseline_scores(train, test, compute_terms, FORMULA)["calibrated"]
+    unit, new = train / 255, test / 255
+    fold = np.arange(count) % 5
+    maps = {"mean_image": [], "nearest_neighbor": []}
+    for i, image in enumerate(unit):
+        others = unit[fold != fold[i]]
+        nearest = others[squared_error(others, image).argmin()]
+        for name, other in ("mean_image", others.mean(0)), ("nearest_neighbor", nearest):
+            maps[name].append(((image - other) ** 2).mean(-1))
+    nearest = unit[[squared_error(unit, image).argmin() for image in new]]
+    for name, reconstruction in ("mean_image", unit.mean(0)), ("nearest_neighbor", nearest):
+        moments = MapMoments(["mse"])
+        moments.add({"mse": np.array(maps[name])})
+        expected = calibrated_score(((new - reconstruction) ** 2).mean(-1), moments.statistics({"mse": 1.0}))
+        assert scores[name] == pytest.approx(expected, rel=1e-3), name
+
+
 def test_identical_images_have_no_axes():
     train = np.full((5, 12, 12, 1), 100, np.uint8)
     test = np.stack([train[0], train[0] + 50])
-    scores = baselines.baseline_scores(train, test, squared_error)
+    scores = paper_scores(train, test)
     expected = [0, (50 / 255) ** 2]
     for name in ("mean_image", "pca_8", "pca_64", "nearest_neighbor"):
         assert scores[name] == pytest.approx(expected, abs=1e-6), name
@@ -85,10 +124,11 @@ def test_identical_images_have_no_axes():
 
 def test_test_images_do_not_affect_each_other():
     train, test = random_images(30), random_images(6, seed=1)
-    together = baselines.baseline_scores(train, test, squared_error)
-    alone = baselines.baseline_scores(train, test[2:3], squared_error)
-    for name in together:
-        assert alone[name][0] == pytest.approx(together[name][2], rel=1e-4), name
+    together = baselines.baseline_scores(train, test, compute_terms, FORMULA)
+    alone = baselines.baseline_scores(train, test[2:3], compute_terms, FORMULA)
+    for score, by_baseline in together.items():
+        for name, values in by_baseline.items():
+            assert alone[score][name][0] == pytest.approx(values[2], rel=1e-4), (score, name)
 
 
 def test_thumbnails_average_areas():
@@ -116,11 +156,11 @@ def test_only_brightness_gets_its_better_sign():
 
 def test_invalid_input():
     with pytest.raises(UserError, match="at least two training"):
-        baselines.baseline_scores(random_images(1), random_images(2), squared_error)
+        paper_scores(random_images(1), random_images(2))
     with pytest.raises(UserError, match="at least one test"):
-        baselines.baseline_scores(random_images(3), random_images(0), squared_error)
+        paper_scores(random_images(3), random_images(0))
     with pytest.raises(UserError, match=r"got \(32, 32, 1\) and \(16, 16, 1\)"):
-        baselines.baseline_scores(random_images(2), random_images(2, 16), squared_error)
+        paper_scores(random_images(2), random_images(2, 16))
 
 
 def read(paths):
@@ -131,21 +171,19 @@ def read(paths):
 
 @pytest.mark.skipif(not BOTTLE.is_dir(), reason=f"no bottle images at {BOTTLE}")
 def test_bottle_gives_the_known_values():
-    import dm_pix
-    import jax
-
     @jax.jit
-    def batch_score(images, reconstructions):
-        error = ((images - reconstructions) ** 2).mean((1, 2, 3))
-        return 0.7 * error + 0.3 * (1 - dm_pix.ssim(images, reconstructions))
+    def terms(images, reconstructions):
+        return anomaly_score.terms(images, reconstructions)
 
-    def score(images, reconstructions):
-        return batch_score(images, reconstructions)
+    def compute_terms(images, reconstructions):
+        return jax.tree.map(np.asarray, terms(images, reconstructions))
 
+    formula = ScoreFormula({"mse": 0.7, "ssim": 0.3})
     paths = sorted(BOTTLE.glob("test/*/*.png"))
     label = np.array([path.parent.name != "good" for path in paths])
     train = read(sorted(BOTTLE.glob("train/good/*.png")))
-    aurocs = baselines.baseline_aurocs(baselines.baseline_scores(train, read(paths), score), label)
+    scores = baselines.baseline_scores(train, read(paths), compute_terms, formula)
+    aurocs = baselines.baseline_aurocs(scores["paper"], label)
     del aurocs["pca_8"]
     assert aurocs == pytest.approx(
         {

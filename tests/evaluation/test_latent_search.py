@@ -114,7 +114,7 @@ def test_restarts_are_never_worse(state, images):
 
 def test_scorer_runs_the_search(state, images):
     """Neither the padding of the last batch nor the order of images matters."""
-    scorer = AnomalyScorer(ANOGAN(), state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=2)
+    scorer = AnomalyScorer(ANOGAN(), state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=2, name="paper")
     scores = scorer.score(images, progress="test")
     backwards = scorer.score(images[::-1])
     close(scores.native, backwards.native[::-1])

@@ -22,25 +22,44 @@ from bigan_jax.evaluation.result import read_evaluation
 from bigan_jax.reports.evaluation_files import score_rows
 from bigan_jax.reports.html_report import write_report
 from bigan_jax.runtime.files import write_json
-from tests.helpers.datasets import evaluation_content, make_result
+from tests.helpers.datasets import evaluation_content, main_score, make_result, score_content
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_written_result_is_read_unchanged(tmp_path):
     row = {"defect_type": "crack", "n": 3, "auroc": 0.7, "recall": 1.0}
-    result = make_result(by_defect_type=[row, row], auroc_ci=None, warnings=["a"])
+    result = make_result(by_defect_type=[row, row], auroc_ci=None, warnings=["a"], paper={"threshold": 0.25})
     write_json(tmp_path / "evaluation.json", result.as_dict())
     assert read_evaluation(tmp_path) == result
-    assert result.as_dict()["by_defect_type"] == [row, row]
+    assert main_score(result.as_dict())["by_defect_type"] == [row, row]
+    assert (result.scores["paper"].threshold, result.scores["calibrated"].threshold) == (0.25, 0.5)
+    assert result.main is result.scores["calibrated"]
+    assert result.replace(score_name="paper").main is result.scores["paper"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content | {"score_name": "mse"},
+        lambda content: content | {"scores": {"paper": score_content()}},
+        lambda content: content | {"scores": content["scores"] | {"third": score_content()}},
+    ],
+)
+def test_both_scores_are_required(change, tmp_path):
+    write_json(tmp_path / "evaluation.json", change(evaluation_content()))
+    with pytest.raises(UserError, match='scores must be "paper" and "calibrated", and score_name one of them'):
+        read_evaluation(tmp_path)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         lambda content: content | {"controls": {}},
-        lambda content: {k: v for k, v in content.items() if k != "oracle"},
-        lambda content: content | {"oracle": {"threshold": 1.0, "f1": 1.0}},
+        lambda content: {k: v for k, v in content.items() if k != "scores"},
+        lambda content: content | main_score(content),  # the fields of versions with a single score
+        lambda content: content | {"scores": {"paper": {}}},
+        lambda content: content | {"predict_all": {"f1": 1.0}},
         lambda content: content | {"x" * 1000 + "\u202e": 1},
     ],
 )
@@ -80,7 +99,7 @@ from bigan_jax.evaluation.result import read_evaluation
 from bigan_jax.metrics.bootstrap import bootstrap_intervals
 from bigan_jax.metrics.pixel_bootstrap import pixel_bootstrap_intervals
 from bigan_jax.reports.html_report import write_report
-from tests.helpers.datasets import image_table, write_run
+from tests.helpers.datasets import image_table, main_score, write_run
 
 folder = Path(sys.argv[1])
 _, label, group = image_table()
@@ -101,11 +120,11 @@ baselines = {"raw_intensity": content["pixel_baselines"]["raw_intensity"] | {"de
 fields = {"intervals": intervals, "pixel": pixels, "pixel_baselines": baselines}
 write_run(folder / "other", model="vae", score=score, evaluation=fields)
 result = read_evaluation(folder / "other")
-assert result.missed == content["missed"] > 0 and result.pixel.metrics["defects"] == 0.125
+assert result.main.missed == main_score(content)["missed"] > 0 and result.pixel.metrics["defects"] == 0.125
 report = write_report(folder / "report.html", result, [], {}, []).read_text()
-assert "missed images" in report and f"{result.missed:.3f}" in report and "defect pixels" in report
+assert "missed images" in report and f"{result.main.missed:.3f}" in report and "defect pixels" in report
 row = compare(folder / "other", folder / "out").datasets[0].rows[0]
-assert row.values["missed"].mean == result.missed and row.values["defects"].mean == 0.125
+assert row.values["missed"].mean == result.main.missed and row.values["defects"].mean == 0.125
 tables = (folder / "out" / "comparison.md").read_text()
 assert "missed images" in tables and "defect pixels" in tables
 """
@@ -132,19 +151,20 @@ def test_new_score_term_needs_one_entry(monkeypatch, tmp_path):
     built = build(settings, 1, steps_per_epoch=1)
     state = init_state(built.detector, built.optimizers, 0, settings.data.image_shape)
     dataset = load_dataset(settings.data)
-    scorer = make_scorer(settings, built.detector, state, batch_size=16)
-    result, calibration, test = assess(scorer, dataset, settings.score, settings.threshold, settings.identity)
+    scorer = make_scorer(settings, built.detector, state, batch_size=16, name=settings.score.name)
+    result, _, test = assess(scorer, dataset, settings.score, settings.threshold, settings.identity)
     reconstruction = test.reconstruction.astype(np.float32) / 255
     expected = abs(dataset.test.image.astype(np.float32) / 255 - reconstruction).mean((1, 2, 3))
     np.testing.assert_allclose(test.terms.value["l1"], expected, atol=0.002)
-    deviation = np.std(calibration.terms.value["l1"].astype(np.float64))
-    assert result.score.standard_deviations["l1"] == pytest.approx(deviation)
+    train = scorer.score(dataset.train.image)
+    deviation = np.std(train.terms.value["l1"].astype(np.float64))
+    assert result.score.standard_deviations["l1"] == pytest.approx(deviation, rel=1e-5)
     assert (result.score.weights["l1"], result.score.weights["mse"]) == (2.0, 0.7)
     assert {"l1", "0.7 mse + 2 l1"} <= {row.score for row in result.score_table}
     (row,) = (row for row in result.score_table if row.used)
-    assert row.auroc == pytest.approx(result.auroc)
+    assert row.auroc == pytest.approx(result.main.auroc)
     assert "l1" in result.term_aurocs and "l1" in result.color_limits
-    (first, *_) = score_rows(dataset.test.path, test, test.score >= result.threshold, {})
+    (first, *_) = score_rows(dataset.test.path, test, test.score >= result.main.threshold, {})
     assert float(first["l1_error"]) == pytest.approx(test.terms.value["l1"][0])
     report = write_report(tmp_path / "report.html", result, [], {}, []).read_text()
     assert f"absolute error {result.term_aurocs['l1']:.3f}" in report

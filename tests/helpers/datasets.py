@@ -11,8 +11,9 @@ import numpy as np
 from bigan_jax.data.dataset import Images
 from bigan_jax.data.files.images import read_files, read_image
 from bigan_jax.data.files.unreadable import split_unreadable, unreadable_error
-from bigan_jax.evaluation.result import EvaluationResult
+from bigan_jax.evaluation.result import SCORE_NAMES, EvaluationResult
 from bigan_jax.metrics.image import IMAGE_METRICS, image_metrics
+from bigan_jax.metrics.thresholds import conformal_threshold
 
 
 def decoded(root, paths, size):
@@ -38,9 +39,40 @@ def image_table(normal=40, anomalous=30, per_group=2, prefix="p"):
     return path, label, group
 
 
+def promise_content():
+    """The promise of a threshold, as in evaluation.json."""
+    return msgspec.to_builtins(conformal_threshold(np.arange(19.0), 0.05).promise)
+
+
+def score_content(**fields):
+    """The result of one score, as in evaluation.json, with some fields replaced."""
+    content = {
+        **dict.fromkeys(IMAGE_METRICS, 0.9),
+        "auroc_ci": [0.8, 0.95],
+        "intervals": {name: [0.8, 0.95] for name in IMAGE_METRICS},
+        "threshold": 0.5,
+        "threshold_rule": "conformal, at most 5 % false alarms",
+        "promise": promise_content(),
+        "oracle": {"threshold": 0.4, "f1": 0.9, "accuracy": 0.9},
+        "by_defect_type": None,
+        "by_condition": None,
+        "baselines": {"pca_64": 0.88, "mahalanobis_16": 0.95, "corner_pixels": None},
+        "calibration_scores": [0.5, 0.75],
+    }
+    assert fields.keys() <= content.keys()
+    return content | fields
+
+
+SCORE_FIELDS = score_content().keys()
+
+
 def evaluation_content(**fields):
-    """A valid evaluation.json as a dict, with some fields replaced."""
+    """A valid evaluation.json as a dict, with some fields replaced: those of SCORE_FIELDS in both scores.
+
+    `paper` and `calibrated` replace fields of one score.
+    """
     pixel = {"auroc": 0.9, "average_precision": 0.4, "aupro": 0.8}
+    of_both = {name: fields.pop(name) for name in SCORE_FIELDS & fields.keys()}
     content = {
         "model": "cae",
         "dataset": "phantom",
@@ -56,24 +88,18 @@ def evaluation_content(**fields):
         "n_calibration_groups": 10,
         "n_normal": 25,
         "n_anomalous": 30,
-        **dict.fromkeys(IMAGE_METRICS, 0.9),
-        "auroc_ci": [0.8, 0.95],
-        "intervals": {name: [0.8, 0.95] for name in IMAGE_METRICS},
-        "threshold": 0.5,
-        "threshold_rule": "conformal, at most 5 % false alarms",
-        "threshold_note": None,
-        "oracle": {"threshold": 0.4, "f1": 0.9, "accuracy": 0.9},
+        "score_name": "calibrated",
+        "scores": {name: score_content(**of_both | fields.pop(name, {})) for name in SCORE_NAMES},
         "predict_all": {"f1": 0.7, "accuracy": 0.55},
         "native": None,
         "pixel_threshold": 0.3,
+        "pixel_promise": promise_content(),
         "pixel": {**pixel, "dice": 0.3, "intervals": None},
         "pixel_baselines": {"raw_intensity": pixel | {"auroc": 0.7, "aupro": None}},
-        "by_defect_type": None,
-        "by_condition": None,
-        "baselines": {"pca_64": 0.88, "mahalanobis_16": 0.95, "corner_pixels": None},
         "term_aurocs": {"mse": 0.8, "ssim": 0.9},
         "score": {
             "weights": {"mse": 0.7, "ssim": 0.3},
+            "name": "calibrated",
             "reduction": "mean",
             "standardize": False,
             "unit_features": True,
@@ -81,7 +107,6 @@ def evaluation_content(**fields):
         },
         "score_table": [],
         "score_table_note": "",
-        "calibration_scores": [0.5, 0.75],
         "color_limits": {"mse": 0.2, "ssim": 0.9, "combined": 0.5},
         "notes": [],
         "warnings": [],
@@ -92,54 +117,64 @@ def evaluation_content(**fields):
 
 
 def make_result(**fields):
-    """An EvaluationResult with some fields replaced."""
+    """An EvaluationResult with some fields replaced, as in `evaluation_content`."""
     return msgspec.convert(evaluation_content(**fields), EvaluationResult)
+
+
+def main_score(content):
+    """The result of the score that decides, in the content of an evaluation.json."""
+    return content["scores"][content["score_name"]]
 
 
 def write_run(
     workdir, *, model="cae", dataset="phantom", category="bottle", seed=0, strength=1.0,
-    ablations=(), quick=False, test=None, config=(), evaluation=(), native=None, score=None,
+    ablations=(), quick=False, test=None, config=(), evaluation=(), native=None, score=None, paper_score=None,
 ):  # fmt: skip
     """A workdir whose numbers belong together; returns its evaluation.
 
     strength: by how much anomalous images outscore normal ones, in standard deviations.
-    test: of `image_table`. score: of each image, instead of drawn ones.
-    config: fields by dotted name. evaluation: keys to replace.
+    test: of `image_table`. score: of each image, instead of drawn ones. paper_score: instead of the same as `score`.
+    config: fields by dotted name. evaluation: keys to replace, as in `evaluation_content`.
     """
     path, label, group = test or image_table()
     name = f"{model}-{'-'.join(ablations)}-{seed}-{category}"
     rng = np.random.default_rng(list(name.encode()))
     score = rng.normal(size=len(label)) + strength * label if score is None else score
-    score = np.array([float(f"{s:.8g}") for s in score])
-    threshold = float(np.quantile(score[~label], 0.9))
-    metrics = image_metrics(score, label, threshold)
-    limits = (metrics["auroc"] or 0) + np.array([-0.1, 0.05])
-    content = evaluation_content(
-        model=model,
-        dataset=dataset,
-        category=category,
-        ablations=list(ablations),
-        quick=quick,
-        seed=seed,
-        n_normal=int((~label).sum()),
-        n_anomalous=int(label.sum()),
-        **metrics,
-        auroc_ci=limits.clip(0, 1).tolist(),
-        threshold=threshold,
-        native=native and {"name": model, "auroc": native},
-    )
-    content |= dict(evaluation)
+    by_name = {"paper": score if paper_score is None else paper_score, "calibrated": score}
+    by_name = {name: np.array([float(f"{s:.8g}") for s in values]) for name, values in by_name.items()}
+    replaced = dict(evaluation)
+    fields = {
+        "model": model,
+        "dataset": dataset,
+        "category": category,
+        "ablations": list(ablations),
+        "quick": quick,
+        "seed": seed,
+        "n_normal": int((~label).sum()),
+        "n_anomalous": int(label.sum()),
+        "native": native and {"name": model, "auroc": native},
+    }
+    for name, values in by_name.items():
+        threshold = float(np.quantile(values[~label], 0.9))
+        metrics = image_metrics(values, label, threshold)
+        limits = (metrics["auroc"] or 0) + np.array([-0.1, 0.05])
+        of_score = {**metrics, "auroc_ci": limits.clip(0, 1).tolist(), "threshold": threshold}
+        of_both = {field: replaced[field] for field in SCORE_FIELDS & replaced.keys()}
+        fields[name] = of_score | of_both | replaced.pop(name, {})
+    content = evaluation_content(**fields | {k: v for k, v in replaced.items() if k not in SCORE_FIELDS})
     workdir.mkdir(parents=True)
     (workdir / "evaluation.json").write_text(json.dumps(content), encoding="utf-8")
     fields = {"seed": seed, "data.image_size": 64, "phases.phase1.epochs": 2} | dict(config)
     (workdir / "config.json").write_text(json.dumps(nested(fields)), encoding="utf-8")
     (workdir / "train.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n', encoding="utf-8")
+    decision = by_name[content["score_name"]] >= main_score(content)["threshold"]
     with (workdir / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(["path", "label", "group", "mse", "ssim_error", "score", "decision"])
-        for i, s in enumerate(score):
-            kinds = ["anomalous" if x else "normal" for x in (label[i], s >= threshold)]
-            rows.writerow([path[i], kinds[0], group[i], "0", "0", f"{s:.8g}", kinds[1]])
+        rows.writerow(["path", "label", "group", "mse", "ssim_error", *by_name, "decision"])
+        for i, kinds in enumerate(zip(label, decision, strict=True)):
+            kinds = ["anomalous" if x else "normal" for x in kinds]
+            scores = [f"{values[i]:.8g}" for values in by_name.values()]
+            rows.writerow([path[i], kinds[0], group[i], "0", "0", *scores, kinds[1]])
     return content
 
 

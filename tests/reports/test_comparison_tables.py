@@ -15,7 +15,7 @@ from bigan_jax.commands.compare import compare
 from bigan_jax.evaluation import paper_results, statistics
 from bigan_jax.evaluation.paper_results import METRICS
 from bigan_jax.reports import table_formats
-from tests.helpers.datasets import image_table, write_run
+from tests.helpers.datasets import image_table, main_score, write_run
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = paper_results.BOTTLE.rows["improved_bigan"]
@@ -53,12 +53,12 @@ def test_csv_holds_every_value(comparison_folder):
         if (row["source"], row["model"], row["ablations"]) == ("mean", "improved_bigan", "")
         and row["metric"] == "auroc"
     ]
-    aurocs = [content["auroc"] for content in contents]
+    aurocs = [main_score(content)["auroc"] for content in contents]
     assert float(mean["value"]) == pytest.approx(np.mean(aurocs), rel=1e-5)
     assert float(mean["std"]) == pytest.approx(np.std(aurocs, ddof=1), rel=1e-4)
     assert mean["n"] == "2"
-    f1 = [float(r["value"]) for r in rows if r["source"] == "run" and r["metric"] == "f1"]
-    assert f1[:2] == pytest.approx([content["f1"] for content in contents], rel=1e-5)
+    f1 = [float(r["value"]) for r in rows if r["source"] == "run" and r["metric"] == "calibrated_f1"]
+    assert f1[:2] == pytest.approx([main_score(content)["f1"] for content in contents], rel=1e-5)
     published = [r for r in rows if r["source"] == "published" and r["model"] == "improved_bigan"]
     assert [float(r["value"]) for r in published] == list(PUBLISHED)
     assert all("no prevalence" in r["note"] for r in published)
@@ -73,7 +73,7 @@ def test_published_results_are_next_to_measured_ones(comparison_folder):
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[0] == "Improved BiGAN †" and cells[-1] == "none"
     assert [float(cell) for cell in cells[2:13:2]] == list(PUBLISHED)
-    measured = [np.mean([content[name] for content in contents]) for name in METRICS]
+    measured = [np.mean([content["scores"]["paper"][name] for content in contents]) for name in METRICS]
     assert [float(cell.split()[0]) for cell in cells[1:13:2]] == pytest.approx(measured, abs=6e-4)
     assert "| CVAE † | – | 0.781 |" in text
 

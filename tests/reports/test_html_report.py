@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bigan_jax.evaluation.verdict import verdict
+from bigan_jax.evaluation.verdict import baseline_check, summary
 from bigan_jax.metrics.image import IMAGE_METRICS
 from bigan_jax.metrics.pixel import PIXEL_METRICS
 from bigan_jax.reports.html import png_bytes
@@ -25,6 +25,7 @@ FIELDS = {
     "ablations": ["no_se"],
     "n_calibration": 20,
     "auroc": 0.9,
+    "paper": {"auroc": 0.765, "threshold": 0.04321, "baselines": {"pca_64": 0.654}},
     "auroc_ci": [0.85, 0.95],
     "average_precision": 0.91,
     "term_aurocs": {"mse": 0.912, "ssim": 0.899},
@@ -36,7 +37,6 @@ FIELDS = {
     "balanced_accuracy": 0.835,
     "intervals": None,
     "threshold": 0.01234,
-    "threshold_note": "A note on the rate.",
     "oracle": {"threshold": 0.011, "f1": 0.87, "accuracy": 0.86},
     "native": {"name": "feature distance", "auroc": 0.77},
     "pixel": PIXEL | {"auroc": 0.8, "dice": None, "intervals": None},
@@ -216,10 +216,12 @@ def test_every_value_of_the_evaluation_is_shown(tmp_path):
     for value in ("0.900", "0.850 to 0.950", "0.910", "0.01234", "0.835", "0.870", "0.550", "0.912", "0.899"):
         assert value in text, value
     for words in (
-        *("oracle (uses test labels)", "A note on the rate.", "feature distance"),
+        *("oracle (uses test labels)", "feature distance", make_result().main.promise.sentence),
         *("collapsed at epoch 3", "statistics re-estimated", "0.10.2", "ablations: no_se"),
         *("cae on phantom leaf", "Leak audit", "shortcut features", "PCA, 64 components", "one, two"),
         "do not locate defects better than raw intensity as a map (0.950)",
+        "the paper's score 0.765 0.910 0.800 0.810 0.820 0.830 0.840 0.835 0.04321 0.654",
+        "the calibrated score decides 0.900 0.910 0.800 0.810 0.820 0.830 0.840 0.835 0.01234 0.950",
     ):
         assert words in text, words
 
@@ -227,16 +229,17 @@ def test_every_value_of_the_evaluation_is_shown(tmp_path):
 def test_only_a_calibrated_threshold_is_called_label_free(tmp_path):
     claim = "No test label was used"
     assert claim in page(tmp_path).text
-    assert claim not in page(tmp_path, {"threshold_rule": "manual"}).text
+    manual = page(tmp_path, {"threshold_rule": "manual", "promise": None}).text
+    assert claim not in manual and "set by hand, which promises nothing" in manual
 
 
 def test_undefined_values(tmp_path):
     """All optional values of an evaluation are None."""
-    fields = dict.fromkeys([*IMAGE_METRICS, "auroc_ci", "intervals", "native", "threshold_note"])
+    fields = dict.fromkeys([*IMAGE_METRICS, "auroc_ci", "intervals", "native"])
     fields |= {"n_anomalous": 0, "baselines": {"mean_image": None}, "term_aurocs": {"mse": None}}
     fields |= {"oracle": {"threshold": None, "f1": None, "accuracy": None}, "specificity": 0.84}
     fields |= {"predict_all": {"f1": None, "accuracy": None}, "pixel_baselines": {}}
-    fields |= {"pixel": dict.fromkeys([*PIXEL_METRICS, "dice", "intervals"]), "warnings": []}
+    fields |= {"paper": {}, "pixel": dict.fromkeys([*PIXEL_METRICS, "dice", "intervals"]), "warnings": []}
     normal = [image for image in gallery_images() if not image.label]
     for gallery in normal, []:
         report = page(tmp_path, fields, gallery=gallery, audit={})
@@ -246,20 +249,34 @@ def test_undefined_values(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "auroc, interval, baselines, beats, words",
+    "auroc, interval, baselines, words",
     [
-        (0.9, [0.8, 0.95], {"pca_64": 0.966, "mean_image": 0.7}, False, "does not beat"),
-        (0.9, [0.8, 0.95], {"pca_64": 0.9}, False, "does not beat"),
-        (0.9, [0.89, 0.95], {"pca_64": 0.8}, True, "beats the strongest"),
-        (0.9, [0.7, 0.95], {"pca_64": 0.8}, True, "may be chance"),
-        (0.9, None, {"pca_64": None}, None, "stands alone"),
-        (None, None, {"pca_64": 0.8}, None, "No AUROC"),
+        (0.9, [0.8, 0.95], {"pca_64": 0.966, "mean_image": 0.7}, "PCA, 64 components scores 0.966, higher than this"),
+        (0.9, [0.8, 0.95], {"pca_64": 0.9}, "as high as this model (0.900)."),
+        (0.9, [0.89, 0.95], {"pca_64": 0.8}, "scores 0.800, below this model (0.900)."),
+        (0.9, [0.7, 0.95], {"pca_64": 0.8}, "may be chance"),
+        (0.9, None, {"pca_64": None}, "no training-free baseline was run"),
+        (None, None, {"pca_64": 0.8}, "there is no AUROC"),
     ],
 )
-def test_verdict(auroc, interval, baselines, beats, words):
-    conclusion = verdict(make_result(auroc=auroc, auroc_ci=interval, baselines=baselines))
-    assert conclusion.beats is beats
-    assert words in conclusion.sentence
+def test_baseline_check(auroc, interval, baselines, words):
+    result = make_result(auroc=auroc, auroc_ci=interval, baselines=baselines)
+    sentence = baseline_check(result.main)
+    assert words in sentence and sentence.startswith("Baseline check: ")
+    assert ("may be chance" in sentence) == (words == "may be chance")
+    assert summary(result)[-1] == sentence
+
+
+def test_summary_has_both_scores_and_the_promise():
+    result = make_result(paper={"auroc": 0.654, "recall": 0.321}, auroc_ci=None)
+    text = "\n".join(summary(result))
+    assert "cae on phantom bottle\nImages: AUROC 0.900; at the threshold 0.5: recall 0.900" in text
+    assert f"Threshold: {result.main.promise.sentence}" in text
+    assert "With the paper's score: AUROC 0.654, recall 0.321" in text
+    assert "With the calibrated score: AUROC 0.900" in "\n".join(summary(result.replace(score_name="paper")))
+    assert "set by hand, which promises nothing" in "\n".join(summary(make_result(promise=None)))
+    undefined = dict.fromkeys(["auroc", "recall"])
+    assert "AUROC –" in summary(make_result(**undefined))[1]
 
 
 def test_gallery_starts_with_the_worst_and_the_best_cases(tmp_path):

@@ -64,11 +64,11 @@ def test_long_path_does_not_use_memory_for_every_row(tmp_path, monkeypatch):
     workdir = corrupt_run(tmp_path / "run", "scores.csv", long)
     run = read_run(workdir)
     with limited_memory(2**23):
-        assert len(read_scores(run).path[-1]) > 10**5
-    wide = "path,label,group,score" + ",c" * 10**6 + "\n" + "a,normal,b,1\n" * 1000
+        assert len(read_scores(run, "paper").path[-1]) > 10**5
+    wide = "path,label,group,paper" + ",c" * 10**6 + "\n" + "a,normal,b,1\n" * 1000
     (workdir / "scores.csv").write_text(wide)
     with pytest.raises(UserError, match="does not have the format"):
-        read_scores(run)
+        read_scores(run, "paper")
 
 
 def test_error_message_escapes_control_characters():
@@ -228,11 +228,12 @@ def test_invalid_progress_with_a_valid_checksum_is_damage(tmp_path, change, caps
 def test_invalid_evaluation_is_reported(tmp_path, name, value):
     content = evaluation_content(calibration_scores=[1, 2])
     (tmp_path / "evaluation.json").write_text(json.dumps(content))
-    assert require_evaluation(tmp_path).calibration_scores == [1, 2]
+    assert require_evaluation(tmp_path).main.calibration_scores == [1, 2]
     if isinstance(value, dict):
         value = content[name] | value
-    (tmp_path / "evaluation.json").write_text(json.dumps(content | {name: value}))
-    message = rf"has no valid evaluation: evaluation\.json: {name}.*(Expected|out of range)"
+    content = evaluation_content(**{name: value})
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    message = rf"has no valid evaluation: evaluation\.json: (scores\[...\]\.)?{name}.*(Expected|out of range)"
     with pytest.raises(UserError, match=message):
         require_evaluation(tmp_path)
 
@@ -254,11 +255,12 @@ def test_names_in_tables_are_escaped(tmp_path):
     names = np.array(["a\x1b[2J.png", "b\u202egnp.png", "<script>.png"])
     values = np.arange(3.0)
     terms = ScoreTerms(dict.fromkeys(("mse", "ssim", "perceptual"), values), {})
-    scores = Scores(values, terms, error_map=None, reconstruction=None)
+    by_name = {"paper": values, "calibrated": values}
+    scores = Scores("paper", by_name, terms, error_map=None, reconstruction=None)
     classes = {"label": evaluation_files.class_names(np.array([True, False, True])), "group": names}
     rows = evaluation_files.score_rows(names, scores, values >= 1, classes)
     text = "".join(",".join(row) + "\n" for row in (rows[0], *(row.values() for row in rows)))
-    assert text.startswith("path,label,group,mse,ssim_error,perceptual,score,decision\n")
+    assert text.startswith("path,label,group,mse,ssim_error,perceptual,paper,calibrated,decision\n")
     assert text.replace("\n", "").isprintable() and "a\\x1b[2J.png,anomalous,a\\x1b[2J" in text
     predict._append_unreadable([unreadable.UnreadableFile(names[0], "why\x1b")], tmp_path / "unreadable.csv")
     assert (tmp_path / "unreadable.csv").read_text().replace("\n", "").isprintable()

@@ -123,7 +123,7 @@ def assert_equal_runs(workdir, expected):
     states, scores = [], []
     for folder in (workdir, expected):
         state, detector, _ = restore(parse_settings(config), folder, 1)
-        scorer = AnomalyScorer(detector, state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), (16, 16, 1))
+        scorer = AnomalyScorer(detector, state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), (16, 16, 1), name="paper")
         scores.append(scorer.score(image).score)
         # The decoder's first BatchNorm removes the code's bias. Its gradient is rounding errors,
         # for which Adam's steps are as large as for any gradient. The same holds in the first

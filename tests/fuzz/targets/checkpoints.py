@@ -20,6 +20,7 @@ from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import fcae
 from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError
+from bigan_jax.evaluation.calibrated_score import PixelStatistics, write_statistics
 from bigan_jax.evaluation.result import require_evaluation
 from bigan_jax.runtime.files import write_json
 from bigan_jax.training.saving.checkpoints import CheckpointManager
@@ -52,6 +53,7 @@ def _make() -> tuple[Path, list[list[np.ndarray]]]:
     write_json(workdir / "config.json", config.to_dict())
     evaluation = evaluation_content(conditions=["bottle", "leaf"], steps=int(state.step))
     write_json(workdir / "evaluation.json", evaluation)
+    write_statistics(workdir, PixelStatistics(*np.full((2, *shape[:2]), 0.5, np.float32)))
     (workdir / "train.jsonl").write_text(TRAIN_LOG)
     return workdir, saved
 
@@ -62,11 +64,11 @@ def _arrays(state):
 
 WORKDIR, SAVED = _make()
 FILES = sorted(p.relative_to(WORKDIR).as_posix() for p in WORKDIR.rglob("*") if p.is_file())
-JSON = [name for name in FILES if "/" not in name]
+TEXTS = [name for name in FILES if "/" not in name and not name.endswith(".npy")]
 _any, _big = st.sampled_from(FILES), st.integers(0, 2**32 - 1)
 cases = st.one_of(
     st.tuples(st.just("corrupt"), st.lists(st.tuples(_any, changes), min_size=1, max_size=3)),
-    st.tuples(st.just("tokens"), st.tuples(st.sampled_from(JSON), replacements)),
+    st.tuples(st.just("tokens"), st.tuples(st.sampled_from(TEXTS), replacements)),
     st.tuples(st.just("copied"), st.tuples(_any, _any)),
     st.tuples(st.just("removed"), st.lists(_any, min_size=1, max_size=4)),
     st.tuples(st.just("linked"), st.tuples(_any, st.booleans())),

@@ -46,7 +46,8 @@ def attempt(case, folder: Path) -> Iterator[str]:
     write_run(folder / "runs" / "valid", seed=1)
     try:
         run = read_run(workdir)
-        read_scores(run)
+        for score in run.result.scores:
+            read_scores(run, score)
     except UserError as error:
         yield str(error)
     with contextlib.redirect_stdout(stdout := io.StringIO()):
