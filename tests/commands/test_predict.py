@@ -161,7 +161,7 @@ def test_forms_of_input(form, trained, predicted, tmp_path):
     known = {row["path"].rpartition("/")[2]: row for row in table(predicted)[:5]}  # anomalous/
     for row in rows:
         other = known[row["path"].rpartition("/")[2]]
-        assert float(row["calibrated"]) == pytest.approx(float(other["calibrated"]), abs=1e-6)
+        assert float(row["calibrated"]) == pytest.approx(float(other["calibrated"]), rel=1e-4)
         error_map = rgb(tmp_path / "out" / "error_maps" / f"{row['path']}.png")
         # Other images do not change a map's colors, but for rounding.
         expected_map = rgb(predicted / "error_maps" / f"{other['path']}.png")
@@ -245,7 +245,7 @@ def test_python_api_accepts_files_images_and_arrays(trained, predicted):
     result = scorer.predict([*inputs, image.convert("RGBA"), image.resize((200, 70))])
     assert result.error_map.shape == (8, 32, 32) and result.decision.dtype == bool
     (row,) = (row for row in table(predicted) if row["path"] == "anomalous/03.png")
-    np.testing.assert_allclose(result.score[:7], float(row["calibrated"]), atol=1e-6)
+    np.testing.assert_allclose(result.score[:7], float(row["calibrated"]), rtol=1e-4)
     np.testing.assert_allclose(result.percentile[:7], float(row["percentile"]), rtol=1e-3)
     assert ["normal", "anomalous"][int(result.decision[0])] == row["decision"]
     for wrong, words in (
@@ -293,7 +293,7 @@ def test_maps_false_writes_scores_only(trained, predicted, tmp_path, capsys):
     assert f"\nScores: {tmp_path / 'out'}" in capsys.readouterr().out
     expected = [float(row["calibrated"]) for row in table(predicted)[:5]]
     scores = [float(row["calibrated"]) for row in table(tmp_path / "out")]
-    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
 
 
 def test_interrupt_keeps_finished_blocks(trained, tmp_path, monkeypatch):
@@ -341,10 +341,10 @@ def test_condition_comes_from_flag_or_nearest_folder(tmp_path):
 
     scorer = bigan_jax.load(tmp_path / "run")
     bottle, leaf = scorer.predict([image, image], ["bottle", "leaf"]).score
-    assert abs(bottle - leaf) > 1e-4
+    assert abs(bottle - leaf) > 1e-3 * leaf
     nearest = scores("bottle", "a")
-    assert nearest == pytest.approx({"a.png": bottle, "leaf___mildew/a.png": leaf}, abs=1e-6)
-    assert scores("other/a.png", "b", "leaf") == pytest.approx({"a.png": leaf}, abs=1e-6)
+    assert nearest == pytest.approx({"a.png": bottle, "leaf___mildew/a.png": leaf}, rel=1e-4)
+    assert scores("other/a.png", "b", "leaf") == pytest.approx({"a.png": leaf}, rel=1e-4)
     with pytest.raises(UserError, match=r"--condition=bottle\|leaf"):
         scores("other", "c")
     with pytest.raises(UserError, match=r"'leav'.*Did you mean 'leaf'"):
