@@ -19,7 +19,7 @@ from bigan_jax.evaluation import anomaly_score
 from bigan_jax.evaluation.anomaly_score import TERMS, ScoreFormula, ScoreTerms
 from bigan_jax.evaluation.calibrated_score import DISPLAY_SIGMA, MapMoments, PixelStatistics, smooth
 from bigan_jax.evaluation.latent_search import LatentSearcher
-from bigan_jax.evaluation.result import CALIBRATED, PAPER
+from bigan_jax.evaluation.result import CALIBRATED, PAPER, SCORE_NAMES
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.nn.vgg16 import weights as pretrained
 from bigan_jax.nn.vgg16.network import VGG16
@@ -50,7 +50,7 @@ class Scores(NamedTuple):
         """The terms' values and the scores, by column of scores.csv."""
         values = self.terms.value
         columns = {term.column: np.asarray(values[name]) for name, term in TERMS.items() if name in values}
-        return columns | self.by_name
+        return columns | {name: self.by_name[name] for name in SCORE_NAMES if name in self.by_name}
 
 
 class Prediction(NamedTuple):

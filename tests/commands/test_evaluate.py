@@ -425,7 +425,7 @@ def test_perceptual_score_equals_vgg16_feature_error(unit, small):
     scorer = AnomalyScorer(detector, state, formula, parse_settings(config).data.image_shape, unit_features=unit)
     image = dataset.test.image[:2].astype(np.float32) / 255
     loaded = load_weights()
-    network = VGG16(convention=loaded.convention)
+    network = VGG16(("relu2_2", "relu3_3"), loaded.convention)
     features, others = (network.apply({"params": loaded.params}, jnp.asarray(x)) for x in (image, 1 - image))
     if unit:
         features, others = losses.unit_features(features), losses.unit_features(others)

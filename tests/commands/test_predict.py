@@ -162,7 +162,7 @@ def test_forms_of_input(form, trained, predicted, tmp_path):
     known = {row["path"].rpartition("/")[2]: row for row in table(predicted)[:5]}  # anomalous/
     for row in rows:
         other = known[row["path"].rpartition("/")[2]]
-        assert float(row["calibrated"]) == pytest.approx(float(other["calibrated"]), abs=1e-6)
+        assert float(row["calibrated"]) == pytest.approx(float(other["calibrated"]), rel=1e-4)
         error_map = rgb(tmp_path / "out" / "error_maps" / f"{row['path']}.png")
         # Other images do not change a map's colors, but for rounding.
         expected_map = rgb(predicted / "error_maps" / f"{other['path']}.png")
@@ -316,7 +316,7 @@ def test_python_api_accepts_files_images_and_arrays(trained, predicted):
     result = scorer.predict([*inputs, image.convert("RGBA"), image.resize((200, 70))])
     assert result.error_map.shape == (8, 32, 32) and result.decision.dtype == bool
     (row,) = (row for row in table(predicted) if row["path"] == "anomalous/03.png")
-    np.testing.assert_allclose(result.score[:7], float(row["calibrated"]), atol=1e-6)
+    np.testing.assert_allclose(result.score[:7], float(row["calibrated"]), rtol=1e-4)
     np.testing.assert_allclose(result.percentile[:7], float(row["percentile"]), rtol=1e-3)
     assert ["normal", "anomalous"][int(result.decision[0])] == row["decision"]
     for wrong, words in (
@@ -338,7 +338,10 @@ def test_errors_leave_output_unchanged(trained, tmp_path):
     evaluation = json.loads((old / "evaluation.json").read_text())
     del evaluation["scores"]["calibrated"]["calibration_scores"]
     (old / "evaluation.json").write_text(json.dumps(evaluation))
+    unfitted = shutil.copytree(workdir, tmp_path / "unfitted")
+    (unfitted / "pixel_statistics.npy").unlink()
     for arguments, words in (
+        ((unfitted, images, tmp_path / "out"), "unfitted/pixel_statistics.npy is missing .* Run --mode=evaluate again"),
         ((workdir, images, tmp_path / "mine"), "mine exists and is not empty"),
         ((workdir, images, images / "out"), "must not be inside --input"),
         ((workdir, tmp_path / "no.png", tmp_path / "out"), "no such image"),
@@ -361,7 +364,7 @@ def test_maps_false_writes_scores_only(trained, predicted, tmp_path, capsys):
     assert f"\nScores: {tmp_path / 'out'}" in capsys.readouterr().out
     expected = [float(row["calibrated"]) for row in table(predicted)[:5]]
     scores = [float(row["calibrated"]) for row in table(tmp_path / "out")]
-    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
 
 
 def test_interrupt_keeps_finished_blocks(trained, tmp_path, monkeypatch):
@@ -409,10 +412,10 @@ def test_condition_comes_from_flag_or_nearest_folder(tmp_path):
 
     scorer = bigan_jax.load(tmp_path / "run")
     bottle, leaf = scorer.predict([image, image], ["bottle", "leaf"]).score
-    assert abs(bottle - leaf) > 1e-4
+    assert abs(bottle - leaf) > 1e-3 * leaf
     nearest = scores("bottle", "a")
-    assert nearest == pytest.approx({"a.png": bottle, "leaf___mildew/a.png": leaf}, abs=1e-6)
-    assert scores("other/a.png", "b", "leaf") == pytest.approx({"a.png": leaf}, abs=1e-6)
+    assert nearest == pytest.approx({"a.png": bottle, "leaf___mildew/a.png": leaf}, rel=1e-4)
+    assert scores("other/a.png", "b", "leaf") == pytest.approx({"a.png": leaf}, rel=1e-4)
     with pytest.raises(UserError, match=r"--condition=bottle\|leaf"):
         scores("other", "c")
     with pytest.raises(UserError, match=r"'leav'.*Did you mean 'leaf'"):
