@@ -51,6 +51,7 @@ def defaults() -> ConfigDict:
     config.data.image_size = 128
     config.data.channels = 1  # 1: gray, as in the paper; 3: RGB
     config.data.window = False  # stretch each image from its own 1st to its 99th percentile
+    config.data.fit = "stretch"  # images that are not square; or "pad" with the border's median, or "crop"
     config.data.split_seed = 0
     config.data.test_fraction = 0.2  # of the normal images
     # Of the normal images that are not test images. At least 20 or a third of them, whichever is less, calibrate.

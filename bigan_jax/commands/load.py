@@ -74,6 +74,7 @@ def make_scorer(settings: Settings, detector: Detector, state: TrainState, **arg
         vgg16_weights=settings.vgg16_weights,
         unit_features=settings.score.unit_features,
         window=settings.data.window,
+        fit=settings.data.fit,
         **arguments,
     )
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from bigan_jax import errors
 from bigan_jax.commands.load import load
 from bigan_jax.data.files.images import map_in_threads, read_image
+from bigan_jax.data.files.medical import split_slice
 from bigan_jax.data.files.unreadable import MAX_LISTED, UnreadableFile, is_within_folder, try_read
 from bigan_jax.data.inputs import open_inputs
 from bigan_jax.errors import UserError
@@ -27,7 +28,8 @@ from bigan_jax.reports.overlays import write_overlays
 from bigan_jax.runtime.files import csv_cell
 from bigan_jax.runtime.run_config import read_config
 
-BLOCK = 64  # images in memory at a time, as files and in the model's size
+BLOCK = 64  # images in memory at a time, as files and in the model's size; fewer if the files are large
+BLOCK_BYTES = 2**28
 
 
 class Predicted(NamedTuple):
@@ -109,7 +111,9 @@ def infer_conditions(names: Sequence[str], root: epath.Path, scorer: AnomalyScor
 
 def _predict(scorer, limit, folder, conditions, not_read, output, maps):
     # Blocks of nearly equal size: a small last one would compile the networks again.
-    blocks = np.array_split(np.array(list(conditions), object), -(-len(conditions) // BLOCK))
+    n_bytes = sum(folder.files[name].size for name in conditions if split_slice(name)[1] is None)
+    n_blocks = min(len(conditions), max(-(-len(conditions) // BLOCK), -(-n_bytes // BLOCK_BYTES)))
+    blocks = np.array_split(np.array(list(conditions), object), n_blocks)
     scored = anomalous = 0
     unreadable: list[UnreadableFile] = not_read
     _append_unreadable(not_read, output / "unreadable.csv")
@@ -127,7 +131,7 @@ def _predict(scorer, limit, folder, conditions, not_read, output, maps):
                 scores = scorer.score(np.stack(list(images.values())), indices, progress=search)
                 if maps:
                     block_unreadable += write_overlays(
-                        contents, list(images), scores.error_map, limit, output, scorer.image_format.window
+                        contents, list(images), scores.error_map, limit, output, scorer.image_format
                     )
                 skipped = {file.path for file in block_unreadable}
                 percentiles = [f"{p:.4g}" for p in scorer.percentile(scores)]

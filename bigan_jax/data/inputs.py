@@ -53,7 +53,7 @@ def load_images(inputs: Sequence[ImageInput], image_format: ImageFormat) -> UInt
     for image in images:
         if isinstance(image, UnreadableFile):
             raise UserError(f"{image.path}: {image.reason}")
-    size, channels, _ = image_format
+    size, channels = image_format[:2]
     return np.stack(images) if images else np.zeros((0, size, size, channels), np.uint8)
 
 

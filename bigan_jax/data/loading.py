@@ -18,14 +18,17 @@ from bigan_jax.runtime import distributed
 
 MAX_MASK_COVER = 0.9  # fraction of the image; a mask that covers more is likely inverted
 _Loaded = tuple[Images, list[UnreadableFile]]
+# The brightest level of images that are called dark: a quarter of the range, which 14-bit values in 16 bits reach. The
+# 10 and 12 bits of other cameras reach a sixteenth or less.
+_DARK = 64
 
 
 def load_dataset(settings: DataSettings, trained: Collection[str] = ()) -> Dataset:
     """Reads and splits the images of a data folder, or of the phantom.
 
     A data folder is prepared on first use, and when it has changed, as TFDS datasets in `settings.tfds_dir`
-    (`bigan_jax.data.tfds.prepared`). Images are decoded to squares of `settings.image_size`; those that are not
-    square are stretched. With `settings.stream`, training images are decoded once to check them, and later on demand
+    (`bigan_jax.data.tfds.prepared`). Images are decoded to squares of `settings.image_size`, as `settings.fit` says.
+    With `settings.stream`, training images are decoded once to check them, and later on demand
     (`LazyImages`), so that they are never all in memory; calibration and test images always are. `trained` has the
     paths of images that a run was trained on (`split_records`).
 
@@ -65,6 +68,7 @@ def load_dataset(settings: DataSettings, trained: Collection[str] = ()) -> Datas
     notes = source.notes + split_notes + unreadable_note(unreadable)
     notes += slice_notes(requested, [*loaded, *(file.path for file in unreadable)])
     notes += _mask_notes(records[TEST], splits[TEST])
+    notes += _dark_note(splits[CALIBRATION].image, settings)
     if not splits[TEST].label.any():
         notes += ("there are no anomalous test images: only false alarms can be measured",)
     return Dataset(splits[TRAIN], splits[CALIBRATION], splits[TEST], source.conditions, notes, source.open)
@@ -94,6 +98,17 @@ def _mask_notes(records: list[ImageRecord], test: Images) -> tuple[str, ...]:
     return notes
 
 
+def _dark_note(images: np.ndarray, settings: DataSettings) -> tuple[str, ...]:
+    """Warns of images that are nearly black, such as 12-bit values in 16-bit files."""
+    brightest = int(images.max(initial=0))
+    if settings.window or settings.layout is None or not 0 < brightest <= _DARK:
+        return ()
+    return (
+        f"the images are dark: their brightest level is {brightest} of 255, as with 10, 12 or 14 bits stored in 16. "
+        "--config.data.window=true stretches the contrast of each image",
+    )
+
+
 def _read(source: ImageSource, records: list[ImageRecord], image_format: ImageFormat) -> _Loaded:
     """Reads images and masks; an image stays if only its mask is unreadable."""
     results = map_in_threads(source.read, records, "images")
@@ -103,7 +118,7 @@ def _read(source: ImageSource, records: list[ImageRecord], image_format: ImageFo
         row = record, image, None if isinstance(mask, UnreadableFile) else mask
         if not isinstance(image, UnreadableFile) and _is_informative(*row):
             rows.append(row)
-    size, channels, _ = image_format
+    size, channels = image_format[:2]
     images = np.zeros((len(rows), size, size, channels), np.uint8)
     masks = np.zeros(images.shape[:3], bool)
     for i, (_, image, mask) in enumerate(rows):
@@ -137,7 +152,7 @@ def _read_on_demand(source: ImageSource, records: list[ImageRecord], image_forma
             raise UserError(image.reason)
         return image
 
-    size, channels, _ = image_format
+    size, channels = image_format[:2]
     images = LazyImages(decode, [r.path for r in records], (size, size, channels))
     # Training images are normal: their masks are a view of one value, which takes no memory.
     masks = np.broadcast_to(False, (len(records), size, size))

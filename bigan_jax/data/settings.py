@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from bigan_jax.data import layouts
+from bigan_jax.data.files.fit import FITS
 from bigan_jax.data.files.images import ImageFormat
 from bigan_jax.data.layouts.layout import Layout
 from bigan_jax.data.layouts.names import Selection
@@ -33,6 +34,7 @@ class DataSettings:
     image_size: int = 128  # side of the square images that the networks see, in pixels
     channels: int = 1  # 1 (gray) or 3 (RGB)
     window: bool = False  # whether each image is stretched from its own 1st to its 99th percentile
+    fit: str = "stretch"  # how images that are not square become square: one of FITS
     split_seed: int = 0  # of the assignment of groups to splits
     test_fraction: float = 0.2  # of the normal images
     calibration_fraction: float = 0.1  # of the normal images that are not test images; see split.count_calibration
@@ -70,6 +72,8 @@ class DataSettings:
             )
         require("data.phantom_normal", self.phantom_normal, COUNT)
         require("data.phantom_anomalous", self.phantom_anomalous, COUNT)
+        if self.fit not in FITS:
+            raise unknown_name("config.data.fit", self.fit, FITS)
         if self.duplicates not in DUPLICATE_POLICIES:
             raise unknown_name("config.data.duplicates", self.duplicates, DUPLICATE_POLICIES)
 
@@ -90,8 +94,8 @@ class DataSettings:
 
     @property
     def image_format(self) -> ImageFormat:
-        """Size, channels and contrast of the images as the networks see them."""
-        return ImageFormat(self.image_size, self.channels, self.window)
+        """Size, channels, contrast and fit of the images as the networks see them."""
+        return ImageFormat(self.image_size, self.channels, self.window, self.fit)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -64,7 +64,7 @@ class PhantomSource:
 
     def read(self, record: ImageRecord) -> tuple[Pixels, Mask]:
         """Draws an image and its mask."""
-        size, channels, window = self._format
+        size, channels, window, _ = self._format  # all are square
         category, defect = self.conditions[record.condition], record.defect_type if record.label else None
         image, mask = phantom.draw(category, phantom.index_of(record.path), size, channels, defect)
         return percentile_stretch(image) if window else image, mask
@@ -97,7 +97,7 @@ class FolderSource:
 
         def decode_mask() -> Mask:
             size = image_size(self.open(path))
-            return read_mask(self.open(mask_path), self.image_format.size, size)
+            return read_mask(self.open(mask_path), self.image_format.size, size, self.image_format.fit)
 
         return image, try_read(mask_path, decode_mask)
 

@@ -84,6 +84,7 @@ class AnomalyScorer:
         calibration: Float[np.ndarray, "c"] | None = None,
         conditions: Sequence[str] = (),
         window: bool = False,
+        fit: str = "stretch",
     ):
         """Prepares the networks; they are compiled by the first call.
 
@@ -98,10 +99,11 @@ class AnomalyScorer:
           calibration: the scores of the calibration images, required by `percentile`.
           conditions: the names of the conditions that the model takes; empty for most models.
           window: whether the contrast of new images is stretched, as in training.
+          fit: how new images that are not square become square, as in training.
         """
         self.formula, self.shape, self.threshold = formula, shape, threshold
         self.name, self.statistics = name, statistics
-        self.image_format = ImageFormat(*shape[1:], window)
+        self.image_format = ImageFormat(*shape[1:], window, fit)
         self.calibration, self.conditions = calibration, tuple(conditions)
         self._batch_size, self.notes = batch_size, detector.notes
         self._variables = (state, dict(detector.frozen))

@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from bigan_jax.data.files.images import map_in_threads, read_full_size
+from bigan_jax.data.files.fit import source_box, unpad
+from bigan_jax.data.files.images import ImageFormat, image_size, map_in_threads, pixel_budget, read_full_size
+from bigan_jax.data.files.pixel_values import STRIP_PIXELS
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.reports.charts import ERROR_PALETTE, error_levels
 
@@ -25,7 +27,7 @@ def write_overlays(
     error_maps: Float[np.ndarray, "n h w"],
     limit: float,
     output: Path,
-    stretch: bool = False,
+    image_format: ImageFormat,
 ) -> list[UnreadableFile]:
     """Writes an `overlay` of each named image to error_maps/ and overlays/ in `output`.
 
@@ -33,41 +35,60 @@ def write_overlays(
       contents: the bytes of the image files, by name.
       names: the images to draw, whose error maps are `error_maps`.
       limit: the error of the brightest color.
-      stretch: whether to show images with percentile contrast stretching, as the networks see them.
+      image_format: what the networks see: contrast is shown as they see it, and the maps are fitted to the images.
 
     Returns:
       The files that could not be read.
     """
 
-    def draw(i: int) -> tuple[Image.Image, Image.Image]:
-        return overlay(read_full_size(io.BytesIO(contents[names[i]]), stretch), error_maps[i], limit)
-
     def write_one(i: int) -> UnreadableFile | None:
         name = names[i]
-        images = try_read(name, lambda: draw(i))
-        if isinstance(images, UnreadableFile):
-            return images
-        for folder, image in zip(("error_maps", "overlays"), images, strict=True):
-            path = output / folder / output_name(name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(path, compress_level=3)  # more takes longer and saves little
+        content = io.BytesIO(contents[name])
+        size = try_read(name, lambda: image_size(content))
+        if isinstance(size, UnreadableFile):
+            return size
+        with pixel_budget.hold(size[0] * size[1]):
+            image = try_read(name, lambda: read_full_size(content, image_format.window))
+            if isinstance(image, UnreadableFile):
+                return image
+            for folder, drawn in zip(
+                ("error_maps", "overlays"), overlay(image, error_maps[i], limit, image_format.fit), strict=True
+            ):
+                path = output / folder / output_name(name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                drawn.save(path, compress_level=3)  # more takes longer and saves little
         return None
 
     return [file for file in map_in_threads(write_one, range(len(names)), "overlays") if file]
 
 
-def overlay(image: Image.Image, errors: Float[np.ndarray, "h w"], limit: float) -> tuple[Image.Image, Image.Image]:
+def overlay(
+    image: Image.Image, errors: Float[np.ndarray, "h w"], limit: float, fit: str = "stretch"
+) -> tuple[Image.Image, Image.Image]:
     """Colors an error map, and blends it with its image: the higher the error, the more opaque.
 
-    Returns the error map in colors and the overlay, both of the image's size.
+    Returns the error map in colors and the overlay, both of the image's size. With the `fit` "pad" the map's padding
+    is left out; with "crop" the map covers the central square, and there is no error outside.
     """
-    levels = Image.fromarray(error_levels(errors, limit))
-    if levels.size != image.size:
-        levels = levels.resize(image.size, Image.Resampling.BILINEAR)
+    levels = _place(Image.fromarray(unpad(error_levels(errors, limit), *image.size, fit)), image.size, fit)
     colored = levels.copy()
     colored.putpalette(ERROR_PALETTE.tobytes())
-    opacity = levels.point([round(MAX_OPACITY * value) for value in range(256)])
-    return colored, Image.composite(colored.convert("RGB"), image.convert("RGB"), opacity)
+    opacity = [round(MAX_OPACITY * value) for value in range(256)]
+    blended = image.convert("RGB")
+    for top in range(0, image.height, rows := max(1, STRIP_PIXELS // image.width)):  # strips keep the memory small
+        box = 0, top, image.width, min(top + rows, image.height)
+        blended.paste(colored.crop(box).convert("RGB"), box, levels.crop(box).point(opacity))
+    return colored, blended
+
+
+def _place(levels, size, fit):
+    """Enlarges an error map to the part of the image that it shows."""
+    if fit != "crop":
+        return levels if levels.size == size else levels.resize(size, Image.Resampling.BILINEAR)
+    left, top, right, bottom = (int(side) for side in source_box(size[0], size[1], fit))
+    placed = Image.new("L", size)
+    placed.paste(levels.resize((right - left, bottom - top), Image.Resampling.BILINEAR), (left, top))
+    return placed
 
 
 def output_name(path: str) -> str:

@@ -124,6 +124,28 @@ def test_window_makes_scores_independent_of_brightness(tmp_path):
     assert brightest < 20 < 200 < rgb(tmp_path / "again/overlays/00.png.png").max()
 
 
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_fit_is_that_of_the_run(tmp_path, fit):
+    data = tmp_path / "data" / "normal"
+    data.mkdir(parents=True)
+    for i in range(40):
+        image = phantom.draw("bottle", i, 48, 1)[0][..., 0]
+        Image.fromarray(np.pad(image, ((0, 0), (16, 0)), mode="edge")).save(data / f"{i:02}.png")
+    fields = SMALL | {"data.dir": str(tmp_path / "data"), "data.fit": fit, "model.hidden": (16, 8)}
+    bigan_jax.train(configured(fcae, "folder", fields), workdir := tmp_path / "run")
+    predict(workdir, data, tmp_path / "out")
+    scores = {row["path"]: float(row["score"]) for row in table(tmp_path / "out")}
+    for row in table(workdir):
+        assert scores[row["path"].removeprefix("normal/")] == pytest.approx(float(row["score"]), abs=2e-3)
+    scorer = bigan_jax.load(workdir)
+    assert scorer.image_format.fit == fit
+    assert scorer.predict([data / "00.png"]).score[0] == pytest.approx(scores["00.png"], abs=2e-3)
+    colored, overlay = (Image.open(tmp_path / "out" / name / "00.png.png") for name in ("error_maps", "overlays"))
+    assert colored.size == overlay.size == (64, 48)
+    if fit == "crop":  # nothing is known of the sides
+        np.testing.assert_array_equal(np.asarray(overlay)[:, :8, 0], np.asarray(Image.open(data / "00.png"))[:, :8])
+
+
 def test_percentile_is_the_fraction_of_lower_calibration_scores(trained, predicted):
     scorer = bigan_jax.load(trained[0])
     for score, row in ((float(row["calibrated"]), row) for row in table(predicted)):
@@ -365,6 +387,19 @@ def test_maps_false_writes_scores_only(trained, predicted, tmp_path, capsys):
     expected = [float(row["calibrated"]) for row in table(predicted)[:5]]
     scores = [float(row["calibrated"]) for row in table(tmp_path / "out")]
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
+
+
+def test_blocks_of_large_files_are_small(trained, predicted, tmp_path, monkeypatch):
+    workdir, images = trained
+    sizes, score = [], AnomalyScorer.score
+    n_bytes = sum(file.stat().st_size for file in images.rglob("*.png"))
+    monkeypatch.setattr(prediction, "BLOCK_BYTES", n_bytes // 3)
+    monkeypatch.setattr(
+        AnomalyScorer, "score", lambda self, x, *a, **options: (sizes.append(len(x)), score(self, x, *a, **options))[1]
+    )
+    predict(workdir, images, tmp_path / "out", maps=False)
+    assert sum(sizes) == 65 and max(sizes) <= 22
+    assert [row["path"] for row in table(tmp_path / "out")] == [row["path"] for row in table(predicted)]
 
 
 def test_interrupt_keeps_finished_blocks(trained, tmp_path, monkeypatch):

@@ -126,6 +126,40 @@ def test_changed_and_deleted_archive(tmp_path, load):
     assert same(load("folder", archive), larger)
 
 
+@pytest.mark.parametrize("change", ["half", "one", "folder", "all", "truncated"])
+def test_partly_deleted_extraction_is_extracted_again(tmp_path, load, change):
+    folder = tmp_path / "mine"
+    write_normal_images(folder / "normal")
+    draw(folder / "anomalous" / "x.png")
+    archive = pack(folder, tmp_path / "mine.zip")
+    first = load("folder", archive)
+    (extracted,) = (tmp_path / "tfds" / "extracted").glob("*/mine")
+    files = sorted(extracted.rglob("*.png"))
+    for file in {"half": files[::2], "one": files[3:4], "all": files}.get(change, []):
+        file.unlink()
+    if change == "folder":
+        shutil.rmtree(extracted / "anomalous")
+    if change == "truncated":
+        files[5].write_bytes(files[5].read_bytes()[:50])
+    assert same(load("folder", archive), first)
+    assert sorted(extracted.rglob("*.png")) == files
+
+
+def test_incomplete_extraction_of_a_deleted_archive_is_not_used(tmp_path, load):
+    archive = pack(write_normal_images(tmp_path / "mine"), tmp_path / "mine.zip")
+    first = load("folder", archive)
+    archive.unlink()
+    (extracted,) = (tmp_path / "tfds" / "extracted").glob("*/mine")
+    (extracted / ".DS_Store").touch()  # of a file manager
+    assert same(load("folder", archive), first)
+    (extracted / "3.png").unlink()
+    prepared = load("folder", archive)
+    assert same(prepared, first) and any("is missing or empty" in note for note in prepared.notes)
+    shutil.rmtree(tmp_path / "tfds" / "image_folder")
+    with pytest.raises(UserError, match="There is no folder"):
+        load("folder", archive)
+
+
 # --- malicious content ---
 
 

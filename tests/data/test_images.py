@@ -3,19 +3,23 @@
 import io
 import os
 import struct
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from bigan_jax.data import loading
-from bigan_jax.data.files import unreadable
+from bigan_jax.data.files import pixel_values, unreadable
+from bigan_jax.data.files.fit import FITS
 from bigan_jax.data.files.folders import walk
 from bigan_jax.data.files.images import image_size, read_encoded, read_files, read_full_size, read_image, read_mask
+from bigan_jax.data.files.pixel_budget import PixelBudget
 from bigan_jax.data.files.unreadable import split_unreadable
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.errors import UserError
@@ -116,6 +120,10 @@ def test_reduced_decoding_of_large_jpeg_equals_png(tmp_path):
     assert np.abs(png - jpeg).max() <= 3
 
 
+def png_chunk(name, content):
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
 # --- percentile stretch ---
 
 
@@ -124,6 +132,7 @@ def tiff(values):
     return content
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.uint8, (9, 12), elements=st.integers(0, 100)), st.integers(1, 400), st.integers(0, 25_000))
 def test_stretch_is_invariant_to_scale_and_offset(image, scale, offset):
     low, high = np.percentile(image.astype(float), (1, 99))
@@ -147,6 +156,261 @@ def test_stretch_is_shared_by_all_channels(tmp_path):
 def test_stretch_requires_finite_values():
     with pytest.raises(UserError, match="not finite"):
         read_image(tiff(np.full((8, 8), np.nan, np.float32)), 8, 1, window=True)
+
+
+def png16(values):
+    """A 16-bit color PNG, which Pillow reads and does not write."""
+    height, width, channels = values.shape
+    color_type = {3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+
+
+def tiff16(values, byte_order="<", photometric=2, compress=False, bits=16):
+    """A TIFF of one strip, of integers or floats, in any byte order."""
+    height, width, samples = (*values.shape, 1)[:3]
+    data = values.astype(values.dtype.newbyteorder(byte_order)).tobytes()
+    data = zlib.compress(data) if compress else data
+    start = 8 + len(data) + len(data) % 2
+    sample_format = 3 if values.dtype.kind == "f" else 1
+    fields = [(256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 8 if compress else 1), (262, 3, photometric)]
+    fields += [(273, 4, 8), (277, 3, samples), (278, 4, height), (279, 4, len(data))]
+    fields += [(338, 3, 2)] * (samples == 4) + [(339, 3, sample_format)]
+    kinds = {3: "HH", 4: "I"}
+    bits_at = start + 2 + 12 * len(fields) + 4
+    table = struct.pack(f"{byte_order}H", len(fields))
+    for tag, kind, value in fields:
+        count = samples if tag in (258, 339) and samples > 1 else 1
+        table += struct.pack(f"{byte_order}HHI", tag, kind, count)
+        if count > 1:
+            table += struct.pack(f"{byte_order}I", bits_at + 8 * (tag == 339))
+        else:
+            table += struct.pack(f"{byte_order}{kinds[kind]}", *[value, 0][: len(kinds[kind])])
+    table += (
+        bytes(4) + struct.pack(f"{byte_order}4H", *[bits] * 4) + struct.pack(f"{byte_order}4H", *[sample_format] * 4)
+    )
+    mark = b"II*\0" if byte_order == "<" else b"MM\0*"
+    return mark + struct.pack(f"{byte_order}I", start) + data.ljust(start - 8, b"\0") + table
+
+
+def ppm16(values, top):
+    return b"P6\n%d %d\n%d\n" % (values.shape[1], values.shape[0], top) + values.astype(">u2").tobytes()
+
+
+DEEP_COLOR = {
+    "png": (png16, 3),
+    "alpha.png": (png16, 4),
+    "tif": (tiff16, 3),
+    "alpha.tif": (tiff16, 4),
+    "big-endian.tif": (lambda values: tiff16(values, ">"), 3),
+    "deflated.tif": (lambda values: tiff16(values, compress=True), 3),
+    "deflated-big-endian.tif": (lambda values: tiff16(values, ">", compress=True), 4),
+    "ppm": (lambda values: ppm16(values, 4095), 3),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP_COLOR)
+@pytest.mark.parametrize("depth", [10, 12])
+def test_color_is_stretched_at_its_own_depth(kind, depth):
+    """10 or 12 bits in 16: cut to 8 bits first, only 4 or 16 levels would be left."""
+    write, channels = DEEP_COLOR[kind]
+    values = np.random.default_rng(0).integers(0, 2**depth, (20, 16, channels)).astype(np.uint16)
+    values[..., 3:] = 65535
+    content = write(values)
+    color = values[..., :3].astype(float)
+    expected = np.interp(color, np.percentile(color, (1, 99)), (0, 255))
+    result = np.asarray(read_full_size(io.BytesIO(content), window=True))
+    np.testing.assert_allclose(result, expected, atol=0.51)
+    square = np.asarray(Image.fromarray(result).resize((8, 8), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(read_image(io.BytesIO(content), 8, 3, window=True), square)
+    if kind != "ppm":  # whose white is 4095
+        darker = np.asarray(read_full_size(io.BytesIO(content)))
+        np.testing.assert_allclose(darker, color / 257, atol=1.01)
+
+
+def test_transparent_deep_color_is_white():
+    values = np.random.default_rng(0).integers(0, 2**16, (20, 16, 4)).astype(np.uint16)
+    values[..., 3] = np.where(values[..., 3] > 40_000, 65535, 0)
+    color = np.where(values[..., 3:] > 0, values[..., :3], 65535).astype(float)
+    expected = np.interp(color, np.percentile(color, (1, 99)), (0, 255))
+    np.testing.assert_allclose(read_full_size(io.BytesIO(png16(values)), window=True), expected, atol=0.51)
+
+
+GRAY_TIFF = {"8": (np.uint8, 255), "16": (np.uint16, 65535), "32 float": (np.float32, 1)}
+
+
+@pytest.mark.parametrize("kind", GRAY_TIFF)
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+@pytest.mark.parametrize("compress", [False, True])
+def test_white_as_zero_is_not_inverted(kind, byte_order, compress):
+    dtype, top = GRAY_TIFF[kind]
+    values = (np.random.default_rng(0).random((20, 16)) * top).astype(dtype)
+    bits = values.dtype.itemsize * 8
+    plain = tiff16(values, byte_order, 1, compress, bits)
+    inverse = tiff16(top - values, byte_order, 0, compress, bits)
+    for window in False, True:
+        expected, result = (np.asarray(read_full_size(io.BytesIO(c), window)).astype(int) for c in (plain, inverse))
+        assert np.abs(expected - result).max() <= (kind == "32 float") and np.ptp(expected) > 200
+    mask = np.where(values > values.mean(), values, 0).astype(dtype)
+    content = tiff16(top - mask, byte_order, 0, compress, bits)
+    if kind != "32 float":  # whose zero is not exact
+        np.testing.assert_array_equal(read_mask(io.BytesIO(content), 8), read_mask(tiff(mask), 8))
+
+
+def test_bits_with_white_as_zero():
+    image = Image.fromarray(np.random.default_rng(0).random((20, 16)) > 0.5)
+    content = bytearray(saved(image, "TIFF"))
+    result = np.asarray(read_full_size(io.BytesIO(content)))
+    inverse = np.asarray(read_full_size(io.BytesIO(with_tag(saved(image, "TIFF"), 262, 0))))
+    np.testing.assert_array_equal(255 - result, inverse)
+
+
+def with_tag(content, tag, value):
+    """A little-endian TIFF of Pillow with another value of a tag."""
+    content = bytearray(content)
+    (start,) = struct.unpack_from("<I", content, 4)
+    (n,) = struct.unpack_from("<H", content, start)
+    at = next(a for a in range(start + 2, start + 2 + 12 * n, 12) if struct.unpack_from("<H", content, a)[0] == tag)
+    struct.pack_into("<H", content, at + 8, value)
+    return bytes(content)
+
+
+def test_packed_twelve_bits_fill_the_range():
+    values = np.random.default_rng(0).integers(0, 4096, (20, 16)).astype(np.uint16)
+    first, second = values[:, ::2].astype(int), values[:, 1::2].astype(int)
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1).astype(np.uint8)
+    content = tiff16(packed.reshape(20, 24), "<", 1, bits=12)
+    content = with_tag(content, 256, 16)
+    np.testing.assert_allclose(read_full_size(io.BytesIO(content)), values / 4095 * 255, atol=0.51)
+
+
+# --- strips, and the memory of many images ---
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_strips_do_not_change_an_image(monkeypatch, mode, channels):
+    noise = np.random.default_rng(0).integers(0, 256, (61, 47, 4), np.uint8)
+    image = Image.fromarray(noise)
+    if mode in ("I;16", "I", "F"):
+        deep = noise[..., 0].astype(np.uint16) * 256 + noise[..., 1]
+        image = Image.fromarray(
+            deep if mode == "I;16" else deep.astype(np.int32 if mode == "I" else np.float32) / 65535
+        )
+        image = image.convert(mode)
+    else:
+        image = image.convert(mode)
+    content = saved(image, "TIFF")
+
+    def read():
+        images = (read_image(io.BytesIO(content), s, channels, window) for s in (16, 60) for window in (False, True))
+        return np.concatenate([image.ravel() for image in images])
+
+    whole = read()
+    full = [np.asarray(read_full_size(io.BytesIO(content), window)) for window in (False, True)]
+    monkeypatch.setattr(pixel_values, "STRIP_PIXELS", 47 * 7)
+    strips = [read_image(io.BytesIO(content), size, channels, window) for size in (16, 60) for window in (False, True)]
+    np.testing.assert_array_equal(
+        np.concatenate([x.ravel() for x in whole]), np.concatenate([x.ravel() for x in strips])
+    )
+    for window, expected in enumerate(full):
+        np.testing.assert_array_equal(read_full_size(io.BytesIO(content), bool(window)), expected)
+    if mode in ("L", "RGB"):
+        resized = image.convert("L" if channels == 1 else "RGB").resize((16, 16), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(whole[: 256 * channels], np.asarray(resized).ravel())
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays(
+        st.sampled_from([np.uint8, np.int16, np.uint16, np.int32, np.float32]),
+        st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    )
+)
+def test_counted_percentiles_equal_sorted_ones(values):
+    values = pixel_values.countable(values)
+    assume(np.isfinite(values).all())
+    result = pixel_values.percentiles(lambda: iter([values[: len(values) // 2], values[len(values) // 2 :]]))
+    np.testing.assert_allclose(result, np.percentile(values.astype(float), (1, 99)), rtol=1e-9, atol=1e-30)
+
+
+def test_threads_share_a_budget_of_pixels():
+    budget, running, seen = PixelBudget(10), [], []
+
+    def work(n):
+        with budget.hold(n), budget.hold(n):  # a thread waits once
+            running.append(n)
+            seen.append(list(running))
+            time.sleep(0.002)
+            running.remove(n)
+        return n
+
+    sizes = [3, 4, 5, 12, 1, 9, 2, 2, 2, 30] * 3
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, sizes)) == sizes
+    assert all(sum(held) <= 10 or len(held) == 1 for held in seen) and max(map(len, seen)) > 1
+
+
+def test_narrow_image_does_not_fill_the_memory():
+    content = saved(Image.new("L", (4, 2_000_000)), "PNG")
+    with pytest.raises(UserError, match="4x2000000 is too long and narrow"):
+        read_image(io.BytesIO(content), 64, 1)
+
+
+# --- fit ---
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (41, 13), (32, 32), (200, 4)])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_fit_keeps_the_aspect_ratio(shape, orientation):
+    height, width = shape
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+    pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1] = [(90, 10, 200)] * 4  # the border
+    upright = Image.fromarray(pixels)
+    rotation = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    stored = upright if rotation[orientation] is None else upright.transpose(rotation[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = saved(stored, "PNG", exif=exif)
+    size = 16
+
+    w, h = (max(1, round(size * side / max(shape))) for side in (width, height))
+    small = np.asarray(upright.resize((w, h), Image.Resampling.BILINEAR)).astype(int)
+    padded = np.empty((size, size, 3), int)
+    padded[:] = np.median(np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]]), axis=0).round()
+    top, left = (size - h) // 2, (size - w) // 2
+    padded[top : top + h, left : left + w] = small
+    side = min(shape)
+    box = (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
+    cropped = np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR, box)).astype(int)
+    for fit, expected in ("pad", padded), ("crop", cropped):
+        result = read_image(io.BytesIO(content), size, 3, fit=fit)
+        assert np.abs(result - expected).max() <= 2  # rows first, or columns first
+
+
+def test_padding_has_the_color_of_the_border():
+    pixels = np.full((30, 90, 3), (200, 40, 90), np.uint8)
+    pixels[8:20, 20:70] = 0
+    result = read_image(io.BytesIO(saved(Image.fromarray(pixels), "PNG")), 30, 3, fit="pad")
+    assert (result[:10] == (200, 40, 90)).all() and (result[20:] == (200, 40, 90)).all()
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("shape", [(48, 32), (32, 48), (50, 34)])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_mask_follows_its_image(fit, shape, scale):
+    """A defect that is drawn into the image is where the mask has it."""
+    mask = np.zeros(shape, np.uint8)
+    mask[12:28, 14:22] = 255
+    content = saved(Image.fromarray(mask), "PNG")
+    image = read_image(io.BytesIO(content), 16, 1, fit=fit)[..., 0]
+    scaled = Image.fromarray(mask).resize((shape[1] * scale, shape[0] * scale), Image.Resampling.NEAREST)
+    result = read_mask(io.BytesIO(saved(scaled, "PNG")), 16, (shape[1], shape[0]), fit)
+    assert image[result].min() > 60 and image[~result].max() < 200
+    for axis in np.mgrid[:16, :16]:  # the centers are the same
+        assert abs(axis[result].mean() - np.average(axis, weights=image)) < 0.6
 
 
 # --- masks ---
@@ -179,13 +443,8 @@ def test_mask_may_be_scaled_but_not_cropped_or_rotated(tmp_path):
 
 def png_header(width, height):
     """A PNG whose header claims a size, with hardly a pixel."""
-
-    def chunk(name, content):
-        checksum = struct.pack(">I", zlib.crc32(name + content))
-        return struct.pack(">I", len(content)) + name + content + checksum
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99)))
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(bytes(99)))
 
 
 def saved(image, image_format, **options):

@@ -15,6 +15,7 @@ from bigan_jax.data.layouts.layout import select_categories
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.source import require_data_folder
 from bigan_jax.errors import UserError
+from tests.data.test_images import png16
 from tests.helpers.datasets import everything
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -35,6 +36,52 @@ def write_mask(path):
     mask = np.zeros((20, 20), np.uint8)
     mask[:10] = 255
     Image.fromarray(mask).save(path)
+
+
+# --- contrast and fit ---
+
+
+def write_deep(path, bits, color=False):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(len(path.name)).integers(0, 2**bits, (20, 20)).astype(np.uint16)
+    if color:
+        path.write_bytes(png16(np.stack([values] * 3, -1)))
+    else:
+        Image.fromarray(values).save(path)
+
+
+@pytest.mark.parametrize(("bits", "color"), [(10, False), (12, False), (12, True), (14, False)])
+def test_few_bits_in_sixteen_are_named_with_the_remedy(tmp_path, bits, color):
+    for i in range(12):
+        write_deep(tmp_path / f"{i}.png", bits, color)
+    (note,) = [note for note in load("folder", tmp_path).notes if "dark" in note]
+    assert "of 255" in note and "--config.data.window=true" in note
+    loaded = load("folder", tmp_path, window=True)
+    assert not any("dark" in note for note in loaded.notes) and loaded.train.image.max() > 200
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_full_range_is_not_called_dark(tmp_path, bits):
+    for i in range(12):
+        write_deep(tmp_path / f"{i}.png", 16) if bits == 16 else write(tmp_path / f"{i}.png", 100)
+    assert not any("dark" in note for note in load("folder", tmp_path).notes)
+
+
+def test_fit_is_checked_and_applied_to_images_and_masks(tmp_path):
+    for i in range(12):
+        write(tmp_path / "normal" / f"{i}.png", 100, (40, 20))
+    pixels, mask = np.full((20, 40), 100, np.uint8), np.zeros((20, 40), np.uint8)
+    pixels[4:12, 24:30], mask[4:12, 24:30] = 250, 255
+    for folder, array in ("anomalous", pixels), ("masks", mask):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(array).save(tmp_path / folder / "x.png")
+    for fit, rows, columns in ("pad", (5, 9), (9, 13)), ("crop", (3, 10), (11, 16)), ("stretch", (3, 10), (9, 13)):
+        loaded = load("folder", tmp_path, fit=fit)
+        (i,) = np.flatnonzero(loaded.test.label)
+        assert loaded.test.mask[i, slice(*rows), slice(*columns)].mean() > 0.6
+        assert loaded.test.image[i][loaded.test.mask[i]].min() > 110
+    with pytest.raises(UserError, match=r"config\.data\.fit"):
+        DataSettings("folder", dir=tmp_path, fit="squash")
 
 
 # --- layouts ---

@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import fsspec
@@ -16,9 +17,12 @@ import tensorflow_datasets as tfds
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
+from tensorflow_datasets.core import shuffle
 
 from bigan_jax.data import loading
+from bigan_jax.data.files import folders
 from bigan_jax.data.settings import DataSettings
+from bigan_jax.data.tfds import prepared
 from bigan_jax.data.tfds.paths import prepared_path
 from bigan_jax.errors import UserError
 from tests.helpers.datasets import everything
@@ -118,18 +122,45 @@ def test_builder_of_each_source(tmp_path, load, source, builder):
     assert tfds.builder_from_directory(path).name == builder
 
 
+def test_large_folders_are_prepared_in_little_memory(tmp_path, load, monkeypatch):
+    """More examples than TFDS keeps in memory are sorted on the disk, in many buckets, without TensorFlow."""
+    for i in range(70):
+        draw(tmp_path / "mine" / f"{i}.png")
+    expected = load("folder", tmp_path / "mine")
+    shutil.rmtree(tmp_path / "tfds")
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 20_000)
+    sizes = []
+
+    class Bucket(shuffle._Bucket):
+        def read_values(self):
+            values = list(super().read_values())
+            sizes.append(len(values))
+            return values
+
+    monkeypatch.setattr(shuffle, "_Bucket", Bucket)
+    monkeypatch.setattr(prepared, "CHUNK_BYTES", 10_000)
+    assert same(load("folder", tmp_path / "mine"), expected)
+    assert sum(sizes) == 70 and max(sizes) <= 2 and "tensorflow" not in sys.modules
+
+
 # --- when data are prepared again ---
+
+
+def written(tmp_path):
+    """When the prepared data were written."""
+    return {path: path.stat().st_mtime_ns for path in (tmp_path / "tfds").rglob("metadata.json")}
 
 
 def test_prepared_data_are_reused_until_a_file_changes(tmp_path, load):
     folder = draw_mvtec(tmp_path / "mvtec", ["bottle"])
     first = load("mvtec", folder)
+    before = written(tmp_path)
+    assert same(load("mvtec", folder), first) and written(tmp_path) == before
     file = folder / "bottle" / "test" / "good" / "001.png"
-    path, status, content = "bottle/test/good/001.png", file.stat(), file.read_bytes()
-    file.write_bytes(bytes(len(content)))  # corrupt, with the same size and time
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert same(load("mvtec", folder), first)
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    path = "bottle/test/good/001.png"
+    os.utime(file, ns=(1, file.stat().st_mtime_ns + 1))
+    assert same(load("mvtec", folder), first) and written(tmp_path) != before
+    file.write_bytes(b"corrupt")
     with pytest.raises(UserError, match=rf"{path}: not an image"):
         load("mvtec", folder)
     draw(file, seed=7)
@@ -139,6 +170,54 @@ def test_prepared_data_are_reused_until_a_file_changes(tmp_path, load):
     file.unlink()
     assert path not in by_path(load("mvtec", folder))
     assert len(list((tmp_path / "tfds" / "mvtec_ad").iterdir())) == 1  # the stale dataset was removed
+
+
+def overwrite(file, content):
+    file.write_bytes(content)
+
+
+def replace(file, content):
+    (new := file.with_name("new")).write_bytes(content)
+    new.replace(file)
+
+
+@pytest.mark.parametrize("write", [overwrite, replace])
+def test_new_content_of_equal_size_and_date_is_read(tmp_path, load, write):
+    """As unzip, rsync -t and cp -p leave it."""
+    files = [draw(tmp_path / "mine" / f"{i}.bmp") for i in range(12)]
+    for file in files:
+        os.utime(file, (315532800, 315532800))
+    load("folder", tmp_path / "mine")
+    write(files[3], draw(tmp_path / "other.bmp").read_bytes())
+    os.utime(files[3], (315532800, 315532800))
+    for path, image in by_path(load("folder", tmp_path / "mine")).items():
+        np.testing.assert_array_equal(image, pillow(tmp_path / "mine" / path))
+
+
+def test_swapped_files_are_read_under_their_new_names(tmp_path, load):
+    files = [draw(tmp_path / "mine" / f"{i}.bmp") for i in range(12)]
+    for file in files:
+        os.utime(file, (315532800, 315532800))
+    before = by_path(load("folder", tmp_path / "mine"))
+    files[3].rename(tmp_path / "spare")
+    files[4].rename(files[3])
+    (tmp_path / "spare").rename(files[4])
+    after = by_path(load("folder", tmp_path / "mine"))
+    np.testing.assert_array_equal(after["3.bmp"], before["4.bmp"])
+    np.testing.assert_array_equal(after["4.bmp"], before["3.bmp"])
+
+
+def test_archive_of_equal_size_and_date_is_extracted_again(tmp_path, load):
+    archive = tmp_path / "mine.zip"
+    for seeds in range(12), range(12, 24):
+        for i, seed in enumerate(seeds):
+            draw(tmp_path / "mine" / f"{i}.bmp", seed=seed + 1)
+        with zipfile.ZipFile(archive, "w") as out:
+            for file in sorted((tmp_path / "mine").iterdir()):
+                out.write(file, file.name)
+        os.utime(archive, (315532800, 315532800))
+        for path, image in by_path(load("folder", archive)).items():
+            np.testing.assert_array_equal(image, pillow(tmp_path / "mine" / path))
 
 
 def test_added_files_do_not_move_those_that_a_run_was_trained_on(tmp_path, load):
@@ -214,6 +293,39 @@ def test_killed_preparation_keeps_the_earlier_data(tmp_path, load):
     assert len(by_path(load("folder", tmp_path / "mine"))) == 80
 
 
+def flip(file, at, n):
+    content = bytearray(file.read_bytes())
+    start = int(at * len(content))
+    content[start : start + n] = bytes(255 - byte for byte in content[start : start + n])
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(("at", "n"), [(0.5, 3000), (0.3, 1), (0.97, 20)])
+def test_damaged_prepared_data_are_prepared_again(tmp_path, load, at, n):
+    for i in range(40):
+        draw(tmp_path / "mine" / f"{i}.png")
+    first = load("folder", tmp_path / "mine")
+    (file,) = (tmp_path / "tfds").glob("image_folder/*/1.0.0/*array_record*")
+    flip(file, at, n)
+    assert same(load("folder", tmp_path / "mine"), first)
+    assert same(load("folder", tmp_path / "mine"), first)
+    # Without the folder they cannot be prepared.
+    flip(file, at, n)
+    shutil.rmtree(tmp_path / "mine")
+    with pytest.raises(UserError, match="There is no folder"):
+        load("folder", tmp_path / "mine")
+
+
+def test_damage_after_opening_is_not_blamed_on_the_image(tmp_path, load):
+    for i in range(40):
+        draw(tmp_path / "mine" / f"{i}.png")
+    images = load("folder", tmp_path / "mine", stream=True).train.image
+    (file,) = (tmp_path / "tfds").glob("image_folder/*/1.0.0/*array_record*")
+    flip(file, 0.1, file.stat().st_size // 2)
+    with pytest.raises(UserError, match=r"the image itself was not read: the prepared data in .*1\.0\.0 are damaged"):
+        images[:]
+
+
 @pytest.mark.parametrize("damage", ["metadata.json", "dataset_info.json", "array_record"])
 def test_corrupt_prepared_data_are_prepared_again(tmp_path, load, damage):
     for i in range(12):
@@ -284,6 +396,65 @@ def test_unreadable_files_are_reported_from_prepared_data(tmp_path, load):
         assert "empty.png: is empty" in message and "nowhere.png: " in message
         assert "text.png: not an image" in message
     assert len(by_path(load("folder", tmp_path / "mine", skip_unreadable=True))) == 12
+
+
+def test_repaired_files_are_read(tmp_path, load):
+    """Without a change of the folder's fingerprint: a link's target appears, with the stamp of before."""
+    for i in range(12):
+        draw(tmp_path / "mine" / f"{i}.png")
+    outside = draw(tmp_path / "elsewhere" / "12.png")
+    (tmp_path / "mine" / "12.png").symlink_to(outside)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"12\.png: a link or path out of the data folder"):
+            load("folder", tmp_path / "mine")
+    (tmp_path / "mine" / "12.png").unlink()
+    shutil.copy2(outside, tmp_path / "mine" / "12.png")
+    assert len(by_path(load("folder", tmp_path / "mine"))) == 13
+
+
+def test_unreadable_files_are_tried_again_at_each_load(tmp_path, load, monkeypatch):
+    """Such as after installing a package, or on a network folder that answers again."""
+    for i in range(12):
+        draw(tmp_path / "mine" / f"{i}.png")
+    reasons = iter(["no package", "no network"])
+
+    def fails(source, mask=False):
+        if source.name == "7.png":
+            raise UserError(next(reasons))
+        return encode(source, mask)
+
+    encode = folders.read_encoded
+    monkeypatch.setattr(folders, "read_encoded", fails)
+    for reason in "no package", "no network":  # the reason is the latest one
+        with pytest.raises(UserError, match=rf"7\.png: {reason}"):
+            load("folder", tmp_path / "mine")
+    monkeypatch.undo()
+    assert len(by_path(load("folder", tmp_path / "mine"))) == 12
+
+
+def test_chmod_repairs_a_file(tmp_path, load):
+    for i in range(12):
+        draw(tmp_path / "mine" / f"{i}.png")
+    file = tmp_path / "mine" / "7.png"
+    file.chmod(0)
+    if os.access(file, os.R_OK):
+        pytest.skip("this user can read every file")
+    with pytest.raises(UserError, match=r"7\.png: no permission"):
+        load("folder", tmp_path / "mine")
+    file.chmod(0o600)
+    assert len(by_path(load("folder", tmp_path / "mine"))) == 12
+
+
+def test_truncated_file_is_read_once_it_is_complete(tmp_path, load):
+    files = [draw(tmp_path / "mine" / f"{i}.png") for i in range(12)]
+    content, status = files[7].read_bytes(), files[7].stat()
+    files[7].write_bytes(content[:-100] + bytes(100))
+    os.utime(files[7], ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(UserError, match=r"7\.png"):
+        load("folder", tmp_path / "mine")
+    files[7].write_bytes(content)
+    os.utime(files[7], ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert len(by_path(load("folder", tmp_path / "mine"))) == 12
 
 
 # --- the TFDS dataset plant_village ---

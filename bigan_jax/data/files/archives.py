@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import re
 import shutil
 import stat
@@ -14,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, NamedTuple
 
@@ -63,25 +65,28 @@ def is_archive(name: str) -> bool:
 def extract_once(archive: epath.Path, base_dir: Path, storage_flag: str = STORAGE_FLAG) -> epath.Path | None:
     """Extract an archive to `base_dir`/extracted/<name>-<hash of its path>.
 
-    This is done on first use and when the archive has changed. If the archive no longer exists, its earlier
-    extraction is used. `storage_flag` is named in the message about a full disk.
+    This is done on first use, when the archive has changed, and when extracted files are missing. If the archive no
+    longer exists, its earlier extraction is used, if it is complete. `storage_flag` is named in the message about a
+    full disk.
 
-    Returns the folder with the content; None if `archive` is a folder or was never extracted. Raises UserError if it is
+    Returns the folder with the content; None if `archive` is a folder or has no extraction. Raises UserError if it is
     not an archive, is corrupt, or may do harm: by links, devices, paths out of the folder, too many or large files.
     """
     name = _SUFFIX.sub("", archive.name)
     target = base_dir / "extracted" / f"{name}-{path_hash(archive)}"
     content = epath.Path(target / name)
-    if archive.is_dir() or not archive.exists():
-        return content if target.exists() and not archive.exists() else None
-    size, modified = file_stamp(archive)
-    stamp = json.dumps([size, modified])
-    if (target / STAMP_FILE).exists() and (target / STAMP_FILE).read_text() == stamp:
+    if archive.is_dir():
+        return None
+    extracted = _read_extraction(target, content)
+    if not archive.exists():
+        return content if extracted else None
+    stamp = file_stamp(archive)
+    if extracted == [*stamp]:
         return content
     try:
         with archive.open("rb") as file, atomic_directory(target) as new:
-            _extract(file, size, new / name, archive, storage_flag)
-            (new / STAMP_FILE).write_text(stamp)
+            _extract(file, stamp.size, new / name, archive, storage_flag)
+            (new / STAMP_FILE).write_text(json.dumps({"archive": stamp, "content": _content_digest(new / name)}))
     except _READ_ERRORS as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
@@ -92,6 +97,25 @@ def extract_once(archive: epath.Path, base_dir: Path, storage_flag: str = STORAG
             "extract it yourself and use the folder."
         ) from error
     return content
+
+
+def _read_extraction(target, content) -> list | None:
+    """Returns the stamp of the archive that was extracted to a folder; None if the folder or a part of it is missing.
+
+    Programs that tidy up delete old files, and a user may free some space.
+    """
+    try:
+        stamp = json.loads((target / STAMP_FILE).read_text())
+        return stamp["archive"] if stamp["content"] == _content_digest(content) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _content_digest(folder) -> str:
+    """Returns a hash of the names and sizes of the files in a folder; hidden ones, of file managers, do not count."""
+    files = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names if not name.startswith(".")]
+    entries = sorted((file.relative_to(folder).as_posix(), file.lstat().st_size) for file in files)
+    return blake2b(os.fsencode(json.dumps(entries)), digest_size=16).hexdigest()
 
 
 def _extract(file, size, target, archive, storage_flag):

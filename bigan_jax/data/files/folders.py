@@ -28,7 +28,6 @@ METADATA = "metadata.csv"
 # Metadata of a bucket's file that changes with its content; the first that it has is used.
 _BUCKET_STAMPS = ("etag", "ETag", "md5Hash", "blob_id", "mtime", "LastModified", "last_modified")
 
-FileStamp = tuple[int, int | str]  # bytes, and time of modification or what a bucket has for it
 # Reads the files with these names; the flag says whether they are masks. Slices become PNG.
 FileReader = Callable[[Sequence[str], bool], list[bytes | UnreadableFile]]
 
@@ -36,6 +35,15 @@ FileReader = Callable[[Sequence[str], bool], list[bytes | UnreadableFile]]
 # What systems write into folders, in addition to hidden files. Some may not be listed by anyone.
 _SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin", "system volume information"}
 _SYSTEM_FILES |= {"@eadir"}
+
+
+class FileStamp(NamedTuple):
+    """What changes when a file does, even if its size and its time of modification are restored."""
+
+    size: int  # bytes
+    modified: int | str  # nanoseconds, or what a bucket has for it
+    changed: int = 0  # nanoseconds: when the inode changed, such as its content, name or permissions
+    inode: int = 0
 
 
 class DataFolder(NamedTuple):
@@ -202,7 +210,7 @@ def select_files(root: epath.Path, names: Sequence[str]) -> DataFolder:
 
 
 def file_stamp(file: epath.Path) -> FileStamp:
-    """Return a value that changes when the file does."""
+    """Return the stamp of a file; zeros if there is none."""
     # Not epath's stat(): it has no time of modification on S3, and fails for a user without a name, as in containers.
     if is_remote(file):
         import fsspec
@@ -212,8 +220,8 @@ def file_stamp(file: epath.Path) -> FileStamp:
     try:
         status = os.stat(file)
     except OSError:  # a broken link: reading it reports the reason
-        return (0, 0)
-    return (status.st_size, status.st_mtime_ns)
+        return FileStamp(0, 0)
+    return FileStamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 def _reader(root) -> FileReader:
@@ -254,7 +262,7 @@ def _open_bucket(root: epath.Path) -> DataFolder:
 
 
 def _bucket_stamp(info):
-    return info["size"], next((str(info[key]) for key in _BUCKET_STAMPS if info.get(key)), "")
+    return FileStamp(info["size"], next((str(info[key]) for key in _BUCKET_STAMPS if info.get(key)), ""))
 
 
 def _is_metadata(name):

@@ -15,6 +15,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from bigan_jax.data.files import medical
+from bigan_jax.data.files.fit import pad_image, pad_mask, source_box, target_size
+from bigan_jax.data.files.pixel_budget import PixelBudget
+from bigan_jax.data.files.pixel_values import PixelValues, is_inverted
 from bigan_jax.data.files.unreadable import Result, UnreadableFile, require_file, try_read
 from bigan_jax.errors import UserError
 
@@ -29,6 +32,21 @@ MIN_SIDE = 4  # pixels; a smaller image shows nothing
 PROGRESS_BAR_MIN_ITEMS = 200
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 _ORIENTATION = 0x0112  # EXIF tag
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow's blocks of memory: more than 32 MiB return to the system when they are freed, less stays with the thread.
+Image.core.set_block_size(2**26)  # pyright: ignore[reportAttributeAccessIssue]
+# Of all images that are decoded at the same time; most decoders need at most 6 bytes a pixel.
+pixel_budget = PixelBudget(MAX_PIXELS)
+_HUNGRY_FORMATS = ("WEBP", "JPEG2000", "AVIF")  # whose decoders need up to 20 bytes a pixel
 
 # A file or a slice (by its name), an open file in one of FORMATS, or the values of a slice.
 Source = Path | BinaryIO | io.BytesIO | Num[np.ndarray, "h w ..."]
@@ -42,6 +60,7 @@ class ImageFormat(NamedTuple):
     size: int  # height and width in pixels
     channels: int  # 1: gray, 3: RGB
     window: bool = False  # whether intensities get `medical.percentile_stretch`
+    fit: str = "stretch"  # how an image that is not square becomes one: one of `fit.FITS`
 
 
 def image_names(file: Path) -> list[str]:
@@ -49,12 +68,12 @@ def image_names(file: Path) -> list[str]:
     return medical.slice_names(file) if medical.is_medical(file.name) else [file.name]
 
 
-def read_image(source: Source, size: int, channels: int, window: bool = False) -> Pixels:
+def read_image(source: Source, size: int, channels: int, window: bool = False, fit: str = "stretch") -> Pixels:
     """Decode one image to an `ImageFormat`, with its EXIF orientation applied.
 
     Gray is the luma 0.299 R + 0.587 G + 0.114 B, 16-bit gray is divided by 257, and transparent pixels become white.
-    The image is resized with an antialiasing bilinear filter; one that is not square is stretched, not cropped. A
-    `window` is applied before the conversion to 8 bits; DICOM and NIfTI slices always get it.
+    The image is resized with an antialiasing bilinear filter. A `window` is applied at the image's own depth, before
+    the conversion to 8 bits; DICOM and NIfTI slices always get it. Threads share a budget of pixels.
 
     Raises:
       UserError: more than MAX_PIXELS or less than MIN_SIDE (checked before anything is decoded), several images in
@@ -64,39 +83,62 @@ def read_image(source: Source, size: int, channels: int, window: bool = False) -
         # A large JPEG is decoded at a half, a quarter or an eighth of its size, but at no less than four times `size`:
         # a fifth of the time at 12 megapixels, and within 2 of 255.
         image.draft(None, (4 * size, 4 * size))
-        return to_format(image, size, channels, window)
+        return to_format(image, size, channels, window, fit)
 
 
-def to_format(image: Image.Image, size: int, channels: int, window: bool = False) -> Pixels:
+def to_format(image: Image.Image, size: int, channels: int, window: bool = False, fit: str = "stretch") -> Pixels:
     """Convert an open image like `read_image`, with the same arguments and errors."""
     _require_size(*image.size)
-    image = _to_eight_bit_upright(image, window).convert("L" if channels == 1 else "RGB")
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, channels)
+    with pixel_budget.hold(_cost(image)):
+        values = PixelValues(image, full_depth=window)
+        width, height = image.size
+        columns, rows = target_size(width, height, size, fit)
+        if columns * height > MAX_PIXELS:  # rows are resized first
+            raise UserError(f"{width}x{height} is too long and narrow: cut it into pieces")
+        left, top, right, bottom = source_box(width, height, fit)
+        mode = "L" if channels == 1 else "RGB"
+        # The same as Pillow's resize of the whole image, which filters rows and then columns.
+        narrow, y = Image.new(mode, (columns, height)), 0
+        for strip in values.eight_bit_strips(window):
+            box = left, 0, right, strip.height
+            narrow.paste(strip.convert(mode).resize((columns, strip.height), Image.Resampling.BILINEAR, box), (0, y))
+            y += strip.height
+        small = narrow.resize((columns, rows), Image.Resampling.BILINEAR, (0, top, columns, bottom))
+    small = _upright(small, image)
+    return pad_image(np.asarray(small).reshape(small.height, small.width, channels), size)
 
 
 def read_full_size(source: Source, window: bool = False) -> Image.Image:
     """Decode one image like `read_image`, but at its own size; its mode is L or RGB."""
-    with _open(source) as image:
-        return _to_eight_bit_upright(image, window)
+    with _open(source) as image, pixel_budget.hold(_cost(image)):
+        result, y = None, 0
+        for strip in PixelValues(image, full_depth=window).eight_bit_strips(window):
+            # Strips of the same mode replace their own rows, which are not read again.
+            result = result or (image if image.mode == strip.mode else Image.new(strip.mode, image.size))
+            result.paste(strip, (0, y))
+            y += strip.height
+        assert result is not None  # an image has a strip
+        return _upright(result, image)
 
 
-def _to_eight_bit_upright(image, window):
-    image = ImageOps.exif_transpose(image)
-    if not window:
-        return _to_eight_bit(image)
-    # Stretching 16-bit values before the conversion keeps images with few of the 65,536 levels.
-    deep = image.mode.startswith(("I", "F"))
-    values = np.asarray(image if deep else _to_eight_bit(image))
-    return Image.fromarray(medical.percentile_stretch(values))
+def _cost(image):
+    return image.width * image.height * (3 if image.format in _HUNGRY_FORMATS else 1)
 
 
-def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None = None) -> Mask:
+def _upright(pixels, image):
+    """Apply the EXIF orientation of `image`, which Pillow itself has applied to TIFF."""
+    transposition = _TRANSPOSITIONS.get(image.getexif().get(_ORIENTATION, 1))
+    return pixels if transposition is None else pixels.transpose(transposition)
+
+
+def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None = None, fit: str = "stretch") -> Mask:
     """Decode one mask: True where at least half of a cell of the `size` x `size` grid is defect.
 
     Every value except zero is defect, in any channel. Transparent pixels are not; if all pixels have one color, the
     opaque ones are defect. A defect too small for that rule is kept in the
     cells that it covers most, so that only an empty mask stays empty. Raises UserError if the aspect ratio differs
     from that of the image with the `expected_size` (`image_size`): the mask may be scaled, but not cropped or rotated.
+    `fit` is that of the image.
     """
     if (values := _slice_values(source)) is None:
         values = _mask_values(source)
@@ -105,9 +147,12 @@ def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None =
         difference = abs(width * expected_size[1] - height * expected_size[0])
         if difference > max(*expected_size, width, height):  # more than rounding of a scaled side
             raise UserError(f"a mask of {width}x{height} for an image of {expected_size[0]}x{expected_size[1]}")
+    values = np.ma.filled(values, 0)
     defect = values != 0 if values.ndim == 2 else values.any(axis=-1)
-    cover = np.asarray(Image.fromarray(defect.astype(np.float32)).resize((size, size), Image.Resampling.BOX))
-    return (cover > 0) & (cover >= min(0.5, cover.max()) - 1e-6)
+    grid = target_size(*(expected_size or (width, height)), size, fit)
+    box = source_box(width, height, fit)
+    cover = np.asarray(Image.fromarray(defect.astype(np.float32)).resize(grid, Image.Resampling.BOX, box))
+    return pad_mask((cover > 0) & (cover >= min(0.5, cover.max()) - 1e-6), size)
 
 
 def image_size(source: Path | BinaryIO | io.BytesIO) -> tuple[int, int]:
@@ -127,7 +172,7 @@ def read_encoded(source: Source, mask: bool = False) -> bytes:
     if (values := _slice_values(source)) is None:
         assert isinstance(source, Path)
         return source.read_bytes()
-    pixels = np.uint8(255) * (values != 0) if mask else medical.slice_to_uint8(values)
+    pixels = np.uint8(255) * (np.ma.filled(values, 0) != 0) if mask else medical.slice_to_uint8(values)
     Image.fromarray(pixels).save(content := io.BytesIO(), "PNG")
     return content.getvalue()
 
@@ -142,12 +187,13 @@ def _slice_values(source: Source) -> np.ndarray | None:
 def _read_slices(file, numbers):
     width, height, _ = medical.volume_shape(file)
     _require_size(width, height)
-    yield from medical.read_slices(file, numbers)
+    with pixel_budget.hold(width * height):
+        yield from medical.read_slices(file, numbers)
 
 
 def _mask_values(source):
-    with _open(source) as mask:
-        is_jpeg = mask.format == "JPEG"
+    with _open(source) as mask, pixel_budget.hold(_cost(mask)):
+        is_jpeg, white = mask.format == "JPEG", (65535 if mask.mode.startswith("I") else 1) * is_inverted(mask)
         mask = ImageOps.exif_transpose(mask)
         if mask.has_transparency_data:
             colors, alpha = np.split(np.asarray(mask.convert("RGBA")), [3], axis=-1)
@@ -156,6 +202,7 @@ def _mask_values(source):
         if mask.mode not in ("1", "L", "F") and not mask.mode.startswith("I"):
             mask = mask.convert("RGB")
         values = np.asarray(mask)
+        values = white - values if white else values
     return values > 127 if is_jpeg else values  # JPEG rings around edges: its zeros are not zero
 
 
@@ -185,29 +232,6 @@ def _require_size(width, height):
         raise UserError(f"{width}x{height} is more than {MAX_PIXELS // 10**6} megapixels: scale it down first")
     if min(width, height) < MIN_SIDE:
         raise UserError(f"{width}x{height} is too small: each side needs {MIN_SIDE} pixels or more")
-
-
-# A table, because arithmetic would take eight bytes per pixel several times over.
-_SIXTEEN_TO_EIGHT_BITS = np.round(np.arange(2**16) / 257).astype(np.uint8)
-
-
-def _to_eight_bit(image: Image.Image) -> Image.Image:
-    """Convert to mode L or RGB: 16-bit and float gray is rescaled, transparency becomes white."""
-    if image.mode.startswith("I"):  # I;16 and its byte orders, or I: 16 bits in 32
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise UserError("values outside 0 to 65535: save it with 8 or 16 bits")
-        return Image.fromarray(_SIXTEEN_TO_EIGHT_BITS[values])
-    if image.mode == "F":
-        values = np.asarray(image)
-        medical.require_finite_values(values)
-        if not (values.min() >= 0 and values.max() <= 1):
-            raise UserError("a float image with values outside [0, 1]: save it with 8 or 16 bits")
-        return Image.fromarray(np.round(values * 255).astype(np.uint8))
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def map_in_threads(work: Callable, items: Sequence, description: str) -> list:

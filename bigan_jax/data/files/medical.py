@@ -1,11 +1,10 @@
 """Reads slices of DICOM and NIfTI files with pydicom and nibabel (the extra `medical`).
 
-Every slice is an image: `scan.nii.gz#037` is slice 37, counted from 0 along the third axis (in DICOM: the frame).
+Every slice is an image: `scan.nii.gz#037` is slice 37, counted from 0: in NIfTI from the feet to the head, however the
+volume is stored; in DICOM the frame.
 """
 
 import importlib
-import io
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
@@ -15,23 +14,28 @@ from types import ModuleType
 import numpy as np
 from jaxtyping import Num, UInt8
 
+from bigan_jax.data.files import dicom, nifti
+from bigan_jax.data.files.pixel_values import countable, percentiles, require_finite_values, row_strips, stretch
 from bigan_jax.errors import UserError
 
 DICOM = (".dcm", ".dicom")
 NIFTI = (".nii", ".nii.gz")
 SUFFIXES = frozenset(DICOM + NIFTI)
 MAX_SLICES = 10_000  # a header that claims more is corrupt or malicious
-MAX_HEADER = 2**26  # bytes before the values of a NIfTI file, including header extensions
 
-Slice = Num[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]  # physical values, or color
+Slice = Num[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]  # physical values (padding is masked), or color
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _SLICE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, SUFFIXES))}))#(\d+)", re.I | re.S)
 
 
 def is_medical(name: str) -> bool:
     """Whether a file, or the file of a slice, is DICOM or NIfTI according to its name."""
     return split_slice(name)[0].lower().endswith(tuple(SUFFIXES))
+
+
+def is_dicom(name: str | Path) -> bool:
+    """Whether a file, or the file of a slice, is DICOM according to its name."""
+    return split_slice(str(name))[0].lower().endswith(DICOM)
 
 
 def split_slice(name: str) -> tuple[str, int | None]:
@@ -53,10 +57,10 @@ def image_group(root: Path, name: str) -> str:
     A patient (or the study, if there is no patient ID) is represented by a hash, so that reports do not disclose it.
     """
     file, _ = split_slice(name)
-    if not _is_dicom(file):
+    if not is_dicom(file):
         return file
     try:
-        header = _dicom_header(root / file)
+        header = dicom.read_header(_import_library(root / file), root / file)
     except Exception:  # reading the pixels will report the reason
         return file
     patient = str(header.get("PatientID") or header.get("StudyInstanceUID") or "").strip()
@@ -91,22 +95,13 @@ def slice_names(file: Path) -> list[str]:
 
 def volume_shape(file: Path) -> tuple[int, int, int]:
     """Return width, height and number of slices. Raises UserError for other shapes, or more data than the file has."""
-    if _is_dicom(file):
-        header = _dicom_header(file)
-        if "Rows" not in header or "Columns" not in header:
-            raise UserError("a DICOM file without an image")
-        shape = int(header.Columns), int(header.Rows), int(header.get("NumberOfFrames") or 1)
+    library = _import_library(file)
+    if is_dicom(file):
+        shape = dicom.frames_shape(dicom.read_header(library, file))
     else:
-        image = _nifti(file)
-        axes = image.shape
-        while len(axes) > 3 and axes[-1] == 1:
-            axes = axes[:-1]
-        if len(axes) not in (2, 3):
-            raise UserError(f"has {len(axes)} axes: save each volume as a file with three")
-        shape = (axes[0], axes[1], (*axes, 1)[2])
-        n_bytes = np.prod(shape, dtype=float) * image.get_data_dtype().itemsize
-        if n_bytes > 1100 * file.stat().st_size:  # deflate compresses to a thousandth at best
-            raise UserError("is truncated: its header claims more data than the file can hold")
+        grid = nifti.read_grid(library, file)
+        x, y = grid.plane
+        shape = grid.shown[x], grid.shown[y], grid.shown[grid.slice_axis]
     if shape[2] > MAX_SLICES:
         raise UserError(f"has {shape[2]} slices: at most {MAX_SLICES} are supported")
     return shape
@@ -115,8 +110,9 @@ def volume_shape(file: Path) -> tuple[int, int, int]:
 def read_slices(file: Path, numbers: Sequence[int | None]) -> Iterator[Slice]:
     """Read slices one by one; None is the only slice of a file.
 
-    DICOM rescaling and NIfTI scaling are applied, and MONOCHROME1, in which high values are dark, is negated. NIfTI
-    slices are rotated so that the second axis points up. Raises UserError if a slice does not exist.
+    DICOM lookup tables and rescaling and NIfTI scaling are applied, and MONOCHROME1, in which high values are dark, is
+    negated. All slices are shown in one orientation, however they are stored: `nifti.read_slices` and
+    `dicom.reorientation`. Raises UserError if a slice does not exist.
     """
     *_, n_slices = volume_shape(file)
     if None in numbers and n_slices > 1:
@@ -124,7 +120,23 @@ def read_slices(file: Path, numbers: Sequence[int | None]) -> Iterator[Slice]:
     indices = [number or 0 for number in numbers]
     if max(indices) >= n_slices:
         raise UserError(f"has no slice {max(indices)}: it has {n_slices}, counted from 0")
-    return _dicom_slices(file, indices) if _is_dicom(file) else _nifti_slices(file, indices)
+    read = dicom.read_frames if is_dicom(file) else nifti.read_slices
+    return read(_import_library(file), file, indices)
+
+
+def require_same_space(image: Path, mask: Path) -> None:
+    """Raise a UserError that names both unless an image (or slice) and its mask show the same part of the patient."""
+    (image_file, number), (mask_file, _) = (split_slice(str(path)) for path in (image, mask))
+    if not is_medical(image_file):
+        return
+    image, mask = Path(image_file), Path(mask_file)
+    library = _import_library(image)
+    if is_dicom(image) and is_dicom(mask):
+        dicom.require_same_plane(library, image, mask, number or 0)
+    elif is_medical(mask_file) and not is_dicom(image) and not is_dicom(mask):
+        nifti.require_same_grid(library, image, mask)
+    elif is_dicom(image) and dicom.reorientation(dicom.read_header(library, image), number or 0) != (False,) * 3:
+        raise dicom.no_orientation_error(image)
 
 
 def slice_to_uint8(values: Slice) -> UInt8[np.ndarray, "h w *c"]:
@@ -134,98 +146,26 @@ def slice_to_uint8(values: Slice) -> UInt8[np.ndarray, "h w *c"]:
 
 
 def percentile_stretch(values: Num[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h w *c"]:
-    """Map the 1st percentile of an image, over all channels, to 0 and the 99th to 255; equal ones both become 0."""
-    require_finite_values(values)
-    low, high = np.percentile(values, (1, 99))
-    scaled = (values.astype(np.float64) - low) / (high - low) if high > low else 0 * values
-    return np.round(255 * scaled.clip(0, 1)).astype(np.uint8)
+    """Map the 1st percentile of an image, over all channels, to 0 and the 99th to 255; equal ones both become 0.
 
+    Masked values are left out of the percentiles and become 0. Raises UserError for values that are not finite.
+    """
 
-def require_finite_values(values: Num[np.ndarray, "..."]) -> None:
-    """Raise a UserError if a value is NaN or infinite."""
-    if not np.isfinite(values).all():
-        raise UserError("has values that are not finite (NaN or infinite)")
+    def strips() -> Iterator[np.ndarray]:
+        for strip in row_strips(values):
+            known = strip.compressed() if isinstance(strip, np.ma.MaskedArray) else strip
+            require_finite_values(known)
+            yield countable(known)
 
-
-def _dicom_slices(file, numbers):
-    header = _dicom_header(file)
-    interpretation = header.PhotometricInterpretation
-    slope, intercept = header.get("RescaleSlope", 1), header.get("RescaleIntercept", 0)
-    if interpretation == "PALETTE COLOR":
-        raise UserError("DICOM with a palette is not supported: save it as PNG")
-    iter_pixels = importlib.import_module("pydicom.pixels").iter_pixels
-    with _BoundedReader(file.open("rb", buffering=0)) as stream:
-        for pixels in iter_pixels(stream, indices=numbers):
-            if pixels.ndim == 3 and pixels.dtype != np.uint8:
-                raise UserError("DICOM color with more than 8 bits is not supported: save it as PNG")
-            values = pixels if pixels.ndim == 3 else pixels * float(slope) + float(intercept)
-            yield -values if interpretation == "MONOCHROME1" else values
-
-
-def _nifti_slices(file, numbers):
-    # The file is kept open, so that a compressed file is decompressed once.
-    image = _nifti(file, keep_file_open=True)
-    if image.get_data_dtype().fields or image.get_data_dtype().kind == "c":
-        raise UserError("NIfTI with color or complex values is not supported: save it as gray")
-    n_axes = len(image.shape)
-    for number in numbers:
-        yield np.rot90(image.dataobj[(slice(None), slice(None), number, *[0] * n_axes)[:n_axes]])
-
-
-def _is_dicom(file):
-    return str(file).lower().endswith(DICOM)
-
-
-def _nifti(file, **options):
-    """Open a NIfTI file; only its header is in memory."""
-    nibabel = _import_library(file)
-    with nibabel.openers.ImageOpener(file, "rb") as stream:
-        start = stream.read(544)
-        # Not nibabel.load, which lets the file choose its own type, XML among others.
-        is_nifti2 = nibabel.Nifti2Image.header_class.may_contain_header(start)
-        image_class, size = (nibabel.Nifti2Image, 540) if is_nifti2 else (nibabel.Nifti1Image, 348)
-        header = image_class.header_class(start[:size], check=False)
-        if any(start[size : size + 1]):
-            _check_extensions(stream, size + 4, header)
-    return image_class.from_filename(file, **options)
-
-
-def _check_extensions(stream, start, header):
-    """Check the sizes of header extensions, because nibabel reads each with the size it claims."""
-    end = header["vox_offset"]
-    if not start <= end <= MAX_HEADER:
-        raise UserError(f"corrupt: its header ends at byte {end:.0f}")
-    byte_order = "big" if header.endianness == ">" else "little"
-    while (remaining := int(end) - start) >= 16:
-        stream.seek(start)
-        size = int.from_bytes(stream.read(4), byte_order, signed=True)
-        if not 8 <= size <= remaining:
-            raise UserError(f"corrupt: a header extension of {size} bytes in {remaining} bytes")
-        start += size
-
-
-class _BoundedReader(io.BufferedReader):
-    """A file of which at most the existing bytes are read, whatever length is requested."""
-
-    def read(self, size=-1):
-        remaining = os.fstat(self.fileno()).st_size - self.tell()
-        return super().read(remaining if size is None or size < 0 else min(size, remaining))
-
-
-def _dicom_header(file):
-    pydicom = _import_library(file)
-    with _BoundedReader(file.open("rb", buffering=0)) as stream:
-        pydicom.filereader.read_preamble(stream, force=False)
-        # Read like dcmread does, which decompresses a deflated file at once.
-        meta = pydicom.filereader.read_dataset(stream, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
-        if meta.get("TransferSyntaxUID") == _DEFLATED:
-            raise UserError("deflated DICOM is not supported, as its size is unknown: save it uncompressed")
-        stream.seek(0)
-        return pydicom.dcmread(stream, stop_before_pixels=True)
+    low, high = percentiles(strips)
+    result = np.empty(values.shape, np.uint8)
+    for strip, out in zip(row_strips(values), row_strips(result), strict=True):
+        out[:] = np.ma.filled(stretch(countable(strip), low, high), 0)
+    return result
 
 
 def _import_library(file: Path) -> ModuleType:
-    name = "pydicom" if _is_dicom(file) else "nibabel"
+    name = "pydicom" if is_dicom(file) else "nibabel"
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
-from bigan_jax.data.files.folders import DataFolder, file_stamp
+from bigan_jax.data.files.folders import DataFolder, FileStamp, file_stamp
 from bigan_jax.data.files.unreadable import UnreadableFile
 from bigan_jax.data.tfds.reader import open_builder_safely, serialized_examples
 from bigan_jax.errors import UserError
@@ -39,7 +39,7 @@ def open_class_folders(folder: epath.Path) -> DataFolder:
         for read_example in tqdm([*_example_readers(info)], f"names in {folder}", disable=None, leave=False):
             example = parse(read_example())
             path = f"{features['label'].int2str(example['label'])}/{os.fsdecode(example['image/filename'])}"
-            files[path], reader_of[path] = (len(example["image"]), 0), read_example
+            files[path], reader_of[path] = FileStamp(len(example["image"]), 0), read_example
     except Exception as error:  # of TFDS, protobuf or the file system
         raise UserError(
             f"{folder} cannot be read: {error or type(error).__name__}. Prepare it with TFDS again, or use a folder "

@@ -1,0 +1,226 @@
+"""The values of a decoded image at its own depth, strip by strip, and their conversion to 8 bits.
+
+Strips keep the memory small: an image needs what its decoder needs, and little more.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+from jaxtyping import Num, UInt8
+from PIL import Image, TiffImagePlugin
+from PIL.ImageFile import ImageFile
+
+from bigan_jax.errors import UserError
+
+STRIP_PIXELS = 2**18
+
+Values = Num[np.ndarray, "h w"] | Num[np.ndarray, "h w 3"]  # gray or RGB
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
+_SWAPPED_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_COLOR_16 = tuple(f"{bands};16" for bands in ("RGB", "RGBA", "RGBX", "R", "G", "B", "A"))
+
+# libtiff returns the byte order of the machine, which Pillow takes into account for unsigned integers only.
+_LIBTIFF_RAWMODES = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
+# Pillow lacks the big-endian form of 16-bit gray with white as zero.
+TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
+
+
+class PixelValues:
+    """A decoded image: gray or RGB, with white under transparent pixels and zero as black."""
+
+    def __init__(self, image: Image.Image, full_depth: bool):
+        """Decodes the image; with `full_depth` also the low bytes of 16-bit color, which Pillow leaves out."""
+        self.image, self._low = image, None
+        self._top = 65535  # the value of white in integers of more than 8 bits
+        self._white_is_zero = is_inverted(image)
+        if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,):
+            self._top = 4095
+        if isinstance(image, ImageFile):
+            image.tile = [_in_machine_order(tile) for tile in image.tile]
+            if full_depth:
+                self._low = self._decode_low_bytes(image)
+        image.load()
+
+    def _decode_low_bytes(self, image):
+        """Decodes 16-bit color a second time, with its bytes swapped."""
+        file, tiles = image.fp, image.tile
+        if tiles and tiles[0].codec_name == "ppm" and image.mode == "RGB" and tiles[0].args[-1] > 255:
+            self._top = tiles[0].args[-1]
+            image.tile = tiles = [tiles[0]._replace(codec_name="raw", args=("RGB;16B", 0, 1))]
+        rawmodes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in tiles]
+        if not rawmodes or not all(f"{mode[:-1]}" in _COLOR_16 for mode in rawmodes):
+            return None
+        image.load()
+        file.seek(0)
+        low = Image.open(file, formats=[image.format])
+        swapped = [mode[:-1] + _SWAPPED_ORDER[mode[-1]] for mode in rawmodes]
+        low.tile = [
+            tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
+            for tile, mode in zip(tiles, swapped, strict=True)
+        ]
+        low.load()
+        return low
+
+    def eight_bit_strips(self, window: bool) -> Iterator[Image.Image]:
+        """Yields the image from top to bottom in mode L or RGB; with `window` after the percentile stretch.
+
+        Raises UserError for values without a known range, unless they are stretched.
+        """
+        limits = percentiles(self._strips) if window else None
+        for part in self._parts():
+            if limits is None and self._low is None and not self.image.mode.startswith(("I", "F")):
+                yield _to_eight_bit_mode(part[0])
+            else:
+                values = self._values(*part)
+                yield Image.fromarray(self._scale(values) if limits is None else stretch(values, *limits))
+
+    def _parts(self):
+        width, height = self.image.size
+        rows = max(1, STRIP_PIXELS // width)
+        for top in range(0, height, rows):
+            box = 0, top, width, min(top + rows, height)
+            yield self.image.crop(box), self._low and self._low.crop(box)
+
+    def _strips(self) -> Iterator[Values]:
+        return (self._values(*part) for part in self._parts())
+
+    def _values(self, part, low) -> Values:
+        if low is not None:
+            high, low = np.asarray(part), np.asarray(low)
+            values = (high[..., :3].astype(np.uint16) << 8) + low[..., :3]
+            return _over_white(values, high[..., 3:], self._top) if part.mode == "RGBA" else values
+        if not part.mode.startswith(("I", "F")):
+            return np.asarray(_to_eight_bit_mode(part))
+        values = np.asarray(part)
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
+        if part.mode == "F":
+            require_finite_values(values)
+            return 1 - values if self._white_is_zero else values
+        return self._top - values if self._white_is_zero else values
+
+    def _scale(self, values):
+        """Converts values of a known range to 8 bits."""
+        if values.dtype == np.float32:
+            if not (values.min() >= 0 and values.max() <= 1):
+                raise UserError("a float image with values outside [0, 1]: save it with 8 or 16 bits")
+            return np.round(values * 255).astype(np.uint8)
+        if values.min() < 0 or values.max() > self._top:
+            raise UserError(f"values outside 0 to {self._top}: save it with 8 or 16 bits")
+        return np.round(np.arange(self._top + 1) * (255 / self._top)).astype(np.uint8)[values]
+
+
+def is_inverted(image: Image.Image) -> bool:
+    """Whether zero is white in an image, as TIFF allows. With 8 bits or fewer Pillow inverts it."""
+    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0 and image.mode.startswith(("I", "F"))
+
+
+def _in_machine_order(tile):
+    if tile.codec_name != "libtiff" or tile.args[0] not in _LIBTIFF_RAWMODES:
+        return tile
+    return tile._replace(args=(_LIBTIFF_RAWMODES[tile.args[0]], *tile.args[1:]))
+
+
+def _to_eight_bit_mode(image):
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _over_white(values, alpha, top):
+    opacity = alpha.astype(np.float32) / 255
+    return (values * opacity + top * (1 - opacity)).round().astype(np.uint16)
+
+
+def require_finite_values(values: Num[np.ndarray, "..."]) -> None:
+    """Raise a UserError if a value is NaN or infinite."""
+    if not np.isfinite(values).all():
+        raise UserError("has values that are not finite (NaN or infinite)")
+
+
+def stretch(values: Num[np.ndarray, "h w *c"], low: float, high: float) -> UInt8[np.ndarray, "h w *c"]:
+    """Map `low` to 0 and `high` to 255, and values beyond them too; if both are equal, everything to 0."""
+    if not high > low:
+        return np.zeros(values.shape, np.uint8)
+    if values.dtype in (np.uint8, np.uint16):  # by a table
+        every_value = np.arange(np.iinfo(values.dtype).max + 1)[None]
+        return stretch(every_value, low, high)[0][values]
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+    return scaled.clip(0, 255).round().astype(np.uint8)
+
+
+def row_strips(values: Num[np.ndarray, "h w *c"]) -> Iterator[Num[np.ndarray, "rows w *c"]]:
+    """Yield views of an array from top to bottom, of about STRIP_PIXELS each."""
+    rows = max(1, STRIP_PIXELS // max(1, values.shape[1]))
+    for top in range(0, len(values), rows):
+        yield values[top : top + rows]
+
+
+def countable(values: Num[np.ndarray, "..."]) -> Num[np.ndarray, "..."]:
+    """Convert values to a type that `percentiles` counts: uint8, uint16, int32 or float32."""
+    if values.dtype in (np.uint8, np.uint16, np.int32, np.float32) and values.dtype.isnative:
+        return values
+    return values.astype(np.int32 if values.dtype.kind == "i" and values.dtype.itemsize < 4 else np.float32)
+
+
+def percentiles(strips: Callable[[], Iterable[Num[np.ndarray, "..."]]]) -> tuple[float, float]:
+    """Return the 1st and 99th percentile of all values in `strips()`, as `numpy.percentile` does.
+
+    The values are counted in place of sorted, so no copy of the image is needed. They must be finite, and all of one
+    type that is `countable`. `strips` is called several times. Without values both are 0.
+    """
+    counts = np.zeros(2**16, np.int64)
+    for values in strips():
+        counts += np.bincount(_high_halves(_sortable(values)).ravel(), minlength=2**16)
+    cumulative = counts.cumsum()
+    if not cumulative[-1]:
+        return 0.0, 0.0
+    results = []
+    for fraction in (0.01, 0.99):
+        position = fraction * (cumulative[-1] - 1)
+        ranks = [int(position), min(int(position) + 1, int(cumulative[-1]) - 1)]
+        below, above = (_order_statistic(strips, cumulative, rank) for rank in ranks)
+        results.append(below + (above - below) * (position - ranks[0]))
+    return results[0], results[1]
+
+
+def _order_statistic(strips, cumulative, rank) -> float:
+    """The value at `rank` of the sorted values: the high half of its bits is counted, and so is the low half."""
+    half = int(np.searchsorted(cumulative, rank, side="right"))
+    keys = np.zeros(2**16, np.int64)
+    dtype = None
+    for values in strips():
+        dtype = values.dtype
+        if dtype.itemsize < 4:
+            return float(half)
+        key = _sortable(values)
+        chosen = key[_high_halves(key) == half]
+        keys += np.bincount(chosen & 0xFFFF, minlength=2**16)
+    before = cumulative[half - 1] if half else 0
+    low = int(np.searchsorted(keys.cumsum(), rank - before, side="right"))
+    return _unsorted(np.array([half << 16 | low], np.uint32), dtype)
+
+
+def _high_halves(keys):
+    return keys >> 16 if keys.dtype == np.uint32 else keys
+
+
+def _sortable(values):
+    """Returns unsigned integers in the same order."""
+    if values.dtype.itemsize < 4:
+        return values
+    bits = values.view(np.uint32)
+    sign = bits >> 31
+    if values.dtype == np.float32:  # a negative number has its magnitude in the other bits
+        return bits ^ np.where(sign, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
+    return bits ^ np.uint32(0x80000000)
+
+
+def _unsorted(key, dtype) -> float:
+    if dtype == np.float32:
+        key = key ^ np.where(key >> 31, np.uint32(0x80000000), np.uint32(0xFFFFFFFF))
+    else:
+        key = key ^ np.uint32(0x80000000)
+    return float(key.view(dtype)[0])
