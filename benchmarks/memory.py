@@ -104,7 +104,7 @@ def work(task, folder, window):
         names = walk(folder).images
         contents = {name: (folder / name).read_bytes() for name in names}
         maps = np.zeros((len(names), SIZE, SIZE), np.float32)
-        write_overlays(contents, names, maps, 1.0, folder.with_name("overlays"), ImageFormat(SIZE, 3, **options))
+        write_overlays(contents, names, maps, 1.0, 0.5, folder.with_name("overlays"), ImageFormat(SIZE, 3, **options))
     else:
         read = read_full_size if task == "full" else lambda source, window: read_image(source, SIZE, 1, window)
         results = read_files(lambda source, _: read(source, **options), folder, walk(folder).images, "images")

@@ -44,16 +44,16 @@ def predict(
 ) -> Predicted:
     """Scores images with the detector of a finished run, and writes the results to a folder.
 
-    scores.csv has a row for each image. error_maps/ and overlays/ have a PNG for each image, in the image's own size
-    and named by `output_name`. unreadable.csv lists all other files, with the reason why they are not scored. The run's
-    training data are not needed.
+    scores.csv has a row for each image. error_maps/, overlays/ and masks/ (of the pixels that reach the pixel
+    threshold) have a PNG for each image, in the image's own size and named by `output_name`. unreadable.csv lists all
+    other files, with the reason why they are not scored. The run's training data are not needed.
 
     Args:
       workdir: folder of the run.
       source: an image, a folder with images at any depth, an archive, or a pattern such as 'new/*.png'.
       output: folder for the results, new or empty.
       condition: condition of all images; by default `infer_conditions` takes it from their folders.
-      maps: whether error maps and overlays are written.
+      maps: whether error maps, overlays and masks are written.
 
     Raises:
       UserError: the run is not finished, an argument is wrong, or the disk is full.
@@ -65,9 +65,8 @@ def predict(
     with open_inputs(source, output) as (folder, names, not_read):
         scorer = load(workdir)
         conditions = infer_conditions(names, folder.root, scorer, condition)
-        limit = result.color_limits["combined"]
         try:
-            return _predict(scorer, limit, folder, conditions, not_read, output, maps)
+            return _predict(scorer, result, folder, conditions, not_read, output, maps)
         except OSError as error:  # above all, a full disk
             raise UserError(f"{output} is incomplete: {error}") from error
 
@@ -109,7 +108,7 @@ def infer_conditions(names: Sequence[str], root: epath.Path, scorer: AnomalyScor
     return {name: nearest(name) for name in names}
 
 
-def _predict(scorer, limit, folder, conditions, not_read, output, maps):
+def _predict(scorer, evaluation, folder, conditions, not_read, output, maps):
     # Blocks of nearly equal size: a small last one would compile the networks again.
     n_bytes = sum(folder.files[name].size for name in conditions if split_slice(name)[1] is None)
     n_blocks = min(len(conditions), max(-(-len(conditions) // BLOCK), -(-n_bytes // BLOCK_BYTES)))
@@ -130,9 +129,9 @@ def _predict(scorer, limit, folder, conditions, not_read, output, maps):
                 search = "search" if scorer.search_steps else ""
                 scores = scorer.score(np.stack(list(images.values())), indices, progress=search)
                 if maps:
-                    block_unreadable += write_overlays(
-                        contents, list(images), scores.error_map, limit, output, scorer.image_format
-                    )
+                    limits = evaluation.color_limits["combined"], evaluation.pixel_threshold
+                    drawn = contents, list(images), scores.error_map, *limits, output, scorer.image_format
+                    block_unreadable += write_overlays(*drawn)
                 skipped = {file.path for file in block_unreadable}
                 percentiles = [f"{p:.4g}" for p in scorer.percentile(scores)]
                 rows = score_rows(list(images), scores, scorer.decide(scores), {}, {"percentile": percentiles})
@@ -147,7 +146,7 @@ def _predict(scorer, limit, folder, conditions, not_read, output, maps):
             _append_unreadable(block_unreadable, output / "unreadable.csv")
             bar.update(len(names))
     result = Predicted(scored, anomalous, unreadable, output)
-    _print_summary(result, scorer.threshold, maps)
+    _print_summary(result, evaluation.main, maps)
     return result
 
 
@@ -175,11 +174,13 @@ def _append_unreadable(unreadable, path):
             table.writerows(map(csv_cell, map(errors.printable, row)) for row in unreadable)
 
 
-def _print_summary(result, threshold, maps):
+def _print_summary(result, decided_by, maps):
     scored, anomalous, unreadable, output = result
     if scored:
-        print(f"{scored} images scored, {anomalous} anomalous (score of at least {threshold:.4g})")
-        print(f"{'Scores, error maps and overlays' if maps else 'Scores'}: {output}")
+        print(f"{scored} images scored, {anomalous} anomalous (score of at least {decided_by.threshold:.4g})")
+        if decided_by.promise:
+            print(f"Threshold: {decided_by.promise.sentence}")
+        print(f"{'Scores, error maps, overlays and masks' if maps else 'Scores'}: {output}")
     else:
         print("0 images scored")
     if unreadable:

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 
 from bigan_jax.data.dataset import Dataset, Images
+from bigan_jax.data.files.medical import split_slice
 from bigan_jax.evaluation import anomaly_score, baselines
 from bigan_jax.evaluation.anomaly_score import TERMS, ScoreSettings
 from bigan_jax.evaluation.result import (
@@ -22,6 +23,7 @@ from bigan_jax.evaluation.result import (
     PixelResult,
     ScoreRecord,
     ScoreResult,
+    VolumeResult,
 )
 from bigan_jax.evaluation.scorer import AnomalyScorer, Scores
 from bigan_jax.metrics.bootstrap import bootstrap_intervals
@@ -29,6 +31,7 @@ from bigan_jax.metrics.image import auroc, by_condition, by_defect_type, image_m
 from bigan_jax.metrics.pixel import PIXEL_METRICS, dice, pixel_metrics, region_weights
 from bigan_jax.metrics.pixel_bootstrap import pixel_bootstrap_intervals
 from bigan_jax.metrics.thresholds import ThresholdSettings, choose_threshold, oracle_threshold, pixel_threshold
+from bigan_jax.metrics.volumes import TOP_SLICES, volume_scores
 from bigan_jax.runtime.run_config import package_version
 
 _CONSTANT = 0.05  # of the images' spread; small healthy runs have 0.13 or more
@@ -117,6 +120,7 @@ def measure(
             oracle=oracle_threshold(*measured),
             by_defect_type=by_defect_type(*measured, test.defect_type, chosen.value),
             by_condition=by_condition(*measured, test.condition, dataset.conditions, chosen.value),
+            volumes=_volume_result(scores.by_name[name], test),
             baselines=baselines.baseline_aurocs(baseline_scores[name], test.label),
             calibration_scores=normal_scores.tolist(),
         )
@@ -168,6 +172,17 @@ def _reconstruction_warnings(images: UInt8[np.ndarray, "n h w c"], reconstructio
 def _in_memory(images: Images) -> UInt8[np.ndarray, "n h w c"]:
     assert isinstance(images.image, np.ndarray)  # only training images are lazy
     return images.image
+
+
+def _volume_result(score: Float[np.ndarray, "n"], test: Images) -> VolumeResult | None:
+    """Returns the result by volume or patient, of the test images that are slices."""
+    is_slice = np.array([split_slice(path)[1] is not None for path in test.path])
+    if not is_slice.any():
+        return None
+    volumes = volume_scores(score[is_slice], test.label[is_slice], test.group[is_slice])
+    n_anomalous = int(volumes.label.sum())
+    area = auroc(volumes.score, volumes.label)
+    return VolumeResult(TOP_SLICES, len(volumes.label) - n_anomalous, n_anomalous, area)
 
 
 def _pixel_results(test: Images, scores: Scores, threshold: float) -> tuple[PixelResult, PixelMetrics]:

@@ -85,6 +85,15 @@ class ScoreTableRow(_Record, frozen=True):
     used: bool  # whether it is the score of the evaluation
 
 
+class VolumeResult(_Record, frozen=True):
+    """The result over volumes or patients, each scored by the mean of its `top` highest slices."""
+
+    top: Count
+    n_normal: Count
+    n_anomalous: Count
+    auroc: Unit | None
+
+
 class ScoreResult(_record_of(IMAGE_METRICS)):
     """The result of one score: IMAGE_METRICS as fields of their own, and the following."""
 
@@ -96,6 +105,7 @@ class ScoreResult(_record_of(IMAGE_METRICS)):
     oracle: Oracle
     by_defect_type: list[DefectTypeRow] | None  # None if there is one type only
     by_condition: list[ConditionRow] | None  # None if there is one condition only
+    volumes: VolumeResult | None  # None if no test image is a slice
     baselines: Aurocs  # of detectors that need no training, with the same score
     calibration_scores: Annotated[list[Number], Meta(min_length=1)]
 

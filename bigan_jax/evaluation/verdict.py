@@ -77,6 +77,9 @@ def summary(result: EvaluationResult) -> list[str]:
     for name, other in result.scores.items():
         if name != result.score_name:
             lines.append(f"With {SCORE_TITLES[name]}: AUROC {_number(other.auroc)}, recall {_number(other.recall)}")
+    if volumes := main.volumes:
+        counts = f"{volumes.n_normal} normal and {volumes.n_anomalous} anomalous"
+        lines.append(f"Volumes ({counts}; mean of the {volumes.top} highest slices): AUROC {_number(volumes.auroc)}")
     return [*lines, baseline_check(main)]
 
 

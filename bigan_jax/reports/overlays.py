@@ -1,4 +1,4 @@
-"""Error maps and overlays of new images, as PNG files of the images' own sizes."""
+"""Error maps, overlays and masks of new images, as PNG files of the images' own sizes."""
 
 import io
 import re
@@ -15,6 +15,7 @@ from bigan_jax.data.files.fit import source_box, unpad
 from bigan_jax.data.files.images import ImageFormat, image_size, map_in_threads, pixel_budget, read_full_size
 from bigan_jax.data.files.pixel_values import STRIP_PIXELS
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
+from bigan_jax.metrics.thresholds import decide
 from bigan_jax.reports.charts import ERROR_PALETTE, error_levels
 
 MAX_OPACITY = 0.8  # of the highest error on an overlay; an error of 0 is transparent
@@ -26,15 +27,17 @@ def write_overlays(
     names: Sequence[str],
     error_maps: Float[np.ndarray, "n h w"],
     limit: float,
+    pixel_threshold: float,
     output: Path,
     image_format: ImageFormat,
 ) -> list[UnreadableFile]:
-    """Writes an `overlay` of each named image to error_maps/ and overlays/ in `output`.
+    """Writes an `overlay` and a `marked` mask of each named image to error_maps/, overlays/ and masks/ in `output`.
 
     Args:
       contents: the bytes of the image files, by name.
       names: the images to draw, whose error maps are `error_maps`.
       limit: the error of the brightest color.
+      pixel_threshold: the error from which on a pixel is marked.
       image_format: what the networks see: contrast is shown as they see it, and the maps are fitted to the images.
 
     Returns:
@@ -51,9 +54,9 @@ def write_overlays(
             image = try_read(name, lambda: read_full_size(content, image_format.window))
             if isinstance(image, UnreadableFile):
                 return image
-            for folder, drawn in zip(
-                ("error_maps", "overlays"), overlay(image, error_maps[i], limit, image_format.fit), strict=True
-            ):
+            errors, fit = error_maps[i], image_format.fit
+            images = *overlay(image, errors, limit, fit), marked(errors, pixel_threshold, image.size, fit)
+            for folder, drawn in zip(("error_maps", "overlays", "masks"), images, strict=True):
                 path = output / folder / output_name(name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 drawn.save(path, compress_level=3)  # more takes longer and saves little
@@ -81,18 +84,27 @@ def overlay(
     return colored, blended
 
 
-def _place(levels, size, fit):
+def marked(errors: Float[np.ndarray, "h w"], threshold: float, size: tuple[int, int], fit: str) -> Image.Image:
+    """Returns the mask of an image of (width, height) `size`: 255 where the error reaches the threshold, else 0.
+
+    Whole pixels of the map are marked, without interpolation, since the threshold's promise is about these.
+    """
+    levels = decide(errors, threshold).astype(np.uint8) * 255
+    return _place(Image.fromarray(unpad(levels, *size, fit)), size, fit, Image.Resampling.NEAREST)
+
+
+def _place(levels, size, fit, resampling=Image.Resampling.BILINEAR):
     """Enlarges an error map to the part of the image that it shows."""
     if fit != "crop":
-        return levels if levels.size == size else levels.resize(size, Image.Resampling.BILINEAR)
+        return levels if levels.size == size else levels.resize(size, resampling)
     left, top, right, bottom = (int(side) for side in source_box(size[0], size[1], fit))
     placed = Image.new("L", size)
-    placed.paste(levels.resize((right - left, bottom - top), Image.Resampling.BILINEAR), (left, top))
+    placed.paste(levels.resize((right - left, bottom - top), resampling), (left, top))
     return placed
 
 
 def output_name(path: str) -> str:
-    """Returns the path of an image's PNG file below error_maps/ and overlays/.
+    """Returns the path of an image's PNG file below error_maps/, overlays/ and masks/.
 
     `a/b.jpg` becomes `a/b.jpg.png`. Two images never share a name, and no name leads out of the folder: problematic
     characters are percent-encoded (%0A), and an overlong name is cut and ends in a digest of the complete name.

@@ -184,6 +184,22 @@ def test_groups_of_calibration_images_are_counted(small):
 # --- metrics ---
 
 
+def test_slices_are_also_scored_by_volume(small, assessed):
+    config, dataset, detector, state = small
+    assert assessed.result.main.volumes is None  # whole images
+    n = len(dataset.test.label)
+    volume = np.arange(n) // 4  # four slices each; some volumes have both labels, and are anomalous
+    path = np.array([f"v{v}.nii#{i:03}" for i, v in enumerate(volume)])
+    test = dataset.test._replace(path=path, group=np.array([f"v{v}.nii" for v in volume]))
+    result, _, scores = assess(config, dataset._replace(test=test), detector, state)
+    for name, values in scores.by_name.items():
+        means = [values[volume == v].mean() for v in range(volume[-1] + 1)]  # the five highest of four are all
+        labels = [test.label[volume == v].any() for v in range(volume[-1] + 1)]
+        volumes = result.scores[name].volumes
+        assert (volumes.n_anomalous, volumes.n_normal) == (sum(labels), len(labels) - sum(labels))
+        assert volumes.auroc == pytest.approx(roc_auc_score(labels, means))
+
+
 def test_metrics_that_do_not_apply_are_null(small):
     """With normal images of one condition and few calibration images."""
     config, dataset, detector, state = small

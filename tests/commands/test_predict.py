@@ -134,14 +134,15 @@ def test_fit_is_that_of_the_run(tmp_path, fit):
     fields = SMALL | {"data.dir": str(tmp_path / "data"), "data.fit": fit, "model.hidden": (16, 8)}
     bigan_jax.train(configured(fcae, "folder", fields), workdir := tmp_path / "run")
     predict(workdir, data, tmp_path / "out")
-    scores = {row["path"]: float(row["score"]) for row in table(tmp_path / "out")}
+    scores = {row["path"]: float(row["paper"]) for row in table(tmp_path / "out")}
     for row in table(workdir):
-        assert scores[row["path"].removeprefix("normal/")] == pytest.approx(float(row["score"]), abs=2e-3)
+        assert scores[row["path"].removeprefix("normal/")] == pytest.approx(float(row["paper"]), abs=2e-3)
     scorer = bigan_jax.load(workdir)
     assert scorer.image_format.fit == fit
-    assert scorer.predict([data / "00.png"]).score[0] == pytest.approx(scores["00.png"], abs=2e-3)
-    colored, overlay = (Image.open(tmp_path / "out" / name / "00.png.png") for name in ("error_maps", "overlays"))
-    assert colored.size == overlay.size == (64, 48)
+    assert scorer.predict([data / "00.png"]).error_map.shape == (1, 32, 32)
+    files = [tmp_path / "out" / name / "00.png.png" for name in ("error_maps", "overlays", "masks")]
+    colored, overlay, mask = map(Image.open, files)
+    assert colored.size == overlay.size == mask.size == (64, 48)
     if fit == "crop":  # nothing is known of the sides
         np.testing.assert_array_equal(np.asarray(overlay)[:, :8, 0], np.asarray(Image.open(data / "00.png"))[:, :8])
 
@@ -189,7 +190,7 @@ def test_forms_of_input(form, trained, predicted, tmp_path):
         # Other images do not change a map's colors, but for rounding.
         expected_map = rgb(predicted / "error_maps" / f"{other['path']}.png")
         assert (error_map != expected_map).any(-1).mean() < 0.01
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["error_maps", "overlays", "scores.csv"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["error_maps", "masks", "overlays", "scores.csv"]
 
 
 def test_error_maps_and_overlays_have_the_size_of_the_image(trained, tmp_path):
@@ -203,13 +204,16 @@ def test_error_maps_and_overlays_have_the_size_of_the_image(trained, tmp_path):
     gray.resize((20, 33)).convert("P").save(new / "b.png")
     predict(workdir, new, tmp_path / "out")
     sizes = {"a.jpg.png": (90, 61), "a.png.png": (32, 32), "b.png.png": (20, 33)}
-    for kind in ("error_maps", "overlays"):
+    for kind in ("error_maps", "overlays", "masks"):
         written = {p.name: Image.open(p).size for p in (tmp_path / "out" / kind).iterdir()}
         assert written == sizes
     limit = json.loads((workdir / "evaluation.json").read_text())["color_limits"]["combined"]
     result = bigan_jax.load(workdir).predict([new / "a.png"])
     expected = error_map_rgb(result.error_map[0], limit)
     np.testing.assert_allclose(rgb(tmp_path / "out/error_maps/a.png.png"), expected, atol=6)
+    marked = np.asarray(Image.open(tmp_path / "out/masks/a.png.png"))
+    threshold = json.loads((workdir / "evaluation.json").read_text())["pixel_threshold"]
+    np.testing.assert_array_equal(marked, 255 * (result.error_map[0] >= threshold))
     overlay = rgb(tmp_path / "out/overlays/a.png.png").astype(float)
     level = np.clip(np.floor(256 * result.error_map[0] / limit), 0, 255) / 255
     blended = rgb(new / "a.png") * (1 - 0.8 * level[..., None]) + expected * 0.8 * level[..., None]
@@ -239,7 +243,7 @@ def test_command_skips_unreadable_files(trained, tmp_path):
     assert reasons.keys() == {"torn.png", "page.jpg", "empty.png", "out.png"}
     assert "empty" in reasons["empty.png"] and "not an image" in reasons["page.jpg"]
     assert all(f"{path}: {reason}" in result.stderr for path, reason in reasons.items())
-    for kind in ("error_maps", "overlays"):
+    for kind in ("error_maps", "overlays", "masks"):
         written = [p for p in (tmp_path / "out" / kind).rglob("*") if p.is_file()]
         assert len(written) == 3 and all(p.name.isprintable() for p in written)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "out"]

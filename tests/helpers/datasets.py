@@ -56,6 +56,7 @@ def score_content(**fields):
         "oracle": {"threshold": 0.4, "f1": 0.9, "accuracy": 0.9},
         "by_defect_type": None,
         "by_condition": None,
+        "volumes": None,
         "baselines": {"pca_64": 0.88, "mahalanobis_16": 0.95, "corner_pixels": None},
         "calibration_scores": [0.5, 0.75],
     }
