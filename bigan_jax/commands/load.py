@@ -32,7 +32,9 @@ def load(workdir: str | Path) -> AnomalyScorer:
         settings = parse_settings(config)
     result = require_evaluation(workdir)
     if settings.threshold.folds:
-        scorers = [load(folder) for folder in fold_folders(workdir, settings.threshold.folds)]
+        folders = fold_folders(workdir, settings.threshold.folds)
+        _require_same_score(workdir, config, folders)
+        scorers = [load(folder) for folder in folders]
         return FoldScorer(scorers, result.main.threshold, np.array(result.main.calibration_scores))
     conditions = result.conditions
     statistics = read_statistics(workdir, *settings.data.image_shape[:2])
@@ -62,6 +64,17 @@ def load(workdir: str | Path) -> AnomalyScorer:
 def fold_folders(workdir: Path, folds: int) -> list[Path]:
     """Returns the folders of the runs of a cross-conformal calibration (`threshold.folds`)."""
     return [workdir / f"fold{index}" for index in range(folds)]
+
+
+def _require_same_score(workdir, config, folders):
+    """A fold that was evaluated alone may have other scores than those that the common threshold is for."""
+    for folder in folders:
+        own = read_config(folder)
+        if own.score != config.score or own.threshold.get("folds"):
+            raise UserError(
+                f"{folder} was evaluated with another config.score or config.threshold.folds than {workdir}. Run "
+                f"--mode=evaluate --workdir={workdir} again."
+            )
 
 
 def make_scorer(settings: Settings, detector: Detector, state: TrainState, **arguments: Any) -> AnomalyScorer:

@@ -1,6 +1,7 @@
 """Cross-conformal calibration: detectors trained without one fold each decide together."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from bigan_jax.commands.folds import fold_configs
 from bigan_jax.commands.load import fold_folders
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import fcae
+from bigan_jax.data.audit import Audit
 from bigan_jax.data.loading import load_dataset
 from bigan_jax.errors import UserError
 from bigan_jax.metrics.thresholds import cross_conformal_threshold
+from bigan_jax.runtime.run_config import read_config
 from tests.helpers.runs import TINY_FCAE, configured
 
 FOLDS = 3
@@ -83,6 +86,7 @@ def test_evaluation_is_repeated_without_training(run):
     "fields, message",
     [
         ({"threshold.folds": 1}, "threshold.folds must be 0"),
+        ({"threshold.folds": 10**12}, "threshold.folds must be .* at most 1000"),
         ({"threshold.folds": 40}, "requires at least 40 groups"),
         ({"data.calibration_folds": 1}, "data.calibration_folds must be 0"),
         ({"data.calibration_folds": 3, "data.calibration_fold": 3}, "calibration_fold must be below"),
@@ -92,3 +96,33 @@ def test_invalid_folds_are_refused(fields, message, tmp_path):
     config = configured(fcae, "phantom", TINY_FCAE | fields)
     with pytest.raises(UserError, match=message):
         bigan_jax.train(config, tmp_path / "run")
+
+
+def test_warning_that_all_folds_have_is_listed_once(run, monkeypatch):
+    monkeypatch.setattr(Audit, "warnings", property(lambda self: ["a leak"]))
+    assert bigan_jax.evaluate(run[0])["warnings"] == ["a leak"]
+
+
+def test_fold_that_was_evaluated_alone_by_another_score_is_refused(run, tmp_path):
+    workdir = shutil.copytree(run[0], tmp_path / "run")
+    fold = workdir / "fold0"
+    own = read_config(fold)
+    with own.unlocked():
+        own.score.name = "calibrated" if own.score.name == "paper" else "paper"
+    bigan_jax.evaluate(fold, own)
+    with pytest.raises(UserError, match=r"fold0 was evaluated .* --mode=evaluate --workdir=.*run again"):
+        bigan_jax.load(workdir)
+
+
+def test_folder_of_another_run_is_refused_before_training(run, tmp_path):
+    workdir, config, _ = run
+    for field, value in ("name", "other"), ("seeds", 2):
+        folder = tmp_path / field
+        folder.mkdir()
+        shutil.copy(workdir / "config.json", folder)
+        with config.unlocked():
+            other = config.copy_and_resolve_references()
+            other[field] = value
+        with pytest.raises(UserError, match="holds a run"):
+            bigan_jax.train(other, folder)
+        assert [path.name for path in folder.iterdir()] == ["config.json"]
