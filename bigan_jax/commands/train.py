@@ -16,7 +16,7 @@ from bigan_jax.detector import TrainState
 from bigan_jax.errors import UserError
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.files import write_json
-from bigan_jax.runtime.run_config import default_name
+from bigan_jax.runtime.run_config import default_name, require_same_config
 from bigan_jax.runtime.stop_signals import Stopped, defer_signals
 from bigan_jax.training import divergence
 from bigan_jax.training.loop import STOP_NOTICE, train_epochs
@@ -44,13 +44,13 @@ def train(config: ConfigDict, workdir: str | Path | None = None, side_by_side: b
     """
     settings = parse_settings(config)
     workdir = Path(workdir or default_name(config))
+    if settings.seeds > 1 and (workdir / "config.json").exists():
+        raise UserError(f"{workdir} holds a run of one seed. Use another --workdir.")
     if settings.threshold.folds:
         return _train_folds(config, workdir)
     if settings.seeds == 1:
         with prepare_jobs({workdir: config}) as (job,):
             return train_and_evaluate(job, config)
-    if (workdir / "config.json").exists():
-        raise UserError(f"{workdir} holds a run of one seed. Use another --workdir.")
     seeds = range(settings.seed, settings.seed + settings.seeds)
     configs = {workdir / f"seed{seed}": config_for_seed(config, seed) for seed in seeds}
     if side_by_side is None:
@@ -69,6 +69,7 @@ def _train_folds(config: ConfigDict, workdir: Path) -> dict:
         configs = {k: config_for_seed(config, k) for k in range(config.seed, config.seed + config.seeds)}
         calls = {workdir / f"seed{k}": partial(train, own, workdir / f"seed{k}") for k, own in configs.items()}
         return finish_each_seed(workdir, calls)
+    require_same_config(workdir, config)
     for index, (folder, own) in enumerate(fold_configs(config, workdir).items(), 1):
         print(f"Fold {index} of {config.threshold.folds}: {folder}")
         train(own, folder)
