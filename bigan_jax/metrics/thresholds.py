@@ -19,6 +19,8 @@ from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.metrics.promise import Promise, percent
 from bigan_jax.value_checks import COUNT, require, require_finite
 
+MAX_FOLDS = 1000  # each is a training
+
 
 @dataclass(frozen=True)
 class ThresholdSettings:
@@ -41,8 +43,10 @@ class ThresholdSettings:
         if self.rule == "manual":
             manual_threshold(self.value)
         require("threshold.folds", self.folds, COUNT)
-        if self.folds == 1:
-            raise UserError("config.threshold.folds must be 0 (none) or at least 2 (got 1).")
+        if self.folds == 1 or self.folds > MAX_FOLDS:
+            raise UserError(
+                f"config.threshold.folds must be 0 (none) or at least 2 and at most {MAX_FOLDS} (got {self.folds})."
+            )
         if self.folds and self.rule == "manual":
             raise UserError(
                 f"config.threshold.folds={self.folds} is for the conformal rule: leave it out, or set "
