@@ -36,7 +36,8 @@ def write_evaluation(
     """
     history = read_train_log(workdir)
     result = assessment.result
-    result = result.replace(warnings=[*result.warnings, *audit.warnings, *_training_warnings(history)])
+    warnings = dict.fromkeys([*result.warnings, *audit.warnings, *_training_warnings(history)])  # folds share some
+    result = result.replace(warnings=list(warnings))
     assessment = assessment._replace(result=result)
     (workdir / "evaluation.json").unlink(missing_ok=True)
     if statistics:
