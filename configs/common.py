@@ -88,7 +88,7 @@ def defaults() -> ConfigDict:
     config.threshold.rule = "conformal"  # or "manual"
     config.threshold.false_alarm_rate = 0.05
     config.threshold.pixel_rate = 0.05  # share of a new normal image's pixels
-    config.threshold.folds = 0  # refit on K folds when calibrating; 0: none
+    config.threshold.folds = 0  # from 2 on: train a detector for each fold, and calibrate on all; 0: none
     config.threshold.value = 0.0  # for "manual"
 
     config.checkpoint = ConfigDict()

@@ -1,4 +1,4 @@
-"""The predict command: scores, error maps and overlays of new images, from a run's folder alone.
+"""The predict command: scores, error maps, overlays and masks of new images, from a run's folder alone.
 
 Images are processed in blocks: memory use does not depend on their number, and finished blocks are kept.
 """

@@ -34,11 +34,11 @@ def add_batch(
     frozen: Mapping[str, Variables],
     batch: Batch,
 ) -> Statistics:
-    """Returns the statistics over `number` equally large batches and one more; those over none are ignored.
+    """Returns the statistics over `number` equally large batches and one more; if it is 0, the given ones are ignored.
 
     A network's statistics are those of `detector.reconstruct`, as scoring calls it. A network that it does not call
-    has those of the last objective that owns it and calls it. So have all networks of a detector with a latent search,
-    whose result training images lack.
+    has those of the last objective that owns it and calls it. So have all networks of a detector with a latent search:
+    `reconstruct` requires codes that were not searched for training images.
 
     `BatchNorm` reduces over the batch on all devices, so that the devices agree.
     """
