@@ -11,7 +11,7 @@ from bigan_jax.commands.evaluate import evaluate_run
 from bigan_jax.commands.folds import evaluate_folds, fold_configs
 from bigan_jax.commands.seeds import config_for_seed, finish_each_seed, train_side_by_side
 from bigan_jax.commands.settings import parse_settings
-from bigan_jax.commands.setup import prepare_jobs
+from bigan_jax.commands.setup import load_audited, prepare_jobs
 from bigan_jax.detector import TrainState
 from bigan_jax.errors import UserError
 from bigan_jax.runtime import distributed
@@ -70,7 +70,10 @@ def _train_folds(config: ConfigDict, workdir: Path) -> dict:
         calls = {workdir / f"seed{k}": partial(train, own, workdir / f"seed{k}") for k, own in configs.items()}
         return finish_each_seed(workdir, calls)
     require_same_config(workdir, config)
-    for index, (folder, own) in enumerate(fold_configs(config, workdir).items(), 1):
+    configs = fold_configs(config, workdir)
+    for folder, own in configs.items():  # an error of the last fold would come after all other trainings
+        load_audited(parse_settings(own), [folder])
+    for index, (folder, own) in enumerate(configs.items(), 1):
         print(f"Fold {index} of {config.threshold.folds}: {folder}")
         train(own, folder)
     return evaluate_folds(workdir, config)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import bigan_jax
+from bigan_jax.commands import setup
 from bigan_jax.commands.folds import fold_configs
 from bigan_jax.commands.load import fold_folders
 from bigan_jax.commands.settings import parse_settings
@@ -126,3 +127,30 @@ def test_folder_of_another_run_is_refused_before_training(run, tmp_path):
         with pytest.raises(UserError, match="holds a run"):
             bigan_jax.train(other, folder)
         assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("folds", [0, 5])
+def test_another_number_of_folds_is_another_run(run, folds):
+    workdir, config, _ = run
+    with config.unlocked():
+        other = config.copy_and_resolve_references()
+        other.threshold.folds = folds
+    for command in bigan_jax.evaluate, lambda *arguments: bigan_jax.train(*arguments[::-1]):
+        with pytest.raises(UserError, match=f"threshold.folds: 3 there, {folds} now"):
+            command(workdir, other)
+
+
+def test_data_of_all_folds_are_checked_before_training(run, tmp_path, monkeypatch):
+    """Exact duplicates may stop the last fold alone."""
+    load = setup.load_audited
+
+    def stop_last(settings, workdirs=()):
+        if settings.data.calibration_fold == FOLDS - 1:
+            raise UserError("duplicates")
+        return load(settings, workdirs)
+
+    for module in "setup", "train":
+        monkeypatch.setattr(f"bigan_jax.commands.{module}.load_audited", stop_last, raising=False)
+    with pytest.raises(UserError, match="duplicates"):
+        bigan_jax.train(run[1], tmp_path / "run")
+    assert not list(tmp_path.glob("run/*/config.json"))
