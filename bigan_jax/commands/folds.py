@@ -63,6 +63,7 @@ def evaluate_folds(workdir: Path, config: ConfigDict) -> dict:
         result = assessment.result.replace(
             epochs=min(result.epochs for result in results),
             n_train=min(result.n_train for result in results),
+            notes=[*assessment.result.notes, "reconstructions, terms and native scores are those of fold0"],
             warnings=list(dict.fromkeys(warning for result in results for warning in result.warnings)),
         )
         write_config(workdir, config)
