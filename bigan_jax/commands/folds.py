@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from bigan_jax.commands.load import fold_folders, load
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import load_audited
+from bigan_jax.errors import UserError
 from bigan_jax.evaluation.assess import CalibrationImages, measure
 from bigan_jax.evaluation.fold_scorer import FoldScorer
 from bigan_jax.evaluation.result import require_evaluation
@@ -44,9 +45,12 @@ def evaluate_folds(workdir: Path, config: ConfigDict) -> dict:
     with exclusive_lock(workdir):
         require_same_config(workdir, config)
         settings = parse_settings(config)
-        scorers, normal, groups, folds = [], [], [], []
+        scorers, normal, groups, folds, test_paths = [], [], [], [], None
         for index, (folder, own) in enumerate(fold_configs(config, workdir).items()):
             dataset, audit = load_audited(parse_settings(own), [folder])
+            test_paths = dataset.test.path.tolist() if test_paths is None else test_paths
+            if dataset.test.path.tolist() != test_paths:
+                raise UserError(f"{folder} has other test images than the first fold. Train in another --workdir.")
             scorers.append(load(folder))
             calibration = dataset.calibration
             scores = scorers[-1].score(np.asarray(calibration.image), calibration.condition, f"fold {index}")

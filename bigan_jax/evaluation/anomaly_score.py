@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.evaluation.calibrated_score import MapMoments, PixelStatistics, calibrated_score
-from bigan_jax.evaluation.result import CALIBRATED, PAPER, SCORE_NAMES, ScoreTableRow
+from bigan_jax.evaluation.result import CALIBRATED, PAPER, PAPER_WEIGHTS, SCORE_NAMES, ScoreTableRow
 from bigan_jax.metrics.image import auroc
 from bigan_jax.nn import losses, ssim
 
@@ -65,7 +65,6 @@ TERMS = {
     "perceptual": ScoreTerm("VGG16 feature distance", "perceptual", _perceptual, True),
 }
 REDUCTIONS = ("mean", "max", "top1")  # of the paper's score
-_PAPER_WEIGHTS = {"mse": 0.7, "ssim": 0.3}
 _BLOCK = 16  # images whose combined maps are reduced together: they fit into a CPU's cache
 
 TABLE_NOTE = (
@@ -207,8 +206,8 @@ def score_table(
     in_use = dict(weights_used) if len(weights_used) > 1 else dict.fromkeys(weights_used, 1.0)
     standardized = used.standardize and len(in_use) > 1  # the unit of a single term ranks nothing
     reduction_used = CALIBRATED if used.name == CALIBRATED else used.reduction
-    sums = [_PAPER_WEIGHTS]
-    if len(in_use) > 1 and in_use != _PAPER_WEIGHTS:
+    sums = [PAPER_WEIGHTS]
+    if len(in_use) > 1 and in_use != PAPER_WEIGHTS:
         sums.append(in_use)
     definitions = [({name: 1.0}, False) for name in terms.value]
     for weights in sums:
@@ -226,7 +225,7 @@ def score_table(
                 standardize=flag,
                 reduction=reduction,
                 auroc=auroc(values, label),
-                paper=definition == (_PAPER_WEIGHTS, False, "mean"),
+                paper=definition == (PAPER_WEIGHTS, False, "mean"),
                 used=definition == (in_use, standardized, reduction_used),
             )
             rows.append(row)

@@ -125,12 +125,13 @@ def _cross_fitted_statistics(
     """Returns the pixel statistics of each baseline that reconstructs.
 
     The maps of a fold come from baselines that were fitted on the other folds: those that know an image reconstruct it
-    too well, and the nearest image of a training image is itself.
+    too well, and the nearest image of a training image is itself. Folds are contiguous, since neighbors in the order of
+    names may be slices or frames of one thing.
     """
     train = train[fixed_draw(len(train), _MAX_CROSS_FITTED)]
     moments: dict[str, MapMoments] = {}
-    fold = np.arange(len(train)) % _FOLDS
-    for k in range(min(_FOLDS, len(train))):
+    fold = np.arange(len(train)) * _FOLDS // len(train)
+    for k in np.unique(fold):
         reconstruct = _fit_reconstructions(train[fold != k])
         for images in _blocks(train[fold == k]):
             for name, x in reconstruct(images).items():

@@ -18,6 +18,7 @@ from bigan_jax.metrics.thresholds import Oracle
 from bigan_jax.runtime.files import read_bounded
 
 PAPER, CALIBRATED = SCORE_NAMES = ("paper", "calibrated")  # scores of one reconstruction
+PAPER_WEIGHTS = {"mse": 0.7, "ssim": 0.3}  # of the terms in the paper's score (Sec. III)
 _MAX_BYTES = 16 * 2**20  # the scores of all calibration images are in the file
 
 Name = Annotated[str, Meta(min_length=1, max_length=100)]

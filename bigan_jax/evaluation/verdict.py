@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from bigan_jax.evaluation.result import EvaluationResult, ScoreResult
+from bigan_jax.evaluation.result import PAPER_WEIGHTS, EvaluationResult, ScoreResult
 from bigan_jax.metrics.pixel import PIXEL_METRICS
 
 SCORE_TITLES = {"paper": "the paper's score", "calibrated": "the calibrated score"}
@@ -34,6 +34,14 @@ def strongest(values: Mapping[str, float | None]) -> tuple[str, float] | None:
     """Returns the name and value of the highest of the defined values; None if there is none."""
     defined = [(name, value) for name, value in values.items() if value is not None]
     return max(defined, key=lambda item: item[1], default=None)
+
+
+def score_titles(result: EvaluationResult) -> dict[str, str]:
+    """Returns the titles of the scores; with other weights or another reduction, "paper" is not the paper's score."""
+    score = result.score
+    weights = {name: weight for name, weight in score.weights.items() if weight}
+    is_paper = weights == PAPER_WEIGHTS and score.reduction == "mean" and not score.standardize
+    return SCORE_TITLES if is_paper else SCORE_TITLES | {"paper": "the weighted error"}
 
 
 def baseline_check(result: ScoreResult) -> str:
@@ -76,7 +84,9 @@ def summary(result: EvaluationResult) -> list[str]:
         lines.append(f"Pixels: {', '.join(metrics)}")
     for name, other in result.scores.items():
         if name != result.score_name:
-            lines.append(f"With {SCORE_TITLES[name]}: AUROC {_number(other.auroc)}, recall {_number(other.recall)}")
+            lines.append(
+                f"With {score_titles(result)[name]}: AUROC {_number(other.auroc)}, recall {_number(other.recall)}"
+            )
     if volumes := main.volumes:
         counts = f"{volumes.n_normal} normal and {volumes.n_anomalous} anomalous"
         lines.append(f"Volumes ({counts}; mean of the {volumes.top} highest slices): AUROC {_number(volumes.auroc)}")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from bigan_jax.errors import UserError, one_line
 from bigan_jax.runtime.files import read_bounded, write_json
 
-FORMAT = 3  # of a run's folder; raise it with each change that other versions would misread
+FORMAT = 4  # of a run's folder; raise it with each change that other versions would misread
 
 # Fields, and groups of them, that may change between two starts of one run: training does not depend on them, or the
 # change is checked elsewhere (split.csv lists the training images, vgg16.sha256 has the digest of the weights).

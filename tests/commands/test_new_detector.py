@@ -8,6 +8,7 @@ import pytest
 import bigan_jax
 from bigan_jax import models
 from bigan_jax.commands.sweep_plan import plan
+from tests.helpers.datasets import main_score
 from tests.helpers.runs import SMALL
 
 MODEL = '''
@@ -75,8 +76,8 @@ def test_new_detector_trains_evaluates_and_is_compared(config_file, tmp_path):
         config.update_from_flattened_dict({k: v for k, v in SMALL.items() if "model." not in k})
     workdir = tmp_path / "run"
     evaluation = bigan_jax.train(config, workdir)
-    assert evaluation["epochs"] == 2 and np.isfinite(evaluation["auroc"])
-    assert bigan_jax.evaluate(workdir)["auroc"] == evaluation["auroc"]
+    assert evaluation["epochs"] == 2 and np.isfinite(main_score(evaluation)["auroc"])
+    assert bigan_jax.evaluate(workdir)["scores"] == evaluation["scores"]
     scores = bigan_jax.load(workdir).score(np.zeros((1, 32, 32, 1), np.uint8))
     assert np.isfinite(scores.score).all()
 

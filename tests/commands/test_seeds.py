@@ -193,7 +193,7 @@ def test_seeds_side_by_side_score_as_alone(alone, tmp_path):
 
 @pytest.mark.parametrize(
     ("scanned", "stop_at", "position"),
-    [(False, 2, "1 epochs and 1 of 3 steps"), (True, 2, "2 epochs"), (True, 3, "3 epochs")],
+    [(False, 2, "1 epochs and 1 of 2 steps"), (True, 2, "2 epochs"), (True, 3, "3 epochs")],
 )
 def test_resume_side_by_side_equals_uninterrupted_run(tmp_path, monkeypatch, scanned, stop_at, position):
     """A stop within an epoch; after an epoch that is one program; and in the last epoch."""

@@ -120,7 +120,7 @@ def test_resume_equals_uninterrupted_run(tmp_path, monkeypatch, scanned):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     set_whole_epochs(monkeypatch, scanned)
     states = record_trained_states(monkeypatch)
-    fields = {"batch_size": 8, "checkpoint.every": 2}  # 5 steps an epoch, 6 epochs
+    fields = {"batch_size": 8, "checkpoint.every": 2}  # 4 steps an epoch, 6 epochs
     if scanned:  # an epoch of the Improved BiGAN as one program takes long to compile
         config = configured(cae, "phantom", SMALL | {"phases.phase1.epochs": 6} | fields)
     else:
@@ -132,7 +132,7 @@ def test_resume_equals_uninterrupted_run(tmp_path, monkeypatch, scanned):
     def stop(self, fresh, logs):
         original(self, fresh, logs)
         calls.append(self.steps_done)
-        if len(calls) in ((1, 4) if scanned else (7, 20, 30)):
+        if len(calls) in ((1, 4) if scanned else (6, 16, 24)):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)  # for the listening thread
         return original(self, fresh, logs)

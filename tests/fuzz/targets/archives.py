@@ -89,7 +89,7 @@ def attempt(case, folder: Path) -> Iterator[str]:
     (folder / "out").mkdir()
     (archive := folder / f"a.{name}").write_bytes(content)
     try:
-        with open_inputs(archive, folder / "out") as (source, names):
+        with open_inputs(archive, folder / "out") as (source, names, _):
             _check_extracted(folder / "out")
             contents = source.read(names, False)
             yield from (c.reason for c in contents if not isinstance(c, bytes))
