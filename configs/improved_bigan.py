@@ -44,7 +44,7 @@ PRESETS = {
         "model.widths": (32, 64, 128, 256),
         "model.discriminator_widths": (32, 64, 128, 256),
         "model.perceptual_layers": ("relu1_1",),
-        "phases.phase1.epochs": 18,
+        "phases.phase1.epochs": 16,
         "phases.phase2.epochs": 1,
     }
 }
