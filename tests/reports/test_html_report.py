@@ -220,8 +220,8 @@ def test_every_value_of_the_evaluation_is_shown(tmp_path):
         *("collapsed at epoch 3", "statistics re-estimated", "0.10.2", "ablations: no_se"),
         *("cae on phantom leaf", "Leak audit", "shortcut features", "PCA, 64 components", "one, two"),
         "do not locate defects better than raw intensity as a map (0.950)",
-        "the paper's score 0.765 0.910 0.800 0.810 0.820 0.830 0.840 0.835 0.04321 0.654",
-        "the calibrated score decides 0.900 0.910 0.800 0.810 0.820 0.830 0.840 0.835 0.01234 0.950",
+        "the paper's score 0.765 0.820 0.840 0.830 0.04321 0.654",
+        "the calibrated score decides 0.900 0.820 0.840 0.830 0.01234 0.950",
     ):
         assert words in text, words
 
