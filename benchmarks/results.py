@@ -69,6 +69,8 @@ numbers.
   rest. Patients and camera blocks stay in one split. Labels are used for the test metrics only.
 - **The paper** uses 128x128 images and 150 + 500 epochs. Here images are 64x64 with shorter
   schedules, and the Improved BiGAN has half the widths and no perceptual loss.
+- **To be measured again**: the runs are older than exact split counts, than BatchNorm statistics of
+  reconstructions (which change the VAEs, AnoGAN and BiGAN) and than the calibrated score.
 - **At the paper's size** are `plant_128` and `mvtec_128`: full schedules in bfloat16 on an H200.
 
 ## Models and data sets
