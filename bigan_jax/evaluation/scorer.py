@@ -146,7 +146,7 @@ class AnomalyScorer:
             shape = ", ".join(map(str, self.shape))
             raise UserError(f"images must be uint8 (n, {shape}) for this detector (got {images.dtype} {images.shape}).")
         condition = _checked_conditions(condition, len(images), self.conditions)
-        size = min(self._batch_size, len(images))
+        size = self._size(len(images))
         # All images share a key: an image's position must not affect its result.
         keys = jnp.broadcast_to(jax.random.key(self._variables[0].seed), size)
         scores: dict[str, Any] = {}
@@ -261,13 +261,17 @@ class AnomalyScorer:
         self, images: Float[np.ndarray, "n h w c"], reconstructions: Float[np.ndarray, "n h w c"]
     ) -> ScoreTerms:
         """Returns the score terms of reconstructions by another method; both arrays are in [0, 1]."""
-        size = min(self._batch_size, len(images))
+        size = self._size(len(images))
         parts = []
         for start in range(0, len(images), size):
             indices = self._batch_indices(start, size, len(images))
             terms = self._score_batch(images[indices], reconstructions[indices])["terms"]
             parts.append(jax.tree.map(partial(_first, len(images) - start), terms))
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+    def _size(self, n_images):
+        """Returns how many images are scored together: few different numbers, as each compiles the programs again."""
+        return min(self._batch_size, 1 << (n_images - 1).bit_length())
 
     @staticmethod
     def _batch_indices(start, size, n_images):
