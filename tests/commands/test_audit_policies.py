@@ -11,7 +11,7 @@ import pytest
 import bigan_jax
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import load_audited
-from bigan_jax.configs import cae
+from bigan_jax.configs import fcae
 from bigan_jax.data import audit as leaks
 from bigan_jax.data.audit.fingerprints import BLOCK_SIZE
 from bigan_jax.data.audit.result import trained_paths
@@ -19,7 +19,9 @@ from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.streaming import LazyImages
 from bigan_jax.errors import UserError
 from tests.data.test_audit import dataset, finding_of, jpeg, plain, scenes
-from tests.helpers.runs import SMALL, configured
+from tests.helpers.runs import configured
+
+FIELDS = {"data.image_size": 32, "model.hidden": (8, 4), "batch_size": 16, "phases.phase1.epochs": 1}
 
 
 def leaking():
@@ -127,17 +129,17 @@ def test_a_config_reaches_training_and_evaluation(tmp_path):
     (tmp_path / "normal").mkdir()
     for i, image in enumerate(images):
         image.save(tmp_path / "normal" / f"{i:03d}.png")
-    fields = SMALL | {"data.dir": str(tmp_path)}
-    config = configured(cae, "folder", fields)
+    fields = FIELDS | {"data.dir": str(tmp_path)}
+    config = configured(fcae, "folder", fields)
     loaded, _ = load_audited(parse_settings(config))
     twin = loaded.test.path[0]
     for i in range(20):  # one of these names will train
         (tmp_path / "normal" / f"again{i}.png").write_bytes((tmp_path / twin).read_bytes())
     with pytest.raises(UserError, match="duplicates=drop"):
         load_audited(parse_settings(config))
-    settled, audit = load_audited(parse_settings(configured(cae, "folder", fields | {"data.duplicates": "drop"})))
+    settled, audit = load_audited(parse_settings(configured(fcae, "folder", fields | {"data.duplicates": "drop"})))
     assert not any("again" in path for path in settled.train.path)
-    kept, _ = load_audited(parse_settings(configured(cae, "folder", fields | {"data.duplicates": "keep"})))
+    kept, _ = load_audited(parse_settings(configured(fcae, "folder", fields | {"data.duplicates": "keep"})))
     again = {path for path in kept.train.path if "again" in path}
     assert again and set(settled.train.path) == {*kept.train.path} - again - {twin}
     assert "width" in audit.shortcut_aurocs or not settled.test.label.any()
@@ -153,7 +155,7 @@ def test_a_config_reaches_training_and_evaluation(tmp_path):
 def test_parts_that_lack_what_is_asked_of_them(fields, words, tmp_path):
     folder(tmp_path, 0)
     with pytest.raises(UserError, match=words):
-        load_audited(parse_settings(configured(cae, "folder", SMALL | {"data.dir": str(tmp_path)} | fields)))
+        load_audited(parse_settings(configured(fcae, "folder", FIELDS | {"data.dir": str(tmp_path)} | fields)))
 
 
 def folder(path, seed, count=40):
@@ -161,7 +163,7 @@ def folder(path, seed, count=40):
     (path / "normal").mkdir(parents=True)
     for i, image in enumerate(scenes(count, seed)):
         image.save(path / "normal" / f"{i:03d}.png")
-    return configured(cae, "folder", SMALL | {"data.dir": str(path)})
+    return configured(fcae, "folder", FIELDS | {"data.dir": str(path)})
 
 
 def test_a_run_keeps_to_its_images(tmp_path, capsys):
@@ -182,7 +184,7 @@ def test_a_run_keeps_to_its_images(tmp_path, capsys):
     trained = trained_paths(tmp_path / "run")
     for i in range(20):
         (tmp_path / "nuts" / "normal" / f"{i:03d}.png").rename(tmp_path / "moved" / "normal" / f"new{i}.png")
-    moved = configured(cae, "folder", SMALL | {"data.dir": str(tmp_path / "moved")})
+    moved = configured(fcae, "folder", FIELDS | {"data.dir": str(tmp_path / "moved")})
     evaluation = bigan_jax.evaluate(tmp_path / "run", config=moved)
     assert (evaluation["n_normal"], evaluation["n_calibration"]) == (12, 16)
     train(moved)
@@ -246,6 +248,6 @@ def test_files_of_an_archive_tell_as_much(tmp_path):
     shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set")
     facts = []
     for place in "set", "set.zip":
-        fields = SMALL | {"data.dir": str(tmp_path / place)}
-        facts.append(load_audited(parse_settings(configured(cae, "folder", fields)))[1].shortcut_aurocs)
+        fields = FIELDS | {"data.dir": str(tmp_path / place)}
+        facts.append(load_audited(parse_settings(configured(fcae, "folder", fields)))[1].shortcut_aurocs)
     assert facts[0] == facts[1] and "bits per pixel" in facts[0]
