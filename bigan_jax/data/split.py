@@ -94,9 +94,10 @@ def assign_groups(
     n_splits = 1 + (test_fraction > 0) + (calibration_fraction > 0)
     if len(sizes) < n_splits:
         raise UserError(
-            f"The normal images belong to {len(sizes)} group(s), but {n_splits} splits need at "
-            "least one group each, and a group (a patient, a camera block) is never divided. Add "
-            "images of other groups, or correct metadata.csv if it joins unrelated images."
+            f"The normal images belong to {len(sizes)} group(s), but {n_splits} splits need at least one group each, "
+            "and a group (a patient, a camera block) is never divided. Add images of other groups. If these images "
+            "show several things (such as patients whose identity was removed), list their groups in a metadata.csv "
+            "next to them, with the columns file and group."
         )
     order = sorted(sizes, key=lambda group: (hash_to_unit(seed, group), group))
     split_of = dict.fromkeys(order, TRAIN)
