@@ -1,4 +1,4 @@
-"""Measures what each score costs beside the reconstruction that it comes from.
+"""Measures the cost of each score, next to that of the reconstruction that it comes from.
 
     python -m benchmarks.scores [--models=cae,improved_bigan] [--size=128] [--images=256] [--repeats=5]
 

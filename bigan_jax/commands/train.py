@@ -46,13 +46,17 @@ def train(config: ConfigDict, workdir: str | Path | None = None, side_by_side: b
     workdir = Path(workdir or default_name(config))
     if settings.seeds > 1 and (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds a run of one seed. Use another --workdir.")
-    if settings.threshold.folds:
+    if settings.threshold.folds and distributed.is_multiprocess():
+        raise UserError("config.threshold.folds trains in one process. Leave it out, or use one process.")
+    if settings.seeds == 1 and settings.threshold.folds:
         return _train_folds(config, workdir)
     if settings.seeds == 1:
         with prepare_jobs({workdir: config}) as (job,):
             return train_and_evaluate(job, config)
     seeds = range(settings.seed, settings.seed + settings.seeds)
     configs = {workdir / f"seed{seed}": config_for_seed(config, seed) for seed in seeds}
+    if settings.threshold.folds:
+        return finish_each_seed(workdir, {folder: partial(train, own, folder) for folder, own in configs.items()})
     if side_by_side is None:
         side_by_side = jax.default_backend() != "cpu" and not distributed.is_multiprocess()
     with prepare_jobs(configs) as jobs:
@@ -63,12 +67,6 @@ def train(config: ConfigDict, workdir: str | Path | None = None, side_by_side: b
 
 
 def _train_folds(config: ConfigDict, workdir: Path) -> dict:
-    if distributed.is_multiprocess():
-        raise UserError("config.threshold.folds trains in one process. Leave it out, or use one process.")
-    if config.seeds > 1:
-        configs = {k: config_for_seed(config, k) for k in range(config.seed, config.seed + config.seeds)}
-        calls = {workdir / f"seed{k}": partial(train, own, workdir / f"seed{k}") for k, own in configs.items()}
-        return finish_each_seed(workdir, calls)
     require_same_config(workdir, config)
     configs = fold_configs(config, workdir)
     for folder, own in configs.items():  # an error of the last fold would come after all other trainings

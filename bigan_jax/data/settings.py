@@ -38,7 +38,7 @@ class DataSettings:
     split_seed: int = 0  # of the assignment of groups to splits
     test_fraction: float = 0.2  # of the normal images
     calibration_fraction: float = 0.1  # of the normal images that are not test images; see split.count_calibration
-    calibration_folds: int = 0  # from 2 on: one of so many equal folds of these images calibrates instead
+    calibration_folds: int = 0  # from 2 on: one of this number of equal folds of these images calibrates instead
     calibration_fold: int = 0  # its index, from 0
     official_split: bool = True  # whether MVTec keeps its own test images
     skip_unreadable: bool = False  # whether unreadable files are left out and counted, in place of an error

@@ -5,7 +5,7 @@ Nothing that decides uses a test label, and no image affects the score, decision
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from bigan_jax.evaluation.result import (
     PixelResult,
     ScoreRecord,
     ScoreResult,
+    ScoreTableRow,
     VolumeResult,
 )
 from bigan_jax.evaluation.scorer import AnomalyScorer, Scores
@@ -74,11 +75,9 @@ def assess(
     scores = scorer.score(_in_memory(dataset.test), dataset.test.condition, progress="test")
     table = anomaly_score.score_table(scores.terms, dataset.test.label, deviations, moments, score)
     calibrated_on = CalibrationImages(calibration, normal.group)
-    assessment = measure(scorer, dataset, calibrated_on, scores, score, threshold, identity)
-    record = ScoreRecord(**dataclasses.asdict(score), standard_deviations=deviations)
+    assessment = measure(scorer, dataset, calibrated_on, scores, score, threshold, identity, deviations, table)
     warnings = [*assessment.result.warnings, *_reconstruction_warnings(_in_memory(normal), calibration.reconstruction)]
-    result = assessment.result.replace(score=record, score_table=table, warnings=warnings)
-    return assessment._replace(result=result)
+    return assessment._replace(result=assessment.result.replace(warnings=warnings))
 
 
 def measure(
@@ -89,6 +88,8 @@ def measure(
     score: ScoreSettings,
     threshold: ThresholdSettings,
     identity: Mapping,
+    deviations: Mapping[str, float] | None = None,
+    table: Sequence[ScoreTableRow] = (),
 ) -> Assessment:
     """Measures the scores of test images, with thresholds from those of normal images.
 
@@ -97,6 +98,8 @@ def measure(
       dataset: its training images are for the baselines.
       scores: of the dataset's test images.
       score, threshold, identity: as in `assess`.
+      deviations: the terms' standard deviations over training images, for the record.
+      table: other scores of the same reconstructions, for the record.
     """
     test, train = dataset.test, dataset.train
     calibration, groups, fold = calibrated_on
@@ -120,7 +123,7 @@ def measure(
             oracle=oracle_threshold(*measured),
             by_defect_type=by_defect_type(*measured, test.defect_type, chosen.value),
             by_condition=by_condition(*measured, test.condition, dataset.conditions, chosen.value),
-            volumes=_volume_result(scores.by_name[name], test),
+            volumes=_volume_result(measured[0], test),
             baselines=baselines.baseline_aurocs(baseline_scores[name], test.label),
             calibration_scores=normal_scores.tolist(),
         )
@@ -147,8 +150,8 @@ def measure(
         pixel=pixel,
         pixel_baselines={"raw_intensity": raw_intensity},
         term_aurocs={n: auroc(np.asarray(values[n]), test.label) for n in TERMS if n in values},
-        score=ScoreRecord(**dataclasses.asdict(score), standard_deviations={}),
-        score_table=[],
+        score=ScoreRecord(**dataclasses.asdict(score), standard_deviations=dict(deviations or {})),
+        score_table=list(table),
         score_table_note=anomaly_score.TABLE_NOTE,
         color_limits=color_limits(calibration),
         notes=[*dataset.notes, *baselines.fitting_note(train.image)],

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from bigan_jax.evaluation.result import PAPER_WEIGHTS, EvaluationResult, ScoreResult
-from bigan_jax.metrics.pixel import PIXEL_METRICS
 
 SCORE_TITLES = {"paper": "the paper's score", "calibrated": "the calibrated score"}
 
@@ -67,31 +66,3 @@ def localization(result: EvaluationResult) -> str:
     name, best = baseline
     beats = "locate defects better than" if model > best else "do not locate defects better than"
     return f"The error maps ({model:.3f}) {beats} {label(name)} as a map ({best:.3f})."
-
-
-def summary(result: EvaluationResult) -> list[str]:
-    """Returns the lines that a run prints: image-level and pixel-level results, the promise and the baseline check."""
-    main = result.main
-    interval = " (95 % interval {:.3f} to {:.3f})".format(*main.auroc_ci) if main.auroc_ci else ""
-    lines = [
-        f"{result.model} on {' '.join(filter(None, [result.dataset, result.category]))}",
-        f"Images: AUROC {_number(main.auroc)}{interval}; at the threshold {main.threshold:.4g}: "
-        f"recall {_number(main.recall)}, specificity {_number(main.specificity)}, F1 {_number(main.f1)}",
-        f"Threshold: {main.promise.sentence if main.promise else 'set by hand, which promises nothing.'}",
-    ]
-    if result.pixel.auroc is not None:
-        metrics = (f"{PIXEL_METRICS[name].title} {_number(value)}" for name, value in result.pixel.metrics.items())
-        lines.append(f"Pixels: {', '.join(metrics)}")
-    for name, other in result.scores.items():
-        if name != result.score_name:
-            lines.append(
-                f"With {score_titles(result)[name]}: AUROC {_number(other.auroc)}, recall {_number(other.recall)}"
-            )
-    if volumes := main.volumes:
-        counts = f"{volumes.n_normal} normal and {volumes.n_anomalous} anomalous"
-        lines.append(f"Volumes ({counts}; mean of the {volumes.top} highest slices): AUROC {_number(volumes.auroc)}")
-    return [*lines, baseline_check(main)]
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -129,9 +129,9 @@ def cross_conformal_threshold(
     With groups, folds divide groups: n and m count groups, c counts an image of a group of s images as 1 / s, and the
     promise is for images of new groups. If the folds are not equal, the second bound alone holds.
 
-    The first bound requires detectors that treat training images alike, for example by shuffling them anew for each
-    fit. Both require that a detector takes nothing from its own fold: no scaling of scores, no early stopping.
-    Images in no fold, which train all K detectors, may be any.
+    The first bound requires detectors that treat training images alike, for example by a new shuffle for each fit. Both
+    require that a detector takes nothing from its own fold: no scaling of scores, no early stopping. Images in no fold,
+    which train all K detectors, may be any.
 
     Args:
       scores: of normal images, each by the detector fitted without its fold.

@@ -13,9 +13,11 @@ from bigan_jax.evaluation.assess import Assessment
 from bigan_jax.evaluation.calibrated_score import PixelStatistics, write_statistics
 from bigan_jax.evaluation.result import EvaluationResult
 from bigan_jax.evaluation.scorer import Scores
-from bigan_jax.evaluation.verdict import summary
+from bigan_jax.evaluation.verdict import baseline_check, score_titles
+from bigan_jax.metrics.pixel import PIXEL_METRICS
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.reports import figures, html_report
+from bigan_jax.reports.table_formats import format_cell
 from bigan_jax.runtime.files import write_atomic, write_csv, write_json
 from bigan_jax.training.saving.train_log import read_train_log, rollbacks
 
@@ -98,6 +100,31 @@ def _write_figures_and_report(workdir, config, test, audit, assessment, history)
     gallery = figures.report_gallery(test, scores, result.main.threshold)
     content = result, history, pngs, gallery, audit.as_dict(images=True), config
     html_report.write_report(workdir / "report.html", *content)
+
+
+def summary(result: EvaluationResult) -> list[str]:
+    """Returns the lines that a run prints: image-level and pixel-level results, the promise and the baseline check."""
+    main = result.main
+    interval = " (95 % interval {:.3f} to {:.3f})".format(*main.auroc_ci) if main.auroc_ci else ""
+    lines = [
+        f"{result.model} on {' '.join(filter(None, [result.dataset, result.category]))}",
+        f"Images: AUROC {format_cell(main.auroc)}{interval}; at the threshold {main.threshold:.4g}: "
+        f"recall {format_cell(main.recall)}, specificity {format_cell(main.specificity)}, F1 {format_cell(main.f1)}",
+        f"Threshold: {main.promise.sentence if main.promise else 'set by hand, which promises nothing.'}",
+    ]
+    if result.pixel.auroc is not None:
+        metrics = (f"{PIXEL_METRICS[name].title} {format_cell(value)}" for name, value in result.pixel.metrics.items())
+        lines.append(f"Pixels: {', '.join(metrics)}")
+    for name, other in result.scores.items():
+        if name != result.score_name:
+            auroc, recall = format_cell(other.auroc), format_cell(other.recall)
+            lines.append(f"With {score_titles(result)[name]}: AUROC {auroc}, recall {recall}")
+    if volumes := main.volumes:
+        counts = f"{volumes.n_normal} normal and {volumes.n_anomalous} anomalous"
+        lines.append(
+            f"Volumes ({counts}; mean of the {volumes.top} highest slices): AUROC {format_cell(volumes.auroc)}"
+        )
+    return [*lines, baseline_check(main)]
 
 
 def _print_summary(result: EvaluationResult, workdir: Path) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bigan_jax.evaluation.verdict import baseline_check, summary
+from bigan_jax.evaluation.verdict import baseline_check
 from bigan_jax.metrics.image import IMAGE_METRICS
 from bigan_jax.metrics.pixel import PIXEL_METRICS
+from bigan_jax.reports.evaluation_files import summary
 from bigan_jax.reports.html import png_bytes
 from bigan_jax.reports.html_report import write_report
 from bigan_jax.reports.image_grid import GalleryImage

@@ -54,7 +54,7 @@ def try_read(path: str, work: Callable[[], Result]) -> Result | UnreadableFile:
 
 
 def unreadable_file(path: str, error: Exception) -> UnreadableFile:
-    """Return the file with the reason that an exception tells."""
+    """Return the file with the exception's message as the reason."""
     return UnreadableFile(path, _REASONS.get(type(error)) or one_line(error, MAX_REASON_LENGTH))
 
 

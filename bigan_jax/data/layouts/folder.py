@@ -71,7 +71,7 @@ def list_label_folders(layout: Layout, folder: DataFolder, selection: Selection)
     ]
     unused_notes = unused_note(unused)
     if unused and not anomalous:
-        names = ",".join(sorted({_telling_name(path) for path in unused})[:3])
+        names = ",".join(sorted({_specific_folder_name(path) for path in unused})[:3])
         unused_notes = (f"{unused_notes[0]}. If they are anomalous: --config.data.anomalous='{names}'",)
     listing = Listing(records, (), (*notes, *unused_notes, *mask_notes, *_volume_note(records)))
     if layout.reads_metadata:
@@ -213,7 +213,7 @@ def _all_normal_note(folder, images):
 
 def _ambiguous(layout, folder, images, masks: Masks | None = None) -> UserError:
     """Returns the error for folders whose labels are not certain."""
-    names = [name for name, _ in Counter(map(_telling_name, images)).most_common()]
+    names = [name for name, _ in Counter(map(_specific_folder_name, images)).most_common()]
     problem = (
         f"{folder.root} has no folder of normal images next to those of anomalous ones, and it is likely that not all "
         f"its images are normal. It has {count_by_folder(images)}."
@@ -234,7 +234,7 @@ def _mask_sentence(images, masks):
     )
 
 
-def _telling_name(path) -> str:
+def _specific_folder_name(path) -> str:
     """Returns the name of the nearest folder that says more than "images"."""
     names = [p.name for p in PurePosixPath(path).parents if p.name and not is_image_folder(p.name)]
     return names[0] if names else PurePosixPath(path).parent.name or "."

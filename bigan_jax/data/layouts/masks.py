@@ -52,9 +52,9 @@ def split_masks(folder: DataFolder) -> tuple[list[str], Masks]:
         by_folder[path.rpartition("/")[0]].append(path)
     shared, unpaired = set(), []
     for names in by_folder.values():
-        beside, without_image = _masks_beside(folder, names)
-        keys.update({path: [_key(path, base) for base in bases] for path, bases in beside.items()})
-        shared.update(path for path, bases in beside.items() if len(bases) > 1)
+        adjacent, without_image = _adjacent_masks(folder, names)
+        keys.update({path: [_key(path, base) for base in bases] for path, bases in adjacent.items()})
+        shared.update(path for path, bases in adjacent.items() if len(bases) > 1)
         unpaired += without_image
     notes = ()
     if unpaired:
@@ -122,7 +122,7 @@ def _notes(masks, images, found, ambiguous, several):
     return tuple(notes)
 
 
-def _masks_beside(folder, names) -> tuple[dict[str, list[str]], list[str]]:
+def _adjacent_masks(folder, names) -> tuple[dict[str, list[str]], list[str]]:
     """Returns the masks among the files of a folder with the stems of their images, and files only named like masks."""
     stems = {name: (fold(stem(name)[0].rpartition("/")[2]), stem(name)[1]) for name in names}
     by_stem = defaultdict(list)
