@@ -1,8 +1,8 @@
-"""The definition of a detector: networks, objectives, reconstruction; and its trained state.
+"""The definition of a detector: networks, objectives or fit, reconstruction or score; and its trained state.
 
 Training is multi-objective: each objective updates some of the networks with one loss, as the two objectives of a GAN
 do. training/train_step.py takes the update steps, and training/schedules.py determines which objectives are active in
-a step.
+a step. A detector without gradients, such as a PCA, is fitted instead (training/fitting.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 Logs = dict[str, Float[Array, ""]]
 Variables = dict[str, PyTree]  # Flax variables of a network: {"params": ..., "batch_stats": ...}
+FITTED = "fitted"  # the name of a fit's parameters among those of networks
 
 
 class Batch(NamedTuple):
@@ -45,15 +46,55 @@ class LatentSearch(NamedTuple):
     step: Callable[["Net", Batch, PyTree], PyTree]
 
 
+class FitBatch(NamedTuple):
+    """Training images as a fit receives them, on one device."""
+
+    image: Float[Array, "b h w c"]  # in [0, 1]
+    weight: Float[Array, "b"]  # 1; 0 for padding
+    index: Int[Array, "b"]  # the image's position among the `count` images of the pass; 0 for padding
+    count: Int[Array, ""]
+
+    def fold(self, folds: int) -> Float[Array, "b folds"]:
+        """Returns each image's weight in each of several contiguous folds of the pass's images."""
+        fold = self.index * folds // self.count
+        return self.weight[:, None] * (fold[:, None] == jnp.arange(folds))
+
+
+class FitPass(NamedTuple):
+    """One pass over the training images, which computes parameters from sums over images."""
+
+    name: str
+    # Returns sums over the images of a batch, with their weights. All batches and devices are added up.
+    sums: Callable[["Net", FitBatch], PyTree]
+    # Returns the parameters from those before the pass and the sums of all images; float64, on the host.
+    finish: Callable[[PyTree, PyTree], PyTree]
+    limit: int | None = None  # at most so many images, always the same draw; None for all
+
+
+class Fit(NamedTuple):
+    """How a detector without objectives gets its parameters, which its functions find in `net.fitted`."""
+
+    init: Callable[[Key[Array, ""]], PyTree]  # parameters of the final shapes, before the first pass
+    passes: tuple[FitPass, ...]
+
+
 class Detector(NamedTuple):
-    """A model, as networks and pure functions."""
+    """A model, as networks and pure functions.
+
+    It has objectives or a fit, and it either reconstructs images or has a score and a map of its own.
+    """
 
     networks: Mapping[str, nn.Module]  # called as `net(name, ...)`; those that no objective updates are frozen
     objectives: Mapping[str, Objective]  # the active ones take their update steps in this order
     # Returns reconstructions in [0, 1]. BatchNorm's statistics for scoring are those of its calls on training images.
-    reconstruct: Callable[["Net", Batch, Key[Array, "b"]], Float[Array, "b h w c"]]
+    reconstruct: Callable[["Net", Batch, Key[Array, "b"]], Float[Array, "b h w c"]] | None = None
     # Returns the anomaly scores that the model's paper defines, if it does.
     native_score: Callable[["Net", Batch, Key[Array, "b"]], Float[Array, "b"]] | None = None
+    # Returns an anomaly score and an anomaly map of each image, for detectors that do not reconstruct.
+    score_and_map: Callable[["Net", Batch, Key[Array, "b"]], tuple[Float[Array, "b"], Float[Array, "b h w"]]] | None = (
+        None
+    )
+    fit: Fit | None = None
     frozen: Mapping[str, Variables] = {}  # variables of the frozen networks
     search: LatentSearch | None = None  # runs before `reconstruct` and `native_score`; result in `batch.latent`
     averaging: float = 0.0  # decay of the moving average of weights that is used for scoring; 0 for none
@@ -91,6 +132,11 @@ class Net:
         output, updated = result
         self.updates.setdefault(name, []).append(updated)
         return output
+
+    @property
+    def fitted(self) -> PyTree:
+        """The parameters of a fitted detector."""
+        return self.variables[FITTED]["params"]
 
     def collections(self, names: tuple[str, ...]) -> dict[str, PyTree]:
         """Returns the updated collections of those of the named networks that were called."""
@@ -140,6 +186,8 @@ def init_state(
     for objective in detector.objectives.values():
         objective.loss(net, batch, example_keys(key, jnp.arange(2)))
     variables = {name: net.variables[name] for name in owned_networks(detector)}
+    if detector.fit:
+        variables[FITTED] = {"params": detector.fit.init(key)}
     params = {name: v["params"] for name, v in variables.items()}
     return TrainState(
         step=jnp.zeros((), jnp.int32),

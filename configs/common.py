@@ -73,7 +73,8 @@ def defaults() -> ConfigDict:
     config.augment.brightness = 0.0
 
     config.score = ConfigDict()
-    config.score.name = "calibrated"  # the score that decides; or "paper". Both are reported.
+    # The score that decides: "calibrated" or "paper", both of which are reported; or "native", a detector's own.
+    config.score.name = "calibrated"
     config.score.mse = 0.7  # weights of the error map, for both scores; the paper, Sec. III: 70 % MSE, 30 % SSIM error
     config.score.ssim = 0.3
     config.score.perceptual = 0.0  # VGG16 features; above 0 it costs far more than the others
@@ -105,6 +106,19 @@ def defaults() -> ConfigDict:
     config.sweep.splits = False  # set data.split_seed to the seed
     config.sweep.parallel = 1  # runs at a time on one machine
     config.sweep.ray = ""  # "auto", "local" or the address of a Ray cluster
+    return config
+
+
+def fitted(score: str = "calibrated") -> ConfigDict:
+    """Returns the defaults of a detector that is fitted: without optimizers, phases and augmentation.
+
+    `score` is that which decides; detectors that do not reconstruct have a "native" score only.
+    """
+    config = defaults()
+    config.model = {}
+    config.optimizers = {}
+    config.phases = {}
+    config.score.name = score
     return config
 
 

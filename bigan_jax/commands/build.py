@@ -11,6 +11,7 @@ from bigan_jax import models
 from bigan_jax.commands.settings import Settings
 from bigan_jax.detector import Detector
 from bigan_jax.errors import UserError, unknown_name
+from bigan_jax.evaluation.scorer import score_names
 from bigan_jax.nn.ssim import SSIM_WINDOW
 from bigan_jax.training import schedules
 from bigan_jax.training.run import DetectorBuild
@@ -44,14 +45,18 @@ def build(settings: Settings, conditions: int, steps_per_epoch: int, frozen: boo
     model = importlib.import_module(f"bigan_jax.models.{settings.model_name}")
     fields = dict(settings.model)
     _check_fields("model", fields, model.FIELD_RANGES)
-    if "perceptual_layers" in fields:
+    if "perceptual_layers" in fields:  # of a loss
         fields["vgg16_weights"] = settings.vgg16_weights if frozen else None
+    if "feature_layers" in fields:  # of the detector itself, which cannot score without them
+        fields["vgg16_weights"] = settings.vgg16_weights
     detector = model.create(
         shape=settings.data.image_shape, conditions=conditions, dtype=_DTYPES[settings.dtype], **fields
     )
+    if settings.score.name not in score_names(detector):
+        raise unknown_name("config.score.name of this detector", settings.score.name, score_names(detector))
     phases = schedules.parse_phases(settings.phases, detector.objectives)
     is_active = {name: any(schedules.updates_by_phase(phases, name, 1)) for name in detector.objectives}
-    if not any(is_active.values()):
+    if not detector.fit and not any(is_active.values()):
         raise UserError(
             "config.phases has no epoch with an active objective. Add epochs to a phase, or remove an ablation."
         )

@@ -22,6 +22,7 @@ from bigan_jax.evaluation.assess import assess
 from bigan_jax.reports import evaluation_files
 from bigan_jax.runtime.lock import exclusive_lock
 from bigan_jax.runtime.run_config import config_errors, read_config, require_same_config, write_config
+from bigan_jax.training.fitting import Fitter, cross_fit
 
 
 def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
@@ -82,7 +83,11 @@ def evaluate_run(
     """
     settings = parse_settings(config)
     scorer = make_scorer(settings, detector, state, batch_size=settings.batch_size, name=settings.score.name)
-    assessment = assess(scorer, dataset, settings.score, settings.threshold, settings.identity)
+    refits = None
+    if detector.fit:
+        fitter = Fitter(detector, settings.data.image_shape, settings.batch_size)
+        refits = partial(cross_fit, fitter, settings.seed)
+    assessment = assess(scorer, dataset, settings.score, settings.threshold, settings.identity, refits)
     write_config(workdir, config)
     audit.write(workdir)
     result = assessment.result

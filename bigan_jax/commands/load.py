@@ -105,9 +105,15 @@ def restore(settings: Settings, workdir: Path, conditions: int) -> tuple[TrainSt
         built = build(settings, conditions, steps_per_epoch=1, frozen=False)
         init = partial(init_state, built.detector, built.optimizers, shape=settings.data.image_shape)
         abstract_state = jax.eval_shape(init, settings.seed)
+    detector = built.detector
     with closing(CheckpointManager(workdir, read_only=True)) as checkpoints:
         restored = checkpoints.restore(abstract_state, complete_epochs=True)
     if restored is None:
         raise UserError(f"{workdir} holds no checkpoint. Train the run first.")
     progress, state = restored
-    return state, built.detector, progress.epochs
+    if detector.fit and progress.epochs < built.epochs:
+        raise UserError(
+            f"{workdir} has fitted {progress.epochs} of {built.epochs} passes. Run its training command again, which "
+            "resumes."
+        )
+    return state, detector, progress.epochs

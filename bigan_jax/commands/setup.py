@@ -25,6 +25,7 @@ from bigan_jax.runtime.lock import exclusive_lock
 from bigan_jax.runtime.run_config import require_same_config, write_config
 from bigan_jax.training import device_layout, epoch_runner
 from bigan_jax.training.epoch_runner import EpochRunner
+from bigan_jax.training.fitting import Fitter
 from bigan_jax.training.run import FROZEN_DIGEST_FILE, TrainingJob
 from bigan_jax.training.saving.checkpoints import tree_digest
 from bigan_jax.training.train_step import TrainingSet
@@ -68,11 +69,14 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
             write_config(workdir, config)
             audit.write(workdir)
 
+        fitter = None
+        if built.detector.fit:
+            fitter = Fitter(built.detector, settings.data.image_shape, settings.batch_size)
         # Compiled alone, so that the initial values do not depend on the fusion of operations.
         init = jax.jit(partial(init_state, built.detector, built.optimizers, shape=settings.data.image_shape))
         make_runner = cache(partial(_make_runner, settings, built, dataset.train, steps))
         policies = settings.on_nan, settings.checkpointing
-        shared = built, dataset, audit, weights, steps, batch_size, init, make_runner
+        shared = built, dataset, audit, weights, steps, batch_size, init, make_runner, fitter
         yield [TrainingJob(config.seed, *policies, *shared, workdir) for workdir, config in configs.items()]
 
 

@@ -19,6 +19,7 @@ from bigan_jax.runtime.files import write_json
 from bigan_jax.runtime.run_config import default_name, require_same_config
 from bigan_jax.runtime.stop_signals import Stopped, defer_signals
 from bigan_jax.training import divergence
+from bigan_jax.training.fit_loop import fit_passes
 from bigan_jax.training.loop import STOP_NOTICE, train_epochs
 from bigan_jax.training.run import TrainingJob, TrainingRun
 
@@ -60,7 +61,7 @@ def train(config: ConfigDict, workdir: str | Path | None = None, side_by_side: b
     if side_by_side is None:
         side_by_side = jax.default_backend() != "cpu" and not distributed.is_multiprocess()
     with prepare_jobs(configs) as jobs:
-        if side_by_side:
+        if side_by_side and not jobs[0].fitter:
             train_side_by_side(jobs)
         pairs = zip(jobs, configs.values(), strict=True)
         return finish_each_seed(workdir, {job.workdir: partial(train_and_evaluate, job, own) for job, own in pairs})
@@ -100,7 +101,9 @@ def fit(job: TrainingJob) -> TrainState:
                 print(f"{job.workdir}: resuming after {position} of {job.epochs} epochs")
             for note in job.built.detector.notes:
                 print(f"Note: {note}")
-            while run.progress.epochs < job.epochs and not stop.acted_on:
+            if job.fitter:
+                fit_passes(run, job.fitter, stop)
+            while not job.fitter and run.progress.epochs < job.epochs and not stop.acted_on:
                 make_runner = partial(job.make_runner, divergence.rate_scale(run.progress.rollbacks))
                 for diverged in train_epochs([run], make_runner(), stop):
                     _roll_back(diverged, make_runner)

@@ -1,15 +1,20 @@
 """Small summaries of images: thumbnails, and the means of their corners."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
+
+AnyArray = Array | np.ndarray
 
 
-def thumbnails(images: Float[np.ndarray, "n h w c"], size: int = 16) -> Float[np.ndarray, "n features"]:
-    """Averages images by area to `size` x `size` pixels, of which theirs need not be multiples, and flattens them."""
+def thumbnails(images: Float[AnyArray, "n h w c"], size: int = 16) -> Float[AnyArray, "n features"]:
+    """Averages images by area to `size` x `size` pixels, of which theirs need not be multiples, and flattens them.
+
+    NumPy or JAX arrays.
+    """
     rows, columns = (_area_average(length, size) for length in images.shape[1:3])
     n, height, width, channels = images.shape
     low = (rows @ images.reshape(n, height, width * channels)).reshape(n, size, width, channels)
-    return np.einsum("niwc,jw->nijc", low, columns, optimize=True).reshape(n, -1)
+    return (columns @ low).reshape(n, -1)
 
 
 def corners(images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n features"]:

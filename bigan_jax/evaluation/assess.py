@@ -16,6 +16,7 @@ from bigan_jax.data.files.medical import split_slice
 from bigan_jax.evaluation import anomaly_score, baselines
 from bigan_jax.evaluation.anomaly_score import TERMS, ScoreSettings
 from bigan_jax.evaluation.result import (
+    CALIBRATED,
     SCORE_NAMES,
     EvaluationResult,
     NativeScore,
@@ -26,7 +27,7 @@ from bigan_jax.evaluation.result import (
     ScoreTableRow,
     VolumeResult,
 )
-from bigan_jax.evaluation.scorer import AnomalyScorer, Scores
+from bigan_jax.evaluation.scorer import AnomalyScorer, Refits, Scores
 from bigan_jax.metrics.bootstrap import bootstrap_intervals
 from bigan_jax.metrics.image import auroc, by_condition, by_defect_type, image_metrics, predict_all
 from bigan_jax.metrics.pixel import PIXEL_METRICS, dice, pixel_metrics, region_weights
@@ -56,7 +57,12 @@ class CalibrationImages(NamedTuple):
 
 
 def assess(
-    scorer: AnomalyScorer, dataset: Dataset, score: ScoreSettings, threshold: ThresholdSettings, identity: Mapping
+    scorer: AnomalyScorer,
+    dataset: Dataset,
+    score: ScoreSettings,
+    threshold: ThresholdSettings,
+    identity: Mapping,
+    refits: Refits | None = None,
 ) -> Assessment:
     """Scores calibration and test images, and measures the scores.
 
@@ -65,18 +71,23 @@ def assess(
       score: the settings that `scorer` was made with.
       identity: the fields of EvaluationResult that identify the run. `epochs` of the result is 0, and `n_train` the
         current number of training images, since only the run's folder has its history.
+      refits: as in `AnomalyScorer.fit`.
 
     Raises:
       UserError: a score is not finite, or a term to standardize is constant.
     """
     normal = dataset.calibration
-    deviations, moments = scorer.fit(dataset.train.image, dataset.train.condition, score.standardize)
+    deviations, moments = scorer.fit(dataset.train.image, dataset.train.condition, score.standardize, refits)
     calibration = scorer.score(_in_memory(normal), normal.condition, progress="calibration")
     scores = scorer.score(_in_memory(dataset.test), dataset.test.condition, progress="test")
-    table = anomaly_score.score_table(scores.terms, dataset.test.label, deviations, moments, score)
+    table, warnings = [], []
+    if calibration.reconstruction is not None:
+        table = anomaly_score.score_table(scores.terms, dataset.test.label, deviations, moments, score)
+        if not refits:  # the mean image is meant to be the same for every image
+            warnings += _reconstruction_warnings(_in_memory(normal), calibration.reconstruction)
     calibrated_on = CalibrationImages(calibration, normal.group)
     assessment = measure(scorer, dataset, calibrated_on, scores, score, threshold, identity, deviations, table)
-    warnings = [*assessment.result.warnings, *_reconstruction_warnings(_in_memory(normal), calibration.reconstruction)]
+    warnings = [*assessment.result.warnings, *warnings]
     return assessment._replace(result=assessment.result.replace(warnings=warnings))
 
 
@@ -124,7 +135,8 @@ def measure(
             by_defect_type=by_defect_type(*measured, test.defect_type, chosen.value),
             by_condition=by_condition(*measured, test.condition, dataset.conditions, chosen.value),
             volumes=_volume_result(measured[0], test),
-            baselines=baselines.baseline_aurocs(baseline_scores[name], test.label),
+            # Baselines reconstruct: a detector's own score is compared with their default one.
+            baselines=baselines.baseline_aurocs(baseline_scores.get(name, baseline_scores[CALIBRATED]), test.label),
             calibration_scores=normal_scores.tolist(),
         )
 
@@ -142,7 +154,7 @@ def measure(
         n_normal=int((~test.label).sum()),
         n_anomalous=int(test.label.sum()),
         score_name=score.name,
-        scores={name: score_result(name) for name in SCORE_NAMES},
+        scores={name: score_result(name) for name in SCORE_NAMES if name in scores.by_name},
         predict_all=predict_all(test.label),
         native=None if scores.native is None else NativeScore(identity["model"], auroc(scores.native, test.label)),
         pixel_threshold=pixel_cutoff,
@@ -152,7 +164,7 @@ def measure(
         term_aurocs={n: auroc(np.asarray(values[n]), test.label) for n in TERMS if n in values},
         score=ScoreRecord(**dataclasses.asdict(score), standard_deviations=dict(deviations or {})),
         score_table=list(table),
-        score_table_note=anomaly_score.TABLE_NOTE,
+        score_table_note=anomaly_score.TABLE_NOTE if table else "",
         color_limits=color_limits(calibration),
         notes=[*dataset.notes, *baselines.fitting_note(train.image)],
         warnings=list(scorer.notes),

@@ -4,9 +4,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from scipy.linalg import eigh
-from sklearn.covariance import LedoitWolf
-from sklearn.decomposition import PCA
 
 from bigan_jax.data.streaming import LazyImages, fixed_draw
 from bigan_jax.data.thumbnails import corners, thumbnails
@@ -14,17 +11,18 @@ from bigan_jax.errors import UserError
 from bigan_jax.evaluation import anomaly_score
 from bigan_jax.evaluation.anomaly_score import ScoreFormula, ScoreTerms
 from bigan_jax.evaluation.calibrated_score import MapMoments, PixelStatistics
-from bigan_jax.evaluation.result import SCORE_NAMES
+from bigan_jax.evaluation.result import CALIBRATED, PAPER
 from bigan_jax.metrics.image import auroc
+from bigan_jax.nn import classical
 
 ComputeTerms = Callable[[Float[np.ndarray, "m h w c"], Float[np.ndarray, "m h w c"]], ScoreTerms]
 Reconstructions = dict[str, Float[np.ndarray, "m f"]]  # flattened, by baseline
 BaselineScores = dict[str, Float[np.ndarray, "m"]]
 
 BLOCK = 64  # test images per step, which fit into a CPU's cache
-MAX_EXACT = 2048  # training images up to which principal axes are exact
 MAX_STREAMED = 2048  # training images that are read if the complete set does not fit into memory
 SIGN_FREE = ("mean_intensity", "corner_pixels")  # either sign of a brightness may separate the classes
+THUMBNAIL_CENTER = np.float32(0.5)  # subtracted before sums of powers, which lose digits far from 0
 _FOLDS = 5
 _MAX_CROSS_FITTED = 512  # training images that the pixel statistics of the calibrated score come from
 
@@ -78,11 +76,12 @@ def baseline_scores(
     unit_train = _unit(train)
     statistics = _cross_fitted_statistics(unit_train, compute_terms, formula)
     reconstruct = _fit_reconstructions(unit_train)
-    normal = LedoitWolf().fit(thumbnails(unit_train).astype(np.float64))
-    parts: dict[str, list[BaselineScores]] = {name: [] for name in SCORE_NAMES}
+    small = thumbnails(unit_train).astype(np.float64) - THUMBNAIL_CENTER
+    normal, _ = classical.ledoit_wolf(classical.moment_sums(small, np.ones(len(small))))
+    parts: dict[str, list[BaselineScores]] = {PAPER: [], CALIBRATED: []}
     for images in map(_unit, _blocks(test)):
         same = {
-            "mahalanobis_16": normal.mahalanobis(thumbnails(images).astype(np.float64)),
+            "mahalanobis_16": np.square(classical.whitened(thumbnails(images) - THUMBNAIL_CENTER, normal)).sum(1),
             "mean_intensity": images.mean((1, 2, 3)),
             "corner_pixels": corners(images).mean(1),
         }
@@ -102,18 +101,16 @@ def _fit_reconstructions(train: Float[np.ndarray, "n h w c"]) -> Callable[[np.nd
     """Fits the baselines that reconstruct; returns a function of further images."""
     flat_train = train.reshape(len(train), -1)
     mean = flat_train.mean(0)
-    centered = flat_train - mean  # keeps float32 differences of nearly equal images
-    axes = principal_axes(centered, min(64, len(train) - 1, flat_train.shape[1]))
-    half_norm = np.einsum("nf,nf->n", centered, centered) / 2
+    among = classical.neighbors(flat_train, mean)
+    axes = classical.principal_axes(among.centered, 64)
 
     def reconstruct(images: np.ndarray) -> Reconstructions:
-        offset = images.reshape(len(images), -1) - mean
-        code = offset @ axes.T
+        flat = images.reshape(len(images), -1)
         return {
-            "mean_image": np.broadcast_to(mean, offset.shape),
-            "pca_8": np.clip(code[:, :8] @ axes[:8] + mean, 0, 1),
-            "pca_64": np.clip(code @ axes + mean, 0, 1),
-            "nearest_neighbor": flat_train[(half_norm - offset @ centered.T).argmin(1)],
+            "mean_image": np.broadcast_to(mean, flat.shape),
+            "pca_8": classical.project(flat, mean, axes[:8]),
+            "pca_64": classical.project(flat, mean, axes),
+            "nearest_neighbor": flat_train[classical.nearest(flat, among)],
         }
 
     return reconstruct
@@ -157,24 +154,6 @@ def baseline_aurocs(
         if (value := values.get(name)) is not None:
             values[name] = max(value, 1 - value)
     return values
-
-
-def principal_axes(centered: Float[np.ndarray, "n f"], count: int) -> Float[np.ndarray, "k f"]:
-    """Returns the first `count` principal axes of centered rows, by falling variance; fewer if rows are alike.
-
-    Up to MAX_EXACT rows, the axes are exact and come from the products of rows, which are far fewer than those of
-    pixels. Beyond, scikit-learn's randomized PCA costs less.
-    """
-    if count == 0:  # a single row, as in the folds of two images
-        return centered[:0]
-    if len(centered) > MAX_EXACT:
-        return np.asarray(PCA(count, svd_solver="randomized", random_state=0).fit(centered).components_)
-    last = len(centered) - 1
-    products = (centered @ centered.T).astype(np.float64)
-    variance, mixture = eigh(products, subset_by_index=(last - count + 1, last))
-    variance, mixture = variance[::-1], mixture[:, ::-1]
-    nonzero = variance > 1e-6 * max(variance[0], np.finfo(np.float32).tiny)
-    return (mixture[:, nonzero] / np.sqrt(variance[nonzero])).T.astype(np.float32) @ centered
 
 
 def _unit(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w c"]:

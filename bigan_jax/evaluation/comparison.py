@@ -72,10 +72,10 @@ class DatasetComparison(NamedTuple):
 
 def values(result: EvaluationResult, score: str) -> dict[str, float | None]:
     """Returns the values of a result that comparisons by this score show, by the names in VALUES."""
-    by_score = {name: _score_values(result.scores[name]) for name in SCORE_NAMES}
+    by_score = {name: _score_values(of_score) for name, of_score in result.scores.items()}
     pixel_baseline = strongest({name: pixel.auroc for name, pixel in result.pixel_baselines.items()})
     return {
-        **by_score[score],
+        **_score_values(result.by_score(score)),
         **{f"{of}_{name}": value for of, values in by_score.items() for name, value in values.items()},
         "native": result.native and result.native.auroc,
         **{name: getattr(result.pixel, metric) for name, metric in PIXEL_VALUES.items()},
@@ -143,9 +143,9 @@ def _rows(runs, score):
                 quick=quick,
                 variant=variant,
                 runs=seeds,
-                values={name: spread(v[name] for v in run_values) for name in VALUES},
+                values={name: spread(v.get(name) for v in run_values) for name in VALUES},
                 inconsistencies=[
-                    reason for run in seeds for name in SCORE_NAMES if (reason := _inconsistency(run, name))
+                    reason for run in seeds for name in run.result.scores if (reason := _inconsistency(run, name))
                 ],
             )
             rows.append(row)
@@ -211,7 +211,7 @@ def _notes(dataset, rows, score):
     if quick := [row.label for row in rows if row.quick]:
         notes.append(f"with the modifier quick, for a first look: {_join(quick)}")
     if sentences := dict.fromkeys(
-        p.sentence for r in rows for run in r.runs if (p := run.result.scores[score].promise)
+        p.sentence for r in rows for run in r.runs if (p := run.result.by_score(score).promise)
     ):
         notes.append(f"thresholds: {_shorten(' '.join(sentences), 1000)}")
     notes += _other_ranking(rows, score)
@@ -222,7 +222,7 @@ def _notes(dataset, rows, score):
         notes += [f"{row.label} is inconsistent: {reason}" for reason in row.inconsistencies]
     for name in _SIZES:
         notes += _difference_note(name, rows, lambda run, name=name: str(getattr(run.result, name)))
-    notes += _difference_note("threshold_rule", rows, lambda run: run.result.scores[score].threshold_rule)
+    notes += _difference_note("threshold_rule", rows, lambda run: run.result.by_score(score).threshold_rule)
     fields = {field for row in rows for run in row.runs for field in run.fields}
     for field in sorted(f for f in fields if f.startswith("data.") and not f.endswith(("dir", "stream"))):
         notes += _difference_note(field, rows, lambda run, field=field: run.fields.get(field))
@@ -231,7 +231,7 @@ def _notes(dataset, rows, score):
         notes.append(f"no AUROC, since the test set lacks a class: {_join(undefined)}")
     strongest_names = []
     for result in (run.result for row in rows for run in row.runs):
-        baselines = result.scores[score].baselines
+        baselines = result.by_score(score).baselines
         if best := strongest(baselines):
             strongest_names += [label(name) for name, value in baselines.items() if value == best[1]]
     if strongest_names:
@@ -240,14 +240,13 @@ def _notes(dataset, rows, score):
 
 
 def _other_ranking(rows, score):
-    """Returns a note if the other score ranks another detector first, with that ranking."""
-    (other,) = (name for name in SCORE_NAMES if name != score)
-    ranked = [row for row in rows if row.values[f"{other}_auroc"]]
-    by_other = sorted(ranked, key=lambda row: -row.values[f"{other}_auroc"].mean)
-    if not by_other or by_other[0] is ranked[0]:
-        return []
-    ranking = (f"{row.label} {row.values[f'{other}_auroc'].mean:.3f}" for row in by_other)
-    return [f"{SCORE_TITLES[other]} ranks differently: {_join(ranking)}"]
+    """Returns a note for each other score that ranks another detector first, of those that have it."""
+    for other in SCORE_NAMES:
+        ranked = [row for row in rows if row.values[f"{other}_auroc"]]
+        by_other = sorted(ranked, key=lambda row: -row.values[f"{other}_auroc"].mean)
+        if other != score and by_other and by_other[0] is not ranked[0]:
+            ranking = (f"{row.label} {row.values[f'{other}_auroc'].mean:.3f}" for row in by_other)
+            yield f"{SCORE_TITLES[other]} ranks differently: {_join(ranking)}"
 
 
 def _difference_note(

@@ -64,10 +64,11 @@ def _read_config(workdir):
 
 
 def read_scores(run: FinishedRun, name: str) -> ImageScores:
-    """Reads a score (one of SCORE_NAMES) from scores.csv of a run.
+    """Reads a score (one of SCORE_NAMES) from scores.csv of a run; if it has none, the score that decides.
 
     Raises UserError if the file is missing, damaged, or contradicts evaluation.json.
     """
+    name = name if name in run.result.scores else run.result.score_name
     text = _read_text(run.workdir / "scores.csv", _MAX_TABLE_BYTES)
     rows = []
     try:
@@ -125,8 +126,8 @@ def _total_epochs(config):
     phases = config.get("phases")
     if not isinstance(phases, dict):
         return None
-    epochs = [phase.get("epochs") for phase in phases.values()]
-    return sum(epochs) if epochs and all(map(_is_count, epochs)) else None
+    epochs = [phase.get("epochs") for phase in phases.values()]  # none of a fitted detector
+    return sum(epochs) if all(map(_is_count, epochs)) else None
 
 
 def epochs_done(path: Path) -> int | None:

@@ -17,7 +17,8 @@ from bigan_jax.metrics.promise import Promise
 from bigan_jax.metrics.thresholds import Oracle
 from bigan_jax.runtime.files import read_bounded
 
-PAPER, CALIBRATED = SCORE_NAMES = ("paper", "calibrated")  # scores of one reconstruction
+# The paper's and the calibrated one are scores of a reconstruction, and the last one is a detector's own.
+PAPER, CALIBRATED, NATIVE = SCORE_NAMES = ("paper", "calibrated", "native")
 PAPER_WEIGHTS = {"mse": 0.7, "ssim": 0.3}  # of the terms in the paper's score (Sec. III)
 _MAX_BYTES = 16 * 2**20  # the scores of all calibration images are in the file
 
@@ -135,7 +136,7 @@ class EvaluationResult(_Record, frozen=True):
     n_normal: Count  # test images
     n_anomalous: Count  # test images
     score_name: Name  # the score that decides, one of SCORE_NAMES
-    scores: dict[Name, ScoreResult]  # by SCORE_NAMES, from the same reconstructions
+    scores: dict[Name, ScoreResult]  # by some of SCORE_NAMES: those that the detector has
     predict_all: PredictAll
     native: NativeScore | None
     pixel_threshold: Number  # the error from which on a pixel is called defective
@@ -155,8 +156,8 @@ class EvaluationResult(_Record, frozen=True):
         for field in ("model", "dataset", "category", "ablations", "pixel_baselines"):
             if not "".join(getattr(self, field)).isprintable():  # a name, or several
                 raise ValueError(f"{field} must be printable")
-        if self.scores.keys() != set(SCORE_NAMES) or self.score_name not in self.scores:
-            raise ValueError('scores must be "paper" and "calibrated", and score_name one of them')
+        if not self.scores.keys() <= set(SCORE_NAMES) or self.score_name not in self.scores:
+            raise ValueError(f"the names of scores must be among {', '.join(SCORE_NAMES)}, and score_name one of them")
         if "combined" not in self.color_limits:
             raise ValueError("color_limits must have the limit of the combined map")
 
@@ -164,6 +165,10 @@ class EvaluationResult(_Record, frozen=True):
     def main(self) -> ScoreResult:
         """The result of the score that decides."""
         return self.scores[self.score_name]
+
+    def by_score(self, name: str) -> ScoreResult:
+        """Returns the result of a score, or of the one that decides if the detector does not have this one."""
+        return self.scores.get(name, self.main)
 
     def replace(self, **fields) -> "EvaluationResult":
         """Returns a copy with other values of some fields."""

@@ -1,6 +1,6 @@
 """A trained detector for inference: images in, scores and error maps out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, no_type_check
 
@@ -17,14 +17,15 @@ from bigan_jax.detector import Batch, Detector, TrainState, inference_net
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.evaluation import anomaly_score
 from bigan_jax.evaluation.anomaly_score import TERMS, ScoreFormula, ScoreTerms
-from bigan_jax.evaluation.calibrated_score import DISPLAY_SIGMA, MapMoments, PixelStatistics, smooth
+from bigan_jax.evaluation.calibrated_score import DISPLAY_SIGMA, MapMoments, PixelStatistics, calibrated_score, smooth
 from bigan_jax.evaluation.latent_search import LatentSearcher
-from bigan_jax.evaluation.result import CALIBRATED, PAPER, SCORE_NAMES
+from bigan_jax.evaluation.result import CALIBRATED, NATIVE, PAPER, SCORE_NAMES
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.nn.vgg16 import weights as pretrained
 from bigan_jax.nn.vgg16.network import VGG16
 
 _VGG16_LAYERS = ("relu2_2", "relu3_3")  # whose features the perceptual term compares
+MAP = "map"  # the only map of a detector that does not reconstruct
 _MAX_FITTED = 512  # training images that the statistics come from; more change them by little
 _FITTED_TOGETHER = 256  # of these are in memory at a time, with their maps
 _MAX_SEARCHED = 64  # of detectors with a latent search, which takes hundreds of steps per image
@@ -37,8 +38,8 @@ class Scores(NamedTuple):
     by_name: dict[str, Float[np.ndarray, "n"]]  # by SCORE_NAMES
     terms: ScoreTerms
     error_map: Float[np.ndarray, "n h w"]  # the terms' maps, combined as in the paper's score and smoothed for display
-    reconstruction: UInt8[np.ndarray, "n h w c"]
-    native: Float[np.ndarray, "n"] | None = None  # the score that the model's own paper defines, if any
+    reconstruction: UInt8[np.ndarray, "n h w c"] | None  # None if the detector does not reconstruct
+    native: Float[np.ndarray, "n"] | None = None  # of a detector that reconstructs: its own paper's score, if any
 
     @property
     def score(self) -> Float[np.ndarray, "n"]:
@@ -51,6 +52,18 @@ class Scores(NamedTuple):
         values = self.terms.value
         columns = {term.column: np.asarray(values[name]) for name, term in TERMS.items() if name in values}
         return columns | {name: self.by_name[name] for name in SCORE_NAMES if name in self.by_name}
+
+
+# From a few training images to states that were fitted on some of them, each with the indices of others.
+Refits = Callable[[UInt8[np.ndarray, "n h w c"]], Iterator[tuple[TrainState, Int[np.ndarray, "m"]]]]
+
+
+def score_names(detector: Detector) -> tuple[str, ...]:
+    """Returns the names of the scores that a detector has, of SCORE_NAMES."""
+    if detector.reconstruct:
+        return PAPER, CALIBRATED
+    # The maps of a fitted detector are standardized, and those of its training images too small.
+    return (NATIVE,) if detector.fit else (NATIVE, CALIBRATED)
 
 
 class Prediction(NamedTuple):
@@ -113,7 +126,9 @@ class AnomalyScorer:
             loaded = pretrained.load_weights(vgg16_weights)
             self._vgg16 = {"params": loaded.params}
             vgg16 = VGG16(_VGG16_LAYERS, loaded.convention, unit_features=unit_features)
-        self._reconstruct = jax.jit(partial(_reconstruct, detector))
+        self._names = score_names(detector)
+        self._reconstructs = detector.reconstruct is not None
+        self._apply = jax.jit(partial(_reconstruct if self._reconstructs else _score_and_map, detector))
         self._compute_scores = jax.jit(partial(_compute_scores, vgg16, formula.reduction))
 
     @property
@@ -162,8 +177,11 @@ class AnomalyScorer:
             indices = self._batch_indices(start, size, len(images))
             batch = Batch(jnp.asarray(images[indices]) / 255, jnp.asarray(condition[indices]))
             batch = self._searcher(*self._variables, batch, keys, bar.update)
-            reconstruction, native = self._reconstruct(*self._variables, batch, keys)
-            batch_scores = {**self._score_batch(batch.image, reconstruction), "native": native}
+            if self._reconstructs:
+                reconstruction, native = self._apply(*self._variables, batch, keys)
+                batch_scores = {**self._score_batch(batch.image, reconstruction), "native": native}
+            else:
+                batch_scores = self._apply(*self._variables, self._statistics_or_any(), batch, keys)
             if not scores:
                 scores = jax.tree.map(lambda x: np.empty((len(images), *x.shape[1:]), x.dtype), batch_scores)
             for target, values in zip(*map(jax.tree.leaves, (scores, batch_scores)), strict=True):
@@ -171,23 +189,29 @@ class AnomalyScorer:
             bar.update()
         bar.close()
         # NaN reaches no threshold, so it would be called normal.
-        if n_invalid := int((~np.isfinite(scores["by_name"][PAPER])).sum()):
+        if n_invalid := int((~np.isfinite(scores["by_name"][self._names[0]])).sum()):
             raise UserError(
-                f"{n_invalid} of {len(images)} images have no finite score: their reconstructions are NaN or infinite. "
-                "Train again, in float32 or at a lower learning rate."
+                f"{n_invalid} of {len(images)} images have no finite score: what the networks return is NaN or "
+                "infinite. Train again, in float32 or at a lower learning rate."
             )
         if self.statistics is None:
-            del scores["by_name"][CALIBRATED]
+            scores["by_name"].pop(CALIBRATED, None)
         return Scores(self.name, **scores)
 
     def fit(
-        self, images: UInt8[np.ndarray, "n h w c"] | LazyImages, condition: Int[np.ndarray, "n"], standardize: bool
+        self,
+        images: UInt8[np.ndarray, "n h w c"] | LazyImages,
+        condition: Int[np.ndarray, "n"],
+        standardize: bool,
+        refits: Refits | None = None,
     ) -> tuple[dict[str, float], MapMoments]:
         """Fits the scores on training images: what the threshold comes from must be other images.
 
         Args:
           images: uint8; a fixed draw of them is used.
           standardize: whether the formula divides each term by its standard deviation.
+          refits: of a detector that is fitted and reconstructs training images too well: returns states fitted on
+            parts of these images, each with the indices of images that score it.
 
         Returns:
           The standard deviation of each term's value, and the moments of the terms' maps.
@@ -196,18 +220,26 @@ class AnomalyScorer:
           UserError: an image has no finite score, or a term to standardize is constant.
         """
         self.statistics = None
-        chosen = fixed_draw(len(images), _MAX_SEARCHED if self.search_steps else _MAX_FITTED)
         values, moments = [], MapMoments(())
-        # Blocks of nearly equal size: a small last one would compile the networks again.
-        for block in np.array_split(chosen, -(-len(chosen) // _FITTED_TOGETHER)):
-            terms = self.score(images[block], condition[block], progress="score statistics").terms
-            values.append(terms.value)
-            moments = moments if moments.names else MapMoments(list(terms.map))
-            moments.add(terms.map)
+        if CALIBRATED not in self._names:
+            return {}, moments
+        chosen = fixed_draw(len(images), _MAX_SEARCHED if self.search_steps else _MAX_FITTED)
+        drawn, condition = images[chosen], condition[chosen]
+        trained = self._variables
+        parts = refits(drawn) if refits else [(trained[0], np.arange(len(drawn)))]
+        for state, indices in parts:
+            self._variables = state, trained[1]
+            # Blocks of nearly equal size: a small last one would compile the networks again.
+            for block in np.array_split(indices, -(-len(indices) // _FITTED_TOGETHER)):
+                terms = self.score(drawn[block], condition[block], progress="score statistics").terms
+                values.append(terms.value)
+                moments = moments if moments.names else MapMoments(list(terms.map))
+                moments.add(terms.map)
+        self._variables = trained
         deviations = anomaly_score.standard_deviations(jax.tree.map(lambda *x: np.concatenate(x), *values))
         if standardize:
             self.formula = self.formula.standardized(deviations)
-        self.statistics = moments.statistics(self.formula.weights)
+        self.statistics = moments.statistics(self.formula.weights if self._reconstructs else {MAP: 1.0})
         return deviations, moments
 
     def decide(self, scores: Scores) -> Bool[np.ndarray, "n"]:
@@ -279,8 +311,12 @@ class AnomalyScorer:
         return np.arange(start, start + size).clip(max=n_images - 1)
 
     def _score_batch(self, images, reconstructions):
-        statistics = self.statistics or PixelStatistics(*np.stack([np.zeros(self.shape[:2]), np.ones(self.shape[:2])]))
+        statistics = self._statistics_or_any()
         return self._compute_scores(self._vgg16, self.formula.weights, statistics, images, reconstructions)
+
+    def _statistics_or_any(self):
+        """Returns the pixel statistics, or any before they are fitted."""
+        return self.statistics or PixelStatistics(*np.stack([np.zeros(self.shape[:2]), np.ones(self.shape[:2])]))
 
 
 def _first(n, x):
@@ -312,6 +348,18 @@ def _reconstruct(detector, state, frozen, batch, keys):
     net = inference_net(detector, state, frozen)
     native = detector.native_score and detector.native_score(net, batch, keys)
     return detector.reconstruct(net, batch, keys), native
+
+
+def _score_and_map(detector, state, frozen, statistics, batch, keys):
+    """The scores of a detector that does not reconstruct."""
+    score, anomaly_map = detector.score_and_map(inference_net(detector, state, frozen), batch, keys)
+    by_name = {NATIVE: score, CALIBRATED: calibrated_score(anomaly_map, statistics)}
+    return {
+        "by_name": {name: by_name[name] for name in score_names(detector)},
+        "terms": ScoreTerms({}, {MAP: anomaly_map}),
+        "error_map": anomaly_map,
+        "reconstruction": None,
+    }
 
 
 def _compute_scores(vgg16, reduction, vgg16_variables, weights, statistics, image, reconstruction):

@@ -59,7 +59,7 @@ def bootstrap_samples(runs: Sequence[FinishedRun], score: str) -> dict[Path, Boo
         auroc = None
         if resampling:
             values = resampled_metrics(
-                metrics, scores.score, scores.label, run.result.scores[score].threshold, resampling
+                metrics, scores.score, scores.label, run.result.by_score(score).threshold, resampling
             )
             auroc = values["auroc"]
         samples[run.workdir] = BootstrapSamples(test_hash, auroc)
@@ -87,7 +87,7 @@ def paired_difference(
     by_test, others_by_test = _by_test(runs, known, score), _by_test(others, known, score)
     if by_test.keys() != others_by_test.keys():
         return "not tested on the same images"
-    if any(run.result.scores[score].auroc is None for run in (*runs, *others)):
+    if any(run.result.by_score(score).auroc is None for run in (*runs, *others)):
         return "a test set lacks a class"
     over_tests = spread(float(np.mean(aurocs) - np.mean(others_by_test[test])) for test, aurocs in by_test.items())
     assert over_tests is not None
@@ -104,7 +104,7 @@ def _by_test(runs, samples, score):
     """Returns the AUROCs of runs by test set."""
     by_test = defaultdict(list)
     for run in runs:
-        by_test[samples[run.workdir].test].append(run.result.scores[score].auroc)
+        by_test[samples[run.workdir].test].append(run.result.by_score(score).auroc)
     return by_test
 
 

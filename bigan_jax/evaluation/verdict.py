@@ -4,7 +4,11 @@ from collections.abc import Mapping
 
 from bigan_jax.evaluation.result import PAPER_WEIGHTS, EvaluationResult, ScoreResult
 
-SCORE_TITLES = {"paper": "the paper's score", "calibrated": "the calibrated score"}
+SCORE_TITLES = {
+    "paper": "the paper's score",
+    "calibrated": "the calibrated score",
+    "native": "the detector's own score",
+}
 
 LABELS = {
     "f1": "F1",

@@ -80,7 +80,7 @@ def _gallery_images(test: Images, scores: Scores, threshold: float, indices: Ite
             score=float(scores.score[i]),
             decision=bool(decision[i]),
             image=test.image[i],
-            reconstruction=scores.reconstruction[i],
+            reconstruction=None if scores.reconstruction is None else scores.reconstruction[i],
             error_maps={name: np.asarray(maps[i]) for name, maps in error_maps.items()},
             mask=test.mask[i] if test.has_mask[i] else None,
         )

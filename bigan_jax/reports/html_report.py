@@ -126,7 +126,7 @@ def _encoded(image: GalleryImage, limit: float) -> dict:
     mask = image.mask if image.label else None
     return image._asdict() | {
         "input": png(image.image),
-        "reconstruction": png(image.reconstruction),
+        "reconstruction": None if image.reconstruction is None else png(image.reconstruction),
         "error": png(error_levels(image.error_maps["combined"], limit), palette=ERROR_PALETTE),
         "mask": None if mask is None else png(mask.astype(np.uint8) * 255),
     }

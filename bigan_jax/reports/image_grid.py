@@ -27,7 +27,7 @@ class GalleryImage(NamedTuple):
     score: float
     decision: bool
     image: UInt8[np.ndarray, "h w c"]
-    reconstruction: UInt8[np.ndarray, "h w c"]
+    reconstruction: UInt8[np.ndarray, "h w c"] | None  # None if the detector does not reconstruct
     error_maps: Mapping[str, Float[np.ndarray, "h w"]]  # "mse", "ssim", "combined"
     mask: Bool[np.ndarray, "h w"] | None = None
 
@@ -52,24 +52,29 @@ def _gray(values, limit):
     return np.round(np.clip(values / limit, 0, 1) * 255).astype(np.uint8)
 
 
-_INPUT_AND_RECONSTRUCTION = (
-    _Column("input", lambda item: item.image / 255, 1.0, "intensity", _gray),
-    _Column("reconstruction", lambda item: item.reconstruction / 255, 1.0, "intensity", _gray),
-)
+_INPUT = _Column("input", lambda item: item.image / 255, 1.0, "intensity", _gray)
+_RECONSTRUCTION = _Column("reconstruction", lambda item: item.reconstruction / 255, 1.0, "intensity", _gray)
 _MASK = _Column("true mask", lambda item: item.mask, 1.0, "", _gray)
 
 
 def error_map_grid(images: Sequence[GalleryImage], limits: Mapping[str, float]) -> "ImageSheet":
     """Draws a row per image: input, reconstruction, three error maps and true mask.
 
-    `limits` holds the error of the brightest color for each error map ("mse", "ssim", "combined").
+    Without reconstructions, there is one map. `limits` holds the error of the brightest color for each error map
+    ("mse", "ssim", "combined").
     """
+    if not _reconstructed(images):
+        return _draw([_Block("", (_INPUT, _combined_error("anomaly map", limits["combined"]), _MASK), images)])
     maps = (
         _Column("squared error", lambda item: item.error_maps["mse"], limits["mse"], "intensity²"),
         _Column("1 - SSIM", lambda item: item.error_maps["ssim"], limits["ssim"], "at most 2"),
         _combined_error("combined", limits["combined"]),
     )
-    return _draw([_Block("", (*_INPUT_AND_RECONSTRUCTION, *maps, _MASK), images)])
+    return _draw([_Block("", (_INPUT, _RECONSTRUCTION, *maps, _MASK), images)])
+
+
+def _reconstructed(images: Sequence[GalleryImage]) -> bool:
+    return all(image.reconstruction is not None for image in images)
 
 
 def normal_and_anomalous_grid(
@@ -80,7 +85,8 @@ def normal_and_anomalous_grid(
     Each row shows input, reconstruction and error map, and on the right the true mask. `limit` is the combined error
     of the brightest color on both sides.
     """
-    columns = (*_INPUT_AND_RECONSTRUCTION, _combined_error("error map", limit))
+    reconstruction = [_RECONSTRUCTION] * _reconstructed([*normal, *anomalous])
+    columns = (_INPUT, *reconstruction, _combined_error("error map", limit))
     return _draw([_Block("Normal", columns, normal), _Block("Anomalous", (*columns, _MASK), anomalous)])
 
 

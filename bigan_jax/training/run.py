@@ -16,6 +16,7 @@ from bigan_jax.runtime import distributed
 from bigan_jax.runtime.files import write_atomic
 from bigan_jax.training import schedules
 from bigan_jax.training.epoch_runner import EpochRunner
+from bigan_jax.training.fitting import Fitter
 from bigan_jax.training.saving.checkpoints import CheckpointManager, CheckpointSettings
 from bigan_jax.training.saving.progress import Progress
 
@@ -28,6 +29,11 @@ class DetectorBuild(NamedTuple):
     detector: Detector
     optimizers: dict[str, optax.GradientTransformation]
     phases: tuple[schedules.Phase, ...]
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs of the schedule, or of passes of a fit."""
+        return len(self.detector.fit.passes) if self.detector.fit else schedules.total_epochs(self.phases)
 
 
 class TrainingJob(NamedTuple):
@@ -44,12 +50,13 @@ class TrainingJob(NamedTuple):
     batch_size: int  # over all devices
     init_state: Callable[[int], TrainState]  # from a seed
     make_runner: Callable[..., EpochRunner]  # from the scale of learning rates, and optionally `scanned` and `seeds`
+    fitter: Fitter | None  # of a detector that is fitted
     workdir: Path
 
     @property
     def epochs(self) -> int:
-        """The number of epochs of the schedule."""
-        return schedules.total_epochs(self.built.phases)
+        """The number of epochs of the schedule, or of passes of a fit."""
+        return self.built.epochs
 
     def mark_started(self) -> None:
         """Records the training images and the frozen weights, and deletes an earlier evaluation."""
@@ -80,7 +87,9 @@ class TrainingRun:
         With several processes, process 0 restores and broadcasts.
         """
         begin = partial(self.job.init_state, self.job.seed)
-        progress, state = self.checkpoints.restore(jax.eval_shape(begin)) or (Progress(0), begin())
+        fitter = self.job.fitter
+        like = partial(fitter.abstract_state, self.job.seed) if fitter else jax.eval_shape(begin)
+        progress, state = self.checkpoints.restore(like) or (Progress(0), begin())
         self.progress = Progress(**distributed.broadcast_json(progress._asdict()))
         self.state = distributed.broadcast(state)
 

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,13 +148,15 @@ class CheckpointManager:
                 # First renamed: it is never a checkpoint with missing files.
                 shutil.rmtree(path.rename(path.with_name(path.name + ".deleting")))
 
-    def restore(self, like: TrainState, complete_epochs: bool = False) -> tuple[Progress, TrainState] | None:
+    def restore(
+        self, like: TrainState | Callable[[int, int], TrainState], complete_epochs: bool = False
+    ) -> tuple[Progress, TrainState] | None:
         """Returns the latest valid checkpoint on the default device, or None if there is none.
 
         A damaged checkpoint is reported and, unless read-only, moved to the folder "damaged".
 
         Args:
-          like: a state of the same shapes, abstract or not.
+          like: a state of the same shapes, abstract or not; or a function of (complete epochs, steps of the next).
           complete_epochs: skips checkpoints within an epoch, whose BatchNorm statistics are not those for inference.
 
         Raises:
@@ -162,10 +165,11 @@ class CheckpointManager:
         if not self._read_only:
             self.wait()
         names = [name for name in self.names() if not (complete_epochs and name[1])]
-        self._check_size(like)
         for name in reversed(names):
+            of_name = like(*name) if callable(like) else like
+            self._check_size(of_name)
             try:
-                return self._read(name, like)
+                return self._read(name, of_name)
             except (UserError, MemoryError):
                 raise
             except Exception as error:  # damaged files raise nearly any type
