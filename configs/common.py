@@ -122,6 +122,17 @@ def fitted(score: str = "calibrated") -> ConfigDict:
     return config
 
 
+# VGG16's deeper layers need larger images than the phantom's default.
+FEATURE_PRESETS = {"phantom": {"data.image_size": 128}}
+
+
+def features() -> ConfigDict:
+    """Returns the defaults of a fitted detector on pretrained features, which sees color where images have it."""
+    config = fitted(score="native")
+    config.data.channels = 3
+    return config
+
+
 def optimizer(learning_rate: float, b1: float = 0.9, rate: str = "constant") -> ConfigDict:
     """Returns the fields of an Adam optimizer; `rate` is the schedule of the rate, "constant" or "one_cycle"."""
     return ConfigDict({"learning_rate": learning_rate, "b1": b1, "b2": 0.999, "rate": rate})
@@ -189,7 +200,8 @@ def override(config: ConfigDict, values: Mapping) -> None:
 
 
 def _shorten(config):
-    """Sets 64x64 images and a tenth of the epochs, for a first try on a laptop."""
-    config.data.image_size = 64
+    """Sets 64x64 images and a tenth of the epochs, for a first try on a laptop; features need larger images."""
+    if "feature_layers" not in config.model:
+        config.data.image_size = 64
     for name in config.phases:
         config.phases[name].epochs = -(-config.phases[name].epochs // 10)

@@ -1,0 +1,195 @@
+"""Gaussians of pretrained features: one per position for local changes, one per layer for diffuse ones.
+
+The first is PaDiM (Defard et al. 2021, "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and
+Localization") with a random projection in place of a random choice of channels. The second is a Gaussian of each
+layer's mean features (Rippel et al. 2021, "Modeling the Distribution of Normal Data in Pre-Trained Deep Features for
+Anomaly Detection").
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from bigan_jax.detector import Detector, Fit, FitPass
+from bigan_jax.nn import classical, feature_maps
+from bigan_jax.nn.feature_maps import FeatureNetwork
+from bigan_jax.value_checks import POSITIVE_INTEGER, UNIT
+
+FIELD_RANGES = {"grid": POSITIVE_INTEGER, "components": POSITIVE_INTEGER, "shrinkage": UNIT, "top": UNIT}
+
+_FOLDS = 5  # of the training images, for scores by Gaussians that do not know an image
+_KEPT = 64  # training images whose scores standardize the two parts
+_SCALE_IMAGES = 128  # training images that the layers' scales come from
+_MIN_VARIANCE = 1e-6  # of features whose variance over all channels is 1
+
+
+def create(
+    *,
+    shape: tuple[int, int, int],
+    conditions: int = 1,
+    dtype: DTypeLike = jnp.float32,
+    vgg16_weights: str = "",
+    network: FeatureNetwork | None = None,
+    feature_layers: tuple[str, ...] = ("relu2_2", "relu3_3", "relu4_3"),
+    grid: int = 16,
+    components: int = 200,
+    shrinkage: float = 0.05,
+    top: float = 0.03,
+) -> Detector:
+    """Creates the Gaussians of features on a grid.
+
+    The score is the larger of the two parts, each as the standardized logarithm of a Mahalanobis distance: the mean
+    over the most distant cells, and the distance of the image's mean features. The map shows the cells' distances.
+
+    Args:
+      vgg16_weights: a file of weights, or "" for those of the installed package.
+      network: takes the place of VGG16 and of `feature_layers`.
+      grid: cells per side. Memory of the fit grows with its square: 0.5 GB at 16.
+      components: dimensions that the features of a cell are projected to.
+      shrinkage: share of a multiple of the identity in each cell's covariance.
+      top: share of the cells, the most distant ones, whose mean distance is the local part.
+
+    Raises:
+      UserError: VGG16's weights are missing, or a layer is unknown.
+    """
+    network = network or feature_maps.vgg16_network(vgg16_weights, feature_layers, dtype)
+    widths = feature_maps.channels(network, shape)
+    cells, ends = grid * grid, np.cumsum(widths)
+    components = min(components, int(ends[-1]))
+
+    def init(key):
+        return {
+            "center": jnp.zeros(ends[-1]),
+            "scale": jnp.ones(len(widths)),
+            "projection": jnp.linalg.qr(jax.random.normal(key, (ends[-1], components)))[0],
+            "cell_mean": jnp.zeros((cells, components)),
+            "cell_whitening": jnp.zeros((cells, components, components)),
+            "layers": [classical.Gaussian(jnp.zeros(n), jnp.zeros((n, n))) for n in widths],
+            "log_mean": jnp.zeros(2),
+            "log_deviation": jnp.ones(2),
+        }
+
+    def sum_scales(net, batch):
+        features = jnp.concatenate(feature_maps.grid_features(net, batch.image, grid), -1)
+        weighted = features * batch.weight[:, None, None]
+        return {
+            "count": batch.weight.sum(),
+            "sum": weighted.mean(1).sum(0),
+            "square": (weighted * features).mean(1).sum(0),
+        }
+
+    def finish_scales(params, sums):
+        mean = sums["sum"] / sums["count"]
+        variance = np.split(sums["square"] / sums["count"] - mean**2, ends[:-1])
+        scale = np.sqrt([max(v.sum(), _MIN_VARIANCE) for v in variance])
+        return params | {"center": mean, "scale": scale}
+
+    def scaled_features(net, images):
+        """Returns the features of each layer, each with a variance over all channels of 1."""
+        layers = feature_maps.grid_features(net, images, grid)
+        center = jnp.split(net.fitted["center"], ends[:-1])
+        return [(x - c) / s for x, c, s in zip(layers, center, net.fitted["scale"], strict=True)]
+
+    def cells_and_means(net, images):
+        layers = scaled_features(net, images)
+        return jnp.concatenate(layers, -1) @ net.fitted["projection"], [x.mean(1) for x in layers]
+
+    def sum_moments(net, batch):
+        projected, means = cells_and_means(net, batch.image)
+        folds = batch.fold(_FOLDS).T
+        kept = jnp.minimum(batch.count, _KEPT)
+        slot = batch.index * kept // batch.count
+        is_kept = (batch.weight > 0) & ((batch.index == 0) | ((batch.index - 1) * kept // batch.count < slot))
+
+        def keep(x):
+            x = jnp.where(is_kept.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+            return jnp.zeros((_KEPT, *x.shape[1:]), x.dtype).at[slot].add(x)
+
+        def cell_moments(weight):
+            weighted = projected * weight[:, None, None]
+            return weighted.sum(0), jnp.einsum("bpi,bpj->pij", weighted, projected)
+
+        cell_sum, cell_outer = lax.map(cell_moments, folds)
+        return {
+            "count": folds.sum(1),
+            "cell_sum": cell_sum,
+            "cell_outer": cell_outer,
+            "layers": [jax.vmap(classical.moment_sums, (None, 0))(mean, folds) for mean in means],
+            "kept": {"cells": keep(projected), "means": [keep(mean) for mean in means]},
+            "kept_fold": keep(batch.index * _FOLDS // batch.count + 1),  # 0: none
+        }
+
+    def finish_moments(params, sums):
+        cell_mean, covariance = _cell_gaussians(sums, np.ones(_FOLDS), shrinkage)
+        params = params | {
+            "cell_mean": cell_mean,
+            "cell_whitening": np.linalg.inv(np.linalg.cholesky(covariance)),
+            "layers": [classical.ledoit_wolf(jax.tree.map(lambda x: x.sum(0), layer))[0] for layer in sums["layers"]],
+        }
+        logs = np.concatenate([_held_out_logs(sums, fold, shrinkage, count) for fold in range(_FOLDS)])
+        deviation = logs.std(0) if len(logs) > 1 else np.ones(2)
+        return params | {"log_mean": logs.mean(0), "log_deviation": np.maximum(deviation, _MIN_VARIANCE)}
+
+    count = max(1, math.ceil(top * cells))
+
+    def score_and_map(net, batch, keys):
+        fitted = net.fitted
+        projected, means = cells_and_means(net, batch.image)
+        white = jnp.einsum("bpj,pij->bpi", projected - fitted["cell_mean"], fitted["cell_whitening"])
+        distance = jnp.sqrt(jnp.square(white).sum(-1))
+        layers = zip(means, fitted["layers"], strict=True)
+        squared = sum(jnp.square(classical.whitened(mean, layer)).sum(1) for mean, layer in layers)
+        logs = _logs(lax.top_k(distance, count)[0].mean(1), squared)
+        score = ((logs - fitted["log_mean"]) / fitted["log_deviation"]).max(1)
+        return score, feature_maps.to_image_size(distance, shape)
+
+    passes = (
+        FitPass("scales", sum_scales, finish_scales, _SCALE_IMAGES),
+        FitPass("moments", sum_moments, finish_moments),
+    )
+    return Detector(
+        networks={feature_maps.NETWORK: network.module},
+        objectives={},
+        frozen={feature_maps.NETWORK: network.variables},
+        score_and_map=score_and_map,
+        fit=Fit(init, passes),
+    )
+
+
+def _logs(local, squared):
+    """Returns the logarithms of the local part and of the global part, a squared distance: [n 2]."""
+    xp = np if isinstance(local, np.ndarray) else jnp
+    return xp.stack([xp.log(local + 1e-12), xp.log(squared + 1e-12)], 1)
+
+
+def _cell_gaussians(sums, folds: Float[np.ndarray, "k"], shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean and the shrunk covariance of each cell, over the folds with a weight of 1."""
+    total = folds @ sums["count"]
+    mean = np.tensordot(folds, sums["cell_sum"], 1) / total
+    covariance = np.tensordot(folds, sums["cell_outer"], 1) / total - mean[:, :, None] * mean[:, None]
+    d = mean.shape[1]
+    average = np.trace(covariance, axis1=1, axis2=2) / d
+    covariance *= 1 - shrinkage
+    covariance[:, np.arange(d), np.arange(d)] += shrinkage * average[:, None] + _MIN_VARIANCE
+    return mean, covariance
+
+
+def _held_out_logs(sums, fold: int, shrinkage: float, count: int) -> Float[np.ndarray, "n 2"]:
+    """Returns the logarithms of both parts of the kept images of a fold, by Gaussians of the other folds."""
+    chosen = sums["kept_fold"] == fold + 1
+    others = (np.arange(_FOLDS) != fold).astype(float)
+    if not chosen.any() or not others @ sums["count"]:
+        return np.empty((0, 2))
+    mean, covariance = _cell_gaussians(sums, others, shrinkage)
+    offset = np.moveaxis(sums["kept"]["cells"][chosen] - mean, 0, -1)  # [cells, components, images]
+    distance = np.sqrt((offset * np.linalg.solve(covariance, offset)).sum(1)).T
+    squared = np.zeros(len(distance))
+    for layer, means in zip(sums["layers"], sums["kept"]["means"], strict=True):
+        normal, _ = classical.ledoit_wolf(jax.tree.map(lambda x: np.tensordot(others, x, 1), layer))
+        squared += np.square(classical.whitened(means[chosen], normal)).sum(1)
+    return _logs(np.sort(distance, axis=1)[:, -count:].mean(1), squared)
