@@ -14,7 +14,7 @@ from bigan_jax.detector import Detector, TrainState, init_state
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.calibrated_score import read_statistics
 from bigan_jax.evaluation.fold_scorer import FoldScorer
-from bigan_jax.evaluation.result import require_evaluation
+from bigan_jax.evaluation.result import CALIBRATED, require_evaluation
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.runtime.run_config import config_errors, read_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
@@ -37,7 +37,9 @@ def load(workdir: str | Path) -> AnomalyScorer:
         scorers = [load(folder) for folder in folders]
         return FoldScorer(scorers, result.main.threshold, np.array(result.main.calibration_scores))
     conditions = result.conditions
-    statistics = read_statistics(workdir, *settings.data.image_shape[:2])
+    statistics = None
+    if CALIBRATED in result.scores:
+        statistics = read_statistics(workdir, *settings.data.image_shape[:2])
     state, detector, _ = restore(settings, workdir, len(conditions))
     if result.steps != int(state.step):
         raise UserError(

@@ -77,8 +77,7 @@ def baseline_scores(
     statistics = _cross_fitted_statistics(unit_train, compute_terms, formula)
     reconstruct = _fit_reconstructions(unit_train)
     small = thumbnails(unit_train).astype(np.float64) - THUMBNAIL_CENTER
-    sums = {name: np.asarray(x) for name, x in classical.moment_sums(small, np.ones(len(small))).items()}
-    normal, _ = classical.ledoit_wolf(sums)
+    normal, _ = classical.ledoit_wolf(classical.moment_sums(small, np.ones(len(small))))
     parts: dict[str, list[BaselineScores]] = {PAPER: [], CALIBRATED: []}
     for images in map(_unit, _blocks(test)):
         same = {
