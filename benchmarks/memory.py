@@ -38,12 +38,14 @@ KINDS = {
     "16-bit color PNG": ("RGB;16", ".png"),
     "float TIFF": ("F", ".tif"),
     "color JPEG": ("RGB", ".jpg"),
+    "progressive JPEG": ("RGB", ".jpg"),
     "color WebP": ("RGB", ".webp"),
     "lossless WebP": ("RGB", ".webp"),
     "color AVIF": ("RGB", ".avif"),
     "color JPEG 2000": ("RGB", ".jp2"),
 }
 OPTIONS = {"lossless WebP": {"lossless": True, "quality": 0, "method": 0}, "color AVIF": {"speed": 10}}
+OPTIONS["progressive JPEG"] = {"progressive": True, "subsampling": 0}
 WITH_OVERLAYS = ("color PNG", "16-bit color PNG", "lossless WebP", "color JPEG 2000")
 LIMIT = 63  # megapixels of WebP and AVIF: the reader refuses more than 64
 

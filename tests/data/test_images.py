@@ -17,7 +17,7 @@ from PIL import Image
 from bigan_jax.data import loading
 from bigan_jax.data.files import images, pixel_values, unreadable
 from bigan_jax.data.files.fit import FITS
-from bigan_jax.data.files.folders import walk
+from bigan_jax.data.files.folders import LINKED_FOLDER, open_folder, resolve_path, unread_files, walk
 from bigan_jax.data.files.images import (
     full_size_cost,
     image_size,
@@ -431,6 +431,19 @@ def test_overlays_hold_what_the_decoder_needs():
     assert costs == [200, 600, 600, 600]
 
 
+def test_reduced_decoding_holds_what_it_needs_at_any_size(monkeypatch):
+    """All coefficients of a progressive JPEG are in memory, and the compressed blocks of JPEG 2000."""
+    held = []
+    budget = PixelBudget(10**6)
+    monkeypatch.setattr(images, "pixel_budget", budget)
+    monkeypatch.setattr(PixelValues, "__init__", lambda self, image, **_: held.append(budget._total) or 1 / 0)
+    image = Image.new("RGB", (320, 160))
+    for kind, options in ("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG2000", {}):
+        with pytest.raises(ZeroDivisionError):
+            read_image(io.BytesIO(saved(image, kind, **options)), 4, 1)
+    assert held == [40 * 20, 320 * 160, 320 * 160 // 2]
+
+
 def test_narrow_image_does_not_fill_the_memory():
     content = saved(Image.new("L", (4, 2_000_000)), "PNG")
     with pytest.raises(UserError, match="4x2000000 is too long and narrow"):
@@ -619,6 +632,9 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
     os.mkfifo(root / "pipe.png")
     names = walk(root).images
     assert "around/sub/a.png" not in names and "elsewhere/a.png" not in names
+    folder = open_folder(resolve_path(root))
+    assert folder.unread == ("around/",)
+    assert unread_files(folder) == [("around", LINKED_FOLDER)]
     names += ["../other/a.png", "elsewhere/a.png"]
     results = read_files(lambda x, _: read_image(x, 8, 1), root, names, "images")
     assert dict(split_unreadable(results)[1]) == {

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from itertools import groupby
@@ -82,11 +82,13 @@ def read_image(source: Source, size: int, channels: int, window: bool = False, f
         one file, or values without a known range. A corrupt file raises the exception of its decoder.
     """
     with _open(source) as image:
+        least = _reduced_cost(image)
         # A large JPEG is decoded at a half, a quarter or an eighth of its size, but at no less than four times `size`:
         # a fifth of the time at 12 megapixels, and within 2 of 255. JPEG 2000 likewise, at half its size and so on.
         image.draft(None, (4 * size, 4 * size))
         jpeg2000.reduce(image, lambda width, height: min(width, height) >= 4 * size)
-        return to_format(image, size, channels, window, fit)
+        with pixel_budget.hold(max(least, _cost(image))):
+            return to_format(image, size, channels, window, fit)
 
 
 def to_format(image: Image.Image, size: int, channels: int, window: bool = False, fit: str = "stretch") -> Pixels:
@@ -141,6 +143,14 @@ def _cost(image):
     return image.width * image.height * (3 if image.format in _HUNGRY_FORMATS else 1)
 
 
+def _reduced_cost(image):
+    """What an image needs even if it is decoded at a reduced size, which depends on the size in its header."""
+    n_pixels = image.width * image.height
+    if "progressive" in image.info:  # JPEG, of which all coefficients are in memory
+        return n_pixels
+    return n_pixels // 2 if image.format == "JPEG2000" else 0  # its compressed blocks
+
+
 @contextmanager
 def _hold_budget(image):
     """Hold the pixels of an image that is decoded. Raises UserError if its format needs too much memory for them."""
@@ -176,12 +186,36 @@ def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None =
         difference = abs(width * expected_size[1] - height * expected_size[0])
         if difference > max(*expected_size, width, height):  # more than rounding of a scaled side
             raise UserError(f"a mask of {width}x{height} for an image of {expected_size[0]}x{expected_size[1]}")
-    values = np.ma.filled(values, 0)
-    defect = values != 0 if values.ndim == 2 else values.any(axis=-1)
+    defect = _to_defect(values)
     grid = target_size(*(expected_size or (width, height)), size, fit)
     box = source_box(width, height, fit)
     cover = np.asarray(Image.fromarray(defect.astype(np.float32)).resize(grid, Image.Resampling.BOX, box))
     return pad_mask((cover > 0) & (cover >= min(0.5, cover.max()) - 1e-6), size)
+
+
+def merge_masks(contents: Mapping[str, bytes]) -> bytes:
+    """Return the union of encoded masks, given by name, as a PNG with 255 for defect.
+
+    Raises UserError with the name of the first that cannot be read, or whose size is another.
+    """
+    union = None
+    for name, content in contents.items():
+        mask = try_read(name, lambda content=content: _to_defect(_mask_values(io.BytesIO(content))))
+        if isinstance(mask, UnreadableFile):
+            raise UserError(f"{name}: {mask.reason}")
+        union = mask if union is None else union
+        if mask.shape != union.shape:
+            first, second = ("x".join(map(str, shape[::-1])) for shape in (union.shape, mask.shape))
+            raise UserError(f"{name}: masks of one image have the sizes {first} and {second}")
+        union = union | mask
+    assert union is not None  # there are masks
+    Image.fromarray(union).save(content := io.BytesIO(), "PNG")
+    return content.getvalue()
+
+
+def _to_defect(values):
+    values = np.ma.filled(values, 0)
+    return values != 0 if values.ndim == 2 else values.any(axis=-1)
 
 
 def image_size(source: Path | BinaryIO | io.BytesIO) -> tuple[int, int]:

@@ -14,8 +14,7 @@ from PIL.ImageFile import ImageFile
 from bigan_jax.errors import UserError
 
 STRIP_PIXELS = 2**18
-# More pixels of 16-bit color are decoded in sections: 4 bytes a pixel, and 3 or 4 for those of a section.
-SECTIONED_PIXELS, SECTIONS = 2**24, 3
+SECTIONED_PIXELS = 2**24  # 16-bit color with more pixels is decoded in sections
 
 Values = Num[np.ndarray, "h w"] | Num[np.ndarray, "h w 3"]  # gray or RGB
 
@@ -127,7 +126,8 @@ class DeepColor:
     def __init__(self, image: ImageFile, high_tiles: list, low_tiles: list):
         self._image, self._tiles = image, (high_tiles, low_tiles)
         width, height = image.size
-        n_sections = SECTIONS if width * height > SECTIONED_PIXELS else 1
+        # Two, or three with alpha: 1.5 bytes a pixel for the high bytes.
+        n_sections = -(-2 * len(image.getbands()) // 3) if width * height > SECTIONED_PIXELS else 1
         rows = -(-height // n_sections)
         self._sections = [(top, min(top + rows, height)) for top in range(0, height, rows)]
         self._kept = None  # the only section
@@ -144,7 +144,7 @@ class DeepColor:
                 part = high[top - start : bottom - start]
                 low_bytes = np.asarray(low.crop((0, top, width, bottom)))[..., :3]
                 yield (part[..., :3].astype(np.uint16) << 8) + low_bytes, part[..., 3:] if part.shape[2] > 3 else None
-            del high, low
+            del high, low, part  # before the next section is decoded
 
     def _high_bytes(self, start, end):
         decoded = self._decode(self._tiles[0])
@@ -231,8 +231,9 @@ def percentiles(strips: Callable[[], Iterable[Num[np.ndarray, "..."]]]) -> tuple
     The values are counted in place of sorted, so no copy of the image is needed. They must be finite, and all of one
     type that is `countable`. `strips` is called several times. Without values both are 0.
     """
-    counts = np.zeros(2**16, np.int64)
+    counts, dtype = np.zeros(2**16, np.int64), np.dtype(np.uint8)
     for values in strips():
+        dtype = values.dtype
         counts += np.bincount(_high_halves(_sortable(values)).ravel(), minlength=2**16)
     cumulative = counts.cumsum()
     if not cumulative[-1]:
@@ -241,20 +242,18 @@ def percentiles(strips: Callable[[], Iterable[Num[np.ndarray, "..."]]]) -> tuple
     for fraction in (0.01, 0.99):
         position = fraction * (cumulative[-1] - 1)
         ranks = [int(position), min(int(position) + 1, int(cumulative[-1]) - 1)]
-        below, above = (_order_statistic(strips, cumulative, rank) for rank in ranks)
+        below, above = (_order_statistic(strips, dtype, cumulative, rank) for rank in ranks)
         results.append(below + (above - below) * (position - ranks[0]))
     return results[0], results[1]
 
 
-def _order_statistic(strips, cumulative, rank) -> float:
+def _order_statistic(strips, dtype, cumulative, rank) -> float:
     """The value at `rank` of the sorted values: the high half of its bits is counted, and so is the low half."""
     half = int(np.searchsorted(cumulative, rank, side="right"))
+    if dtype.itemsize < 4:
+        return float(half)
     keys = np.zeros(2**16, np.int64)
-    dtype = None
     for values in strips():
-        dtype = values.dtype
-        if dtype.itemsize < 4:
-            return float(half)
         key = _sortable(values)
         chosen = key[_high_halves(key) == half]
         keys += np.bincount(chosen & 0xFFFF, minlength=2**16)
