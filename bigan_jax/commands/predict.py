@@ -47,9 +47,10 @@ def predict(
 ) -> Predicted:
     """Scores images with the detector of a finished run, and writes the results to a folder.
 
-    scores.csv has a row for each image, with the warning "dark" if it is nearly black. error_maps/, overlays/ and masks/ (of the pixels that reach the pixel
-    threshold) have a PNG for each image, in the image's own size and named by `output_name`. unreadable.csv lists all
-    other files, with the reason why they are not scored. The run's training data are not needed.
+    scores.csv has a row for each image, with the warning "dark" if it is nearly black. error_maps/, overlays/ and
+    masks/ (of the pixels that reach the pixel threshold) have a PNG for each image, in the image's own size and named
+    by `output_name`. unreadable.csv lists all other files, with the reason why they are not scored. The run's training
+    data are not needed.
 
     Args:
       workdir: folder of the run.
@@ -155,9 +156,9 @@ def _predict(scorer, evaluation, folder, conditions, not_read, output, maps):
     _print_summary(result, evaluation.main, maps)
     if n_dark:
         print(
-            f"warning: {n_dark} of {scored} images are dark (in scores.csv): no pixel is brighter than a quarter of the "
-            "range, as with 10, 12 or 14 bits stored in 16. Save them as the training images were saved, or train with "
-            "--config.data.window=true.",
+            f"warning: {n_dark} of {scored} images are dark (see scores.csv): none of their pixels reaches a quarter "
+            "of the range, as with 10, 12 or 14 bits stored in 16. Save them as the training images were saved, or "
+            "train with --config.data.window=true.",
             file=sys.stderr,
         )
     return result
