@@ -12,7 +12,10 @@ Measured on two cores, with 98 megapixels, in bytes a pixel without and with a w
 
 With blocks of Pillow's memory that stayed with their threads, sixteen images took 0.8 (16-bit gray PNG; 2.0 bytes a
 pixel) and 1.6 (float TIFF; 4.1). With 24 megapixels, and larger strips: gray PNG 1.2 and 1.6, alpha 4.9 and 5.9,
-palette 1.4 and 2.6, 16-bit color 4.6 and 8, JPEG 0.2 and 0.5, WebP 16, JPEG 2000 19. Preparing 3 GB took 0.61 GiB.
+palette 1.4 and 2.6, 16-bit color 4.6 and 6.0, JPEG 0.2 and 0.5, progressive JPEG 6.0, lossless WebP 16.8, AVIF 9.3.
+JPEG 2000, with 98 megapixels: 3.4, and 0.97 GiB for sixteen images. Preparing 3 GB took 0.61 GiB.
+
+WebP, AVIF and JPEG 2000 at full size are above 6 bytes a pixel (docs/data.md says why), and limited to 64 megapixels.
 """
 
 import argparse
@@ -38,29 +41,40 @@ KINDS = {
     "16-bit color PNG": ("RGB;16", ".png"),
     "float TIFF": ("F", ".tif"),
     "color JPEG": ("RGB", ".jpg"),
+    "progressive JPEG": ("RGB", ".jpg"),
     "color WebP": ("RGB", ".webp"),
+    "lossless WebP": ("RGB", ".webp"),
+    "color AVIF": ("RGB", ".avif"),
     "color JPEG 2000": ("RGB", ".jp2"),
 }
+OPTIONS = {"lossless WebP": {"lossless": True, "quality": 0, "method": 0}, "color AVIF": {"speed": 10}}
+OPTIONS["progressive JPEG"] = {"progressive": True, "subsampling": 0}
+WITH_OVERLAYS = ("color PNG", "16-bit color PNG", "lossless WebP", "color JPEG 2000")
+LIMIT = 63  # megapixels of WebP and AVIF: the reader refuses more than 64
 
 
 def draw(kind, megapixels, path):
-    """Writes a smooth image, of nearly square shape."""
-    side = round((megapixels * 1e6) ** 0.5)
-    if kind in ("color WebP",):
-        side = min(side, 16383)
+    """Writes a square image, smooth except for some noise in kinds whose decoder needs memory for details.
+
+    Returns the number of its pixels.
+    """
+    side = round((min(megapixels, LIMIT if "WebP" in kind or "AVIF" in kind else megapixels) * 1e6) ** 0.5)
     ramp = np.linspace(0, 255, side).astype(np.uint8)
     mode = KINDS[kind][0]
     if mode == "RGB;16":
         path.write_bytes(png16(np.broadcast_to((ramp.astype(">u2") * 257)[None, :, None], (side, side, 3))))
-        return
+        return side**2
     gray = np.broadcast_to(ramp, (side, side))
+    if path.suffix in (".webp", ".avif", ".jp2"):
+        gray = gray // 2 + np.random.default_rng(0).integers(0, 16, gray.shape, np.uint8)
     if mode == "I;16":
         image = Image.fromarray(gray.astype(np.uint16) * 16)
     elif mode == "F":
         image = Image.fromarray(gray.astype(np.float32) / 255)
     else:
         image = Image.fromarray(gray).convert(mode)
-    image.save(path)
+    image.save(path, **OPTIONS.get(kind, {}))
+    return side**2
 
 
 def png16(rows):
@@ -133,16 +147,16 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         for kind in args.kinds.split(",") if args.kinds else KINDS:
             folder, tiny = Path(temporary, "one"), Path(temporary, "tiny")
-            for target, megapixels in (folder, args.megapixels), (tiny, 0.01):
+            for target in tiny, folder:
                 target.mkdir()
-                draw(kind, megapixels, target / f"0{KINDS[kind][1]}")
+                n_pixels = draw(kind, args.megapixels if target == folder else 0.01, target / f"0{KINDS[kind][1]}")
             for window in False, True:
                 least = peak(["read", tiny, window])
                 n_bytes = peak(["read", folder, window]) - least
-                report(f"{kind}, window={window}: bytes a pixel", round(n_bytes / args.megapixels / 1e6, 1))
+                report(f"{kind}, window={window}: bytes a pixel", round(n_bytes / n_pixels, 1))
             for i in range(1, 16):
                 (folder / f"{i}{KINDS[kind][1]}").hardlink_to(folder / f"0{KINDS[kind][1]}")
-            for task in ("read", "overlays") if kind == "color PNG" else ("read",):
+            for task in ("read", "overlays") if kind in WITH_OVERLAYS else ("read",):
                 report(f"{kind}, 16 images, {task}: GiB in all", round(peak([task, folder, True]) / 2**30, 2))
             for target in folder, tiny:
                 for file in target.iterdir():

@@ -20,11 +20,13 @@ from bigan_jax.data.dataset import Dataset
 from bigan_jax.detector import Detector, TrainState
 from bigan_jax.evaluation.assess import assess
 from bigan_jax.reports import evaluation_files
+from bigan_jax.runtime.jax_setup import require_platforms
 from bigan_jax.runtime.lock import exclusive_lock
 from bigan_jax.runtime.run_config import config_errors, read_config, require_same_config, write_config
 from bigan_jax.training.fitting import Fitter, cross_fit
 
 
+@require_platforms
 def evaluate(workdir: str | Path, config: ConfigDict | None = None) -> dict:
     """Scores the test images again with the latest checkpoint, and writes all results.
 

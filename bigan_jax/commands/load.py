@@ -16,10 +16,12 @@ from bigan_jax.evaluation.calibrated_score import read_statistics
 from bigan_jax.evaluation.fold_scorer import FoldScorer
 from bigan_jax.evaluation.result import CALIBRATED, require_evaluation
 from bigan_jax.evaluation.scorer import AnomalyScorer
+from bigan_jax.runtime.jax_setup import require_platforms
 from bigan_jax.runtime.run_config import config_errors, read_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
 
 
+@require_platforms
 def load(workdir: str | Path) -> AnomalyScorer:
     """Returns the scorer of the detector in a run's folder, with the threshold of its evaluation.
 

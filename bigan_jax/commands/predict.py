@@ -20,12 +20,14 @@ from bigan_jax.data.files.images import map_in_threads, read_image
 from bigan_jax.data.files.medical import split_slice
 from bigan_jax.data.files.unreadable import MAX_LISTED, UnreadableFile, is_within_folder, try_read
 from bigan_jax.data.inputs import open_inputs
+from bigan_jax.data.loading import is_dark
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.result import require_evaluation
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.reports.evaluation_files import score_rows
 from bigan_jax.reports.overlays import write_overlays
 from bigan_jax.runtime.files import csv_cell
+from bigan_jax.runtime.jax_setup import require_platforms
 from bigan_jax.runtime.run_config import read_config
 
 BLOCK = 64  # images in memory at a time, as files and in the model's size; fewer if the files are large
@@ -39,14 +41,16 @@ class Predicted(NamedTuple):
     output: Path  # folder of the files
 
 
+@require_platforms
 def predict(
     workdir: str | Path, source: str | Path, output: str | Path, condition: str = "", maps: bool = True
 ) -> Predicted:
     """Scores images with the detector of a finished run, and writes the results to a folder.
 
-    scores.csv has a row for each image. error_maps/, overlays/ and masks/ (of the pixels that reach the pixel
-    threshold) have a PNG for each image, in the image's own size and named by `output_name`. unreadable.csv lists all
-    other files, with the reason why they are not scored. The run's training data are not needed.
+    scores.csv has a row for each image, with the warning "dark" if it is nearly black. error_maps/, overlays/ and
+    masks/ (of the pixels that reach the pixel threshold) have a PNG for each image, in the image's own size and named
+    by `output_name`. unreadable.csv lists all other files, with the reason why they are not scored. The run's training
+    data are not needed.
 
     Args:
       workdir: folder of the run.
@@ -113,7 +117,7 @@ def _predict(scorer, evaluation, folder, conditions, not_read, output, maps):
     n_bytes = sum(folder.files[name].size for name in conditions if split_slice(name)[1] is None)
     n_blocks = min(len(conditions), max(-(-len(conditions) // BLOCK), -(-n_bytes // BLOCK_BYTES)))
     blocks = np.array_split(np.array(list(conditions), object), n_blocks)
-    scored = anomalous = 0
+    scored = anomalous = n_dark = 0
     unreadable: list[UnreadableFile] = not_read
     _append_unreadable(not_read, output / "unreadable.csv")
     interval = 0.2 if sys.stderr.isatty() else 30  # seconds; fewer lines in a log file
@@ -134,7 +138,9 @@ def _predict(scorer, evaluation, folder, conditions, not_read, output, maps):
                     block_unreadable += write_overlays(*drawn)
                 skipped = {file.path for file in block_unreadable}
                 percentiles = [f"{p:.4g}" for p in scorer.percentile(scores)]
-                rows = score_rows(list(images), scores, scorer.decide(scores), {}, {"percentile": percentiles})
+                dark = [is_dark(image, scorer.image_format.window) for image in images.values()]
+                after = {"percentile": percentiles, "warning": ["dark" if flag else "" for flag in dark]}
+                rows = score_rows(list(images), scores, scorer.decide(scores), {}, after)
                 rows = [r for name, r in zip(images, rows, strict=True) if name not in skipped]
                 if rows and not scored:
                     table.writerow(rows[0])
@@ -142,11 +148,19 @@ def _predict(scorer, evaluation, folder, conditions, not_read, output, maps):
                 file.flush()
                 scored += len(rows)
                 anomalous += sum(row["decision"] == "anomalous" for row in rows)
+                n_dark += sum(bool(row["warning"]) for row in rows)
             unreadable += block_unreadable
             _append_unreadable(block_unreadable, output / "unreadable.csv")
             bar.update(len(names))
     result = Predicted(scored, anomalous, unreadable, output)
     _print_summary(result, evaluation.main, maps)
+    if n_dark:
+        print(
+            f"warning: {n_dark} of {scored} images are dark (see scores.csv): none of their pixels reaches a quarter "
+            "of the range, as with 10, 12 or 14 bits stored in 16. Save them as the training images were saved, or "
+            "train with --config.data.window=true.",
+            file=sys.stderr,
+        )
     return result
 
 

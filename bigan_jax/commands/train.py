@@ -16,6 +16,7 @@ from bigan_jax.detector import TrainState
 from bigan_jax.errors import UserError
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.files import write_json
+from bigan_jax.runtime.jax_setup import require_platforms
 from bigan_jax.runtime.run_config import default_name, require_same_config
 from bigan_jax.runtime.stop_signals import Stopped, defer_signals
 from bigan_jax.training import divergence
@@ -24,6 +25,7 @@ from bigan_jax.training.loop import STOP_NOTICE, train_epochs
 from bigan_jax.training.run import TrainingJob, TrainingRun
 
 
+@require_platforms
 def train(config: ConfigDict, workdir: str | Path | None = None, side_by_side: bool | None = None) -> dict:
     """Trains a detector, or resumes its training, then evaluates it.
 

@@ -125,7 +125,7 @@ def _open_matches(pattern: str) -> DataFolder:
         if (root / path).is_dir():
             inner = open_folder(root / path)
             names += [(path / name).as_posix() for name in inner.images()]
-            unread += [(path / name).as_posix() for name in inner.unread]
+            unread += [(path / name).as_posix() + "/" * name.endswith("/") for name in inner.unread]
             unlistable += [f._replace(path=(path / f.path).as_posix()) for f in inner.unlistable]
         elif path.name.lower().endswith(tuple(SUFFIXES)):
             names += [(path.parent / name).as_posix() for name in image_names(Path(root / path))]

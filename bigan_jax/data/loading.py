@@ -98,10 +98,15 @@ def _mask_notes(records: list[ImageRecord], test: Images) -> tuple[str, ...]:
     return notes
 
 
+def is_dark(images: np.ndarray, window: bool) -> bool:
+    """Whether one or more images are nearly black: none reaches a quarter of the range. With a `window` none is."""
+    return not window and 0 < int(images.max(initial=0)) <= _DARK
+
+
 def _dark_note(images: np.ndarray, settings: DataSettings) -> tuple[str, ...]:
     """Warns of images that are nearly black, such as 12-bit values in 16-bit files."""
     brightest = int(images.max(initial=0))
-    if settings.window or settings.layout is None or not 0 < brightest <= _DARK:
+    if settings.layout is None or not is_dark(images, settings.window):
         return ()
     return (
         f"the images are dark: their brightest level is {brightest} of 255, as with 10, 12 or 14 bits stored in 16. "

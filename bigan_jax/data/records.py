@@ -4,16 +4,21 @@ from typing import NamedTuple
 
 
 class ImageRecord(NamedTuple):
-    """An image that is not decoded yet; `path` and `mask` are relative to the data folder."""
+    """An image that is not decoded yet; `path` and `masks` are relative to the data folder."""
 
     path: str
     label: bool  # True: anomalous
     group: str  # images of a group are never divided between splits
     condition: int = 0  # index into the conditions of the listing or dataset
     defect_type: str = "good"
-    mask: str | None = None
+    masks: tuple[str, ...] = ()  # of which the union counts
     official_split: str | None = None  # TRAIN or TEST, as published
     camera: tuple[str, int] | None = None  # sequence and number; `group` is then their block
+
+    @property
+    def mask(self) -> str | None:
+        """The first of the masks, under whose path prepared data have their union."""
+        return self.masks[0] if self.masks else None
 
 
 class Listing(NamedTuple):
@@ -26,4 +31,4 @@ class Listing(NamedTuple):
 
     def files(self) -> list[str]:
         """Returns the paths of all images and masks, sorted."""
-        return sorted({path for r in self.records for path in (r.path, r.mask) if path})
+        return sorted({path for r in self.records for path in (r.path, *r.masks)})

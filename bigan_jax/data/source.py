@@ -12,10 +12,17 @@ from etils import epath
 
 from bigan_jax.data import phantom
 from bigan_jax.data.files import archives
-from bigan_jax.data.files.folders import DataFolder, local_folder, open_folder, resolve_path, tfds_data_dir
+from bigan_jax.data.files.folders import (
+    LINKED_FOLDER,
+    DataFolder,
+    local_folder,
+    open_folder,
+    resolve_path,
+    tfds_data_dir,
+)
 from bigan_jax.data.files.images import ImageFormat, Mask, Pixels, image_size, read_image, read_mask
 from bigan_jax.data.files.medical import percentile_stretch
-from bigan_jax.data.files.unreadable import UnreadableFile, try_read, unreadable_error, unreadable_note
+from bigan_jax.data.files.unreadable import MAX_LISTED, UnreadableFile, try_read, unreadable_error, unreadable_note
 from bigan_jax.data.layouts.find_root import find_layout_root
 from bigan_jax.data.layouts.layout import MIN_NORMAL, count_by_folder, select_categories
 from bigan_jax.data.layouts.names import Selection
@@ -185,7 +192,7 @@ def _open_layout_root(settings, root, tfds_dir) -> tuple[DataFolder | None, tupl
     if folder.unlistable and not settings.skip_unreadable:
         n_files = len(folder.files) + len(folder.unlistable)
         raise unreadable_error(folder.unlistable, root, n_files, "files and folders")
-    notes = unreadable_note(folder.unlistable) + _unsupported_note(folder)
+    notes = unreadable_note(folder.unlistable) + _unread_notes(folder)
     path, *others = find_layout_root(layout, folder, settings.selection) or ("",)
     if not layout.reads_metadata:
         notes += tuple(f"{file} is not used by the source {layout.name!r}" for file in folder.metadata_files())
@@ -204,10 +211,13 @@ def _open_layout_root(settings, root, tfds_dir) -> tuple[DataFolder | None, tupl
     return layout_root, notes
 
 
-def _unsupported_note(folder):
-    suffixes = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in folder.unread)
+def _unread_notes(folder):
+    links = [name for name in folder.unread if name.endswith("/")]
+    files = [name for name in folder.unread if name not in links]
+    suffixes = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in files)
     counts = ", ".join(f"{n} {suffix}" for suffix, n in sorted(suffixes.items()) if suffix not in _TEXTS)
-    return (f"files in unsupported formats: {counts}. Convert them to PNG or JPEG",) * bool(counts)
+    notes = (f"files in unsupported formats: {counts}. Convert them to PNG or JPEG",) * bool(counts)
+    return notes + tuple(f"{name}: {LINKED_FOLDER}" for name in links[:MAX_LISTED])
 
 
 def _merge(layout, settings, root, datasets, notes) -> FolderSource:

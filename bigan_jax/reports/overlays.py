@@ -12,7 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from bigan_jax.data.files.fit import source_box, unpad
-from bigan_jax.data.files.images import ImageFormat, image_size, map_in_threads, pixel_budget, read_full_size
+from bigan_jax.data.files.images import ImageFormat, full_size_cost, map_in_threads, pixel_budget, read_full_size
 from bigan_jax.data.files.pixel_values import STRIP_PIXELS
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.metrics.thresholds import decide
@@ -47,10 +47,10 @@ def write_overlays(
     def write_one(i: int) -> UnreadableFile | None:
         name = names[i]
         content = io.BytesIO(contents[name])
-        size = try_read(name, lambda: image_size(content))
-        if isinstance(size, UnreadableFile):
-            return size
-        with pixel_budget.hold(size[0] * size[1]):
+        cost = try_read(name, lambda: full_size_cost(content))
+        if isinstance(cost, UnreadableFile):
+            return cost
+        with pixel_budget.hold(cost):
             image = try_read(name, lambda: read_full_size(content, image_format.window))
             if isinstance(image, UnreadableFile):
                 return image

@@ -1,15 +1,21 @@
 """Settings of the process that must be made before JAX is imported: program cache, allocator."""
 
 import ctypes
+import functools
 import os
 import re
 import stat
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from bigan_jax.errors import UserError
 from bigan_jax.runtime.files import user_cache_dir
+
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
 
 OFF = "off"
 _PROGRAM = re.compile(r".+-[0-9a-f]{64}-cache")  # JAX's names of compiled programs
@@ -68,6 +74,23 @@ def unavailable_platforms() -> str:
             "of the device and the JAX that supports it, such as pip install 'jax[cuda12]'."
         )
     return ""
+
+
+def require_platforms(command: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+    """Let a function raise a UserError in place of JAX's error if JAX_PLATFORMS names a device that is not here."""
+
+    @functools.wraps(command)
+    def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+        try:
+            return command(*args, **kwargs)
+        except UserError:
+            raise
+        except Exception as error:  # of any kind: JAX fails in several ways without a device
+            if not (problem := unavailable_platforms()):
+                raise
+            raise UserError(problem) from error
+
+    return checked
 
 
 def _why_unsafe(folder):

@@ -124,6 +124,21 @@ def test_window_makes_scores_independent_of_brightness(tmp_path):
     assert brightest < 20 < 200 < rgb(tmp_path / "again/overlays/00.png.png").max()
 
 
+def test_dark_images_are_marked(trained, tmp_path, capsys):
+    """12 bits in 16, of which 255 * 4095 / 65535 = 16 levels are left."""
+    (tmp_path / "new").mkdir()
+    values = np.random.default_rng(0).integers(0, 4096, (48, 48)).astype(np.uint16)
+    for name, image in ("deep", values), ("full", values * 16), ("blank", values * 0):
+        Image.fromarray(image).save(tmp_path / f"new/{name}.png")
+    predict(trained[0], tmp_path / "new", tmp_path / "out", maps=False)
+    assert {row["path"]: row["warning"] for row in table(tmp_path / "out")} == {
+        "deep.png": "dark",
+        "full.png": "",
+        "blank.png": "",
+    }
+    assert "warning: 1 of 3 images are dark" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("fit", ["pad", "crop"])
 def test_fit_is_that_of_the_run(tmp_path, fit):
     data = tmp_path / "data" / "normal"

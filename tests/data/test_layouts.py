@@ -88,13 +88,88 @@ def test_masks_of_normal_images_do_not_train(tmp_path, load):
     assert any(note.startswith("20 masks belong to no anomalous image") for note in loaded.notes)
 
 
-def test_several_masks_of_an_image_are_not_used(tmp_path, load):
+@pytest.mark.parametrize(
+    ("names", "layout"),
+    [
+        (("bad/{:03d}_mask1.png", "bad/{:03d}_mask2.png"), "folder"),
+        (("masks/bad/{:03d}_mask.png", "masks/bad/{:03d}_mask_1.png"), "folder"),
+        (("ground_truth/bad/{:03d}/000.png", "ground_truth/bad/{:03d}/001.png"), "mvtec"),  # MVTec LOCO
+    ],
+)
+def test_several_masks_of_an_image_are_merged(names, layout, tmp_path, load):
+    root = tmp_path / "data"
+    if layout == "mvtec":
+        normals(root / "train/good")
+        normals(root / "test/good", 4)
+    else:
+        normals(root / "normal")
+    for i in range(5):
+        mask = draw(root / ("test/bad" if layout == "mvtec" else "bad") / f"{i:03d}.png", defect=True)
+        part = np.zeros_like(mask)
+        part[:12] = mask[:12]
+        for name, values in zip(names, (part, mask - part), strict=True):
+            (root / name.format(i)).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(root / name.format(i))
+    loaded = load(layout, root)
+    assert counts(loaded)[1:] == (5, 5)  # each has both halves
+    assert any("5 anomalous images have several masks" in note and "merged" in note for note in loaded.notes)
+    (root / names[1].format(2)).write_bytes(b"broken")
+    with pytest.raises(UserError, match=names[1].format(2)):
+        load(layout, root)
+    Image.new("L", (16, 32)).save(root / names[1].format(2))
+    with pytest.raises(UserError, match="masks of one image have the sizes 32x32 and 16x32"):
+        load(layout, root)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".png"])
+@pytest.mark.parametrize("images", ["imagesTr", "images"])
+def test_masks_of_nnunet_have_no_channel(suffix, images, tmp_path, load):
+    rng = np.random.default_rng(0)
+
+    def save(path, values):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if suffix == ".png":
+            Image.fromarray(values.astype(np.uint8)).save(path)
+        else:
+            nib = pytest.importorskip("nibabel")
+            nib.save(nib.Nifti1Image(values.T[:, ::-1, None].astype(np.int16), np.eye(4)), path)
+
+    root = tmp_path / "data"
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:16, 4:12] = 1
+    for i in range(20):
+        save(root / f"normal/{images}/n_{i:03d}_0000{suffix}", rng.integers(0, 200, (32, 32)))
+    for i in range(5):
+        save(root / f"anomalous/{images}/case_{i:03d}_0000{suffix}", rng.integers(0, 200, (32, 32)))
+        save(root / f"anomalous/labelsTr/case_{i:03d}{suffix}", mask)
+    loaded = load("folder", root)
+    assert counts(loaded) == (20, 5, 5)
+    assert not any("masks" in note for note in loaded.notes)
+    for i in range(4):
+        save(root / f"anomalous/{images}/case_{i:03d}_0001{suffix}", rng.integers(0, 200, (32, 32)))
+    match = r"several channels of one case: _0000 \(25 files\), _0001 \(4 files\)"
+    with pytest.raises(UserError, match=match) as error:
+        load("folder", root)
+    flags = dict(part.split("=") for part in str(error.value).rstrip(".").split("--config.data.")[1:])
+    chosen = load("folder", root, **{name: value.strip(" '") for name, value in flags.items()})
+    assert counts(chosen) == (20, 5, 5) and not any("_0001" in path for path in everything(chosen).path)
+
+
+def test_links_to_folders_inside_are_named_and_do_not_loop(tmp_path, load):
     normals(tmp_path / "data/normal")
-    anomalies(tmp_path / "data/bad", masks=tmp_path / "data/bad", mask_name="{:03d}_mask.png")
-    draw(tmp_path / "data/bad/000_mask_1.png")
+    anomalies(tmp_path / "data/defects_v2")
+    (tmp_path / "data/anomalous").symlink_to("defects_v2")
+    (tmp_path / "data/normal/up").symlink_to("..")
     loaded = load("folder", tmp_path / "data")
-    assert counts(loaded) == (20, 5, 4)
-    assert any(note.startswith("1 anomalous images have several masks") for note in loaded.notes)
+    assert counts(loaded)[0] == 20 and len(everything(loaded).path) == 20
+    for name in "anomalous/", "normal/up/":
+        assert any(note.startswith(f"{name}: a link to a folder of the data folder") for note in loaded.notes)
+
+
+def test_numbered_images_are_not_channels(tmp_path, load):
+    normals(tmp_path / "data/normal", name="part_{:04d}.png")
+    anomalies(tmp_path / "data/bad", name="hole_{:04d}.png", masks=tmp_path / "data/masks", mask_name="hole_{:04d}.png")
+    assert counts(load("folder", tmp_path / "data")) == (20, 5, 5)
 
 
 def test_mask_of_several_modalities(tmp_path, load):

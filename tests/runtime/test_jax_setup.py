@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import bigan_jax
 from benchmarks import startup
 from bigan_jax.errors import UserError
 from bigan_jax.runtime import jax_setup
@@ -194,3 +195,33 @@ def test_missing_device_is_one_sentence(platform, tmp_path):
     result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert f"error: JAX_PLATFORMS={platform}: JAX finds no such device here." in result.stderr
+
+
+def test_missing_device_is_a_user_error_of_the_python_api(tmp_path):
+    code = f"""
+import bigan_jax
+from bigan_jax.configs import fcae
+try:
+    bigan_jax.train(fcae.get_config("phantom,quick"), {str(tmp_path / "run")!r})
+except bigan_jax.UserError as error:
+    print(error)
+"""
+    environment = os.environ | {"JAX_PLATFORMS": "tpu"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.startswith("JAX_PLATFORMS=tpu: JAX finds no such device here."), result.stderr
+
+
+def test_only_a_missing_device_replaces_an_error(monkeypatch):
+    @jax_setup.require_platforms
+    def fail(error):
+        raise error
+
+    for problem, error, expected in (
+        ("", RuntimeError("own"), "own"),
+        ("missing", RuntimeError("own"), "missing"),
+        ("missing", UserError("user's"), "user's"),
+    ):
+        monkeypatch.setattr(jax_setup, "unavailable_platforms", lambda problem=problem: problem)
+        with pytest.raises(UserError if expected != "own" else RuntimeError, match=expected):
+            fail(error)
+    assert all(hasattr(f, "__wrapped__") for f in (bigan_jax.train, bigan_jax.evaluate, bigan_jax.load))

@@ -25,6 +25,7 @@ from bigan_jax.errors import UserError
 from bigan_jax.runtime.files import user_cache_dir
 
 METADATA = "metadata.csv"
+LINKED_FOLDER = "a link to a folder of the data folder: not followed, as its files are read where they are"
 # Metadata of a bucket's file that changes with its content; the first that it has is used.
 _BUCKET_STAMPS = ("etag", "ETag", "md5Hash", "blob_id", "mtime", "LastModified", "last_modified")
 
@@ -52,7 +53,7 @@ class DataFolder(NamedTuple):
     root: epath.Path
     files: dict[str, FileStamp]  # by relative path with forward slashes
     read: FileReader
-    unread: tuple[str, ...] = ()  # other files, which are not hidden
+    unread: tuple[str, ...] = ()  # other files, which are not hidden, and links to folders, which end in /
     unlistable: tuple[UnreadableFile, ...] = ()  # folders
 
     def images(self, inside: str = "") -> list[str]:
@@ -148,15 +149,16 @@ class Walk(NamedTuple):
 
     images: list[str]
     tables: list[str]  # metadata.csv
-    unread: list[str]  # other files
+    unread: list[str]  # other files, and links to folders inside, which end in /
     unlistable: list[UnreadableFile]  # folders
 
 
 def walk(folder: Path) -> Walk:
     """List the files below a folder.
 
-    A file with several slices is listed slice by slice (`medical`). Linked folders are not entered; a link that leads
-    out of `folder` is listed among the images, so that reading it reports the reason.
+    A file with several slices is listed slice by slice (`medical`). Linked folders are not entered: what lies inside
+    `folder` is listed where it is. A link that leads out is listed among the images, so that reading it reports the
+    reason.
     """
     found = Walk([], [], [], [])
 
@@ -169,7 +171,10 @@ def walk(folder: Path) -> Walk:
         folders[:] = [f for f in folders if not is_hidden(f)]
         relative = Path(parent).relative_to(folder)
         links = [f for f in folders if os.path.islink(Path(parent, f))]
-        found.images.extend((relative / f).as_posix() for f in links if not is_within_folder(Path(parent, f), folder))
+        for f in links:
+            is_inside = is_within_folder(Path(parent, f), folder)
+            name = (relative / f).as_posix()
+            (found.unread if is_inside else found.images).append(f"{name}/" if is_inside else name)
         for f in files:
             if is_hidden(f):
                 continue
@@ -184,6 +189,8 @@ def unread_files(folder: DataFolder) -> list[UnreadableFile]:
     """Return the files and folders that are not read, each with its reason; files of a bucket are not opened."""
 
     def explain(name: str) -> UnreadableFile:
+        if name.endswith("/"):
+            return UnreadableFile(name.rstrip("/"), LINKED_FOLDER)
         start = b""
         if not is_remote(folder.root):
             file = Path(folder.root, name)

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from itertools import groupby
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Num, UInt8
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from bigan_jax.data.files import medical
+from bigan_jax.data.files import jpeg2000, medical
 from bigan_jax.data.files.fit import pad_image, pad_mask, source_box, target_size
 from bigan_jax.data.files.pixel_budget import PixelBudget
 from bigan_jax.data.files.pixel_values import PixelValues, is_inverted
@@ -46,7 +46,9 @@ _TRANSPOSITIONS = {
 Image.core.set_block_size(2**26)  # pyright: ignore[reportAttributeAccessIssue]
 # Of all images that are decoded at the same time; most decoders need at most 6 bytes a pixel.
 pixel_budget = PixelBudget(MAX_PIXELS)
-_HUNGRY_FORMATS = ("WEBP", "JPEG2000", "AVIF")  # whose decoders need up to 20 bytes a pixel
+# Their decoders need up to 20 bytes a pixel, which limits the pixels: 1.2 GiB for one image.
+_HUNGRY_FORMATS = {"WEBP": "WebP", "JPEG2000": "JPEG 2000", "AVIF": "AVIF"}
+MAX_HUNGRY_PIXELS = 64_000_000
 
 # A file or a slice (by its name), an open file in one of FORMATS, or the values of a slice.
 Source = Path | BinaryIO | io.BytesIO | Num[np.ndarray, "h w ..."]
@@ -80,54 +82,91 @@ def read_image(source: Source, size: int, channels: int, window: bool = False, f
         one file, or values without a known range. A corrupt file raises the exception of its decoder.
     """
     with _open(source) as image:
+        least = _reduced_cost(image)
         # A large JPEG is decoded at a half, a quarter or an eighth of its size, but at no less than four times `size`:
-        # a fifth of the time at 12 megapixels, and within 2 of 255.
+        # a fifth of the time at 12 megapixels, and within 2 of 255. JPEG 2000 likewise, at half its size and so on.
         image.draft(None, (4 * size, 4 * size))
-        return to_format(image, size, channels, window, fit)
+        jpeg2000.reduce(image, lambda width, height: min(width, height) >= 4 * size)
+        with pixel_budget.hold(max(least, _cost(image))):
+            return to_format(image, size, channels, window, fit)
 
 
 def to_format(image: Image.Image, size: int, channels: int, window: bool = False, fit: str = "stretch") -> Pixels:
     """Convert an open image like `read_image`, with the same arguments and errors."""
     _require_size(*image.size)
-    with pixel_budget.hold(_cost(image)):
+    with _hold_budget(image):
         values = PixelValues(image, full_depth=window)
-        width, height = image.size
+        width, height = jpeg2000.full_size(image)
         columns, rows = target_size(width, height, size, fit)
-        if columns * height > MAX_PIXELS:  # rows are resized first
+        if columns * image.height > MAX_PIXELS:  # rows are resized first
             raise UserError(f"{width}x{height} is too long and narrow: cut it into pieces")
-        left, top, right, bottom = source_box(width, height, fit)
+        left, top, right, bottom = jpeg2000.to_reduced(image, source_box(width, height, fit))
         mode = "L" if channels == 1 else "RGB"
         # The same as Pillow's resize of the whole image, which filters rows and then columns.
-        narrow, y = Image.new(mode, (columns, height)), 0
+        narrow, y = Image.new(mode, (columns, image.height)), 0
         for strip in values.eight_bit_strips(window):
             box = left, 0, right, strip.height
             narrow.paste(strip.convert(mode).resize((columns, strip.height), Image.Resampling.BILINEAR, box), (0, y))
             y += strip.height
         small = narrow.resize((columns, rows), Image.Resampling.BILINEAR, (0, top, columns, bottom))
-    small = _upright(small, image)
+        exif = values.exif
+    small = _upright(small, exif)
     return pad_image(np.asarray(small).reshape(small.height, small.width, channels), size)
 
 
 def read_full_size(source: Source, window: bool = False) -> Image.Image:
-    """Decode one image like `read_image`, but at its own size; its mode is L or RGB."""
-    with _open(source) as image, pixel_budget.hold(_cost(image)):
-        result, y = None, 0
-        for strip in PixelValues(image, full_depth=window).eight_bit_strips(window):
-            # Strips of the same mode replace their own rows, which are not read again.
-            result = result or (image if image.mode == strip.mode else Image.new(strip.mode, image.size))
-            result.paste(strip, (0, y))
-            y += strip.height
-        assert result is not None  # an image has a strip
-        return _upright(result, image)
+    """Decode one image like `read_image`, but at its own size; its mode is L or RGB.
+
+    A JPEG 2000 image of more than MAX_HUNGRY_PIXELS is decoded at half its size, or a quarter.
+    """
+    with _open(source) as image:
+        jpeg2000.reduce(image, lambda width, height: 4 * width * height > MAX_HUNGRY_PIXELS)
+        with _hold_budget(image):
+            values, result, y = PixelValues(image, full_depth=window), None, 0
+            for strip in values.eight_bit_strips(window):
+                # Strips of the same mode replace their own rows, which are not read again.
+                can_replace = image.mode == strip.mode and not values.is_deep
+                result = result or (image if can_replace else Image.new(strip.mode, image.size))
+                result.paste(strip, (0, y))
+                y += strip.height
+            assert result is not None  # an image has a strip
+            return _upright(result, values.exif)
+
+
+def full_size_cost(source: Source) -> int:
+    """Return what `read_full_size` holds of the `pixel_budget`, read from the header."""
+    with _open(source) as image:
+        return _cost(image)
 
 
 def _cost(image):
     return image.width * image.height * (3 if image.format in _HUNGRY_FORMATS else 1)
 
 
-def _upright(pixels, image):
-    """Apply the EXIF orientation of `image`, which Pillow itself has applied to TIFF."""
-    transposition = _TRANSPOSITIONS.get(image.getexif().get(_ORIENTATION, 1))
+def _reduced_cost(image):
+    """What an image needs even if it is decoded at a reduced size, which depends on the size in its header."""
+    n_pixels = image.width * image.height
+    if "progressive" in image.info:  # JPEG, of which all coefficients are in memory
+        return n_pixels
+    return n_pixels // 2 if image.format == "JPEG2000" else 0  # its compressed blocks
+
+
+@contextmanager
+def _hold_budget(image):
+    """Hold the pixels of an image that is decoded. Raises UserError if its format needs too much memory for them."""
+    n_pixels = image.width * image.height
+    if image.format in _HUNGRY_FORMATS and n_pixels > MAX_HUNGRY_PIXELS:
+        raise UserError(
+            f"{image.width}x{image.height} is too large for {_HUNGRY_FORMATS[image.format]}, whose decoder needs up to "
+            f"20 bytes a pixel: save it as PNG or JPEG, or scale it to {MAX_HUNGRY_PIXELS // 10**6} megapixels or less"
+        )
+    with pixel_budget.hold(_cost(image)):
+        yield
+
+
+def _upright(pixels, exif):
+    """Apply the EXIF orientation, which Pillow itself has applied to TIFF."""
+    transposition = _TRANSPOSITIONS.get(exif.get(_ORIENTATION, 1))
     return pixels if transposition is None else pixels.transpose(transposition)
 
 
@@ -147,12 +186,36 @@ def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None =
         difference = abs(width * expected_size[1] - height * expected_size[0])
         if difference > max(*expected_size, width, height):  # more than rounding of a scaled side
             raise UserError(f"a mask of {width}x{height} for an image of {expected_size[0]}x{expected_size[1]}")
-    values = np.ma.filled(values, 0)
-    defect = values != 0 if values.ndim == 2 else values.any(axis=-1)
+    defect = _to_defect(values)
     grid = target_size(*(expected_size or (width, height)), size, fit)
     box = source_box(width, height, fit)
     cover = np.asarray(Image.fromarray(defect.astype(np.float32)).resize(grid, Image.Resampling.BOX, box))
     return pad_mask((cover > 0) & (cover >= min(0.5, cover.max()) - 1e-6), size)
+
+
+def merge_masks(contents: Mapping[str, bytes]) -> bytes:
+    """Return the union of encoded masks, given by name, as a PNG with 255 for defect.
+
+    Raises UserError with the name of the first that cannot be read, or whose size is another.
+    """
+    union = None
+    for name, content in contents.items():
+        mask = try_read(name, lambda content=content: _to_defect(_mask_values(io.BytesIO(content))))
+        if isinstance(mask, UnreadableFile):
+            raise UserError(f"{name}: {mask.reason}")
+        union = mask if union is None else union
+        if mask.shape != union.shape:
+            first, second = ("x".join(map(str, shape[::-1])) for shape in (union.shape, mask.shape))
+            raise UserError(f"{name}: masks of one image have the sizes {first} and {second}")
+        union = union | mask
+    assert union is not None  # there are masks
+    Image.fromarray(union).save(content := io.BytesIO(), "PNG")
+    return content.getvalue()
+
+
+def _to_defect(values):
+    values = np.ma.filled(values, 0)
+    return values != 0 if values.ndim == 2 else values.any(axis=-1)
 
 
 def image_size(source: Path | BinaryIO | io.BytesIO) -> tuple[int, int]:
@@ -192,7 +255,7 @@ def _read_slices(file, numbers):
 
 
 def _mask_values(source):
-    with _open(source) as mask, pixel_budget.hold(_cost(mask)):
+    with _open(source) as mask, _hold_budget(mask):
         is_jpeg, white = mask.format == "JPEG", (65535 if mask.mode.startswith("I") else 1) * is_inverted(mask)
         mask = ImageOps.exif_transpose(mask)
         if mask.has_transparency_data:

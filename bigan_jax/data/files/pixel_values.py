@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import Num, UInt8, UInt16
 from PIL import Image, TiffImagePlugin
 from PIL.ImageFile import ImageFile
 
 from bigan_jax.errors import UserError
 
 STRIP_PIXELS = 2**18
+SECTIONED_PIXELS = 2**24  # 16-bit color with more pixels is decoded in sections
 
 Values = Num[np.ndarray, "h w"] | Num[np.ndarray, "h w 3"]  # gray or RGB
 
@@ -32,36 +33,43 @@ class PixelValues:
 
     def __init__(self, image: Image.Image, full_depth: bool):
         """Decodes the image; with `full_depth` also the low bytes of 16-bit color, which Pillow leaves out."""
-        self.image, self._low = image, None
+        self.image = image
         self._top = 65535  # the value of white in integers of more than 8 bits
         self._white_is_zero = is_inverted(image)
         if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,):
             self._top = 4095
+        self._deep = None
         if isinstance(image, ImageFile):
             image.tile = [_in_machine_order(tile) for tile in image.tile]
-            if full_depth:
-                self._low = self._decode_low_bytes(image)
-        image.load()
+            if full_depth and (tiles := self._deep_color_tiles(image)):
+                self._deep = DeepColor(image, *tiles)
+        if not self._deep:
+            image.load()
 
-    def _decode_low_bytes(self, image):
-        """Decodes 16-bit color a second time, with its bytes swapped."""
-        file, tiles = image.fp, image.tile
+    @property
+    def is_deep(self) -> bool:
+        """Whether the image is 16-bit color at full depth, which is decoded anew in each pass."""
+        return self._deep is not None
+
+    @property
+    def exif(self) -> Image.Exif:
+        """The EXIF data, which are complete after the pixels are read: PNG may have them at its end."""
+        return self._deep.exif if self._deep else self.image.getexif()
+
+    def _deep_color_tiles(self, image):
+        """Returns the tiles from which Pillow decodes the high bytes of 16-bit color, and those for the low bytes."""
+        tiles = image.tile
         if tiles and tiles[0].codec_name == "ppm" and image.mode == "RGB" and tiles[0].args[-1] > 255:
             self._top = tiles[0].args[-1]
-            image.tile = tiles = [tiles[0]._replace(codec_name="raw", args=("RGB;16B", 0, 1))]
+            tiles = [tiles[0]._replace(codec_name="raw", args=("RGB;16B", 0, 1))]
         rawmodes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in tiles]
         if not rawmodes or not all(f"{mode[:-1]}" in _COLOR_16 for mode in rawmodes):
             return None
-        image.load()
-        file.seek(0)
-        low = Image.open(file, formats=[image.format])
         swapped = [mode[:-1] + _SWAPPED_ORDER[mode[-1]] for mode in rawmodes]
-        low.tile = [
+        return tiles, [
             tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
             for tile, mode in zip(tiles, swapped, strict=True)
         ]
-        low.load()
-        return low
 
     def eight_bit_strips(self, window: bool) -> Iterator[Image.Image]:
         """Yields the image from top to bottom in mode L or RGB; with `window` after the percentile stretch.
@@ -69,28 +77,25 @@ class PixelValues:
         Raises UserError for values without a known range, unless they are stretched.
         """
         limits = percentiles(self._strips) if window else None
-        for part in self._parts():
-            if limits is None and self._low is None and not self.image.mode.startswith(("I", "F")):
-                yield _to_eight_bit_mode(part[0])
-            else:
-                values = self._values(*part)
-                yield Image.fromarray(self._scale(values) if limits is None else stretch(values, *limits))
+        if limits is None and not self._deep and not self.image.mode.startswith(("I", "F")):
+            yield from map(_to_eight_bit_mode, self._parts())
+            return
+        for values in self._strips():
+            yield Image.fromarray(self._scale(values) if limits is None else stretch(values, *limits))
 
     def _parts(self):
         width, height = self.image.size
-        rows = max(1, STRIP_PIXELS // width)
-        for top in range(0, height, rows):
-            box = 0, top, width, min(top + rows, height)
-            yield self.image.crop(box), self._low and self._low.crop(box)
+        for top, bottom in _row_ranges(width, 0, height):
+            yield self.image.crop((0, top, width, bottom))
 
     def _strips(self) -> Iterator[Values]:
-        return (self._values(*part) for part in self._parts())
+        if self._deep:
+            for values, alpha in self._deep.strips():
+                yield values if alpha is None else _over_white(values, alpha, self._top)
+        else:
+            yield from map(self._values, self._parts())
 
-    def _values(self, part, low) -> Values:
-        if low is not None:
-            high, low = np.asarray(part), np.asarray(low)
-            values = (high[..., :3].astype(np.uint16) << 8) + low[..., :3]
-            return _over_white(values, high[..., 3:], self._top) if part.mode == "RGBA" else values
+    def _values(self, part) -> Values:
         if not part.mode.startswith(("I", "F")):
             return np.asarray(_to_eight_bit_mode(part))
         values = np.asarray(part)
@@ -109,6 +114,61 @@ class PixelValues:
         if values.min() < 0 or values.max() > self._top:
             raise UserError(f"values outside 0 to {self._top}: save it with 8 or 16 bits")
         return np.round(np.arange(self._top + 1) * (255 / self._top)).astype(np.uint8)[values]
+
+
+class DeepColor:
+    """Color of 16 bits, of which Pillow decodes 8 bits at a time: first the high bytes and then the low bytes.
+
+    Each decoding takes 4 bytes a pixel. A large image is decoded in sections, of which only the high bytes are kept
+    while the low bytes are decoded: twice as often as there are sections, and again in each pass.
+    """
+
+    def __init__(self, image: ImageFile, high_tiles: list, low_tiles: list):
+        self._image, self._tiles = image, (high_tiles, low_tiles)
+        width, height = image.size
+        # Two, or three with alpha: 1.5 bytes a pixel for the high bytes.
+        n_sections = -(-2 * len(image.getbands()) // 3) if width * height > SECTIONED_PIXELS else 1
+        rows = -(-height // n_sections)
+        self._sections = [(top, min(top + rows, height)) for top in range(0, height, rows)]
+        self._kept = None  # the only section
+        self.exif = Image.Exif()
+
+    def strips(self) -> Iterator[tuple[UInt16[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 1"] | None]]:
+        """Yield colors and alpha (None without) from top to bottom."""
+        width = self._image.width
+        for start, end in self._sections:
+            high, low = self._kept or (self._high_bytes(start, end), self._decode(self._tiles[1]))
+            if len(self._sections) == 1:
+                self._kept = high, low
+            for top, bottom in _row_ranges(width, start, end):
+                part = high[top - start : bottom - start]
+                low_bytes = np.asarray(low.crop((0, top, width, bottom)))[..., :3]
+                yield (part[..., :3].astype(np.uint16) << 8) + low_bytes, part[..., 3:] if part.shape[2] > 3 else None
+            del high, low, part  # before the next section is decoded
+
+    def _high_bytes(self, start, end):
+        decoded = self._decode(self._tiles[0])
+        self.exif = decoded.getexif()
+        high = np.empty((end - start, decoded.width, len(decoded.getbands())), np.uint8)
+        for top, bottom in _row_ranges(decoded.width, start, end):
+            high[top - start : bottom - start] = np.asarray(decoded.crop((0, top, decoded.width, bottom)))
+        return high
+
+    def _decode(self, tiles):
+        file = self._image.fp
+        assert file is not None
+        file.seek(0)
+        image = Image.open(file, formats=[str(self._image.format)])
+        assert isinstance(image, ImageFile)
+        image.tile = tiles
+        image.load()
+        return image
+
+
+def _row_ranges(width, start, end):
+    """Returns the first row of each strip, and the row after its last."""
+    rows = max(1, STRIP_PIXELS // width)
+    return [(top, min(top + rows, end)) for top in range(start, end, rows)]
 
 
 def is_inverted(image: Image.Image) -> bool:
@@ -171,8 +231,9 @@ def percentiles(strips: Callable[[], Iterable[Num[np.ndarray, "..."]]]) -> tuple
     The values are counted in place of sorted, so no copy of the image is needed. They must be finite, and all of one
     type that is `countable`. `strips` is called several times. Without values both are 0.
     """
-    counts = np.zeros(2**16, np.int64)
+    counts, dtype = np.zeros(2**16, np.int64), np.dtype(np.uint8)
     for values in strips():
+        dtype = values.dtype
         counts += np.bincount(_high_halves(_sortable(values)).ravel(), minlength=2**16)
     cumulative = counts.cumsum()
     if not cumulative[-1]:
@@ -181,20 +242,18 @@ def percentiles(strips: Callable[[], Iterable[Num[np.ndarray, "..."]]]) -> tuple
     for fraction in (0.01, 0.99):
         position = fraction * (cumulative[-1] - 1)
         ranks = [int(position), min(int(position) + 1, int(cumulative[-1]) - 1)]
-        below, above = (_order_statistic(strips, cumulative, rank) for rank in ranks)
+        below, above = (_order_statistic(strips, dtype, cumulative, rank) for rank in ranks)
         results.append(below + (above - below) * (position - ranks[0]))
     return results[0], results[1]
 
 
-def _order_statistic(strips, cumulative, rank) -> float:
+def _order_statistic(strips, dtype, cumulative, rank) -> float:
     """The value at `rank` of the sorted values: the high half of its bits is counted, and so is the low half."""
     half = int(np.searchsorted(cumulative, rank, side="right"))
+    if dtype.itemsize < 4:
+        return float(half)
     keys = np.zeros(2**16, np.int64)
-    dtype = None
     for values in strips():
-        dtype = values.dtype
-        if dtype.itemsize < 4:
-            return float(half)
         key = _sortable(values)
         chosen = key[_high_halves(key) == half]
         keys += np.bincount(chosen & 0xFFFF, minlength=2**16)

@@ -1,12 +1,12 @@
 """The layout of a user's own folder: normal images, and optionally anomalous ones and masks."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from bigan_jax.data.files.folders import DataFolder
-from bigan_jax.data.files.medical import is_medical
+from bigan_jax.data.files.medical import is_medical, stem
 from bigan_jax.data.files.unreadable import UnreadableFile
 from bigan_jax.data.layouts.grouping import apply_metadata, read_metadata, value_of_image
 from bigan_jax.data.layouts.layout import MAX_LISTED, Layout, count_by_folder, has_normal_folder, unused_note
@@ -21,8 +21,10 @@ from bigan_jax.data.layouts.names import (
     Selection,
     canonical,
     fold,
+    is_channel_folder,
     is_image_folder,
     known_label,
+    split_channel,
     words,
 )
 from bigan_jax.data.records import ImageRecord, Listing
@@ -63,6 +65,7 @@ def list_label_folders(layout: Layout, folder: DataFolder, selection: Selection)
     normal = sorted(path for path, label in label_of.items() if label is False)
     anomalous = sorted(path for path, label in label_of.items() if label)
     unused = [path for path, label in label_of.items() if label is None]
+    _require_one_channel(folder, [*normal, *anomalous], masks)
     mask_of, mask_notes = find_masks(masks, anomalous)
     records = [ImageRecord(path, False, folder.group(path)) for path in normal]
     records += [
@@ -127,6 +130,36 @@ def _require_one_place(layout, folder, label_of):
             places.add(parts[: depths[0]])
     if len(places) > 1 or (_is_mvtec(folder) and places != {()}):
         raise _ambiguous(layout, folder, [*label_of])
+
+
+def _require_one_channel(folder, images, masks: Masks):
+    """Raises UserError if cases have several channels, as nnU-Net names them: case_001_0000, case_001_0001.
+
+    Numbers at the end may also count images. They are channels if a mask or the folder of the images says so.
+    """
+    channels_of = defaultdict(set)
+    for path in images:
+        parent, _, name = stem(path)[0].rpartition("/")
+        base, channel = split_channel(name)
+        if channel is None:
+            return
+        channels_of[parent, base].add(channel)
+    several = {case: channels for case, channels in channels_of.items() if len(channels) > 1}
+    masked = {key[-1] for keys in masks.keys.values() for key in keys}
+    if not any(
+        fold(base) in masked or any(map(is_channel_folder, PurePosixPath(parent).parts)) for parent, base in several
+    ):
+        return
+    counts = Counter(channel for channels in channels_of.values() for channel in channels)
+    listed = ", ".join(f"_{channel} ({n} files)" for channel, n in sorted(counts.items()))
+    first = min(counts)
+    labels = [name for name in ("normal", "anomalous") if name in folder.subfolders()]
+    flags = " ".join(f"--config.data.{name}='{name}/*_{first}.*'" for name in labels)
+    flags = flags or f"--config.data.normal='NORMAL/*_{first}.*' --config.data.anomalous='ANOMALOUS/*_{first}.*'"
+    raise UserError(
+        f"{folder.root} has several channels of one case: {listed}. A model sees one. Choose it by its number, such as "
+        f"{flags}."
+    )
 
 
 def _require_all_normal(layout, folder, selection, images, masks: Masks, label_of):

@@ -12,7 +12,15 @@ from bigan_jax.data.files.folders import DataFolder
 from bigan_jax.data.files.images import FORMATS
 from bigan_jax.data.files.medical import is_medical, stem
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
-from bigan_jax.data.layouts.names import fold, image_stems, is_image_folder, is_mask_folder, is_overlay, mask_base
+from bigan_jax.data.layouts.names import (
+    fold,
+    image_stems,
+    is_image_folder,
+    is_mask_folder,
+    is_overlay,
+    mask_base,
+    split_channel,
+)
 
 MAX_MASK_COLORS = 32
 
@@ -62,17 +70,20 @@ def split_masks(folder: DataFolder) -> tuple[list[str], Masks]:
     return [path for path in paths if path not in keys], Masks(keys, frozenset(shared), notes)
 
 
-def find_masks(masks: Masks, images: Collection[str]) -> tuple[dict[str, str | None], tuple[str, ...]]:
-    """Finds the mask of each anomalous image, or None, and notes what could not be paired.
+def find_masks(masks: Masks, images: Collection[str]) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """Finds the masks of each anomalous image, and notes what could not be paired.
 
     A mask belongs to an image if one of them lies in the folders of the other as far as they are known: the mask
     hole/000 to test/hole/000, and the mask 000 to the only image 000. The one with the most folders in common is used.
-    A mask that fits several images is not used, and neither is one of several masks of an image.
+    A mask that fits several images is not used. Several masks of one image are all returned. Where all images end in
+    one channel number, as in nnU-Net's case_000_0000, the masks may leave it out.
     """
     keys_of_stem = defaultdict(list)
+    channels = {split_channel(_file_stem(image))[1] for image in images}
     for image in images:
-        *parents, name = _key(image, stem(image)[0].rpartition("/")[2])
-        for base in image_stems(name):
+        *parents, name = _key(image, _file_stem(image))
+        bases = [split_channel(name)[0]] if len(channels) == 1 and None not in channels else []
+        for base in (*image_stems(name), *bases):
             keys_of_stem[base, stem(image)[1]].append((image, (*parents, base)))
     candidates = defaultdict(list)  # by image: (number of common parts, mask)
     counts = Counter()
@@ -89,34 +100,32 @@ def find_masks(masks: Masks, images: Collection[str]) -> tuple[dict[str, str | N
                 candidates[image].append((n, mask))
             if fitting and mask not in masks.shared:
                 break
-    found, ambiguous, several = {}, set(), {}
+    found, ambiguous = {}, set()
     for image, fitting in candidates.items():
-        best = [mask for n, mask in fitting if n == max(fitting)[0]]
-        if len(best) > 1:
-            several[image] = best
-        elif counts[best[0]] > 1 and best[0] not in masks.shared:
-            ambiguous.add(best[0])
-        else:
-            found[image] = best[0]
-    return {image: found.get(image) for image in images}, _notes(masks, images, found, ambiguous, several)
+        best = {mask for n, mask in fitting if n == max(fitting)[0]}
+        unclear = {mask for mask in best if counts[mask] > 1 and mask not in masks.shared}
+        ambiguous |= unclear
+        if best - unclear:
+            found[image] = tuple(sorted(best - unclear))
+    return {image: found.get(image, ()) for image in images}, _notes(masks, images, found, ambiguous)
 
 
-def _notes(masks, images, found, ambiguous, several):
+def _file_stem(path):
+    return stem(path)[0].rpartition("/")[2]
+
+
+def _notes(masks, images, found, ambiguous):
     notes = [*masks.notes]
     if ambiguous:
         notes.append(
             f"{len(ambiguous)} masks fit more than one image, such as {min(ambiguous)}, and are not used: put them "
             "into folders with the same names as those of the images"
         )
-    if several:
-        listed = ", ".join(sorted(several[min(several)]))
-        notes.append(
-            f"{len(several)} anomalous images have several masks, such as {listed}, and count as images without one: "
-            "merge their masks"
-        )
+    if several := [names for names in found.values() if len(names) > 1]:
+        notes.append(f"{len(several)} anomalous images have several masks, such as {', '.join(min(several))}: merged")
     if masks.keys and (n_missing := len(images) - len(found)):
         notes.append(f"{n_missing} anomalous images have no mask: pixel metrics exclude them")
-    paired = {*found.values(), *ambiguous, *(mask for fitting in several.values() for mask in fitting)}
+    paired = {*ambiguous, *(mask for names in found.values() for mask in names)}
     if unused := masks.keys.keys() - paired:
         notes.append(f"{len(unused)} masks belong to no anomalous image, such as {min(unused)}")
     return tuple(notes)

@@ -90,13 +90,10 @@ def _list_category(folder, category, path, selection) -> Listing:
     if n := sum(bool(r.label and r.official_split == TRAIN) for r in records):
         notes.append(f"{n} anomalous images among the training images are used as test images")
     mask_of, mask_notes = find_masks(masks, [r.path for r in records if r.label])
-    records = [r._replace(path=join(path, r.path), mask=_join(path, mask_of.get(r.path))) for r in records]
+    masks_of = {image: tuple(join(path, mask) for mask in found) for image, found in mask_of.items()}
+    records = [r._replace(path=join(path, r.path), masks=masks_of.get(r.path, ())) for r in records]
     notes += [*unused_note(unused), *mask_notes]
     return Listing(records, (category,), tuple(f"{category}: {note}" for note in notes))
-
-
-def _join(path, mask):
-    return mask and join(path, mask)
 
 
 def _is_root(path, folders):

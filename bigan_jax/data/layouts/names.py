@@ -38,6 +38,7 @@ _MASK_STEM = re.compile(
     re.DOTALL,
 )
 _IMAGE_STEM = re.compile(r"(.+?)[ _.-]+(?:image|img|rgb|input|raw|original)", re.DOTALL)
+_CHANNEL_STEM = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 _OVERLAY_STEM = re.compile(
     r"(.+?)[ _.-]+(?:overlay|vis|viz|visuali[sz]ation|heatmap|contours?|bbox|boxes|annotated|colou?r[ _.-]?mask)",
     re.DOTALL,
@@ -139,7 +140,18 @@ def is_mask_folder(name: str, siblings: Collection[str] = ()) -> bool:
 
 def is_image_folder(name: str) -> bool:
     """Whether the name of a folder says only that it has images, as "images" in "images/" and "masks/"."""
-    return canonical(name) in _IMAGES
+    return canonical(name) in _IMAGES or is_channel_folder(name)
+
+
+def is_channel_folder(name: str) -> bool:
+    """Whether a folder is named like nnU-Net's images, whose files end in a channel: imagesTr, imagesTs."""
+    return canonical(name) in ("imagestr", "imagests")
+
+
+def split_channel(stem: str) -> tuple[str, str | None]:
+    """Returns ("case_001", "0000") for "case_001_0000", as nnU-Net names channel 0 of a case; else (stem, None)."""
+    match = _CHANNEL_STEM.fullmatch(stem)
+    return (match[1], match[2]) if match else (stem, None)
 
 
 def mask_base(stem: str) -> str | None:

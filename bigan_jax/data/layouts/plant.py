@@ -65,7 +65,7 @@ def _list_species(layout, folder) -> Listing:
             if class_of.get(name, ("",))[0] == species and "/" in path:
                 records.append(ImageRecord(path, name not in healthy, path, condition, class_of[name][1]))
     mask_of, mask_notes = find_masks(masks, [r.path for r in records if r.label])
-    records = [r._replace(mask=mask_of.get(r.path)) for r in records]
+    records = [r._replace(masks=mask_of.get(r.path, ())) for r in records]
     skipped = sorted({species for species, _ in class_of.values()} - with_normal)
     unused = [path for path in images if "/" not in path or path.partition("/")[0] in unknown]
     return Listing(records, tuple(conditions), (*unused_note(unused), *mask_notes), tuple(skipped))

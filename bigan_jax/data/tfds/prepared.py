@@ -25,7 +25,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from bigan_jax.data.files.folders import DataFolder, is_remote, local_folder
-from bigan_jax.data.files.images import PROGRESS_BAR_MIN_ITEMS
+from bigan_jax.data.files.images import PROGRESS_BAR_MIN_ITEMS, merge_masks
 from bigan_jax.data.files.medical import is_dicom, is_medical, require_same_space, split_slice
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.data.layouts.layout import Layout
@@ -138,7 +138,7 @@ def reopen(path: epath.Path) -> PreparedDataset | None:
             logging.warning("The prepared data in %s are damaged, and are not used.", path)
             return None
         listing = index["listing"]
-        records = [ImageRecord._make([*row[:-1], row[-1] and tuple(row[-1])]) for row in listing["records"]]
+        records = [_record(row) for row in listing["records"]]
         listing = Listing._make([records, *(tuple(listing[field]) for field in Listing._fields[1:])])
         with _silence_tfds():
             examples = serialized_examples(local, SPLIT)
@@ -203,7 +203,7 @@ def _chunks(records: list[ImageRecord], folder: DataFolder) -> Iterator[list[Ima
     """Divides records into chunks of at most CHUNK_SIZE and, if they are more than one, CHUNK_BYTES."""
     chunk, total = [], 0
     for record in records:
-        size = sum(folder.files[path].size for path in (record.path, record.mask) if path)
+        size = sum(folder.files[path].size for path in (record.path, *record.masks))
         if chunk and (len(chunk) == CHUNK_SIZE or total + size > CHUNK_BYTES):
             yield chunk
             chunk, total = [], 0
@@ -220,14 +220,14 @@ def _encode_examples(listing, folder, unreadable, title) -> Iterator[dict]:
     with tqdm(total=len(listing.records), desc=title, disable=disable, leave=False) as bar:
         for chunk in _chunks(listing.records, folder):
             images = folder.read([r.path for r in chunk], False)
-            masked = {r.mask: r.path for r in chunk if r.mask}
+            masked = {mask: r.path for r in chunk for mask in r.masks}
             masks = dict(zip(masked, folder.read(list(masked), True), strict=True))
             masks = {
                 mask: content if isinstance(content, UnreadableFile) else check_space(masked[mask], mask) or content
                 for mask, content in masks.items()
             }
             for record, image in zip(chunk, images, strict=True):
-                mask = masks.get(record.mask or "", b"")
+                mask = _merge([masks[path] for path in record.masks], record)
                 failed = [file for file in (image, mask) if isinstance(file, UnreadableFile)]
                 unreadable.update((file.path, file.reason) for file in failed)
                 condition = listing.conditions[record.condition] if listing.conditions else ""
@@ -248,6 +248,18 @@ def _encode_examples(listing, folder, unreadable, title) -> Iterator[dict]:
                 bar.update()
 
 
+def _merge(masks: list[bytes | UnreadableFile], record) -> bytes | UnreadableFile:
+    """Returns the union of the masks of an image; an only mask unchanged."""
+    for path, mask in zip(record.masks, masks, strict=True):
+        if isinstance(mask, UnreadableFile):  # all are known by the path of the first
+            reason = mask.reason if path == record.mask else f"{path}: {mask.reason}"
+            return UnreadableFile(record.mask, reason)
+    contents = {path: mask for path, mask in zip(record.masks, masks, strict=True) if isinstance(mask, bytes)}
+    if len(contents) < 2:
+        return next(iter(contents.values()), b"")
+    return try_read(record.mask, lambda: merge_masks(contents))
+
+
 def _space_check(root) -> Callable[[str, str], UnreadableFile | None]:
     """Returns a function of an image and a mask, which returns the mask as unreadable if it is of another space."""
     known: dict[tuple[str, str], UnreadableFile | None] = {}
@@ -263,6 +275,14 @@ def _space_check(root) -> Callable[[str, str], UnreadableFile | None]:
         return failed and failed._replace(path=mask)
 
     return check
+
+
+def _record(row: list) -> ImageRecord:
+    """Returns the record of a row of metadata.json, where tuples are lists."""
+    record = ImageRecord._make(row)
+    if not isinstance(record.masks, list):
+        raise ValueError("prepared by an earlier version")
+    return record._replace(masks=tuple(record.masks), camera=record.camera and tuple(record.camera))
 
 
 def _digests(folder: Path) -> dict[str, str]:
