@@ -52,6 +52,9 @@ class Scores(NamedTuple):
         columns = {term.column: np.asarray(values[name]) for name, term in TERMS.items() if name in values}
         return columns | {name: self.by_name[name] for name in SCORE_NAMES if name in self.by_name}
 
+    def __repr__(self):
+        return f"Scores({_range(self.name, self.score)})"
+
 
 class Prediction(NamedTuple):
     """The scores and decisions of n new images, as NumPy arrays."""
@@ -60,6 +63,9 @@ class Prediction(NamedTuple):
     percentile: Float[np.ndarray, "n"]  # the percentage of calibration images with a lower score
     decision: Bool[np.ndarray, "n"]  # True for an anomalous image
     error_map: Float[np.ndarray, "n h w"]  # at the model's image size
+
+    def __repr__(self):
+        return f"Prediction({int(self.decision.sum())} anomalous; {_range('score', self.score)})"
 
 
 class AnomalyScorer:
@@ -115,6 +121,11 @@ class AnomalyScorer:
             vgg16 = VGG16(_VGG16_LAYERS, loaded.convention, unit_features=unit_features)
         self._reconstruct = jax.jit(partial(_reconstruct, detector))
         self._compute_scores = jax.jit(partial(_compute_scores, vgg16, formula.reduction))
+
+    def __repr__(self):
+        fields = {"shape": self.shape, "score": self.name, "threshold": self.threshold, "steps": self.steps_trained}
+        fields |= {"conditions": self.conditions} if self.conditions else {}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
     @property
     def steps_trained(self) -> int:
@@ -281,6 +292,10 @@ class AnomalyScorer:
     def _score_batch(self, images, reconstructions):
         statistics = self.statistics or PixelStatistics(*np.stack([np.zeros(self.shape[:2]), np.ones(self.shape[:2])]))
         return self._compute_scores(self._vgg16, self.formula.weights, statistics, images, reconstructions)
+
+
+def _range(name, values):
+    return f"{len(values)} images, {name} {min(values):.4g} to {max(values):.4g}" if len(values) else "no images"
 
 
 def _first(n, x):
