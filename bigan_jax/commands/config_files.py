@@ -4,6 +4,7 @@ import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -57,11 +58,11 @@ def field_comments() -> dict[str, str]:
     return dict(_COMMENT.findall(source))
 
 
-def complete(prefix: str, **_: object) -> list[str]:
+def complete(prefix: str, **_: Any) -> list[str]:
     """Returns the configs that the shell offers for what was typed so far: models, then datasets, then ablations."""
     model, colon, argument = prefix.partition(":")
     if not colon:
         return [f"{name}:" for name in [*find(), *(path.name for path in Path().glob("*.py"))]]
-    done, comma, _ = argument.rpartition(",")
+    done, comma, _last = argument.rpartition(",")
     modifiers = [common.QUICK, *runpy.run_path(resolve(model)).get("ABLATIONS", {})]
     return [f"{model}:{done}{comma}{name}" for name in (modifiers if comma else common.DATASETS)]

@@ -195,7 +195,7 @@ def _complete():
     import argcomplete
 
     try:
-        words = shlex.split(os.environ.get("COMP_LINE", ""))[1:]
-    except ValueError:  # a quotation mark is open
-        words = []
-    argcomplete.autocomplete(make_parser(words))
+        parser = make_parser(shlex.split(os.environ.get("COMP_LINE", ""))[1:])
+    except (ValueError, UserError):  # a quotation mark is open, or a name is incomplete
+        parser = make_parser()
+    argcomplete.autocomplete(parser)
