@@ -1,7 +1,7 @@
 """The sweep command: many runs, each in a process, locally or on a Ray cluster, then a comparison.
 
-A run is a command of its own, like one that a user would type. When a stopped sweep is started again, its runs resume from their
-checkpoints. The process of the sweep itself uses no accelerator.
+A run is a command of its own. When a stopped sweep is started again, its runs resume from their checkpoints. The
+process of the sweep itself uses no accelerator.
 """
 
 import signal
