@@ -12,6 +12,8 @@ one of these functions, as importing it would replace the function.
 
 import importlib
 
+__version__ = "0.1.0"  # pyproject.toml reads it
+
 _EXPORTS = {
     "train": "commands.train",
     "evaluate": "commands.evaluate",
@@ -27,3 +29,7 @@ def __getattr__(name):
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+def __dir__():
+    return sorted([*globals(), *_EXPORTS])

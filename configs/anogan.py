@@ -5,6 +5,8 @@ python launch.py --config=configs/anogan.py:phantom
 
 from bigan_jax.configs import common
 
+USE = "The paper's comparison. Scoring is slow: each image takes a search of hundreds of steps."
+
 # Shorter, for a CPU.
 PRESETS = {
     "phantom": {

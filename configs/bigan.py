@@ -7,6 +7,8 @@ The phantom preset is too short for sharp images; its AUROC says little about th
 
 from bigan_jax.configs import common
 
+USE = "The baseline that shows what the Improved BiGAN adds."
+
 # Shorter, for a CPU: half the batch size, the learning rates of a DCGAN, and networks of a quarter of the width,
 # which need less dropout. A decay of 0.999 averages over a thousand steps, more than this schedule has.
 PRESETS = {

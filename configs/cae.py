@@ -8,6 +8,8 @@ and in color (docs/results/log.md, 43).
 
 from bigan_jax.configs import common
 
+USE = "The first try on new data: fast to train, few settings, runs on a CPU."
+
 
 def get_config(arg=None):
     config = common.defaults()

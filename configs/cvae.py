@@ -8,6 +8,8 @@ several by --config.data.category=bottle,pill; an empty category takes all.
 
 from bigan_jax.configs import vae
 
+USE = "One detector for several categories, if the category of each new image is known."
+
 # Heads, bottles and leaves: together as many images as other models have of one domain.
 PRESETS = {"phantom": {"data.category": "", "data.phantom_normal": 150}}
 

@@ -7,6 +7,8 @@ Neither the paper nor a reference implementation gives a schedule: 100 epochs, a
 
 from bigan_jax.configs import common
 
+USE = "A baseline for small, aligned images: it learns what belongs at each position."
+
 
 def get_config(arg=None):
     config = common.defaults()

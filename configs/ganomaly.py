@@ -5,6 +5,8 @@ python launch.py --config=configs/ganomaly.py:phantom
 
 from bigan_jax.configs import common
 
+USE = "A score that also compares codes. The largest model, best on a GPU."
+
 # Shorter, for a CPU.
 PRESETS = {"phantom": {"model.width": 32, "phases.phase1.epochs": 40}}
 

@@ -14,6 +14,8 @@ peak learning rate of 2e-3 reconstructs better than 1e-3 on all sets (docs/resul
 
 from bigan_jax.configs import common
 
+USE = "The paper's model, for final results. The longest training, best on a GPU."
+
 ABLATIONS = {
     "no_se": {"model.se_ratio": 0},
     "no_residual": {"model.residual": False},

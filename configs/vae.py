@@ -5,6 +5,8 @@ python launch.py --config=configs/vae.py:phantom
 
 from bigan_jax.configs import common
 
+USE = "As the CAE, with a regular latent space, which limits what it can reconstruct."
+
 
 def get_config(arg=None, name="vae", presets=None, **changes):
     """The config of the VAE or of a variant.

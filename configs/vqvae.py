@@ -7,6 +7,8 @@ The example trains for 10,000 steps on CIFAR-10; here it is 100 epochs, as for t
 
 from bigan_jax.configs import common
 
+USE = "Images with fine texture. The smallest model."
+
 # Smaller, for a CPU.
 PRESETS = {"phantom": {"model.widths": (32, 64)}}
 

@@ -1,11 +1,9 @@
-"""The command line: flags, their checks, and the exit status of each command.
+"""The flags of launch.py, their checks, and the exit status of each mode. `console.py` sets the same flags.
 
 JAX is imported only after all checks, so that a mistake is reported at once.
 """
 
 import os
-import runpy
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,13 +12,14 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import bigan_jax
-from bigan_jax.errors import UserError, printable, printable_lines, unknown_name
+from bigan_jax.commands import config_files
+from bigan_jax.commands.exit_status import exit_with_message
+from bigan_jax.errors import UserError, printable, unknown_name
 from bigan_jax.runtime import stop_signals
-from bigan_jax.runtime.jax_setup import enable_compilation_cache, keep_freed_memory, unavailable_platforms
+from bigan_jax.runtime.jax_setup import enable_compilation_cache, keep_freed_memory
 from bigan_jax.runtime.run_config import config_errors, default_name, flat_config, read_config
 
 _DEFAULT_CONFIG = "configs/improved_bigan.py:phantom"
-_NOT_MODELS = ("__init__", "common")  # files of configs/
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configs/<model>.py:<dataset>[,quick][,<ablation>...]", lock_config=True
@@ -73,25 +72,10 @@ _REJECTED = {  # by mode, a flag and how to do without it
 }
 
 
-def run() -> None:
-    """Runs the command of `sys.argv` and exits; a UserError is printed without a traceback."""
-    try:
+def run(command: Sequence[str] = ()) -> None:
+    """Runs the flags of `sys.argv` and exits; `command` is what resumes the run, by default `python` and `sys.argv`."""
+    with exit_with_message(command or ["python", *sys.argv]):
         app.run(main, flags_parser=parse_flags)
-    except UserError as error:
-        sys.exit(f"error: {printable_lines(error)}")
-    except OSError as error:  # such as a folder without access, or a name too long for the disk
-        if error.filename is None:
-            raise
-        sys.exit(f"error: {printable(f'{error.filename}: {error.strerror}')}")
-    except Exception:  # of any kind: JAX fails in several ways without a device
-        if not (problem := unavailable_platforms()):
-            raise
-        sys.exit(f"error: {problem}")
-    except KeyboardInterrupt as stop:
-        resume = f"resume with: {shlex.join(['python', *sys.argv])}"
-        hint = "--output holds the finished part" if "--mode=predict" in sys.argv else resume
-        print(f"{str(stop) or 'interrupted'}; {hint}", file=sys.stderr)
-        sys.exit(getattr(stop, "status", 130))
 
 
 def parse_flags(
@@ -148,6 +132,9 @@ def main(arguments: Sequence[str]) -> int | None:
     _check_folders(mode, config, workdir)
 
     if mode == "train":
+        if not _PROCESS_ID.value:  # the import of JAX takes seconds
+            source = config.data.dir and printable(f"Reading images from {config.data.dir}")
+            print(f"{source or 'Drawing the images of the phantom'} ...", flush=True)
         from bigan_jax.runtime.watchdog import join_processes
 
         train = bigan_jax.train  # imported before heartbeats start, which an import may delay
@@ -165,10 +152,8 @@ def main(arguments: Sequence[str]) -> int | None:
         result = bigan_jax.compare(_WORKDIRS.value, output or "comparison")
         return 2 if result.skipped else 0
 
-    from bigan_jax.commands.sweep import run_command
-
     file = config_flags.get_config_filename(flags.FLAGS["config"])
-    result = bigan_jax.sweep(config, file, overrides, output or "runs", run_command(sys.argv[0]))
+    result = bigan_jax.sweep(config, file, overrides, output or "runs")
     complete = result.comparison and not result.failures and not result.comparison.skipped
     return 0 if complete else 2
 
@@ -211,9 +196,9 @@ def _check_config_flags(arguments):
             raise UserError(f"--{fields[0]} requires a config. Add one, such as --config=configs/cae.py:mvtec.")
         return
     file, _, argument = values["config"].partition(":")
-    get_config = runpy.run_path(file).get("get_config") if Path(file).is_file() else None
+    get_config = config_files.load(file)
     if get_config is None:
-        files = [str(p) for p in Path("configs").glob("*.py") if p.stem not in _NOT_MODELS]
+        files = [str(path) for path in config_files.find(Path("configs")).values()]
         if not files:
             raise UserError(f"There is no {file} here. Start launch.py in {Path(bigan_jax.__file__).parents[1]}.")
         raise unknown_name("config file", file, files, f"configs/{Path(file).stem.lower()}.py")
@@ -242,3 +227,7 @@ def _check_field(config, path):
         name = ".".join(path)
         fields = ", ".join(f"{name}.{field}" for field in node)
         raise UserError(f"{name} is a group of fields. Set one of them: {fields}.")
+
+
+if __name__ == "__main__":  # a run of a sweep
+    run(["python", "-m", "bigan_jax.commands.cli", *sys.argv[1:]])

@@ -27,6 +27,12 @@ class Comparison(NamedTuple):
     unfinished: list[str]  # folders of runs without an evaluation
     output: Path  # folder of the files
 
+    def __repr__(self):
+        n_runs = sum(len(row.runs) for dataset in self.datasets for row in dataset.rows)
+        names = ", ".join(dataset.title for dataset in self.datasets)
+        left_out = f"{len(self.skipped)} skipped, {len(self.unfinished)} unfinished"
+        return f"Comparison({n_runs} runs on {names}; {left_out}; output={str(self.output)!r})"
+
 
 class Dot(NamedTuple):
     """A row of the plot. Positions are in percent of the plot's width."""

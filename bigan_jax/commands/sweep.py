@@ -1,7 +1,7 @@
 """The sweep command: many runs, each in a process, locally or on a Ray cluster, then a comparison.
 
-A run is the command that a user would type. When a stopped sweep is started again, its runs resume from their
-checkpoints. The process of the sweep itself uses no accelerator.
+A run is a command of its own. When a stopped sweep is started again, its runs resume from their checkpoints. The
+process of the sweep itself uses no accelerator.
 """
 
 import signal
@@ -21,11 +21,8 @@ from bigan_jax.evaluation.finished_run import epochs_done
 from bigan_jax.runtime import launchers
 
 _LOG_LINES = 8  # of a failed run
-
-
-def run_command(program: str = "launch.py") -> tuple[str, ...]:
-    """Returns the start of a run's command line; `program` is the path of launch.py."""
-    return sys.executable, program, "--num_processes=1"
+# The start of a run's command line. Its other arguments are flags of launch.py, and work in any folder.
+_RUN = (sys.executable, "-m", "bigan_jax.commands.cli", "--num_processes=1")
 
 
 class Sweep(NamedTuple):
@@ -34,11 +31,7 @@ class Sweep(NamedTuple):
 
 
 def sweep(
-    config: ConfigDict,
-    file: str,
-    overrides: Mapping[str, object],
-    output: str | Path,
-    command: Sequence[str] = run_command(),
+    config: ConfigDict, file: str, overrides: Mapping[str, object], output: str | Path, command: Sequence[str] = _RUN
 ) -> Sweep:
     """Trains and evaluates the runs of a sweep that are not finished, then compares all runs.
 

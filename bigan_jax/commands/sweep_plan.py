@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from bigan_jax.commands import config_files
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.evaluation.finished_run import read_run
 from bigan_jax.evaluation.paper_results import MODELS
@@ -36,9 +37,8 @@ def plan(config: ConfigDict, file: str, overrides: Mapping[str, object], output:
     """
     path, _, argument = file.partition(":")
     config_dataset, *modifiers = (argument or "phantom").split(",")
-    files = {p.stem: p for p in Path(path).parent.glob("*.py")}
-    order = [*MODELS, *sorted(files)]
-    files = {k: files[k] for k in order if k in files and k not in ("__init__", "common")}
+    files = config_files.find(Path(path).parent)
+    files = {name: files[name] for name in [*MODELS, *files] if name in files}
     names = list(files) if config.sweep.models == "all" else _split(config.sweep.models) or [Path(path).stem]
     for name in names:
         if name not in files:

@@ -53,6 +53,9 @@ class Scores(NamedTuple):
         columns = {term.column: np.asarray(values[name]) for name, term in TERMS.items() if name in values}
         return columns | {name: self.by_name[name] for name in SCORE_NAMES if name in self.by_name}
 
+    def __repr__(self):
+        return f"Scores({_range(self.name, self.score)})"
+
 
 # From a few training images to states that were fitted on some of them, each with the indices of others.
 Refits = Callable[[UInt8[np.ndarray, "n h w c"]], Iterator[tuple[TrainState, Int[np.ndarray, "m"]]]]
@@ -73,6 +76,9 @@ class Prediction(NamedTuple):
     percentile: Float[np.ndarray, "n"]  # the percentage of calibration images with a lower score
     decision: Bool[np.ndarray, "n"]  # True for an anomalous image
     error_map: Float[np.ndarray, "n h w"]  # at the model's image size
+
+    def __repr__(self):
+        return f"Prediction({int(self.decision.sum())} anomalous; {_range('score', self.score)})"
 
 
 class AnomalyScorer:
@@ -130,6 +136,11 @@ class AnomalyScorer:
         self._reconstructs = detector.reconstruct is not None
         self._apply = jax.jit(partial(_reconstruct if self._reconstructs else _score_and_map, detector))
         self._compute_scores = jax.jit(partial(_compute_scores, vgg16, formula.reduction))
+
+    def __repr__(self):
+        fields = {"shape": self.shape, "score": self.name, "threshold": self.threshold, "steps": self.steps_trained}
+        fields |= {"conditions": self.conditions} if self.conditions else {}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
     @property
     def steps_trained(self) -> int:
@@ -317,6 +328,10 @@ class AnomalyScorer:
     def _statistics_or_any(self):
         """Returns the pixel statistics, or any before they are fitted."""
         return self.statistics or PixelStatistics(*np.stack([np.zeros(self.shape[:2]), np.ones(self.shape[:2])]))
+
+
+def _range(name, values):
+    return f"{len(values)} images, {name} {min(values):.4g} to {max(values):.4g}" if len(values) else "no images"
 
 
 def _first(n, x):

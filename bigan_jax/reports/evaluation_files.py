@@ -132,6 +132,4 @@ def _print_summary(result: EvaluationResult, workdir: Path) -> None:
     for warning in result.warnings:
         print(f"Warning: {warning}")
     print(f"Report: {workdir / 'report.html'}")
-    print(
-        f"Next: open the report, or score new images: --mode=predict --workdir={workdir} --input=FOLDER --output=FOLDER"
-    )
+    print(f"Next: open the report, or score new images: bigan-jax predict {workdir} IMAGES --output=FOLDER")

@@ -118,7 +118,8 @@ def test_only_the_command_enables_the_cache(tmp_path):
 
     def printed(*arguments):
         command = [sys.executable, "-c", script, "--config=configs/cae.py", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return result.stdout.splitlines()[-1].split()
 
     assert printed() == [str(tmp_path / "cache" / "bigan_jax" / "programs"), "True"]
     assert printed(f"--compilation_cache={tmp_path / 'here'}") == [str(tmp_path / "here"), "True"]

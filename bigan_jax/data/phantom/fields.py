@@ -5,14 +5,15 @@ from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from bigan_jax.data.phantom.canvas import Canvas, Field, Point
 
 
 @lru_cache(maxsize=64)
-def _spline(size: int, cells: int) -> csr_array:
-    """Cubic B-splines [size, cells + 3], with which noise looks the same at every size."""
+def _spline(size: int, cells: int):
+    """Cubic B-splines [size, cells + 3], with which noise looks the same at every size, as a sparse array."""
+    from scipy.sparse import csr_array  # takes longer to import than the rest of bigan_jax.data
+
     position = (np.arange(size) + 0.5) / size * cells
     distance = np.abs(position[:, None] - (np.arange(cells + 3) - 1)[None])
     near, far = 2 / 3 - distance**2 + distance**3 / 2, (2 - distance).clip(0) ** 3 / 6
