@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import bigan_jax
-from bigan_jax.commands import config_files, console_runs
+from bigan_jax.commands import config_files, console_runs, export
 from bigan_jax.commands.console_runs import ConfigFields
 from bigan_jax.commands.exit_status import exit_with_message
 from bigan_jax.errors import UserError, unknown_name
@@ -114,6 +114,12 @@ COMMANDS = {
         console_runs.add_sweep,
         console_runs.run,
         ConfigFields("CONFIG", config_files.resolve, sweep=True),
+    ),
+    "export": Command(
+        "write a detector as one artifact that runs with JAX or onnxruntime alone",
+        ("RUN --output=DIR", "RUN --format=onnx --output=detector.zip"),
+        export.add_arguments,
+        export.run,
     ),
     "models": Command("list the models and when to use which", ("",), _no_arguments, _module("models_table")),
     "doctor": Command(

@@ -55,7 +55,7 @@ def _perceptual(image, _reconstruction, features):
     layers = []
     for x, y in zip(*features, strict=True):
         error = jnp.square(x.astype(jnp.float32) - y.astype(jnp.float32)).mean(-1)
-        layers.append(jax.image.resize(error, (len(error), *image.shape[1:3]), "linear"))
+        layers.append(jax.image.resize(error, (error.shape[0], *image.shape[1:3]), "linear"))
     return losses.perceptual(*features), jnp.stack(layers).mean(0)
 
 
@@ -159,7 +159,7 @@ def combined_map(formula: ScoreFormula, terms: ScoreTerms) -> Maps:
 
 def reduce(maps: Maps, reduction: str) -> Values:
     """Returns the "max" of each map, or the mean of its highest hundredth of pixels ("top1")."""
-    flat = maps.reshape(len(maps), -1)
+    flat = maps.reshape(maps.shape[0], -1)
     if reduction == "max":
         return flat.max(1)
     count = math.ceil(flat.shape[1] / 100)

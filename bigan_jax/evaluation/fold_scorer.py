@@ -1,10 +1,12 @@
 """The detectors of all folds as one: the lowest of their scores decides (`cross_conformal_threshold`)."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from bigan_jax.evaluation.scorer import AnomalyScorer, Scores
 
@@ -35,3 +37,10 @@ class FoldScorer(AnomalyScorer):
         for scores in others:
             lowest = jax.tree.map(np.minimum, lowest, (scores.by_name, scores.error_map))
         return first._replace(by_name=lowest[0], error_map=lowest[1])
+
+    def score_and_map(
+        self, images: UInt8[Array, "b h w c"], condition: Int[Array, "b"]
+    ) -> tuple[Float[Array, "b"], Float[Array, "b h w"]]:
+        """Returns the lowest score of each image and the lowest error of each pixel, as `score` does."""
+        results = (scorer.score_and_map(images, condition) for scorer in self._scorers)
+        return functools.reduce(lambda x, y: jax.tree.map(jnp.minimum, x, y), results)

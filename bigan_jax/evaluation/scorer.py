@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, no_type_check
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from tqdm import tqdm
 
 from bigan_jax.data.files.images import ImageFormat
@@ -134,8 +134,9 @@ class AnomalyScorer:
             vgg16 = VGG16(_VGG16_LAYERS, loaded.convention, unit_features=unit_features)
         self._names = score_names(detector)
         self._reconstructs = detector.reconstruct is not None
-        self._apply = jax.jit(partial(_reconstruct if self._reconstructs else _score_and_map, detector))
-        self._compute_scores = jax.jit(partial(_compute_scores, vgg16, formula.reduction))
+        self._apply_traced = partial(_reconstruct if self._reconstructs else _score_and_map, detector)
+        self._compute_traced = partial(_compute_scores, vgg16, formula.reduction)
+        self._apply, self._compute_scores = jax.jit(self._apply_traced), jax.jit(self._compute_traced)
 
     def __repr__(self):
         fields = {"shape": self.shape, "score": self.name, "threshold": self.threshold, "steps": self.steps_trained}
@@ -208,6 +209,23 @@ class AnomalyScorer:
         if self.statistics is None:
             scores["by_name"].pop(CALIBRATED, None)
         return Scores(self.name, **scores)
+
+    def score_and_map(
+        self, images: UInt8[Array, "b h w c"], condition: Int[Array, "b"]
+    ) -> tuple[Float[Array, "b"], Float[Array, "b h w"]]:
+        """Returns the score that decides and the error map of a batch, by operations that JAX can trace and export.
+
+        Unlike `score`, it checks nothing. It is not for detectors with a latent search.
+        """
+        keys = jnp.broadcast_to(jax.random.key(self._variables[0].seed), images.shape[:1])
+        batch, statistics = Batch(images / 255, condition), self._statistics_or_any()
+        if self._reconstructs:
+            reconstruction, _ = self._apply_traced(*self._variables, batch, keys)
+            compared = batch.image, reconstruction
+            scores = self._compute_traced(self._vgg16, self.formula.weights, statistics, *compared)
+        else:
+            scores = self._apply_traced(*self._variables, statistics, batch, keys)
+        return scores["by_name"][self.name], scores["error_map"]
 
     def fit(
         self,

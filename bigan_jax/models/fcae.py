@@ -49,7 +49,7 @@ def create(
     }
 
     def reconstruct(net, batch, keys):
-        code = net("encoder", batch.image.reshape(len(batch.image), -1))
+        code = net("encoder", batch.image.reshape(batch.image.shape[0], -1))
         return nn.sigmoid(net("decoder", code)).reshape(batch.image.shape)
 
     def reconstruction_loss(net, batch, keys):

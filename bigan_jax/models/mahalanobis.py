@@ -34,7 +34,7 @@ def create(
     def score_and_map(net, batch, keys):
         squares = jnp.square(classical.whitened(features_of(batch.image), net.fitted))
         cells = squares.reshape(-1, size, size, shape[-1]).sum(-1)
-        return squares.sum(1), jax.image.resize(cells, (len(cells), *shape[:2]), "linear")
+        return squares.sum(1), jax.image.resize(cells, (cells.shape[0], *shape[:2]), "linear")
 
     fit = Fit(init, (FitPass("moments", sums, lambda params, sums: classical.ledoit_wolf(sums)[0]),))
     return Detector({}, {}, score_and_map=score_and_map, fit=fit)

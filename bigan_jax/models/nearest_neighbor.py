@@ -32,7 +32,7 @@ def create(
     def reconstruct(net, batch, keys):
         kept = net.fitted["images"].astype(jnp.float32) / 255
         among = classical.neighbors(kept, net.fitted["mean"], jnp.arange(images) < net.fitted["count"])
-        flat = batch.image.reshape(len(batch.image), -1)
+        flat = batch.image.reshape(batch.image.shape[0], -1)
         return kept[classical.nearest(flat, among)].reshape(batch.image.shape)
 
     fit = Fit(init, (FitPass("images", classical.store_images(images), finish, images),))

@@ -39,7 +39,7 @@ def create(
         return {"mean": mean, "axes": axes}
 
     def reconstruct(net, batch, keys):
-        flat = batch.image.reshape(len(batch.image), -1)
+        flat = batch.image.reshape(batch.image.shape[0], -1)
         projected = jnp.asarray(classical.project(flat, net.fitted["mean"], net.fitted["axes"]))
         return projected.reshape(batch.image.shape)
 

@@ -7,7 +7,9 @@ fastest, except for images, whose few channels they pad (docs/gpu.md).
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import flax.linen as nn
@@ -90,8 +92,27 @@ _derive(downsample, upsample, _kernel_gradient)
 _derive(same, _same_adjoint, _same_kernel_gradient)
 
 
+PLAIN = "plain"
+_target = ContextVar("target", default="")
+
+
+@contextmanager
+def traced_for(target: str) -> Iterator[None]:
+    """Lets functions that are traced in the context be for another platform than that of this process.
+
+    Args:
+      target: "cpu", another platform of JAX, or PLAIN: one convolution each, without derivatives and vmap over seeds,
+        for converters that know no others.
+    """
+    token = _target.set(target)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
 def _on_cpu():
-    return jax.default_backend() == "cpu"
+    return (_target.get() or jax.default_backend()) == "cpu"
 
 
 def _is_at_image(kernel):
@@ -146,6 +167,17 @@ _direct_kernel_gradient = _one_seed_at_a_time(partial(_gradient, stride=2, size=
 _direct_same = _one_seed_at_a_time(partial(_convolution, stride=1))
 _direct_same_adjoint = _one_seed_at_a_time(partial(_adjoint, stride=1))
 _direct_same_kernel_gradient = _one_seed_at_a_time(partial(_gradient, stride=1, size=3))
+
+
+_PLAIN = {
+    downsample: partial(_convolution, stride=2),
+    upsample: partial(_adjoint, stride=2),
+    same: partial(_convolution, stride=1),
+}
+
+
+def _for_target(convolution):
+    return _PLAIN[convolution] if _target.get() == PLAIN else convolution
 
 
 # --- space to depth -------------------------------------------------------------------------------
@@ -295,7 +327,8 @@ class _Resampling(nn.Module):
         kernel = self.param("kernel", self.kernel_init or default_init, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return convolution(x, kernel) if bias is None else convolution(x, kernel) + bias
+        y = _for_target(convolution)(x, kernel)
+        return y if bias is None else y + bias
 
 
 class Downsample(_Resampling):
@@ -328,7 +361,7 @@ def conv1x1(features: int, dtype: DTypeLike | None = None) -> nn.Conv:
 
 
 def _same_for_flax(image, kernel, *_, **__):
-    return same(image, kernel)
+    return _for_target(same)(image, kernel)
 
 
 def _product_for_flax(image, kernel, *_, **__):

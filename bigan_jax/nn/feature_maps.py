@@ -53,7 +53,7 @@ def channels(network: FeatureNetwork, shape: tuple[int, int, int]) -> list[int]:
 def grid_features(net: Net, images: Float[Array, "b h w c"], grid: int) -> list[Float[Array, "b cells _"]]:
     """Returns each feature map, averaged over 3x3 neighbors and then by area to `grid` x `grid` cells."""
     maps = cast(tuple[Array, ...], net(NETWORK, images))
-    return [_to_grid(x.astype(jnp.float32), grid).reshape(len(x), grid * grid, -1) for x in maps]
+    return [_to_grid(x.astype(jnp.float32), grid).reshape(x.shape[0], grid * grid, -1) for x in maps]
 
 
 def _to_grid(x: Float[Array, "b h w c"], grid: int) -> Float[Array, "b grid grid c"]:
@@ -77,4 +77,4 @@ def _averages(length: int, grid: int) -> np.ndarray:
 def to_image_size(cells: Float[Array, "b cells"], shape: tuple[int, int, int]) -> Float[Array, "b h w"]:
     """Enlarges a square map of cells linearly to the size of images."""
     side = round(cells.shape[1] ** 0.5)
-    return jax.image.resize(cells.reshape(-1, side, side), (len(cells), *shape[:2]), "linear")
+    return jax.image.resize(cells.reshape(-1, side, side), (cells.shape[0], *shape[:2]), "linear")

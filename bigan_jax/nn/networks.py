@@ -48,7 +48,7 @@ class DCGANEncoder(nn.Module):
             x = Downsample(width, self.use_bias and not index, self.dtype, _kernel)(x)
             x = leaky_relu(norm(dtype=self.dtype)(x) if index else x)
         dense = nn.Dense(self.features, self.use_bias, self.dtype, kernel_init=_kernel)
-        return dense(x.reshape(len(x), -1)).astype(jnp.float32), x.astype(jnp.float32)
+        return dense(x.reshape(x.shape[0], -1)).astype(jnp.float32), x.astype(jnp.float32)
 
 
 class DCGANGenerator(nn.Module):
@@ -90,7 +90,7 @@ class ConvEncoder(nn.Module):
         x = image
         for width in self.widths:
             x = EncoderStage(width, self.se_ratio, True, self.dtype, self.kernel_init)(x, train)
-        x = x.mean((1, 2)) if self.pool == "average" else x.reshape(len(x), -1)
+        x = x.mean((1, 2)) if self.pool == "average" else x.reshape(x.shape[0], -1)
         return dense(self.latent, self.dtype, self.kernel_init)(x).astype(jnp.float32)
 
 
@@ -160,7 +160,7 @@ class JointDiscriminator(nn.Module):
         for index, width in enumerate(self.widths):
             x = drop(EncoderStage(width, 0, index > 0, *common)(x, train))
         z = drop(leaky_relu(dense(self.hidden, *common)(code)))
-        joint = jnp.concatenate([x.reshape(len(x), -1), z], axis=-1)
+        joint = jnp.concatenate([x.reshape(x.shape[0], -1), z], axis=-1)
         features = drop(leaky_relu(dense(self.hidden, *common)(joint)))
         logit = dense(1, *common)(features)
         return logit[:, 0].astype(jnp.float32), features.astype(jnp.float32)

@@ -38,9 +38,16 @@ def ssim_error_and_map(
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mean_product + c1) / (mean_squares + c1)
     error = 1 - luminance * (covariances + c2) / (variances + c2)
-    margin = SSIM_WINDOW // 2
-    padding = ((0, 0), (margin, margin), (margin, margin))
-    return error.mean((1, 2, 3)), jnp.pad(error.mean(1), padding, mode="edge")
+    return error.mean((1, 2, 3)), _repeat_edges(_repeat_edges(error.mean(1), 1), 2)
+
+
+def _repeat_edges(maps, axis):
+    """Adds the outermost row or column as often as windows lack there; a converter to ONNX gets jnp.pad wrong."""
+    first, last = (
+        jnp.repeat(lax.slice_in_dim(maps, i, i + 1, axis=axis), SSIM_WINDOW // 2, axis)
+        for i in (0, maps.shape[axis] - 1)
+    )
+    return jnp.concatenate([first, maps, last], axis)
 
 
 def _window_sums(planes: Float[Array, "*n h w"]) -> Float[Array, "*n h-10 w-10"]:
