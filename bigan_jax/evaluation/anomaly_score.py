@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -23,6 +22,7 @@ from bigan_jax.evaluation.calibrated_score import MapMoments, PixelStatistics, c
 from bigan_jax.evaluation.result import CALIBRATED, PAPER, PAPER_WEIGHTS, SCORE_NAMES, ScoreTableRow
 from bigan_jax.metrics.image import auroc
 from bigan_jax.nn import losses, ssim
+from bigan_jax.nn.resizing import resize_linear
 
 AnyArray = Array | np.ndarray
 Images = Float[Array, "b h w c"]  # in [0, 1]
@@ -55,7 +55,7 @@ def _perceptual(image, _reconstruction, features):
     layers = []
     for x, y in zip(*features, strict=True):
         error = jnp.square(x.astype(jnp.float32) - y.astype(jnp.float32)).mean(-1)
-        layers.append(jax.image.resize(error, (error.shape[0], *image.shape[1:3]), "linear"))
+        layers.append(resize_linear(error, *image.shape[1:3]))
     return losses.perceptual(*features), jnp.stack(layers).mean(0)
 
 

@@ -219,6 +219,7 @@ class AnomalyScorer:
         """
         keys = jnp.broadcast_to(jax.random.key(self._variables[0].seed), images.shape[:1])
         batch, statistics = Batch(images / 255, condition), self._statistics_or_any()
+        scores: Any
         if self._reconstructs:
             reconstruction, _ = self._apply_traced(*self._variables, batch, keys)
             compared = batch.image, reconstruction

@@ -1,12 +1,12 @@
 """The Mahalanobis distance of small thumbnails, with the covariance of Ledoit and Wolf (2004)."""
 
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from bigan_jax.data.thumbnails import thumbnails
 from bigan_jax.detector import Detector, Fit, FitPass
 from bigan_jax.nn import classical
+from bigan_jax.nn.resizing import resize_linear
 from bigan_jax.value_checks import POSITIVE_INTEGER
 
 FIELD_RANGES = {"size": POSITIVE_INTEGER}
@@ -34,7 +34,7 @@ def create(
     def score_and_map(net, batch, keys):
         squares = jnp.square(classical.whitened(features_of(batch.image), net.fitted))
         cells = squares.reshape(-1, size, size, shape[-1]).sum(-1)
-        return squares.sum(1), jax.image.resize(cells, (cells.shape[0], *shape[:2]), "linear")
+        return squares.sum(1), resize_linear(cells, *shape[:2])
 
     fit = Fit(init, (FitPass("moments", sums, lambda params, sums: classical.ledoit_wolf(sums)[0]),))
     return Detector({}, {}, score_and_map=score_and_map, fit=fit)

@@ -59,18 +59,20 @@ def create(
     }
     depth = conditions if conditional and conditions > 1 else 0  # number of condition planes
 
-    def one_hot(batch):
-        return jax.nn.one_hot(batch.condition, depth)  # [b, 0] without conditions
+    def with_condition(x, batch):
+        """Appends the condition, one-hot, to the last axis."""
+        if not depth:
+            return x
+        condition = jax.nn.one_hot(batch.condition, depth).reshape(-1, *[1] * (x.ndim - 2), depth)
+        return jnp.concatenate([x, jnp.broadcast_to(condition, (*x.shape[:-1], depth))], axis=-1)
 
     def encode(net, batch):
-        condition = one_hot(batch)[:, None, None, :]
-        planes = jnp.broadcast_to(condition, (*batch.image.shape[:3], depth))
-        code = net("encoder", jnp.concatenate([batch.image, planes], axis=-1))
+        code = net("encoder", with_condition(batch.image, batch))
         mean, log_variance = jnp.split(code, 2, axis=-1)
         return mean, soft_limit(log_variance)
 
     def decode(net, batch, code):
-        return net("decoder", jnp.concatenate([code, one_hot(batch)], axis=-1))
+        return net("decoder", with_condition(code, batch))
 
     def reconstruct(net, batch, keys):
         mean, _ = encode(net, batch)

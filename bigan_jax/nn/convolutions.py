@@ -169,11 +169,14 @@ _direct_same_adjoint = _one_seed_at_a_time(partial(_adjoint, stride=1))
 _direct_same_kernel_gradient = _one_seed_at_a_time(partial(_gradient, stride=1, size=3))
 
 
-_PLAIN = {
-    downsample: partial(_convolution, stride=2),
-    upsample: partial(_adjoint, stride=2),
-    same: partial(_convolution, stride=1),
-}
+def _plain_upsample(code, kernel):
+    """The adjoint in the only layout that converters know."""
+    return lax.conv_general_dilated(
+        code, flip_kernel(kernel), (1, 1), [(2, 2)] * 2, lhs_dilation=(2, 2), dimension_numbers=_NHWC
+    )
+
+
+_PLAIN = {downsample: partial(_convolution, stride=2), upsample: _plain_upsample, same: partial(_convolution, stride=1)}
 
 
 def _for_target(convolution):

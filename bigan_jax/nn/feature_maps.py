@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from scipy.ndimage import uniform_filter1d
 
 from bigan_jax.detector import Net, Variables
+from bigan_jax.nn.resizing import resize_linear
 from bigan_jax.nn.vgg16 import weights as vgg16
 from bigan_jax.nn.vgg16.network import VGG16
 
@@ -77,4 +78,4 @@ def _averages(length: int, grid: int) -> np.ndarray:
 def to_image_size(cells: Float[Array, "b cells"], shape: tuple[int, int, int]) -> Float[Array, "b h w"]:
     """Enlarges a square map of cells linearly to the size of images."""
     side = round(cells.shape[1] ** 0.5)
-    return jax.image.resize(cells.reshape(-1, side, side), (cells.shape[0], *shape[:2]), "linear")
+    return resize_linear(cells.reshape(-1, side, side), *shape[:2])

@@ -56,7 +56,7 @@ def export(workdir: Path, output: Path, kind: str) -> Checked:
     graph = graphs.to_onnx(scorer) if kind == "onnx" else graphs.to_stablehlo(scorer)
     metadata = _metadata(result, scorer, kind)
     verification = io.BytesIO()
-    np.savez(verification, **reference.first(_KEPT))
+    np.savez(verification, allow_pickle=False, **reference.first(_KEPT))
     files = {
         metadata["graph"]["file"]: graph,
         "metadata.json": json.dumps(metadata, indent=2).encode() + b"\n",

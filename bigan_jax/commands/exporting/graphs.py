@@ -1,5 +1,8 @@
 """A detector's scoring as one graph: uint8 images of the model's size to the deciding score and the anomaly map."""
 
+import logging
+import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.export import export as export_function
 from jax.export import symbolic_shape
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array
 
 from bigan_jax.errors import UserError, one_line
@@ -60,13 +65,19 @@ def to_onnx(scorer: AnomalyScorer) -> bytes:
     except ImportError as error:
         raise UserError(_ONNX_MISSING) from error
     names = input_names(scorer)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of each constant's type
     try:
-        model: Any = jax2onnx.to_onnx(
-            partial(_score, scorer, PLAIN), _specs(scorer, "b"), input_names=names, output_names=OUTPUTS
-        )
+        with warnings.catch_warnings(action="ignore"):  # about types that the converter asks for
+            model: Any = jax2onnx.to_onnx(
+                _without_unused(partial(_score, scorer, PLAIN)),
+                _specs(scorer, "b"),
+                input_names=names,
+                output_names=OUTPUTS,
+            )
     except Exception as error:  # of any kind: a converter fails in several ways
         reason = one_line(error, 300)
         raise UserError(f"jax2onnx cannot convert this detector ({reason}). Use --format=stablehlo.") from error
+    del model.graph.value_info[:]  # shapes of intermediate values, of which onnxruntime says that some are wrong
     return model.SerializeToString()
 
 
@@ -74,6 +85,17 @@ def _score(scorer: AnomalyScorer, target: str, images: Array, condition: Array |
     condition = jnp.zeros(images.shape[:1], jnp.int32) if condition is None else condition
     with traced_for(target):
         return scorer.score_and_map(images, condition)
+
+
+def _without_unused(function: Callable) -> Callable:
+    """Returns the function without operations that no output depends on, such as those on keys of random numbers."""
+
+    def pruned(*inputs):
+        closed = jax.make_jaxpr(function)(*inputs)
+        jaxpr, _ = dce_jaxpr(closed.jaxpr, [True] * len(OUTPUTS), instantiate=True)
+        return tuple(jaxpr_as_fun(ClosedJaxpr(jaxpr, closed.consts))(*inputs))
+
+    return pruned
 
 
 def _specs(scorer, batch):

@@ -4,6 +4,7 @@ Images of 8 bits, and gray ones of 16 bits. 16-bit color, 12-bit TIFF, JPEG 2000
 require bigan_jax.
 """
 
+import io
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 
-def read_image(source: str | Path | BinaryIO, image_format: dict[str, Any]) -> np.ndarray:
+def read_image(source: str | Path | BinaryIO | io.BytesIO, image_format: dict[str, Any]) -> np.ndarray:
     """Returns an image as uint8 [size size channels]; `image_format` is "image" of metadata.json."""
     size, channels, window, fit = (image_format[name] for name in ("size", "channels", "window", "fit"))
     with Image.open(source) as image:
@@ -27,7 +28,8 @@ def read_image(source: str | Path | BinaryIO, image_format: dict[str, Any]) -> n
         left, top = (width - side) / 2, (height - side) / 2
         box = left, top, left + side, top + side
     if fit == "pad":  # keeps the aspect ratio
-        target = tuple(max(1, round(size * side / max(width, height))) for side in (width, height))
+        longer = max(width, height)
+        target = max(1, round(size * width / longer)), max(1, round(size * height / longer))
     pixels = pixels.resize(target, Image.Resampling.BILINEAR, box)
     if exif:
         pixels.info["exif"] = exif
