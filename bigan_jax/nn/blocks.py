@@ -13,7 +13,7 @@ from jax import random
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from bigan_jax.nn.convolutions import Downsample, Initializer, Upsample
+from bigan_jax.nn.convolutions import Downsample, Initializer, Upsample, is_plain
 
 BATCH_AXIS = "batch"  # over which training steps are mapped: statistics are of the batch on all devices
 
@@ -21,7 +21,12 @@ BATCH_AXIS = "batch"  # over which training steps are mapped: statistics are of 
 # inference uses them.
 BatchNorm = partial(nn.BatchNorm, momentum=0.0, epsilon=1e-5, axis_name=BATCH_AXIS)
 
-leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
+_SLOPE = 0.2
+
+
+def leaky_relu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Returns x, and 0.2 x where x is negative."""
+    return jnp.maximum(x, _SLOPE * x) if is_plain() else nn.leaky_relu(x, _SLOPE)
 
 
 def dropout(keys: Key[Array, "b"], features: Float[Array, "b *d"], rate: float) -> Float[Array, "b *d"]:

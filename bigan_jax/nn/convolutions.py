@@ -111,6 +111,11 @@ def traced_for(target: str) -> Iterator[None]:
         _target.reset(token)
 
 
+def is_plain() -> bool:
+    """Returns whether the target is PLAIN."""
+    return _target.get() == PLAIN
+
+
 def _on_cpu():
     return (_target.get() or jax.default_backend()) == "cpu"
 
@@ -170,17 +175,15 @@ _direct_same_kernel_gradient = _one_seed_at_a_time(partial(_gradient, stride=1, 
 
 
 def _plain_upsample(code, kernel):
-    """The adjoint in the only layout that converters know."""
-    return lax.conv_general_dilated(
-        code, flip_kernel(kernel), (1, 1), [(2, 2)] * 2, lhs_dilation=(2, 2), dimension_numbers=_NHWC
-    )
+    """On the grid (see below): onnxruntime's transposed convolution takes twice the time."""
+    return _grid_to_image(_convolution(code, flip_kernel(_taps(kernel)), 1), kernel.shape[2])
 
 
 _PLAIN = {downsample: partial(_convolution, stride=2), upsample: _plain_upsample, same: partial(_convolution, stride=1)}
 
 
 def _for_target(convolution):
-    return _PLAIN[convolution] if _target.get() == PLAIN else convolution
+    return _PLAIN[convolution] if is_plain() else convolution
 
 
 # --- space to depth -------------------------------------------------------------------------------
@@ -207,6 +210,10 @@ def _space_to_depth_upsample(code, kernel):
         grid = _sum_in_float32(_shift_code(parts[:, :, :, *tap], tap) for tap in _TAPS)
     else:
         grid = _direct_same(code, flip_kernel(taps))
+    return _grid_to_image(grid, channels)
+
+
+def _grid_to_image(grid, channels):
     batch, height, width, _ = grid.shape
     image = grid.reshape(batch, height, width, 2, 2, channels).swapaxes(2, 3)
     return image.reshape(batch, 2 * height, 2 * width, channels)[:, 1:-1, 1:-1]
