@@ -128,6 +128,16 @@ def test_paper_score_is_exported_with_its_reduction(reduction):
     assert_scores_as(scorer, run_stablehlo, graphs.to_stablehlo(scorer))
 
 
+@pytest.mark.parametrize("kind", ["stablehlo", pytest.param("onnx", marks=needs_onnx)])
+def test_score_of_pretrained_features_is_exported(kind):
+    state = scorer_of("fcae")._variables[0]
+    scorer = AnomalyScorer(test_all_models.tiny("fcae"), state, ScoreFormula({"perceptual": 1.0}), SHAPE, name="paper")
+    if kind == "onnx":
+        assert_scores_as(scorer, run_onnx, graphs.to_onnx(scorer))
+    else:
+        assert_scores_as(scorer, run_stablehlo, graphs.to_stablehlo(scorer))
+
+
 def test_folds_are_exported_as_the_lowest_score():
     scorer = FoldScorer([scorer_of("fcae", seed=seed) for seed in (1, 2)])
     first, second = (s.score(IMAGES).score for s in scorer._scorers)
@@ -366,6 +376,8 @@ def test_command_exports_a_run_and_refuses_an_existing_output(trained, tmp_path,
     monkeypatch.setattr(artifact, "check", lambda *_: check.Checked(7, 1e-7))
     console.run(["export", str(workdir), f"--output={tmp_path / 'a.zip'}"])
     assert zipfile.is_zipfile(tmp_path / "a.zip")
+    with pytest.raises(UserError, match=r"a\.zip exists"):
+        export(workdir, tmp_path / "a.zip", "stablehlo")
     with pytest.raises(UserError, match=r"a\.zip exists"):
         console.run(["export", str(workdir), f"--output={tmp_path / 'a.zip'}"])
     with pytest.raises(UserError, match="none does not exist"):

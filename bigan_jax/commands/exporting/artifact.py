@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import bigan_jax
+from bigan_jax.commands.export import require_new
 from bigan_jax.commands.exporting import graphs, preprocess
 from bigan_jax.commands.exporting.check import Checked, Reference, check
 from bigan_jax.commands.exporting.examples import example
@@ -48,6 +49,7 @@ def export(workdir: Path, output: Path, kind: str) -> Checked:
     Raises:
       UserError: the run cannot be read or exported, JAX does not use the CPU, or the check fails. No file is left then.
     """
+    require_new(output)
     if jax.default_backend() != "cpu":
         raise UserError(f"the export is checked on a CPU (got {jax.default_backend()}). Set JAX_PLATFORMS=cpu.")
     config, result, scorer = read_config(workdir), require_evaluation(workdir), load(workdir)
