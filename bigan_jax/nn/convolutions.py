@@ -101,8 +101,8 @@ def traced_for(target: str) -> Iterator[None]:
     """Lets functions that are traced in the context be for another platform than that of this process.
 
     Args:
-      target: "cpu", another platform of JAX, or PLAIN: one convolution each, without derivatives and vmap over seeds,
-        for converters that know no others.
+      target: "cpu", another platform of JAX, or PLAIN: for converters to ONNX, without derivatives and vmap over
+        seeds, which they do not know.
     """
     token = _target.set(target)
     try:
