@@ -34,6 +34,7 @@ def defaults() -> ConfigDict:
     """Returns a config with all fields that do not belong to a model."""
     config = ConfigDict()
     config.name = ""  # name of the detector in tables; default: model_name
+    config.group = "reconstruction"  # of detectors in tables; or "features" or "baseline"
     config.seed = 0
     config.seeds = 1  # number of seeds, from config.seed on; each is a run in a folder seed<k>
     config.batch_size = 32
@@ -119,6 +120,7 @@ def fitted(score: str = "calibrated") -> ConfigDict:
     config.optimizers = {}
     config.phases = {}
     config.score.name = score
+    config.group = "baseline"
     return config
 
 
@@ -130,6 +132,7 @@ def features() -> ConfigDict:
     """Returns the defaults of a fitted detector on pretrained features, which sees color where images have it."""
     config = fitted(score="native")
     config.data.channels = 3
+    config.group = "features"
     return config
 
 

@@ -5,6 +5,8 @@ python launch.py --config=configs/patch_gaussian.py:phantom
 
 from bigan_jax.configs import common
 
+USE = "The first try where images are photographs: no training, finds small and diffuse changes."
+
 
 def get_config(arg=None):
     config = common.features()

@@ -32,10 +32,18 @@ from bigan_jax.metrics.bootstrap import bootstrap_intervals
 from bigan_jax.metrics.image import auroc, by_condition, by_defect_type, image_metrics, predict_all
 from bigan_jax.metrics.pixel import PIXEL_METRICS, dice, pixel_metrics, region_weights
 from bigan_jax.metrics.pixel_bootstrap import pixel_bootstrap_intervals
-from bigan_jax.metrics.thresholds import ThresholdSettings, choose_threshold, oracle_threshold, pixel_threshold
+from bigan_jax.metrics.thresholds import (
+    ThresholdSettings,
+    choose_threshold,
+    exceeds_promise,
+    folds_that_promise,
+    oracle_threshold,
+    pixel_threshold,
+)
 from bigan_jax.metrics.volumes import TOP_SLICES, volume_scores
 from bigan_jax.runtime.run_config import package_version
 
+_SURPRISING = 0.001  # probability of so many false alarms
 _CONSTANT = 0.05  # of the images' spread; small healthy runs have 0.13 or more
 _COLOR_QUANTILE = 0.999  # of the calibration pixels: errors above share the brightest color
 
@@ -143,6 +151,8 @@ def measure(
     pixel_cutoff, pixel_promise = pixel_threshold(calibration.error_map, threshold.pixel_rate, groups, fold)
     pixel, raw_intensity = _pixel_results(test, scores, pixel_cutoff)
     values = scores.terms.value
+    results = {name: score_result(name) for name in SCORE_NAMES if name in scores.by_name}
+    main = results[score.name], scores.by_name[score.name]
     result = EvaluationResult(
         **identity,
         conditions=list(dataset.conditions),
@@ -154,7 +164,7 @@ def measure(
         n_normal=int((~test.label).sum()),
         n_anomalous=int(test.label.sum()),
         score_name=score.name,
-        scores={name: score_result(name) for name in SCORE_NAMES if name in scores.by_name},
+        scores=results,
         predict_all=predict_all(test.label),
         native=None if scores.native is None else NativeScore(identity["model"], auroc(scores.native, test.label)),
         pixel_threshold=pixel_cutoff,
@@ -167,7 +177,7 @@ def measure(
         score_table_note=anomaly_score.TABLE_NOTE if table else "",
         color_limits=color_limits(calibration),
         notes=[*dataset.notes, *baselines.fitting_note(train.image)],
-        warnings=list(scorer.notes),
+        warnings=[*scorer.notes, *_promise_warnings(main, test, dataset, calibrated_on, threshold)],
         versions={name: package_version(name) for name in ("bigan_jax", "jax", "flax")},
     )
     return Assessment(result, calibration, scores)
@@ -182,6 +192,33 @@ def _reconstruction_warnings(images: UInt8[np.ndarray, "n h w c"], reconstructio
             f"{of_reconstructions / of_images:.1%} as much as the images), so scores measure the distance from one "
             "image. Train longer or at a lower learning rate; a VAE also with a lower config.model.beta."
         )
+
+
+def _promise_warnings(main, test: Images, dataset: Dataset, calibrated_on: CalibrationImages, settings):
+    """Warns of a promise that more folds would keep, and of test images that break it."""
+    result, scores = main
+    promise = result.promise
+    if promise is None:
+        return
+    calibration, groups, fold = calibrated_on
+    n = len(dataset.train.label) + len(groups)
+    single = len(np.unique(groups)) == len(groups)
+    few = fold is None and single and not promise.kept
+    if few and (folds := folds_that_promise(n, settings.false_alarm_rate)):
+        yield (
+            f"There are too few calibration images for the requested rate. --config.threshold.folds={folds} keeps it: "
+            f"it fits {folds} detectors, each without a part of the {n} normal images, and all of them calibrate."
+        )
+    normal = scores[~test.label]
+    if fold is None and len(normal):
+        probability = exceeds_promise(calibration.by_name[calibration.name], normal, result.threshold)
+        if probability < _SURPRISING:
+            alarms = int((normal >= result.threshold).sum())
+            yield (
+                f"{alarms} of {len(normal)} normal test images are called anomalous, more than the promise allows (p = "
+                f"{probability:.2g} if they were like the calibration images). They differ from the images that the "
+                "detector was trained and calibrated on: add such images to both, or calibrate by group."
+            )
 
 
 def _in_memory(images: Images) -> UInt8[np.ndarray, "n h w c"]:

@@ -5,7 +5,7 @@ A file may come from anybody who shares a run, so its size, types and ranges are
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +19,7 @@ from bigan_jax.runtime.files import read_bounded
 
 # The paper's and the calibrated one are scores of a reconstruction, and the last one is a detector's own.
 PAPER, CALIBRATED, NATIVE = SCORE_NAMES = ("paper", "calibrated", "native")
+GROUPS = ("reconstruction", "features", "baseline")  # of detectors in tables
 PAPER_WEIGHTS = {"mse": 0.7, "ssim": 0.3}  # of the terms in the paper's score (Sec. III)
 _MAX_BYTES = 16 * 2**20  # the scores of all calibration images are in the file
 
@@ -122,6 +123,7 @@ class EvaluationResult(_Record, frozen=True):
     """The result of one evaluation."""
 
     model: Name
+    group: Literal["reconstruction", "features", "baseline"]
     dataset: Name
     category: Annotated[str, Meta(max_length=1000)]
     ablations: Names

@@ -76,6 +76,7 @@ def evaluation_content(**fields):
     of_both = {name: fields.pop(name) for name in SCORE_FIELDS & fields.keys()}
     content = {
         "model": "cae",
+        "group": "reconstruction",
         "dataset": "phantom",
         "category": "bottle",
         "ablations": [],
@@ -146,6 +147,7 @@ def write_run(
     replaced = dict(evaluation)
     fields = {
         "model": model,
+        "group": "reconstruction",
         "dataset": dataset,
         "category": category,
         "ablations": list(ablations),
