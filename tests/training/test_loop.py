@@ -23,6 +23,7 @@ from tests.helpers.runs import SMALL, SMALL_BIGAN, configured
 from tests.helpers.training import OBJECTIVES, TINY_BIGAN, initial_states, limit_devices, make_runner, set_whole_epochs
 
 EPOCHS = 4
+ADAM = optax.adam(1e-3)
 INDICES = np.arange(16).reshape(2, 8)
 TINY = {"data.image_size": 16, "model.widths": (4,)}
 
@@ -45,8 +46,7 @@ def train_recorded(workdir, monkeypatch, scanned, ahead=True):
         return call
 
     fields = {"phases.phase1.epochs": 2, "phases.phase2.epochs": 2, "checkpoint.keep": EPOCHS}
-    fields |= {"model.discriminator_widths": (4,)}
-    config = configured(improved_bigan, "phantom,no_perceptual", SMALL_BIGAN | TINY | fields)
+    config = configured(improved_bigan, "phantom,no_perceptual", SMALL_BIGAN | fields)
     with monkeypatch.context() as patch:
         set_whole_epochs(patch, scanned)
         patch.setattr(EpochRunner, "dispatch", recorded(dispatch, "dispatched"))
@@ -133,9 +133,8 @@ def test_looped_epochs_are_not_dispatched_ahead(tmp_path, monkeypatch):
 
 
 def scanned_runner():
-    optimizer = optax.adam(1e-3)
-    runner = make_runner(TINY_BIGAN, optimizer, scanned=True)
-    (state,) = initial_states(TINY_BIGAN, optimizer, [0])
+    runner = make_runner(TINY_BIGAN, ADAM, scanned=True)
+    (state,) = initial_states(TINY_BIGAN, ADAM, [0])
     return runner, runner.layout.to_devices(state)
 
 
