@@ -46,7 +46,7 @@ def bootstrap_samples(runs: Sequence[FinishedRun], score: str) -> dict[Path, Boo
     The samples depend on the labels and groups of the test images alone, so runs on the same test set are paired.
     """
     samples = {}
-    for run in tqdm(runs, desc="bootstrap", unit="run", leave=False, disable=not runs):
+    for run in tqdm(runs, desc="bootstrap", unit="run", leave=False, disable=None):
         try:
             scores = read_scores(run, score)
         except UserError as error:
