@@ -145,6 +145,14 @@ def _blocks(images: np.ndarray) -> list[np.ndarray]:
     return np.array_split(images, -(-len(images) // BLOCK))
 
 
+def with_better_sign(scores: Mapping[str, Float[np.ndarray, "m"]], label: Bool[np.ndarray, "m"]) -> BaselineScores:
+    """Returns the scores of each baseline; those in SIGN_FREE have the sign of the higher AUROC on these labels."""
+    return {
+        name: -score if name in SIGN_FREE and (auroc(score, label) or 0.5) < 0.5 else score
+        for name, score in scores.items()
+    }
+
+
 def baseline_aurocs(
     scores: Mapping[str, Float[np.ndarray, "m"]], label: Bool[np.ndarray, "m"]
 ) -> dict[str, float | None]:
@@ -152,11 +160,7 @@ def baseline_aurocs(
 
     Those in SIGN_FREE get the better sign by the test labels, which favors the baseline over a model.
     """
-    values = {name: auroc(score, label) for name, score in scores.items()}
-    for name in SIGN_FREE:
-        if (value := values.get(name)) is not None:
-            values[name] = max(value, 1 - value)
-    return values
+    return {name: auroc(score, label) for name, score in with_better_sign(scores, label).items()}
 
 
 def principal_axes(centered: Float[np.ndarray, "n f"], count: int) -> Float[np.ndarray, "k f"]:

@@ -6,7 +6,7 @@ from bigan_jax.evaluation import paper_results
 from bigan_jax.evaluation.comparison import PIXEL_VALUES, ComparisonRow, DatasetComparison, differing_fields
 from bigan_jax.evaluation.paper_results import METRICS, MODELS
 from bigan_jax.evaluation.statistics import Difference
-from bigan_jax.evaluation.verdict import SCORE_TITLES
+from bigan_jax.evaluation.verdict import SCORE_TITLES, label
 from bigan_jax.metrics.image import IMAGE_METRICS
 from bigan_jax.metrics.pixel import PIXEL_METRICS
 from bigan_jax.reports.table_formats import Cell, Table
@@ -20,9 +20,13 @@ _CALIBRATION_NOTE = (
     "score too."
 )
 _INTERVAL_NOTE = (
-    "In parentheses: the 95 % interval of a paired bootstrap. Both models are tested on the same images, resampled "
+    "In parentheses: the 95 % interval of a paired bootstrap. Both sides are tested on the same images, resampled "
     "alike by group, and seeds are averaged. The interval describes other test images, not other seeds. If it "
     "contains 0, the difference may be chance."
+)
+_BASELINE_NOTE = (
+    "All models are compared with the same baseline. It is the best of several by the test labels, which favors it. No "
+    "bootstrap sample chooses another one."
 )
 _SPLITS_NOTE = (
     "Over several splits: mean ± standard deviation of the differences on each split. This is not an interval, because "
@@ -60,8 +64,8 @@ def overview(comparisons: Sequence[DatasetComparison]) -> list[Table]:
 def csv_rows(comparisons: Iterable[DatasetComparison]) -> Iterator[list]:
     """Yields all values in long form, one per row, with the columns of CSV_HEADER.
 
-    The source is "mean" (over seeds), "run", "difference" (to the best row), "ablation" (difference to the model with
-    fewer ablations) or "published".
+    The source is "mean" (over seeds), "run", "difference" (to the strongest baseline), "ablation" (difference to the model
+    with the next fewer ablations) or "published".
     """
     for comparison in comparisons:
         dataset = [comparison.dataset, comparison.category]
@@ -143,11 +147,11 @@ def _cell(row: ComparisonRow, metric: str) -> Cell:
 def _differences(comparison):
     if not comparison.differences:
         return
-    best = next(row.label for row in comparison.rows if row.values["auroc"])
-    columns = [("", "model"), ("", "AUROC"), ("", "interval")]
-    rows = [[label, *_explained(value)] for label, value in comparison.differences.items()]
-    notes = _difference_notes(comparison.differences.values())
-    yield Table(f"Differences from {best} on {comparison.title}", columns, rows, notes)
+    name = label(comparison.strongest_baseline[0])
+    columns = [("", "model"), ("", "AUROC minus baseline"), ("", "interval")]
+    rows = [[model, *_explained(value)] for model, value in comparison.differences.items()]
+    notes = [_BASELINE_NOTE, *_difference_notes(comparison.differences.values())]
+    yield Table(f"Differences from the strongest baseline ({name}) on {comparison.title}", columns, rows, notes)
 
 
 def _difference_notes(values):
@@ -169,20 +173,20 @@ def _ablations(comparison):
     metrics = [*METRICS[1:], "pixel_auroc"]
     columns = [("", name) for name in ("variant", "seeds", *map(_heading, ["auroc", *metrics]))]
     for full in dict.fromkeys(full for full, _ in comparison.ablations):
-        ablated = {label: v for (of, label), v in comparison.ablations.items() if of == full}
+        ablated = {name: v for (of, name), v in comparison.ablations.items() if of == full}
         full_row = rows_by_label[full]
         rows = [[full, len(full_row.runs), *(full_row.values[m] for m in ("auroc", *metrics))]]
         first_note = f"The first row is {full}. The other rows are differences from it."
         notes = [" ".join([first_note, *_difference_notes(ablated.values())])]
-        for label, value in ablated.items():
-            row = rows_by_label[label]
+        for name, value in ablated.items():
+            row = rows_by_label[name]
             if isinstance(value, str):
-                notes.append(f"{label}: no interval: {value}")
+                notes.append(f"{name}: no interval: {value}")
                 value = _difference(row, full_row, "auroc")
             fields = differing_fields(row, full_row).items()
             changes = (f"{field} {new}, not {old}" for field, (new, old) in fields)
-            notes.append(f"{label}: {'; '.join(changes) or 'the same config'}")
-            rows.append([label, len(row.runs), value, *(_difference(row, full_row, metric) for metric in metrics)])
+            notes.append(f"{name}: {'; '.join(changes) or 'the same config'}")
+            rows.append([name, len(row.runs), value, *(_difference(row, full_row, metric) for metric in metrics)])
         yield Table(f"Ablations of {full} on {comparison.title}", columns, rows, notes)
 
 

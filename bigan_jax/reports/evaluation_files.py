@@ -1,6 +1,6 @@
-"""Writes the files of an evaluation: scores.csv, figures/, report.html, pixel_statistics.npy and evaluation.json."""
+"""Writes the files of an evaluation: scores.csv, baseline_scores.csv, figures/, report.html, pixel_statistics.npy and evaluation.json."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from bigan_jax.data.dataset import Images
 from bigan_jax.errors import printable
 from bigan_jax.evaluation.assess import Assessment
 from bigan_jax.evaluation.calibrated_score import PixelStatistics, write_statistics
+from bigan_jax.evaluation.finished_run import baseline_column
 from bigan_jax.evaluation.result import EvaluationResult
 from bigan_jax.evaluation.scorer import Scores
 from bigan_jax.evaluation.verdict import baseline_check, score_titles
@@ -47,6 +48,7 @@ def write_evaluation(
     classes = {"label": class_names(test.label), "group": test.group}
     rows = score_rows(test.path, assessment.test, decide(assessment.test.score, result.main.threshold), classes)
     write_csv(workdir / "scores.csv", [list(rows[0]), *(list(row.values()) for row in rows)])
+    write_csv(workdir / "baseline_scores.csv", _baseline_rows(test.path, classes, assessment.baselines))
     _write_figures_and_report(workdir, config, test, audit, assessment, history)
     write_json(workdir / "evaluation.json", result.as_dict())
     _print_summary(result, workdir)
@@ -74,6 +76,16 @@ def score_rows(
     return [dict(zip(columns, map(printable, row), strict=True)) for row in texts]
 
 
+def _baseline_rows(paths, classes, baselines) -> Iterator[Iterable[str]]:
+    """Yields the rows of baseline_scores.csv: scores of the training-free baselines, with which runs are paired."""
+    columns = {"path": map(printable, paths), "label": classes["label"], "group": map(printable, classes["group"])}
+    for score, by_baseline in baselines.items():
+        for name, values in by_baseline.items():
+            columns[baseline_column(score, name)] = [f"{value:.8g}" for value in values]
+    yield columns
+    yield from zip(*columns.values(), strict=True)
+
+
 def _training_warnings(history: Sequence[dict]) -> list[str]:
     """Returns the last epoch's health warnings, their earlier number, and all rollbacks."""
     checks = [row.get("health", []) for row in history]
@@ -89,7 +101,7 @@ def _training_warnings(history: Sequence[dict]) -> list[str]:
 
 
 def _write_figures_and_report(workdir, config, test, audit, assessment, history):
-    result, calibration, scores = assessment
+    result, calibration, scores, _ = assessment
     pngs = figures.evaluation_figures(
         test, scores, calibration.score, result.main.threshold, result.color_limits, history
     )

@@ -26,7 +26,8 @@ def progress_bar(total: int, description: str = "", **options: Any) -> tqdm:
     return _LogLines(
         total=total,
         desc=description and f"{description}: ",  # as tqdm's set_description adds
-        bar_format="{desc}{unit} {n_fmt} of {total_fmt} ({percentage:.0f} %), {elapsed} elapsed, {remaining} left{postfix}",
+        bar_format="{desc}{unit} {n_fmt} of {total_fmt} ({percentage:.0f} %), "
+        "{elapsed} elapsed, {remaining} left{postfix}",
         miniters=max(1, total / _LINES),
         mininterval=_MIN_SECONDS,
         maxinterval=math.inf,  # tqdm's monitor would refresh a bar without progress
