@@ -147,10 +147,12 @@ def _blocks(images: np.ndarray) -> list[np.ndarray]:
 
 def with_better_sign(scores: Mapping[str, Float[np.ndarray, "m"]], label: Bool[np.ndarray, "m"]) -> BaselineScores:
     """Returns the scores of each baseline; those in SIGN_FREE have the sign of the higher AUROC on these labels."""
-    return {
-        name: -score if name in SIGN_FREE and (auroc(score, label) or 0.5) < 0.5 else score
-        for name, score in scores.items()
-    }
+
+    def ranks_backward(name, score):
+        area = auroc(score, label) if name in SIGN_FREE else None
+        return area is not None and area < 0.5
+
+    return {name: -score if ranks_backward(name, score) else score for name, score in scores.items()}
 
 
 def baseline_aurocs(

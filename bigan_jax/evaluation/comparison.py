@@ -262,8 +262,8 @@ def _notes(dataset, rows, score):
 def _baseline_note(baseline):
     if baseline:
         yield (
-            f"strongest training-free baseline: {label(baseline[0])}, AUROC {baseline[1]:.3f}. It is the best of several "
-            "by the test labels, which favors it over the models."
+            f"strongest training-free baseline: {label(baseline[0])}, AUROC {baseline[1]:.3f}. It is the best of "
+            "several by the test labels, which favors it over the models."
         )
 
 

@@ -44,7 +44,7 @@ CSV_HEADER = (
 
 def comparison_tables(comparison: DatasetComparison) -> list[Table]:
     """Returns all tables of one dataset, without those that have no rows."""
-    optional = _differences, _ablations, _localization, _published
+    optional = _localization, _differences, _ablations, _published
     return [_results(comparison), *(table for tables in optional for table in tables(comparison))]
 
 
@@ -55,7 +55,7 @@ def overview(comparisons: Sequence[DatasetComparison]) -> list[Table]:
     aurocs = [{row.label: row.values["auroc"] for row in c.rows} for c in comparisons]
     rank: dict[str, int] = {name: i for i, name in enumerate(MODELS)}
     order = sorted({(rank.get(row.model, len(rank)), row.label) for c in comparisons for row in c.rows})
-    rows = [[label, *(by_label.get(label) for by_label in aurocs)] for _, label in order]
+    rows = [[title, *(by_label.get(title) for by_label in aurocs)] for _, title in order]
     rows.append(["strongest training-free baseline", *(c.baseline for c in comparisons)])
     columns = [("", "model"), *(("AUROC", comparison.title) for comparison in comparisons)]
     return [Table("Overview", columns, rows, [_SEED_NOTE])]
@@ -64,35 +64,35 @@ def overview(comparisons: Sequence[DatasetComparison]) -> list[Table]:
 def csv_rows(comparisons: Iterable[DatasetComparison]) -> Iterator[list]:
     """Yields all values in long form, one per row, with the columns of CSV_HEADER.
 
-    The source is "mean" (over seeds), "run", "difference" (to the strongest baseline), "ablation" (difference to the model
-    with the next fewer ablations) or "published".
+    The source is "mean" (over seeds), "run", "difference" (to the strongest baseline), "ablation" (difference to the
+    model with the next fewer ablations) or "published".
     """
     for comparison in comparisons:
         dataset = [comparison.dataset, comparison.category]
         rows = {row.label: row for row in comparison.rows}
         names = {}
-        for label, row in rows.items():
-            names[label] = [row.model, "+".join(row.ablations), str(row.quick).lower(), row.variant]
+        for title, row in rows.items():
+            names[title] = [row.model, "+".join(row.ablations), str(row.quick).lower(), row.variant]
             note = "inconsistent: " + "; ".join(row.inconsistencies) if row.inconsistencies else ""
             for metric, spread in row.values.items():
                 if spread:
-                    yield ["mean", *dataset, *names[label], "", metric, *spread, "", "", note]
+                    yield ["mean", *dataset, *names[title], "", metric, *spread, "", "", note]
             for run in row.runs:
                 for score, result in run.result.scores.items():
                     for metric, value in result.metrics.items():
                         if value is not None:
                             interval = (metric == "auroc" and result.auroc_ci) or ("", "")
                             values = [run.result.seed, f"{score}_{metric}", value, "", 1, *interval]
-                            yield ["run", *dataset, *names[label], *values, str(run.workdir)]
-        pairs = [("difference", label, value) for label, value in comparison.differences.items()]
-        pairs += [("ablation", label, value) for (_, label), value in comparison.ablations.items()]
-        for source, label, value in pairs:
-            n = len(rows[label].runs)
+                            yield ["run", *dataset, *names[title], *values, str(run.workdir)]
+        pairs = [("difference", title, value) for title, value in comparison.differences.items()]
+        pairs += [("ablation", title, value) for (_, title), value in comparison.ablations.items()]
+        for source, title, value in pairs:
+            n = len(rows[title].runs)
             values = ["", "", n, "", "", value]
             if isinstance(value, Difference):
                 n = n if value.std is None else value.splits
                 values = [value.value, value.std, n, *(value.interval or ("", "")), ""]
-            yield [source, *dataset, *names[label], "", "auroc", *values]
+            yield [source, *dataset, *names[title], "", "auroc", *values]
         if paper := paper_results.paper_table(comparison.dataset, comparison.category):
             for model, values in paper.rows.items():
                 reason = paper_results.contradiction(dict(zip(METRICS, values, strict=True))) or ""
@@ -129,8 +129,9 @@ def _localization(comparison):
 
 
 def _metric_table(
-    title: str, columns: dict[str, tuple[str, str]], rows: Iterable[ComparisonRow], notes: Sequence[str]
+    title: str, columns: dict[str, tuple[str, str]], rows: Sequence[ComparisonRow], notes: Sequence[str]
 ) -> Table:
+    columns = {name: column for name, column in columns.items() if any(row.values[name] for row in rows)}
     cells = [
         [row.label + " †" * bool(row.inconsistencies), len(row.runs), *(_cell(row, name) for name in columns)]
         for row in rows

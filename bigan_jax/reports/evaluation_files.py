@@ -1,4 +1,7 @@
-"""Writes the files of an evaluation: scores.csv, baseline_scores.csv, figures/, report.html, pixel_statistics.npy and evaluation.json."""
+"""Writes the files of an evaluation.
+
+These are scores.csv, baseline_scores.csv, figures/, report.html, pixel_statistics.npy and evaluation.json.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +20,7 @@ from bigan_jax.evaluation.scorer import Scores
 from bigan_jax.evaluation.verdict import baseline_check, score_titles
 from bigan_jax.metrics.pixel import PIXEL_METRICS
 from bigan_jax.metrics.thresholds import decide
-from bigan_jax.reports import figures, html_report
+from bigan_jax.reports import charts, figures, html_report
 from bigan_jax.reports.table_formats import format_cell
 from bigan_jax.runtime.files import write_atomic, write_csv, write_json
 from bigan_jax.training.saving.train_log import read_train_log, rollbacks
@@ -102,16 +105,22 @@ def _training_warnings(history: Sequence[dict]) -> list[str]:
 
 def _write_figures_and_report(workdir, config, test, audit, assessment, history):
     result, calibration, scores, _ = assessment
-    pngs = figures.evaluation_figures(
-        test, scores, calibration.score, result.main.threshold, result.color_limits, history
-    )
+    threshold = result.main.threshold
+    drawn = figures.evaluation_charts(test, scores, calibration.score, threshold, history)
+    pngs = {name: charts.to_png(figure) for name, figure in drawn.items()}
+    pngs |= figures.image_grids(test, scores, threshold, result.color_limits)
     for name, png in pngs.items():
         write_atomic(workdir / "figures" / f"{name}.png", png)
-    for name in ("error_maps", "healthy_and_anomalous"):
-        del pngs[name]  # the report's gallery shows the same images, and more
-    gallery = figures.report_gallery(test, scores, result.main.threshold)
-    content = result, history, pngs, gallery, audit.as_dict(images=True), config
-    html_report.write_report(workdir / "report.html", *content)
+    html_report.write_report(
+        workdir / "report.html",
+        result,
+        history,
+        {name: charts.to_svg(figure) for name, figure in drawn.items()},
+        figures.report_gallery(test, scores, threshold),
+        audit.as_dict(images=True),
+        config,
+        figures.report_examples(test, scores, threshold),
+    )
 
 
 def summary(result: EvaluationResult) -> list[str]:

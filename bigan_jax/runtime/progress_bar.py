@@ -40,7 +40,7 @@ class _LogLines(tqdm):
     """A progress bar that prints lines instead of replacing one, which takes carriage returns."""
 
     @staticmethod
-    def status_printer(file):
+    def status_printer(file: Any):
         def print_line(text: str) -> None:
             if text:
                 file.write(f"{text}\n")
@@ -52,15 +52,13 @@ class _LogLines(tqdm):
         """Does nothing: there is no cursor to move to the line of another bar."""
 
     @classmethod
-    def write(cls, s, file=None, end="\n", nolock=False):
+    def write(cls, s, file: Any = None, end="\n", nolock=False):
         """Prints a message. tqdm would repeat the progress after it."""
         print(s, file=file or sys.stdout, end=end, flush=True)
 
     def close(self):
         """Prints the final progress, unless it vanishes at the end (`leave=False`) or is printed."""
-        if self.disable:
-            return
-        if self.leave and self.n > self.last_print_n:
+        if not self.disable and self.leave and self.n > self.last_print_n:
             self.display()
-        self.disable = True
-        self._decr_instances(self)
+        self.delay = math.inf  # as if nothing was ever displayed, which tqdm would clear or end by a new line
+        super().close()

@@ -177,6 +177,15 @@ def test_format_cell(cell, text):
     assert table_formats.format_cell(cell) == text
 
 
+def test_groups_of_rows_have_headings():
+    table = table_formats.Table(
+        "T", [("", "model"), ("", "AUROC")], [["a", 0.5], ["b", 0.6]], groups={0: "Models", 1: "50 %"}
+    )
+    lines = table_formats.markdown(table).splitlines()
+    assert lines[4:8] == ["| **Models** |  |", "| a | 0.500 |", "| **50 %** |  |", "| b | 0.600 |"]
+    assert r"\multicolumn{2}{l}{50 \%} \\" + "\n" + r"b & 0.600 \\" in table_formats.latex(table)
+
+
 def test_csv_escapes_spreadsheet_formulas():
     text = table_formats.csv_text(["a", "b"], [["=1+1", -0.5], ["@x", None], ["fine\nline", "-A2"], ["+", "-2"]])
     rows = [["a", "b"], ["'=1+1", "-0.5"], ["'@x", ""], [r"fine\nline", "'-A2"], ["'+", "-2"]]
