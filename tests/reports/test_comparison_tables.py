@@ -129,6 +129,7 @@ def test_page_is_self_contained_and_escaped(comparison_folder):
     text = (comparison_folder[0] / "comparison.html").read_text()
     page = PageParser(text)
     assert page.open == [] and UNTRUSTED in page.text
+    assert " ±\xa00." in page.text and r"\x" not in page.text  # the space is no escaped control character
     assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "base", "form"}
     assert not [a for _, a in page.tags for name in a if name.startswith("on") or name == "href"]
     assert "url(" not in text and "@import" not in text and "http" not in page.text
