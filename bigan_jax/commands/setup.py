@@ -57,7 +57,7 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
             require_same_config(workdir, config)
         dataset, audit = load_audited(settings, configs)
         _require_same_across_processes(config, dataset)
-        print(audit.table())
+        print(audit.message())
         steps, batch_size = epoch_runner.steps_and_batch_size(settings.batch_size, len(dataset.train.image))
         built = build(settings, len(dataset.conditions), steps)
         weights = tree_digest(built.detector.frozen) if built.detector.frozen else ""

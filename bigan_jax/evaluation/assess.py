@@ -15,9 +15,12 @@ from bigan_jax.data.dataset import Dataset, Images
 from bigan_jax.data.files.medical import split_slice
 from bigan_jax.evaluation import anomaly_score, baselines
 from bigan_jax.evaluation.anomaly_score import TERMS, ScoreSettings
+from bigan_jax.evaluation.baselines import BaselineScores
 from bigan_jax.evaluation.result import (
     CALIBRATED,
+    NATIVE,
     SCORE_NAMES,
+    BaselineDifference,
     EvaluationResult,
     NativeScore,
     PixelMetrics,
@@ -28,7 +31,8 @@ from bigan_jax.evaluation.result import (
     VolumeResult,
 )
 from bigan_jax.evaluation.scorer import AnomalyScorer, Refits, Scores
-from bigan_jax.metrics.bootstrap import bootstrap_intervals
+from bigan_jax.evaluation.verdict import strongest
+from bigan_jax.metrics.bootstrap import bootstrap_intervals, paired_auroc_interval
 from bigan_jax.metrics.image import auroc, by_condition, by_defect_type, image_metrics, predict_all
 from bigan_jax.metrics.pixel import PIXEL_METRICS, dice, pixel_metrics, region_weights
 from bigan_jax.metrics.pixel_bootstrap import pixel_bootstrap_intervals
@@ -54,6 +58,7 @@ class Assessment(NamedTuple):
     result: EvaluationResult
     calibration: Scores
     test: Scores
+    baselines: dict[str, BaselineScores]  # of the test images, by SCORE_NAMES and baseline
 
 
 class CalibrationImages(NamedTuple):
@@ -125,6 +130,9 @@ def measure(
     baseline_scores = baselines.baseline_scores(
         baselines.fitting_images(train.image), _in_memory(test), scorer.compute_terms, scorer.formula
     )
+    # Baselines reconstruct: a detector's own score is compared with their default one.
+    baseline_scores |= {NATIVE: baseline_scores[CALIBRATED]}
+    baseline_scores = {name: baselines.with_better_sign(baseline_scores[name], test.label) for name in scores.by_name}
 
     def score_result(name: str) -> ScoreResult:
         normal_scores, measured = calibration.by_name[name], (scores.by_name[name], test.label)
@@ -132,8 +140,10 @@ def measure(
         settings = threshold if name == score.name else dataclasses.replace(threshold, rule="conformal", value=0.0)
         chosen = choose_threshold(settings, normal_scores, groups, fold)
         intervals = bootstrap_intervals(*measured, test.group, chosen.value)
+        aurocs = baselines.baseline_aurocs(baseline_scores[name], test.label)
+        metrics = image_metrics(*measured, chosen.value)
         return ScoreResult(
-            **image_metrics(*measured, chosen.value),
+            **metrics,
             auroc_ci=intervals and intervals["auroc"],
             intervals=intervals,
             threshold=chosen.value,
@@ -143,8 +153,8 @@ def measure(
             by_defect_type=by_defect_type(*measured, test.defect_type, chosen.value),
             by_condition=by_condition(*measured, test.condition, dataset.conditions, chosen.value),
             volumes=_volume_result(measured[0], test),
-            # Baselines reconstruct: a detector's own score is compared with their default one.
-            baselines=baselines.baseline_aurocs(baseline_scores.get(name, baseline_scores[CALIBRATED]), test.label),
+            baselines=aurocs,
+            over_baseline=_over_baseline(metrics["auroc"], aurocs, *measured, baseline_scores[name], test.group),
             calibration_scores=normal_scores.tolist(),
         )
 
@@ -180,7 +190,16 @@ def measure(
         warnings=[*scorer.notes, *_promise_warnings(main, test, dataset, calibrated_on, threshold)],
         versions={name: package_version(name) for name in ("bigan_jax", "jax", "flax")},
     )
-    return Assessment(result, calibration, scores)
+    return Assessment(result, calibration, scores, baseline_scores)
+
+
+def _over_baseline(area, aurocs, score, label, baseline_scores, group) -> BaselineDifference | None:
+    """Compares with the strongest baseline of the complete test set: no bootstrap sample chooses another one."""
+    best = strongest(aurocs)
+    if area is None or best is None:
+        return None
+    interval = paired_auroc_interval(score, baseline_scores[best[0]], label, group)
+    return BaselineDifference(best[0], area - best[1], interval)
 
 
 def _reconstruction_warnings(images: UInt8[np.ndarray, "n h w c"], reconstructions: UInt8[np.ndarray, "n h w c"]):

@@ -142,6 +142,16 @@ def _blocks(images: np.ndarray) -> list[np.ndarray]:
     return np.array_split(images, -(-len(images) // BLOCK))
 
 
+def with_better_sign(scores: Mapping[str, Float[np.ndarray, "m"]], label: Bool[np.ndarray, "m"]) -> BaselineScores:
+    """Returns the scores of each baseline; those in SIGN_FREE have the sign of the higher AUROC on these labels."""
+
+    def ranks_backward(name, score):
+        area = auroc(score, label) if name in SIGN_FREE else None
+        return area is not None and area < 0.5
+
+    return {name: -score if ranks_backward(name, score) else score for name, score in scores.items()}
+
+
 def baseline_aurocs(
     scores: Mapping[str, Float[np.ndarray, "m"]], label: Bool[np.ndarray, "m"]
 ) -> dict[str, float | None]:
@@ -149,11 +159,7 @@ def baseline_aurocs(
 
     Those in SIGN_FREE get the better sign by the test labels, which favors the baseline over a model.
     """
-    values = {name: auroc(score, label) for name, score in scores.items()}
-    for name in SIGN_FREE:
-        if (value := values.get(name)) is not None:
-            values[name] = max(value, 1 - value)
-    return values
+    return {name: auroc(score, label) for name, score in with_better_sign(scores, label).items()}
 
 
 def _unit(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w c"]:

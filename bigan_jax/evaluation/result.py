@@ -27,6 +27,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=100)]
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
 Number = Annotated[float, Meta(gt=-1e300, lt=1e300)]
 Unit = Annotated[float, Meta(ge=0, le=1)]
+SignedUnit = Annotated[float, Meta(ge=-1, le=1)]
 Interval = tuple[Unit, Unit]
 Names = Annotated[list[Name], Meta(max_length=20)]
 Aurocs = Annotated[dict[Name, Unit | None], Meta(max_length=100)]
@@ -97,6 +98,14 @@ class VolumeResult(_Record, frozen=True):
     auroc: Unit | None
 
 
+class BaselineDifference(_Record, frozen=True):
+    """The AUROC of a score minus that of the strongest baseline with this score."""
+
+    baseline: Name
+    value: SignedUnit
+    interval: tuple[SignedUnit, SignedUnit] | None  # 95 %, paired; None if there was nothing to resample
+
+
 class ScoreResult(_record_of(IMAGE_METRICS)):
     """The result of one score: IMAGE_METRICS as fields of their own, and the following."""
 
@@ -110,6 +119,7 @@ class ScoreResult(_record_of(IMAGE_METRICS)):
     by_condition: list[ConditionRow] | None  # None if there is one condition only
     volumes: VolumeResult | None  # None if no test image is a slice
     baselines: Aurocs  # of detectors that need no training, with the same score
+    over_baseline: BaselineDifference | None  # None if there is no AUROC
     calibration_scores: Annotated[list[Number], Meta(min_length=1)]
 
     def __post_init__(self):
@@ -170,7 +180,11 @@ class EvaluationResult(_Record, frozen=True):
 
     def by_score(self, name: str) -> ScoreResult:
         """Returns the result of a score, or of the one that decides if the detector does not have this one."""
-        return self.scores.get(name, self.main)
+        return self.scores[self.name_of(name)]
+
+    def name_of(self, name: str) -> str:
+        """Returns the name of the score that `by_score` returns."""
+        return name if name in self.scores else self.score_name
 
     def replace(self, **fields) -> "EvaluationResult":
         """Returns a copy with other values of some fields."""

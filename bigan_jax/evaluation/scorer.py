@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from tqdm import tqdm
 
 from bigan_jax.data.files.images import ImageFormat
 from bigan_jax.data.inputs import ImageInput, load_images
@@ -23,6 +22,7 @@ from bigan_jax.evaluation.result import CALIBRATED, NATIVE, PAPER, SCORE_NAMES
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.nn.vgg16 import weights as pretrained
 from bigan_jax.nn.vgg16.network import VGG16
+from bigan_jax.runtime.progress_bar import progress_bar
 
 _VGG16_LAYERS = ("relu2_2", "relu3_3")  # whose features the perceptual term compares
 MAP = "map"  # the only map of a detector that does not reconstruct
@@ -177,9 +177,9 @@ class AnomalyScorer:
         keys = jnp.broadcast_to(jax.random.key(self._variables[0].seed), size)
         scores: dict[str, Any] = {}
         starts = range(0, len(images), size)
-        bar = tqdm(
-            total=len(starts) * (self._searcher.steps + 1),
-            desc=progress,
+        bar = progress_bar(
+            len(starts) * (self._searcher.steps + 1),
+            progress,
             unit="step" if self._searcher.steps else "batch",
             disable=not progress,
             leave=False,

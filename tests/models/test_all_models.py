@@ -108,7 +108,7 @@ def scorer_of(detector, state):
     return AnomalyScorer(detector, state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=8, name="paper")
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=TRAINED)
 def model(request, dataset):
     """Each model, on one device, which compiles faster, where the number of devices does not matter."""
     with pytest.MonkeyPatch.context() as patch:
@@ -252,7 +252,7 @@ def test_every_trained_parameter_has_a_gradient(model, dataset):
                 assert float(jnp.abs(gradient).max()) > 0, (objective, where)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_parameter_count_is_as_stated(name):
     config = config_of(name, "brain")
     built = build(parse_settings(config), 1, steps_per_epoch=1)
