@@ -90,8 +90,10 @@ def diagram() -> str:
             f'<text x="{x:g}" y="{y + 5:g}">{escape(_title(name))}</text>'
         )
     size = f"{_WIDTH} {(len(layers()) - 1) * _ROW + _BOX[1] + 2 * _GAP}"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" role="img">\n<title>Packages of {PACKAGE}</title>'
-    return "\n".join([head, f"<style>\n{_STYLE}</style>", *lines, *boxes, "</svg>\n"])
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" role="img">'
+    return "\n".join(
+        [head, f"<title>Packages of {PACKAGE}</title>", f"<style>\n{_STYLE}</style>", *lines, *boxes, "</svg>\n"]
+    )
 
 
 def text() -> str:

@@ -121,7 +121,7 @@ def _model_section(name: str) -> str:
         for objective, values in full.optimizers.items()
     ]
     phases = [
-        f"- `{phase}`: {values.epochs} epochs of {', '.join(map(_frequency, *zip(*values.objectives.items(), strict=True)))}"
+        f"- `{phase}`: {values.epochs} epochs of {', '.join(_frequency(*item) for item in values.objectives.items())}"
         for phase, values in full.phases.items()
     ]
     parts.append("\n".join([*optimizers, *phases]))

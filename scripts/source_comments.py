@@ -30,7 +30,8 @@ def assignment_comments(source: str, nodes: Iterable[ast.stmt] | None = None) ->
             target = node.target
         else:
             continue
-        comments[ast.unparse(target)] = trailing.get(node.end_lineno or 0) or _above(whole, node.lineno)
+        comment = trailing.get(node.end_lineno or 0) or _above(whole, node.lineno)
+        comments.setdefault(ast.unparse(target), comment)  # later assignments compute another value
     return comments
 
 
