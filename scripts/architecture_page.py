@@ -29,7 +29,7 @@ rules in continuous integration.
 ## All imports
 """
 
-_WIDTH, _ROW, _BOX, _GAP = 420, 86, (118, 40), 16
+_WIDTH, _ROW, _BOX, _GAP = 420, 86, (126, 40), 16
 _STYLE = """\
   .line { fill: none; stroke: #8b93a5; stroke-width: 1.5 }
   .box { fill: #e4e9f7; stroke: #5a6fb0; stroke-width: 1.2 }
