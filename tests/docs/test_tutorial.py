@@ -8,10 +8,15 @@ import sys
 from types import SimpleNamespace
 
 import matplotlib
+import numpy as np
 import pytest
 
+import bigan_jax
+from bigan_jax import models
 from tests.docs.pages import ROOT, blocks
 from tests.docs.test_commands import commands
+from tests.helpers.datasets import main_score
+from tests.helpers.runs import SMALL
 
 GET_STARTED = ROOT / "docs" / "get-started"
 
@@ -28,7 +33,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def python(page):
-    return [block.content for block in blocks(GET_STARTED / page) if block.language == "python"]
+    return [block.content for block in blocks(ROOT / "docs" / page) if block.language == "python"]
 
 
 def run(command):
@@ -40,7 +45,7 @@ def run(command):
 
 
 def test_own_images(folder):
-    (draw_images,) = python("own-images.md")
+    (draw_images,) = python("get-started/own-images.md")
     exec(draw_images, {})
     assert len(os.listdir("photos/normal")) == 400 and len(os.listdir("new")) == 6
     train, predict = commands(GET_STARTED / "own-images.md")
@@ -64,8 +69,22 @@ def test_notebook(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     matplotlib.use("Agg")
     variables = {}
-    for cell in python("notebook.md"):
+    for cell in python("get-started/notebook.md"):
         exec(cell, variables)
     assert variables["prediction"].error_map.shape == (2, 64, 64)
     assert shown[0] > 10_000
     assert "runs/missing" in capsys.readouterr().out
+
+
+def test_model_of_the_how_to_page(tmp_path, monkeypatch):
+    model, config_file, *_ = python("how-to/extend.md")
+    (tmp_path / "projection.py").write_text(model)
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    variables = {}
+    exec(config_file, variables)
+    config = variables["get_config"]("phantom")
+    config.phases.phase1.epochs = 2
+    with config.ignore_type():
+        config.update_from_flattened_dict({name: v for name, v in SMALL.items() if name.startswith("data.")})
+    evaluation = bigan_jax.train(config, tmp_path / "run")
+    assert evaluation["model"] == "projection" and np.isfinite(main_score(evaluation)["auroc"])
