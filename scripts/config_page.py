@@ -115,7 +115,9 @@ def _model_section(name: str) -> str:
     ]
     if full.batch_size != common.defaults().batch_size:
         rows.append(["`batch_size`", _code(full.batch_size), ""])
-    parts = [f"### {name}\n\n{summary}.", table(["field", "default", "meaning"], rows)]
+    parts = [f"### {name}\n\n{summary}."]
+    if rows:
+        parts.append(table(["field", "default", "meaning"], rows))
     optimizers = [
         f"- Optimizer of `{objective}`: learning rate {values.learning_rate:g}, b1 {values.b1:g}, `{values.rate}`"
         for objective, values in full.optimizers.items()
@@ -124,7 +126,8 @@ def _model_section(name: str) -> str:
         f"- `{phase}`: {values.epochs} epochs of {', '.join(_frequency(*item) for item in values.objectives.items())}"
         for phase, values in full.phases.items()
     ]
-    parts.append("\n".join([*optimizers, *phases]))
+    if optimizers or phases:
+        parts.append("\n".join([*optimizers, *phases]))
     changes = getattr(module, "PRESETS", {}).items()
     rows = [[f"`{dataset}`", _overrides(values)] for dataset, values in changes]
     rows += [[f"`{ablation}`", _overrides(values)] for ablation, values in getattr(module, "ABLATIONS", {}).items()]
@@ -144,7 +147,7 @@ def _frequency(objective: str, frequency: ConfigDict) -> str:
 def _argument_docs(model: str) -> dict[str, str]:
     """Returns the description of each argument of a model's `create`, from the Args section of its docstring."""
     tree = ast.parse((ROOT / "bigan_jax" / "models" / f"{model}.py").read_text(encoding="utf-8"))
-    create = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "create")
+    (create,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "create")
     section = (ast.get_docstring(create) or "").partition("Args:\n")[2].partition("\n\n")[0]
     entries = re.split(r"^  (?=\w)", section, flags=re.M)
     docs = {}
