@@ -39,7 +39,7 @@ def sweep(
 
     Args:
       config: the config of the command line.
-      file: the config file and its argument, "configs/<model>.py:<dataset>,...".
+      file: the config file and its argument, `configs/<model>.py:<dataset>,...`.
       overrides: fields to set in all runs, by dotted name.
       output: folder of the runs' folders and of the comparison.
       command: the start of a run's command line.

@@ -133,7 +133,7 @@ class EvaluationResult(_Record, frozen=True):
     """The result of one evaluation."""
 
     model: Name
-    group: Literal["reconstruction", "features", "baseline"]
+    group: Literal["reconstruction", "features", "baseline"]  # group of the detector in tables
     dataset: Name
     category: Annotated[str, Meta(max_length=1000)]
     ablations: Names
