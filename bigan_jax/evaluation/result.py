@@ -101,8 +101,8 @@ class VolumeResult(_Record, frozen=True):
 class BaselineDifference(_Record, frozen=True):
     """The AUROC of a score minus that of the strongest baseline with this score."""
 
-    baseline: Name
-    value: SignedUnit
+    baseline: Name  # name of the strongest baseline
+    value: SignedUnit  # the difference
     interval: tuple[SignedUnit, SignedUnit] | None  # 95 %, paired; None if there was nothing to resample
 
 
