@@ -203,7 +203,7 @@ def override(config: ConfigDict, values: Mapping) -> None:
 
 def _shorten(config):
     """Sets 64x64 images and a tenth of the epochs, for a first try on a laptop; features need larger images."""
-    if "feature_layers" not in config.model:
+    if config.phases or "feature_layers" not in config.model:
         config.data.image_size = 64
     for name in config.phases:
         config.phases[name].epochs = -(-config.phases[name].epochs // 10)

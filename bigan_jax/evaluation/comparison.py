@@ -8,7 +8,7 @@ from typing import NamedTuple
 from bigan_jax.evaluation import statistics
 from bigan_jax.evaluation.finished_run import FinishedRun
 from bigan_jax.evaluation.paper_results import MODELS, contradiction
-from bigan_jax.evaluation.result import CALIBRATED, SCORE_NAMES, EvaluationResult, ScoreResult
+from bigan_jax.evaluation.result import CALIBRATED, NATIVE, SCORE_NAMES, EvaluationResult, ScoreResult
 from bigan_jax.evaluation.statistics import Difference, Spread, spread
 from bigan_jax.evaluation.verdict import SCORE_TITLES, label, strongest
 from bigan_jax.metrics.image import IMAGE_METRICS
@@ -45,6 +45,11 @@ class ComparisonRow(NamedTuple):
     values: dict[str, Spread | None]  # by the names in VALUES; None where no run has one
     inconsistencies: list[str]  # for each run with values that cannot all be right, the reason
 
+    @property
+    def group(self) -> str:
+        """The group of the detector, one of GROUPS."""
+        return self.runs[0].result.group
+
 
 class DatasetComparison(NamedTuple):
     """All rows on one data set, by falling AUROC; a sentence in place of a difference says why there is none."""
@@ -77,7 +82,7 @@ def values(result: EvaluationResult, score: str) -> dict[str, float | None]:
     return {
         **_score_values(result.by_score(score)),
         **{f"{of}_{name}": value for of, values in by_score.items() for name, value in values.items()},
-        "native": result.native and result.native.auroc,
+        "native": by_score[NATIVE]["auroc"] if NATIVE in by_score else result.native and result.native.auroc,
         **{name: getattr(result.pixel, metric) for name, metric in PIXEL_VALUES.items()},
         "pixel_baseline": pixel_baseline and pixel_baseline[1],
     }

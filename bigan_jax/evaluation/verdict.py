@@ -10,6 +10,13 @@ SCORE_TITLES = {
     "native": "the detector's own score",
 }
 
+# Of detectors, in the order of tables.
+GROUP_TITLES = {
+    "reconstruction": "Reconstruction of images",
+    "features": "Pretrained features",
+    "baseline": "Baselines that can be kept",
+}
+
 LABELS = {
     "f1": "F1",
     "auroc": "AUROC",

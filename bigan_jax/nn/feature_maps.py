@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from scipy.ndimage import uniform_filter1d
 
 from bigan_jax.detector import Net, Variables
+from bigan_jax.nn import losses
 from bigan_jax.nn.vgg16 import weights as vgg16
 from bigan_jax.nn.vgg16.network import VGG16
 
@@ -50,10 +51,22 @@ def channels(network: FeatureNetwork, shape: tuple[int, int, int]) -> list[int]:
     return [feature_map.shape[-1] for feature_map in maps]
 
 
-def grid_features(net: Net, images: Float[Array, "b h w c"], grid: int) -> list[Float[Array, "b cells _"]]:
-    """Returns each feature map, averaged over 3x3 neighbors and then by area to `grid` x `grid` cells."""
-    maps = cast(tuple[Array, ...], net(NETWORK, images))
-    return [_to_grid(x.astype(jnp.float32), grid).reshape(len(x), grid * grid, -1) for x in maps]
+def grid_features(
+    net: Net, images: Float[Array, "b h w c"], grid: int, unit: bool = False
+) -> list[Float[Array, "b cells _"]]:
+    """Returns each feature map, averaged over 3x3 neighbors and then by area to `grid` x `grid` cells.
+
+    `unit` scales the features of each cell and layer to a mean square of 1.
+    """
+    maps = [_to_grid(x.astype(jnp.float32), grid) for x in cast(tuple[Array, ...], net(NETWORK, images))]
+    maps = losses.unit_features(maps) if unit else maps
+    return [x.reshape(len(x), grid * grid, -1) for x in maps]
+
+
+def random_signs(features: int, components: int) -> Float[np.ndarray, "features components"]:
+    """Returns a projection that keeps distances (Achlioptas 2003) and mean squares, and is the same on all machines."""
+    signs = np.random.default_rng(0).integers(0, 2, (features, components)) * 2 - 1
+    return (signs / np.sqrt(features)).astype(np.float32)
 
 
 def _to_grid(x: Float[Array, "b h w c"], grid: int) -> Float[Array, "b grid grid c"]:

@@ -6,7 +6,7 @@ from bigan_jax.evaluation import paper_results
 from bigan_jax.evaluation.comparison import PIXEL_VALUES, ComparisonRow, DatasetComparison, differing_fields
 from bigan_jax.evaluation.paper_results import METRICS, MODELS
 from bigan_jax.evaluation.statistics import Difference
-from bigan_jax.evaluation.verdict import SCORE_TITLES, label
+from bigan_jax.evaluation.verdict import GROUP_TITLES, SCORE_TITLES, label
 from bigan_jax.metrics.image import IMAGE_METRICS
 from bigan_jax.metrics.pixel import PIXEL_METRICS
 from bigan_jax.reports.table_formats import Cell, Table
@@ -105,7 +105,10 @@ def _heading(metric: str) -> str:
 
 
 def _results(comparison):
+    decides = {"auroc": ("AUROC", "score that decides")}
     columns = {
+        # Detectors that do not reconstruct have another score.
+        **(decides if any(not row.values[f"{comparison.score}_auroc"] for row in comparison.rows) else {}),
         "calibrated_auroc": ("AUROC", "calibrated score"),
         "paper_auroc": ("AUROC", "paper's score"),
         "native": ("AUROC", "native score"),
@@ -132,11 +135,16 @@ def _metric_table(
     title: str, columns: dict[str, tuple[str, str]], rows: Sequence[ComparisonRow], notes: Sequence[str]
 ) -> Table:
     columns = {name: column for name, column in columns.items() if any(row.values[name] for row in rows)}
+    order = list(GROUP_TITLES)
+    rows = sorted(rows, key=lambda row: order.index(row.group))  # within a group, as before
+    groups = [row.group for row in rows]
+    headings = {groups.index(group): title for group, title in GROUP_TITLES.items() if group in groups}
     cells = [
         [row.label + " †" * bool(row.inconsistencies), len(row.runs), *(_cell(row, name) for name in columns)]
         for row in rows
     ]
-    return Table(title, [("", "model"), ("", "seeds"), *columns.values()], cells, notes)
+    shown = headings if len(headings) > 1 else {}
+    return Table(title, [("", "model"), ("", "seeds"), *columns.values()], cells, notes, shown)
 
 
 def _cell(row: ComparisonRow, metric: str) -> Cell:

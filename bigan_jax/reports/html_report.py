@@ -9,7 +9,7 @@ import numpy as np
 
 from bigan_jax.evaluation.anomaly_score import TERMS
 from bigan_jax.evaluation.result import EvaluationResult, Interval
-from bigan_jax.evaluation.verdict import baseline_check, label, localization, score_titles, strongest
+from bigan_jax.evaluation.verdict import GROUP_TITLES, baseline_check, label, localization, score_titles, strongest
 from bigan_jax.metrics.image import IMAGE_METRICS
 from bigan_jax.metrics.pixel import PIXEL_METRICS
 from bigan_jax.reports.charts import ERROR_PALETTE, error_levels, error_map_rgb
@@ -69,6 +69,7 @@ def write_report(
         m=result.main,
         image_metrics=IMAGE_METRICS,
         score_titles=score_titles(result),
+        group_title=GROUP_TITLES[result.group],
         decision_metrics={name: metric for name, metric in IMAGE_METRICS.items() if metric.uses_threshold},
         ranking_metrics={name: metric for name, metric in IMAGE_METRICS.items() if not metric.uses_threshold},
         pixel_metrics=PIXEL_METRICS,

@@ -206,3 +206,12 @@ def test_command_exit_status_and_no_jax_import(tmp_path):
     assert "bad was skipped: evaluation.json is not valid JSON" in result.stdout
     assert result.stdout.splitlines()[-1] == "False"
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".md", ".csv", ".tex", ".html"}
+
+
+def test_groups_of_detectors_have_headings_in_a_fixed_order(tmp_path):
+    for model, group, strength in (("a", "features", 3), ("b", "reconstruction", 0.5), ("c", "reconstruction", 2)):
+        write_run(tmp_path / model, model=model, strength=strength, evaluation={"group": group})
+    compare([tmp_path / "*"], tmp_path / "out")
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    positions = [text.index(part) for part in ("Reconstruction of images", "| c", "| b", "Pretrained features", "| a")]
+    assert positions == sorted(positions)
