@@ -61,7 +61,7 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
         steps, batch_size = epoch_runner.steps_and_batch_size(settings.batch_size, len(dataset.train.image))
         built = build(settings, len(dataset.conditions), steps)
         weights = tree_digest(built.detector.frozen) if built.detector.frozen else ""
-        distributed.require_equal("VGG16 weights", weights)
+        distributed.require_equal("weights of frozen networks", weights)
         for workdir in configs:
             audit.require_same_training_images(workdir)
             _require_same_weights(workdir, weights)
@@ -96,8 +96,8 @@ def _require_same_weights(workdir, weights):
         saved = file.read(1000)
     if saved != weights.encode():
         raise UserError(
-            f"{workdir} was trained with other VGG16 weights. Set them by --config.vgg16.weights=FILE, or use another "
-            "--workdir."
+            f"{workdir} was trained with another frozen network. Set its file by --config.vgg16.weights=FILE or "
+            "--config.model.network=FILE, or use another --workdir."
         )
 
 
@@ -106,6 +106,7 @@ def _require_same_across_processes(config, dataset):
     fields = config.to_dict()
     fields["data"] |= {"dir": "", "tfds_dir": ""}  # paths may differ between machines
     fields["vgg16"]["weights"] = ""
+    fields["model"] |= {"network": ""}
     distributed.require_equal("config", json.dumps(fields, sort_keys=True))
     distributed.require_equal("training images", json.dumps(dataset.train.path.tolist()))
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 from scipy.linalg import eigh
 from sklearn.decomposition import PCA
@@ -64,6 +65,14 @@ def nearest(images: Float[AnyArray, "n f"], among: Neighbors) -> Int[AnyArray, "
     return (among.half_norm - (images - among.mean) @ among.centered.T).argmin(1)
 
 
+def nearest_distance(x: Float[Array, "n d"], among: Neighbors) -> Float[Array, "n"]:
+    """Returns the distance of each row to the nearest neighbor; memory is n times the number of neighbors."""
+    products = jnp.matmul(x - among.mean, among.centered.T, precision=lax.Precision.HIGHEST)
+    nearest_row = among.centered[(among.half_norm - products).argmin(1)]
+    # From the difference, which keeps the digits that products of nearly equal rows lose.
+    return jnp.sqrt(jnp.square(x - among.mean - nearest_row).sum(1))
+
+
 def store_images(limit: int) -> Callable[[Any, Any], dict[str, AnyArray]]:
     """Returns the sums of a pass (`FitPass.sums`) that keeps all images, at most `limit`, flat and uint8."""
 
@@ -104,7 +113,7 @@ class Gaussian(NamedTuple):
     whitening: Float[AnyArray, "d d"]
 
 
-def ledoit_wolf(sums: Mapping[str, np.ndarray]) -> tuple[Gaussian, float]:
+def ledoit_wolf(sums: Mapping[str, Any]) -> tuple[Gaussian, float]:
     """Returns the Gaussian with the covariance of Ledoit and Wolf (2004), and its shrinkage, from `moment_sums`.
 
     The covariance is (1 - s) C + s tr(C) / d I; s minimizes the expected squared error (their Lemma 3.5), estimated as
