@@ -26,7 +26,7 @@ from bigan_jax.runtime.run_config import require_same_config, write_config
 from bigan_jax.training import device_layout, epoch_runner
 from bigan_jax.training.epoch_runner import EpochRunner
 from bigan_jax.training.fitting import Fitter
-from bigan_jax.training.run import FROZEN_DIGEST_FILE, TrainingJob
+from bigan_jax.training.run import TrainingJob, require_same_frozen
 from bigan_jax.training.saving.checkpoints import tree_digest
 from bigan_jax.training.train_step import TrainingSet
 
@@ -64,7 +64,7 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
         distributed.require_equal("weights of frozen networks", weights)
         for workdir in configs:
             audit.require_same_training_images(workdir)
-            _require_same_weights(workdir, weights)
+            require_same_frozen(workdir, weights)
         for workdir, config in configs.items():
             write_config(workdir, config)
             audit.write(workdir)
@@ -85,19 +85,6 @@ def _require_outside_data(workdir, data_dir):
         raise UserError(
             f"--workdir={workdir} is inside config.data.dir={data_dir}: the run's figures would be read as data. "
             "Use a --workdir elsewhere."
-        )
-
-
-def _require_same_weights(workdir, weights):
-    """Compares digests: the config does not show that a file or a package has other weights."""
-    if not weights or not (workdir / FROZEN_DIGEST_FILE).is_file():
-        return
-    with (workdir / FROZEN_DIGEST_FILE).open("rb") as file:
-        saved = file.read(1000)
-    if saved != weights.encode():
-        raise UserError(
-            f"{workdir} was trained with another frozen network. Set its file by --config.vgg16.weights=FILE or "
-            "--config.model.network=FILE, or use another --workdir."
         )
 
 

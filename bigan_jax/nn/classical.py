@@ -85,12 +85,12 @@ def store_images(limit: int) -> Callable[[Any, Any], dict[str, AnyArray]]:
     return sums
 
 
-def stored_images(sums: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n f"]:
+def stored_images(sums: Mapping[str, Any]) -> Float[np.ndarray, "n f"]:
     """Returns the images that `store_images` kept, from 0 to 255."""
     return np.asarray(sums["images"][: int(sums["count"])], np.float32)
 
 
-def moment_sums(x: Float[AnyArray, "b d"], weight: Float[AnyArray, "b"]) -> dict[str, AnyArray]:
+def moment_sums(x: Float[AnyArray, "b d"], weight: Float[AnyArray, "b"]) -> dict[str, Any]:
     """Returns weighted sums over rows from which `ledoit_wolf` computes mean, covariance and shrinkage.
 
     Rows should be near 0, for example by subtraction of an estimate of their mean.

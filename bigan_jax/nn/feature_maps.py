@@ -6,7 +6,7 @@ The network is VGG16, an exported one from a file, or any Flax module as a `Feat
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -78,7 +78,7 @@ def channels(network: FeatureNetwork, shape: tuple[int, int, int]) -> list[int]:
 
 def grid_features(net: Net, images: Float[Array, "b h w c"], grid: int) -> list[Float[Array, "b cells _"]]:
     """Returns each feature map, averaged over 3x3 neighbors and then by area to `grid` x `grid` cells."""
-    maps: Any = net(NETWORK, images)
+    maps = cast(tuple[Array, ...], net(NETWORK, images))
     return [_to_grid(x.astype(jnp.float32), grid).reshape(len(x), grid * grid, -1) for x in maps]
 
 

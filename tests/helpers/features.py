@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 from bigan_jax.detector import Batch, inference_net
 from bigan_jax.nn.feature_maps import FeatureNetwork
@@ -25,6 +26,14 @@ class TinyConvolutions(nn.Module):
 MODULE = TinyConvolutions()
 VARIABLES = jax.device_get(MODULE.init(jax.random.key(1), jnp.zeros((1, *SHAPE))))
 NETWORK = FeatureNetwork(MODULE, VARIABLES)
+
+
+def write_exported(path, variables=VARIABLES, shape="b, 16, 16, 3"):
+    """Writes the network as an exported function, and returns the file's name."""
+    function = jax.jit(lambda images: MODULE.apply(variables, images))
+    exported = export.export(function)(jax.ShapeDtypeStruct(export.symbolic_shape(shape), jnp.float32))
+    path.write_bytes(exported.serialize())
+    return str(path)
 
 
 def random_images(number, seed=0):
