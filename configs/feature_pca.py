@@ -5,6 +5,8 @@ python launch.py --config=configs/feature_pca.py:phantom
 
 from bigan_jax.configs import common
 
+USE = "Where parts are aligned: no training, and the most exact maps."
+
 
 def get_config(arg=None):
     config = common.features()

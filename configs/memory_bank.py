@@ -5,6 +5,8 @@ python launch.py --config=configs/memory_bank.py:phantom
 
 from bigan_jax.configs import common
 
+USE = "Where defects are local and parts may move: no training. Scoring takes longest of the fitted ones."
+
 
 def get_config(arg=None):
     config = common.features()
