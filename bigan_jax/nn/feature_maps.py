@@ -86,7 +86,7 @@ def _to_grid(x: Float[Array, "b h w c"], grid: int) -> Float[Array, "b grid grid
     """Both averages are one matrix for each side."""
     b, h, w, c = x.shape
     rows, columns = _averages(h, grid), _averages(w, grid)
-    low = jnp.matmul(rows, x.reshape(b, h, w * c)).reshape(b, grid, w, c)
+    low = (rows @ x.reshape(b, h, w * c)).reshape(b, grid, w, c)
     return jnp.matmul(columns, low)
 
 
