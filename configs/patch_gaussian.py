@@ -12,6 +12,7 @@ def get_config(arg=None):
     config = common.features()
     config.model_name = "patch_gaussian"
     config.model = {
+        "network": "",  # a file of an exported network; "": VGG16
         "feature_layers": ("relu2_2", "relu3_3", "relu4_3"),
         "grid": 16,
         "components": 200,

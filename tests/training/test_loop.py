@@ -109,7 +109,7 @@ def test_run_with_other_vgg16_weights_is_refused(tmp_path, monkeypatch):
         return weights._replace(params=jax.tree.map(lambda x: x / 2, weights.params))
 
     monkeypatch.setattr(vgg16_weights, "load_weights", load_others)
-    with pytest.raises(UserError, match=r"other VGG16 weights.*vgg16\.weights"), prepare_jobs({tmp_path: config}):
+    with pytest.raises(UserError, match=r"another frozen network.*vgg16\.weights"), prepare_jobs({tmp_path: config}):
         pass
 
 
