@@ -80,6 +80,9 @@ def defaults() -> ConfigDict:
     config.score.perceptual = 0.0  # VGG16 features; above 0 it costs far more than the others
     config.score.unit_features = True  # normalize the features before they are compared
     config.score.standardize = False  # divide components by their std on training images
+    # Whether the calibrated score includes the asymmetry between left and right: "on", "off", or "auto", by a test of
+    # the training images, which needs no labels.
+    config.score.symmetry = "auto"
     config.score.reduction = "mean"  # of the paper's score; or "max" or "top1" (highest 1 %) of the combined map
 
     config.vgg16 = ConfigDict()

@@ -14,7 +14,7 @@ from bigan_jax.detector import Detector, TrainState, init_state
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.calibrated_score import read_statistics
 from bigan_jax.evaluation.fold_scorer import FoldScorer
-from bigan_jax.evaluation.result import require_evaluation
+from bigan_jax.evaluation.result import CALIBRATED, require_evaluation
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.runtime.run_config import config_errors, read_config
 from bigan_jax.training.saving.checkpoints import CheckpointManager
@@ -37,7 +37,9 @@ def load(workdir: str | Path) -> AnomalyScorer:
         scorers = [load(folder) for folder in folders]
         return FoldScorer(scorers, result.main.threshold, np.array(result.main.calibration_scores))
     conditions = result.conditions
-    statistics = read_statistics(workdir, *settings.data.image_shape[:2])
+    statistics = []  # of the calibrated score: the error maps', and those of asymmetry where it includes it
+    if CALIBRATED in result.scores:
+        statistics = read_statistics(workdir, *settings.data.image_shape[:2], 1 + result.symmetry.used)
     state, detector, _ = restore(settings, workdir, len(conditions))
     if result.steps != int(state.step):
         raise UserError(
@@ -51,7 +53,8 @@ def load(workdir: str | Path) -> AnomalyScorer:
             detector,
             state,
             name=result.score_name,
-            statistics=statistics,
+            statistics=statistics[0] if statistics else None,
+            asymmetry=statistics[1] if len(statistics) > 1 else None,
             threshold=result.main.threshold,
             calibration=np.array(result.main.calibration_scores),
             conditions=conditions if is_conditional else (),
