@@ -1,15 +1,17 @@
 """Small summaries of images: thumbnails, and the means of their corners."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Array, Float
 
 AnyArray = Array | np.ndarray
 
 
-def thumbnails(images: Float[AnyArray, "n h w c"], size: int = 16) -> Float[AnyArray, "n features"]:
+def thumbnails(images: Float[AnyArray, "n h w c"], size: int = 16) -> Any:
     """Averages images by area to `size` x `size` pixels, of which theirs need not be multiples, and flattens them.
 
-    NumPy or JAX arrays.
+    NumPy or JAX arrays. Returns [n features].
     """
     rows, columns = (_area_average(length, size) for length in images.shape[1:3])
     n, height, width, channels = images.shape

@@ -107,14 +107,14 @@ def _fit_reconstructions(train: Float[np.ndarray, "n h w c"]) -> Callable[[np.nd
     flat_train = train.reshape(len(train), -1)
     mean = flat_train.mean(0)
     among = classical.neighbors(flat_train, mean)
-    axes = classical.principal_axes(among.centered, 64)
+    axes = classical.principal_axes(flat_train - mean, 64)
 
     def reconstruct(images: np.ndarray) -> Reconstructions:
         flat = images.reshape(len(images), -1)
         return {
             "mean_image": np.broadcast_to(mean, flat.shape),
-            "pca_8": classical.project(flat, mean, axes[:8]),
-            "pca_64": classical.project(flat, mean, axes),
+            "pca_8": np.asarray(classical.project(flat, mean, axes[:8])),
+            "pca_64": np.asarray(classical.project(flat, mean, axes)),
             "nearest_neighbor": flat_train[classical.nearest(flat, among)],
         }
 

@@ -192,4 +192,4 @@ def _held_out_logs(sums, fold: int, shrinkage: float, count: int) -> Float[np.nd
     for layer, means in zip(sums["layers"], sums["kept"]["means"], strict=True):
         normal, _ = classical.ledoit_wolf(jax.tree.map(lambda x: np.tensordot(others, x, 1), layer))
         squared += np.square(classical.whitened(means[chosen], normal)).sum(1)
-    return _logs(np.sort(distance, axis=1)[:, -count:].mean(1), squared)
+    return np.asarray(_logs(np.sort(distance, axis=1)[:, -count:].mean(1), squared))

@@ -40,7 +40,8 @@ def create(
 
     def reconstruct(net, batch, keys):
         flat = batch.image.reshape(len(batch.image), -1)
-        return classical.project(flat, net.fitted["mean"], net.fitted["axes"]).reshape(batch.image.shape)
+        projected = jnp.asarray(classical.project(flat, net.fitted["mean"], net.fitted["axes"]))
+        return projected.reshape(batch.image.shape)
 
     fit = Fit(init, (FitPass("images", classical.store_images(images), finish, images),))
     return Detector({}, {}, reconstruct, fit=fit)

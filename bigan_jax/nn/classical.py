@@ -76,12 +76,12 @@ def store_images(limit: int) -> Callable[[Any, Any], dict[str, AnyArray]]:
     return sums
 
 
-def stored_images(sums: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n f"]:
+def stored_images(sums: Mapping[str, Any]) -> Float[np.ndarray, "n f"]:
     """Returns the images that `store_images` kept, from 0 to 255."""
     return np.asarray(sums["images"][: int(sums["count"])], np.float32)
 
 
-def moment_sums(x: Float[AnyArray, "b d"], weight: Float[AnyArray, "b"]) -> dict[str, AnyArray]:
+def moment_sums(x: Float[AnyArray, "b d"], weight: Float[AnyArray, "b"]) -> dict[str, Any]:
     """Returns weighted sums over rows from which `ledoit_wolf` computes mean, covariance and shrinkage.
 
     Rows should be near 0, for example by subtraction of an estimate of their mean.
@@ -104,7 +104,7 @@ class Gaussian(NamedTuple):
     whitening: Float[AnyArray, "d d"]
 
 
-def ledoit_wolf(sums: Mapping[str, np.ndarray]) -> tuple[Gaussian, float]:
+def ledoit_wolf(sums: Mapping[str, Any]) -> tuple[Gaussian, float]:
     """Returns the Gaussian with the covariance of Ledoit and Wolf (2004), and its shrinkage, from `moment_sums`.
 
     The covariance is (1 - s) C + s tr(C) / d I; s minimizes the expected squared error (their Lemma 3.5), estimated as

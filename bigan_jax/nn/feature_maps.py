@@ -5,7 +5,7 @@ The network is VGG16. Any other function from images to feature maps can take it
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -52,7 +52,7 @@ def channels(network: FeatureNetwork, shape: tuple[int, int, int]) -> list[int]:
 
 def grid_features(net: Net, images: Float[Array, "b h w c"], grid: int) -> list[Float[Array, "b cells _"]]:
     """Returns each feature map, averaged over 3x3 neighbors and then by area to `grid` x `grid` cells."""
-    maps = net(NETWORK, images)
+    maps = cast(tuple[Array, ...], net(NETWORK, images))
     return [_to_grid(x.astype(jnp.float32), grid).reshape(len(x), grid * grid, -1) for x in maps]
 
 
@@ -61,7 +61,7 @@ def _to_grid(x: Float[Array, "b h w c"], grid: int) -> Float[Array, "b grid grid
     b, h, w, c = x.shape
     rows, columns = _averages(h, grid), _averages(w, grid)
     low = (rows @ x.reshape(b, h, w * c)).reshape(b, grid, w, c)
-    return columns @ low
+    return jnp.matmul(columns, low)
 
 
 @functools.cache

@@ -36,21 +36,24 @@ def add_batch(
 ) -> Statistics:
     """Returns the statistics over `number` equally large batches and one more; if it is 0, the given ones are ignored.
 
-    A network's statistics are those of `detector.reconstruct`, as scoring calls it. A network that it does not call
-    has those of the last objective that owns it and calls it. So have all networks of a detector with a latent search:
-    `reconstruct` requires codes that were not searched for training images.
+    A network's statistics are those of `detector.reconstruct` or `score_and_map`, as scoring calls it. A network that
+    it does not call has those of the last objective that owns it and calls it. So have all networks of a detector with
+    a latent search: `reconstruct` requires codes that were not searched for training images.
 
     `BatchNorm` reduces over the batch on all devices, so that the devices agree.
     """
     # A batch's own keys: with those of another batch, a generator would see the same codes again.
     keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys(state, 0, len(batch.image)), number)
     variables = network_variables(state, scoring_params(state)) | dict(frozen)
-    functions: list[tuple[tuple[str, ...], Callable]] = [(o.networks, o.loss) for o in detector.objectives.values()]
+    functions: list[tuple[tuple[str, ...], Callable | None]] = [
+        (o.networks, o.loss) for o in detector.objectives.values()
+    ]
     if not detector.search:
-        functions.append((tuple(detector.networks), detector.reconstruct))
+        functions.append((tuple(detector.networks), detector.reconstruct or detector.score_and_map))
     of_batch = {}
     for networks, function in functions:
         net = Net(detector.networks, variables, train=True)
+        assert function
         function(net, batch, keys)
         of_batch |= {name: net.updates[name] for name in networks if name in net.updates and name in statistics}
     for name, calls in of_batch.items():  # several of a discriminator of real and generated images

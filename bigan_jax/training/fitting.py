@@ -4,8 +4,7 @@ The sums are float32 with compensated addition (Kahan 1965), so that they do not
 """
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator
 from functools import partial
 
 import jax
@@ -66,7 +65,7 @@ class Fitter:
 
     def sums(
         self, number: int, state: TrainState, images: TrainingImages, done: Sums | None = None, steps_done: int = 0
-    ) -> Iterator[Sums]:
+    ) -> Generator[Sums]:
         """Yields the sums of a pass after each batch.
 
         Args:
@@ -91,10 +90,9 @@ class Fitter:
         if self._frozen is None:
             self._frozen = replicate(dict(self._detector.frozen))
         params, sums = replicate(state.params[FITTED]), replicate(done)
-        with closing(prefetch(read, range(steps_done, shards.shape[1]))) as batches:
-            for batch in batches:
-                sums = self._programs[number](params, self._frozen, sums, *batch)
-                yield sums
+        for batch in prefetch(read, range(steps_done, shards.shape[1])):
+            sums = self._programs[number](params, self._frozen, sums, *batch)
+            yield sums
 
     def finish(self, number: int, state: TrainState, sums: Sums) -> TrainState:
         """Returns the state after a pass, from its sums on the devices. Raises UserError if a value is not finite."""
@@ -112,14 +110,13 @@ class Fitter:
 
     def _shapes(self, number: int, state: TrainState) -> Sums:
         """Returns the shapes of a pass's sums and of their lost digits."""
-        batch = FitBatch(
-            image=jax.ShapeDtypeStruct((1, *self.shape), jnp.float32),
-            weight=jax.ShapeDtypeStruct((1,), jnp.float32),
-            index=jax.ShapeDtypeStruct((1,), jnp.int32),
-            count=jax.ShapeDtypeStruct((), jnp.int32),
-        )
-        compute = partial(_batch_sums, self._detector, self.passes[number])
-        sums = jax.eval_shape(compute, state.params[FITTED], dict(self._detector.frozen), batch)
+
+        def compute(params, frozen):
+            image, one = jnp.zeros((1, *self.shape)), jnp.ones(1, jnp.int32)
+            batch = FitBatch(image, one.astype(jnp.float32), one, one[0])
+            return _batch_sums(self._detector, self.passes[number], params, frozen, batch)
+
+        sums = jax.eval_shape(compute, state.params[FITTED], dict(self._detector.frozen))
         return sums, jax.tree.map(lambda x: x if _is_float(x) else jax.ShapeDtypeStruct((), x.dtype), sums)
 
 

@@ -205,7 +205,7 @@ def test_run_with_asymmetry_loads_with_the_same_scores(tmp_path):
     np.testing.assert_allclose(scorer.score(calibration.image).by_name["calibrated"], scores, rtol=1e-4)
     evaluation["symmetry"]["used"] = False
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
-    with pytest.raises(UserError, match="pixel_statistics.npy is missing or not what an evaluation writes"):
+    with pytest.raises(UserError, match=r"pixel_statistics\.npy is missing or not what an evaluation writes"):
         bigan_jax.load(tmp_path)
 
 
