@@ -78,5 +78,6 @@ def evaluate_folds(workdir: Path, config: ConfigDict) -> dict:
 
 def _concatenate(scores: list[Scores]) -> Scores:
     """Joins the scores of several sets of images."""
-    trees = [s._replace(name=None) for s in scores]  # a string is no array
+    # A string is no array, and not all folds may include asymmetry.
+    trees = [s._replace(name=None, asymmetry=None) for s in scores]
     return jax.tree.map(lambda *x: np.concatenate(x), *trees)._replace(name=scores[0].name)

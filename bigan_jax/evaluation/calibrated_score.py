@@ -2,7 +2,8 @@
 
 Some places are always reconstructed badly (edges, reflections). They dominate the mean and the maximum of an error map
 until each pixel is measured by its own mean and standard deviation over training images. The mean square of the
-positive deviations keeps small peaks and does not discard diffuse changes.
+positive deviations keeps small peaks and does not discard diffuse changes. Where images are symmetric, the scorer adds
+their asymmetry (symmetry.py).
 """
 
 import io

@@ -29,8 +29,9 @@ def symmetry_ratio(images: TrainingImages, group: Shaped[np.ndarray, "n"]) -> fl
     """Returns how far images are from their own mirror images, relative to images of other groups.
 
     It is the median, over training images, of the squared distance to the own mirror image, divided by that to the
-    nearest image of another group. Images are gray, of 64x64 pixels, and smoothed as asymmetry is. A fixed draw of them
-    is compared. None if there is one group only, or if images of different groups are the same.
+    nearest image of another group: the fewer images there are, the farther it is. Images are gray, of 64x64 pixels, and
+    smoothed as asymmetry is. A fixed draw of them is compared. None if there is one group only, or if images of
+    different groups are the same.
     """
     chosen = fixed_draw(len(images), _MAX_IMAGES)
     small = np.concatenate([_small(images, block) for block in _blocks(chosen)])
@@ -47,7 +48,7 @@ def symmetry_ratio(images: TrainingImages, group: Shaped[np.ndarray, "n"]) -> fl
 def _small(images, indices):
     """Returns gray thumbnails in float64, in which the difference of nearly equal lengths has digits left."""
     low = thumbnails(_unit(images[indices]), symmetry.SIZE).reshape(len(indices), symmetry.SIZE, symmetry.SIZE, -1)
-    return symmetry.gray(low).astype(np.float64)
+    return low.mean(-1).astype(np.float64)
 
 
 def asymmetry_statistics(images: TrainingImages) -> PixelStatistics:

@@ -59,7 +59,7 @@ def create(
 
     def score_and_map(net, batch, keys):
         difference = asymmetry(batch.image)
-        z = standardize(abs(difference), net.fitted)
+        z = jnp.asarray(standardize(jnp.abs(difference), net.fitted))
         return symmetry.highest(z, top), jnp.maximum(difference, 0)
 
     return Detector({}, {}, score_and_map=score_and_map, fit=Fit(init, (FitPass("asymmetry", sums, finish),)))

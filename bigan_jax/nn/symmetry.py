@@ -25,11 +25,6 @@ _BISECTIONS = 24  # as many digits as float32 has
 _MIN_DEVIATION = 1 / 255  # one gray level: flat objects have a median deviation of 0
 
 
-def gray(images: Float[AnyArray, "n h w c"]) -> Float[AnyArray, "n h w"]:
-    """Returns the mean over channels."""
-    return images.mean(-1)
-
-
 def normalize(images: Float[Array, "n h w"], foreground: float = FOREGROUND) -> Float[Array, "n h w"]:
     """Returns (x - median) / MAD over the pixels above `foreground`, and 0 elsewhere.
 
@@ -95,16 +90,18 @@ def asymmetry(
 ) -> Float[Array, "n h w"]:
     """Returns the smoothed difference between images in [0, 1] and their mirror images, positive where brighter.
 
+    Color images are compared by the mean of their channels.
+
     Args:
       normalized: whether intensities are compared after `normalize`.
       foreground: as in `normalize`.
       sigma: of the smoothing, above 0.
     """
-    x = gray(images)
+    x = images.mean(-1)
     shift = mirror_shift(x)
     if normalized:
         x = normalize(x, foreground)
-    return smooth(x - mirrored(x, shift), sigma * x.shape[2] / SIZE)
+    return jnp.asarray(smooth(x - mirrored(x, shift), sigma * x.shape[2] / SIZE))
 
 
 def highest(maps: Float[Array, "n h w"], top: float = TOP) -> Float[Array, "n"]:
