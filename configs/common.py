@@ -80,6 +80,7 @@ def defaults() -> ConfigDict:
     config.score.perceptual = 0.0  # weight of the distance of VGG16 features; it costs far more than the others
     config.score.unit_features = True  # normalize the features before they are compared
     config.score.standardize = False  # divide components by their std on training images
+    config.score.symmetry = "auto"  # add the asymmetry of left and right: "on", "off" or "auto", by a label-free test
     config.score.reduction = "mean"  # of the map to the paper's score; or "max", or "top1" (mean of the highest 1 %)
 
     config.vgg16 = ConfigDict()

@@ -40,9 +40,9 @@ def load(workdir: str | Path) -> AnomalyScorer:
         scorers = [load(folder) for folder in folders]
         return FoldScorer(scorers, result.main.threshold, np.array(result.main.calibration_scores))
     conditions = result.conditions
-    statistics = None
+    statistics = []  # of the calibrated score: the error maps', and those of asymmetry where it includes it
     if CALIBRATED in result.scores:
-        statistics = read_statistics(workdir, *settings.data.image_shape[:2])
+        statistics = read_statistics(workdir, *settings.data.image_shape[:2], 1 + result.symmetry.used)
     state, detector, _ = restore(settings, workdir, len(conditions))
     if result.steps != int(state.step):
         raise UserError(
@@ -56,7 +56,8 @@ def load(workdir: str | Path) -> AnomalyScorer:
             detector,
             state,
             name=result.score_name,
-            statistics=statistics,
+            statistics=statistics[0] if statistics else None,
+            asymmetry=statistics[1] if len(statistics) > 1 else None,
             threshold=result.main.threshold,
             calibration=np.array(result.main.calibration_scores),
             conditions=conditions if is_conditional else (),

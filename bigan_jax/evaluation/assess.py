@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 
 from bigan_jax.data.dataset import Dataset, Images
 from bigan_jax.data.files.medical import split_slice
-from bigan_jax.evaluation import anomaly_score, baselines
+from bigan_jax.evaluation import anomaly_score, baselines, symmetry
 from bigan_jax.evaluation.anomaly_score import TERMS, ScoreSettings
 from bigan_jax.evaluation.baselines import BaselineScores
 from bigan_jax.evaluation.result import (
@@ -28,6 +28,7 @@ from bigan_jax.evaluation.result import (
     ScoreRecord,
     ScoreResult,
     ScoreTableRow,
+    SymmetryResult,
     VolumeResult,
 )
 from bigan_jax.evaluation.scorer import AnomalyScorer, Refits, Scores
@@ -90,16 +91,23 @@ def assess(
       UserError: a score is not finite, or a term to standardize is constant.
     """
     normal = dataset.calibration
-    deviations, moments = scorer.fit(dataset.train.image, dataset.train.condition, score.standardize, refits)
+    train = dataset.train
+    ratio = symmetry.symmetry_ratio(train.image, train.group)
+    symmetric = ratio is not None and ratio < symmetry.LIMIT
+    use_asymmetry = score.symmetry == "on" or (score.symmetry == "auto" and symmetric)
+    deviations, moments = scorer.fit(train.image, train.condition, score.standardize, refits, use_asymmetry)
+    tested = SymmetryResult(ratio, symmetric, used=scorer.asymmetry is not None)
     calibration = scorer.score(_in_memory(normal), normal.condition, progress="calibration")
     scores = scorer.score(_in_memory(dataset.test), dataset.test.condition, progress="test")
     table, warnings = [], []
     if calibration.reconstruction is not None:
-        table = anomaly_score.score_table(scores.terms, dataset.test.label, deviations, moments, score)
+        table = anomaly_score.score_table(
+            scores.terms, dataset.test.label, deviations, moments, score, scores.asymmetry
+        )
         if not refits:  # the mean image is meant to be the same for every image
             warnings += _reconstruction_warnings(_in_memory(normal), calibration.reconstruction)
     calibrated_on = CalibrationImages(calibration, normal.group)
-    assessment = measure(scorer, dataset, calibrated_on, scores, score, threshold, identity, deviations, table)
+    assessment = measure(scorer, dataset, calibrated_on, scores, score, threshold, identity, tested, deviations, table)
     warnings = [*assessment.result.warnings, *warnings]
     return assessment._replace(result=assessment.result.replace(warnings=warnings))
 
@@ -112,6 +120,7 @@ def measure(
     score: ScoreSettings,
     threshold: ThresholdSettings,
     identity: Mapping,
+    tested: SymmetryResult,
     deviations: Mapping[str, float] | None = None,
     table: Sequence[ScoreTableRow] = (),
 ) -> Assessment:
@@ -122,13 +131,14 @@ def measure(
       dataset: its training images are for the baselines.
       scores: of the dataset's test images.
       score, threshold, identity: as in `assess`.
+      tested: whether the training images are symmetric.
       deviations: the terms' standard deviations over training images, for the record.
       table: other scores of the same reconstructions, for the record.
     """
     test, train = dataset.test, dataset.train
     calibration, groups, fold = calibrated_on
     baseline_scores = baselines.baseline_scores(
-        baselines.fitting_images(train.image), _in_memory(test), scorer.compute_terms, scorer.formula
+        baselines.fitting_images(train.image), _in_memory(test), scorer.compute_terms, scorer.formula, scores.asymmetry
     )
     # Baselines reconstruct: a detector's own score is compared with their default one.
     baseline_scores |= {NATIVE: baseline_scores[CALIBRATED]}
@@ -185,8 +195,9 @@ def measure(
         score=ScoreRecord(**dataclasses.asdict(score), standard_deviations=dict(deviations or {})),
         score_table=list(table),
         score_table_note=anomaly_score.TABLE_NOTE if table else "",
+        symmetry=tested,
         color_limits=color_limits(calibration),
-        notes=[*dataset.notes, *baselines.fitting_note(train.image)],
+        notes=[*dataset.notes, *baselines.fitting_note(train.image), *symmetry.notes(tested)],
         warnings=[*scorer.notes, *_promise_warnings(main, test, dataset, calibrated_on, threshold)],
         versions={name: package_version(name) for name in ("bigan_jax", "jax", "flax")},
     )

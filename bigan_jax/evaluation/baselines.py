@@ -48,6 +48,7 @@ def baseline_scores(
     test: UInt8[np.ndarray, "m _ _ _"],
     compute_terms: ComputeTerms,
     formula: ScoreFormula,
+    asymmetry: Float[np.ndarray, "m"] | None = None,
 ) -> dict[str, BaselineScores]:
     """Returns anomaly scores of the test images by seven baselines, fitted on `train` alone.
 
@@ -60,6 +61,7 @@ def baseline_scores(
     Args:
       compute_terms: returns the score terms of images and reconstructions in [0, 1]; called with about BLOCK images.
       formula: of the models' scores.
+      asymmetry: of the test images, if the models' calibrated score includes it.
 
     Returns:
       The scores by SCORE_NAMES and baseline.
@@ -91,10 +93,13 @@ def baseline_scores(
         }
         for score, part in parts.items():
             part.append({name: np.asarray(values[score]) for name, values in by_baseline.items()} | same)
-    return {
+    scores = {
         score: {name: np.concatenate([block[name] for block in part]) for name in part[0]}
         for score, part in parts.items()
     }
+    if asymmetry is not None:
+        scores[CALIBRATED] |= {name: scores[CALIBRATED][name] + asymmetry for name in statistics}
+    return scores
 
 
 def _fit_reconstructions(train: Float[np.ndarray, "n h w c"]) -> Callable[[np.ndarray], Reconstructions]:

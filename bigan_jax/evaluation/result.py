@@ -75,7 +75,16 @@ class ScoreRecord(_Record, frozen=True):
     reduction: Name
     standardize: bool
     unit_features: bool
+    symmetry: Name
     standard_deviations: dict[Name, Number]
+
+
+class SymmetryResult(_Record, frozen=True):
+    """Whether the training images are symmetric (evaluation/symmetry.py)."""
+
+    ratio: Number | None  # of distances, to the own mirror image and to other images; None if undefined
+    symmetric: bool
+    used: bool  # whether the calibrated score includes asymmetry
 
 
 class ScoreTableRow(_Record, frozen=True):
@@ -159,6 +168,7 @@ class EvaluationResult(_Record, frozen=True):
     score: ScoreRecord
     score_table: list[ScoreTableRow]  # other scores of the same reconstructions
     score_table_note: str
+    symmetry: SymmetryResult
     color_limits: dict[Name, Number]  # the error shown in the brightest color, by score term and for "combined"
     notes: list[str]  # how the result was made
     warnings: list[str]  # what weakens the result

@@ -13,13 +13,14 @@ from bigan_jax.data.audit import Audit
 from bigan_jax.data.dataset import Images
 from bigan_jax.errors import printable
 from bigan_jax.evaluation.assess import Assessment
-from bigan_jax.evaluation.calibrated_score import PixelStatistics, write_statistics
+from bigan_jax.evaluation.calibrated_score import write_statistics
 from bigan_jax.evaluation.finished_run import baseline_column
 from bigan_jax.evaluation.result import EvaluationResult
 from bigan_jax.evaluation.scorer import Scores
 from bigan_jax.evaluation.verdict import baseline_check, score_titles
 from bigan_jax.metrics.pixel import PIXEL_METRICS
 from bigan_jax.metrics.thresholds import decide
+from bigan_jax.nn.pixel_statistics import PixelStatistics
 from bigan_jax.reports import charts, figures, html_report
 from bigan_jax.reports.table_formats import format_cell
 from bigan_jax.runtime.files import write_atomic, write_csv, write_json
@@ -32,7 +33,7 @@ def write_evaluation(
     test: Images,
     audit: Audit,
     assessment: Assessment,
-    statistics: PixelStatistics | None = None,
+    statistics: Sequence[PixelStatistics] = (),
 ) -> EvaluationResult:
     """Writes all files of an evaluation to the run's folder and prints a summary.
 
@@ -47,7 +48,7 @@ def write_evaluation(
     assessment = assessment._replace(result=result)
     (workdir / "evaluation.json").unlink(missing_ok=True)
     if statistics:
-        write_statistics(workdir, statistics)
+        write_statistics(workdir, *statistics)
     classes = {"label": class_names(test.label), "group": test.group}
     rows = score_rows(test.path, assessment.test, decide(assessment.test.score, result.main.threshold), classes)
     write_csv(workdir / "scores.csv", [list(rows[0]), *(list(row.values()) for row in rows)])
