@@ -5,6 +5,8 @@ python launch.py --config=configs/symmetry.py:brain
 
 from bigan_jax.configs import common
 
+USE = "Slices of heads and other images whose report says that they are symmetric."
+
 
 def get_config(arg=None):
     config = common.fitted(score="native")

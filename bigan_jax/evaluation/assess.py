@@ -93,7 +93,7 @@ def assess(
     normal = dataset.calibration
     train = dataset.train
     ratio = symmetry.symmetry_ratio(train.image, train.group)
-    symmetric = ratio is not None and ratio < symmetry.LIMIT
+    symmetric = symmetry.is_symmetric(ratio, len(train.image))
     use_asymmetry = score.symmetry == "on" or (score.symmetry == "auto" and symmetric)
     deviations, moments = scorer.fit(train.image, train.condition, score.standardize, refits, use_asymmetry)
     tested = SymmetryResult(ratio, symmetric, used=scorer.asymmetry is not None)

@@ -20,6 +20,7 @@ from bigan_jax.nn.pixel_statistics import PixelStatistics, regularized, smooth
 TrainingImages = UInt8[np.ndarray, "n h w c"] | LazyImages
 
 LIMIT = 0.5  # ratio below which images are symmetric
+MIN_IMAGES = 64  # with fewer, the nearest image of another group is far, and the ratio low for any images
 _MAX_IMAGES = 512  # a fixed draw of the training images
 _BLOCK = 64  # images in memory as floating-point numbers
 _SAME = 1e-9  # squared distance below which two images count as the same one
@@ -62,10 +63,17 @@ def asymmetry_statistics(images: TrainingImages) -> PixelStatistics:
     return regularized(mean, square / len(chosen) - mean**2)
 
 
+def is_symmetric(ratio: float | None, images: int) -> bool:
+    """Returns whether the test finds a number of training images with this ratio symmetric."""
+    return ratio is not None and ratio < LIMIT and images >= MIN_IMAGES
+
+
 def notes(result: SymmetryResult) -> Iterator[str]:
     """Yields sentences for the report: the result of the test, if there is one, and what depends on it."""
     if result.ratio is not None:
-        comparison = f"below {LIMIT:g}" if result.symmetric else f"not below {LIMIT:g}"
+        comparison = f"below {LIMIT:g}" if result.ratio < LIMIT else f"not below {LIMIT:g}"
+        if result.ratio < LIMIT and not result.symmetric:
+            comparison += f" but of fewer than {MIN_IMAGES} training images"
         yield (
             f"These data are {'' if result.symmetric else 'not '}symmetric: ratio {result.ratio:.3f}, {comparison} "
             "(the distance of training images from their mirror images, relative to other groups' images)."

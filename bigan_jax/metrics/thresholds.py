@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, Shaped
-from scipy.stats import betabinom
 
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.metrics.promise import Promise, percent
@@ -167,6 +166,8 @@ def exceeds_promise(calibration: Float[np.ndarray, "n"], normal: Float[np.ndarra
     split conformal prediction", Theorem 1). Here k is one more than the number of calibration images at or above the
     threshold.
     """
+    from scipy.stats import betabinom  # takes a second to import, and settings are checked before
+
     n, k = len(calibration), 1 + int((calibration >= threshold).sum())
     alarms = int((normal >= threshold).sum())
     return float(betabinom.sf(alarms - 1, len(normal), min(k, n), n + 1 - min(k, n)))

@@ -125,7 +125,7 @@ def test_every_field_of_a_config_is_an_option_of_train(name):
 def test_help_of_a_config_has_the_comments_of_its_fields():
     arguments = ["cae:folder", "--help"]
     text = console.make_command_parser("train", arguments, console.Parser).format_help()
-    assert "images that are not square" in text and "(default: 'stretch')" not in text
+    assert "how images become square" in text and "(default: 'stretch')" not in text
     assert "--data.image_size INT" in text and "(default: 128)" in text
     assert "--sweep" not in text
 

@@ -48,7 +48,9 @@ def test_written_result_is_read_unchanged(tmp_path):
 )
 def test_both_scores_are_required(change, tmp_path):
     write_json(tmp_path / "evaluation.json", change(evaluation_content()))
-    with pytest.raises(UserError, match='scores must be "paper" and "calibrated", and score_name one of them'):
+    with pytest.raises(
+        UserError, match="the names of scores must be among paper, calibrated, native, and score_name one of them"
+    ):
         read_evaluation(tmp_path)
 
 

@@ -98,7 +98,7 @@ def test_notes_state_the_ratio_and_what_depends_on_it(result, expected):
 
 # --- the score ---
 
-SMALL = {"data.image_size": 32, "data.phantom_normal": 60, "data.phantom_anomalous": 10, "batch_size": 16}
+SMALL = {"data.image_size": 32, "data.phantom_normal": 120, "data.phantom_anomalous": 10, "batch_size": 16}
 
 
 def one_sided(images, where):

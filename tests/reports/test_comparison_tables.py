@@ -213,5 +213,7 @@ def test_groups_of_detectors_have_headings_in_a_fixed_order(tmp_path):
         write_run(tmp_path / model, model=model, strength=strength, evaluation={"group": group})
     compare([tmp_path / "*"], tmp_path / "out")
     text = (tmp_path / "out" / "comparison.md").read_text()
-    positions = [text.index(part) for part in ("Reconstruction of images", "| c", "| b", "Pretrained features", "| a")]
+    positions = [
+        text.index(part) for part in ("**Reconstruction of images**", "| c ", "| b ", "**Pretrained features**", "| a ")
+    ]
     assert positions == sorted(positions)
