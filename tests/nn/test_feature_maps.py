@@ -117,7 +117,7 @@ def test_detectors_take_a_file_or_a_module(model, any_batch, monkeypatch):
 
 
 def test_weights_from_safetensors(tmp_path):
-    """As docs/other_networks.md shows it."""
+    """As docs/how-to/other-networks.md shows it."""
     save_file(flatten_dict(features.VARIABLES["params"], sep="/"), tmp_path / "weights.safetensors")
     params = unflatten_dict(load_file(tmp_path / "weights.safetensors"), sep="/")
     network = feature_maps.FeatureNetwork(features.MODULE, {"params": params})
