@@ -75,7 +75,7 @@ class ScoreRecord(_Record, frozen=True):
     reduction: Name
     standardize: bool
     unit_features: bool
-    symmetry: Name
+    symmetry: Name  # whether the calibrated score includes asymmetry: on, off, or auto, by the test
     standard_deviations: dict[Name, Number]
 
 
@@ -83,7 +83,7 @@ class SymmetryResult(_Record, frozen=True):
     """Whether the training images are symmetric (evaluation/symmetry.py)."""
 
     ratio: Number | None  # of distances, to the own mirror image and to other images; None if undefined
-    symmetric: bool
+    symmetric: bool  # whether the test finds them symmetric
     used: bool  # whether the calibrated score includes asymmetry
 
 
@@ -168,7 +168,7 @@ class EvaluationResult(_Record, frozen=True):
     score: ScoreRecord
     score_table: list[ScoreTableRow]  # other scores of the same reconstructions
     score_table_note: str
-    symmetry: SymmetryResult
+    symmetry: SymmetryResult  # the test for symmetry, and what depends on it
     color_limits: dict[Name, Number]  # the error shown in the brightest color, by score term and for "combined"
     notes: list[str]  # how the result was made
     warnings: list[str]  # what weakens the result
