@@ -37,6 +37,7 @@ def defaults() -> ConfigDict:
     config.seed = 0
     config.seeds = 1  # number of seeds, from config.seed on; each is a run in a folder seed<k>
     config.batch_size = 32
+    config.loggers = "tensorboard"  # comma list of tensorboard, wandb and mlflow, in addition to train.jsonl; "": none
     config.on_nan = "stop"  # or "rollback": to the latest checkpoint, with half the learning rates
     config.dtype = "float32"  # of computation; or "bfloat16". Parameters are float32.
 

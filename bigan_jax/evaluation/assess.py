@@ -64,7 +64,7 @@ def assess(
     identity: Mapping,
     refits: Refits | None = None,
 ) -> Assessment:
-    """Scores calibration and test images, and measures the scores.
+    """Scores calibration and test images, and measures the scores. Without test images all metrics are None.
 
     Args:
       scorer: is fitted here, on training images.
@@ -79,12 +79,16 @@ def assess(
     normal = dataset.calibration
     deviations, moments = scorer.fit(dataset.train.image, dataset.train.condition, score.standardize, refits)
     calibration = scorer.score(_in_memory(normal), normal.condition, progress="calibration")
-    scores = scorer.score(_in_memory(dataset.test), dataset.test.condition, progress="test")
+    tested = len(dataset.test.label) > 0
+    if tested:
+        scores = scorer.score(_in_memory(dataset.test), dataset.test.condition, progress="test")
+    else:
+        scores = calibration.select(slice(0))
     table, warnings = [], []
-    if calibration.reconstruction is not None:
+    if calibration.reconstruction is not None and tested:
         table = anomaly_score.score_table(scores.terms, dataset.test.label, deviations, moments, score)
-        if not refits:  # the mean image is meant to be the same for every image
-            warnings += _reconstruction_warnings(_in_memory(normal), calibration.reconstruction)
+    if calibration.reconstruction is not None and not refits:  # a mean image is meant to be the same for every image
+        warnings += _reconstruction_warnings(_in_memory(normal), calibration.reconstruction)
     calibrated_on = CalibrationImages(calibration, normal.group)
     assessment = measure(scorer, dataset, calibrated_on, scores, score, threshold, identity, deviations, table)
     warnings = [*assessment.result.warnings, *warnings]
@@ -114,9 +118,10 @@ def measure(
     """
     test, train = dataset.test, dataset.train
     calibration, groups, fold = calibrated_on
-    baseline_scores = baselines.baseline_scores(
-        baselines.fitting_images(train.image), _in_memory(test), scorer.compute_terms, scorer.formula
-    )
+    baseline_scores = {}
+    if len(test.label):
+        fitted_on = baselines.fitting_images(train.image)
+        baseline_scores = baselines.baseline_scores(fitted_on, _in_memory(test), scorer.compute_terms, scorer.formula)
 
     def score_result(name: str) -> ScoreResult:
         normal_scores, measured = calibration.by_name[name], (scores.by_name[name], test.label)
@@ -136,7 +141,9 @@ def measure(
             by_condition=by_condition(*measured, test.condition, dataset.conditions, chosen.value),
             volumes=_volume_result(measured[0], test),
             # Baselines reconstruct: a detector's own score is compared with their default one.
-            baselines=baselines.baseline_aurocs(baseline_scores.get(name, baseline_scores[CALIBRATED]), test.label),
+            baselines=baselines.baseline_aurocs(
+                baseline_scores.get(name, baseline_scores.get(CALIBRATED, {})), test.label
+            ),
             calibration_scores=normal_scores.tolist(),
         )
 

@@ -30,7 +30,7 @@ class TensorBoardWriter:
         start = SessionLog(status=SessionLog.START)
         self._file.write_event(Event(step=first_step, session_log=start))
 
-    def add(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float], step: int) -> None:
         """Adds a point to the curve of each name."""
         now = time.time()
         with self._write_errors():
