@@ -5,17 +5,17 @@ import shutil
 import tarfile
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, no_type_check
+from typing import TYPE_CHECKING, Any, TypeGuard, no_type_check
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
-from PIL import Image
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 # An array (n, h, w) or (n, h, w, channels), a list of images, or the name of a folder, an archive or a pattern.
 Images = np.ndarray | Sequence[ImageInput] | str | Path
-Labels = Sequence[int] | Int[np.ndarray, "n"] | None
+Labels = Sequence[int] | np.ndarray | None
 
 _BLOCK = 128  # images in memory at a time when they are scored, with their error maps
 _IN_MEMORY = {"data.name": MEMORY, "data.source": MEMORY, "data.dir": ""}
@@ -101,6 +101,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
       (2, 32, 32)
     """
 
+    @no_type_check  # `fit` reports wrong values, as in scikit-learn
     def __init__(
         self,
         model: str = "cae",
@@ -144,7 +145,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
         config = self._make_config(X if _is_name(X) else None)
-        settings = parse_settings(config)
+        try:
+            settings = parse_settings(config)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"A parameter has a value of the wrong type: {error}.") from error
         if settings.seeds > 1 or settings.threshold.folds:
             raise UserError("AnomalyDetector fits one model. Leave `seeds` and `threshold.folds` out of `config`.")
         source = _training_source(X, y, settings.data)
@@ -232,9 +236,11 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
 
     def _make_config(self, folder: str | Path | None) -> ConfigDict:
         """Returns the config that the parameters describe. Raises UserError for a wrong one."""
+        if not isinstance(self.model, str):
+            raise UserError(f"model must be the name of a config, such as 'cae' (got {self.model!r}).")
         config = _default_config(self.model)
         with config.unlocked():
-            fields = {"data.dir": str(folder)} if folder is not None else dict(_IN_MEMORY)
+            fields: dict[str, Any] = {"data.dir": str(folder)} if folder is not None else dict(_IN_MEMORY)
             fields["data.test_fraction"] = 0.0
             values = {name: getattr(self, name) for name in _FIELDS}
             fields |= {_FIELDS[name]: value for name, value in values.items() if value is not None}
@@ -283,8 +289,10 @@ class _RunFolder:
     """The folder of a run; a temporary one is deleted with this object."""
 
     def __init__(self, path: str | Path | None):
-        self._temporary = tempfile.TemporaryDirectory(prefix="bigan_jax-") if path is None else None
-        self.path = Path(path if self._temporary is None else self._temporary.name)
+        if path is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="bigan_jax-")
+            path = self._temporary.name
+        self.path = Path(path)
 
 
 def _default_config(model: str) -> ConfigDict:
@@ -318,6 +326,7 @@ def _parameters(config: ConfigDict) -> dict[str, Any]:
     return {"model": model, **{name: fields[field] for name, field in _FIELDS.items()}, "config": others or None}
 
 
+@no_type_check
 def _training_source(X: Images, y: Labels, settings: DataSettings) -> ImageSource:
     """Returns the normal images, without official test images. Raises what `AnomalyDetector.fit` does."""
     if _is_name(X):
@@ -333,8 +342,7 @@ def _training_source(X: Images, y: Labels, settings: DataSettings) -> ImageSourc
                 f"y must have +1 (normal) or -1 (anomalous) for each of the {len(images)} images (got the values "
                 f"{np.unique(label)[:5].tolist()} in the shape {label.shape})."
             )
-        normal = np.flatnonzero(label == 1)
-        images = images[normal] if isinstance(images, np.ndarray) else [images[i] for i in normal]
+        images = images[label == 1] if isinstance(images, np.ndarray) else list(compress(images, label == 1))
     if not len(images):
         raise UserError("There are no normal images to train on.")
     return ArraySource(load_images(images, settings.image_format))
@@ -343,13 +351,15 @@ def _training_source(X: Images, y: Labels, settings: DataSettings) -> ImageSourc
 def _train(config: ConfigDict, source: ImageSource, workdir: Path) -> None:
     """Trains and calibrates, or resumes a training on the same images."""
     with prepare_jobs({workdir: config}, source) as (job,):
-        n_train = len(job.dataset.train.label)
-        if job.audit.count_added_later(workdir) or job.audit.count_trained(workdir) != n_train:
+        audit, n_train = job.audit, len(job.dataset.train.label)
+        started = (workdir / "split.csv").exists()
+        if started and (audit.count_added_later(workdir) or audit.count_trained(workdir) != n_train):
             raise UserError(f"{workdir} holds a detector that was fitted on other images. Use another workdir.")
         state = fit(job)
-        evaluate_run(config, job.dataset, job.audit, job.built.detector, state, job.epochs, workdir)
+        evaluate_run(config, job.dataset, audit, job.built.detector, state, job.epochs, workdir)
 
 
+@no_type_check
 def _blocks(X: Images, image_format: ImageFormat) -> Iterator[UInt8[np.ndarray, "n size size channels"]]:
     """Yields the decoded images of an input, some at a time."""
     if not _is_name(X):
@@ -375,13 +385,17 @@ def _decode(contents, image_format, name):
     return try_read(name, lambda: read_image(io.BytesIO(contents[name]), *image_format))
 
 
-def _is_name(X: Images) -> bool:
+@no_type_check
+def _is_name(X: Images) -> TypeGuard[str | Path]:
     return isinstance(X, str | Path)
 
 
 def _as_sequence(X):
-    # A single image has its own message.
-    return X if isinstance(X, np.ndarray | Sequence | Image.Image) else list(X)
+    if isinstance(X, np.ndarray | Sequence):
+        return X
+    if not isinstance(X, Iterable):  # a Pillow image
+        raise UserError(f"Images must be a list or an array (got {type(X).__name__}): use [image] for a single one.")
+    return list(X)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ class ArraySource:
         Equal images are one group: they are never divided between splits, which depend on the pixels alone.
         """
         self._images = images
-        groups = [blake2b(np.ascontiguousarray(image), digest_size=16).hexdigest() for image in images]
+        groups = [blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images]
         self.records = [ImageRecord(f"{index:08}", False, group) for index, group in enumerate(groups)]
 
     def read(self, record: ImageRecord) -> tuple[Pixels, None]:

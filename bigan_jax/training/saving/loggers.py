@@ -51,7 +51,7 @@ class WandbLogger:
 
     def __init__(self, workdir: Path, first_epoch: int):
         """Starts or resumes the run. Raises UserError if W&B refuses, as without a login."""
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  # an extra
 
         id_file = workdir / "wandb.id"
         run_id = _read_id(id_file) or secrets.token_hex(4)
@@ -84,7 +84,7 @@ class MlflowLogger:
 
     def __init__(self, workdir: Path, first_epoch: int):
         """Starts or resumes the run. Raises UserError if the tracking server or store cannot be used."""
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]  # an extra
 
         id_file = workdir / "mlflow.id"
         try:
