@@ -150,7 +150,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         except (TypeError, ValueError) as error:
             raise UserError(f"A parameter has a value of the wrong type: {error}.") from error
         if settings.seeds > 1 or settings.threshold.folds:
-            raise UserError("AnomalyDetector fits one model. Leave `seeds` and `threshold.folds` out of `config`.")
+            raise UserError("AnomalyDetector fits one model. For `seeds` or `threshold.folds`, use `bigan_jax.train` with a folder.")
         source = _training_source(X, y, settings.data)
         folder = _RunFolder(self.workdir)
         with _quiet(not self.verbose):

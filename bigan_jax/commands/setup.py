@@ -27,7 +27,7 @@ from bigan_jax.runtime.run_config import require_same_config, write_config
 from bigan_jax.training import device_layout, epoch_runner
 from bigan_jax.training.epoch_runner import EpochRunner
 from bigan_jax.training.fitting import Fitter
-from bigan_jax.training.run import FROZEN_DIGEST_FILE, TrainingJob
+from bigan_jax.training.run import TrainingJob, require_same_frozen
 from bigan_jax.training.saving import loggers
 from bigan_jax.training.saving.checkpoints import tree_digest
 from bigan_jax.training.train_step import TrainingSet
@@ -61,14 +61,14 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict], source: ImageSource | None 
             require_same_config(workdir, config)
         dataset, audit = load_audited(settings, configs, source)
         _require_same_across_processes(config, dataset)
-        print(audit.table())
+        print(audit.message())
         steps, batch_size = epoch_runner.steps_and_batch_size(settings.batch_size, len(dataset.train.image))
         built = build(settings, len(dataset.conditions), steps)
         weights = tree_digest(built.detector.frozen) if built.detector.frozen else ""
-        distributed.require_equal("VGG16 weights", weights)
+        distributed.require_equal("weights of frozen networks", weights)
         for workdir in configs:
             audit.require_same_training_images(workdir)
-            _require_same_weights(workdir, weights)
+            require_same_frozen(workdir, weights)
         for workdir, config in configs.items():
             write_config(workdir, config)
             audit.write(workdir)
@@ -95,24 +95,12 @@ def _require_outside_data(workdir, data_dir):
         )
 
 
-def _require_same_weights(workdir, weights):
-    """Compares digests: the config does not show that a file or a package has other weights."""
-    if not weights or not (workdir / FROZEN_DIGEST_FILE).is_file():
-        return
-    with (workdir / FROZEN_DIGEST_FILE).open("rb") as file:
-        saved = file.read(1000)
-    if saved != weights.encode():
-        raise UserError(
-            f"{workdir} was trained with other VGG16 weights. Set them by --config.vgg16.weights=FILE, or use another "
-            "--workdir."
-        )
-
-
 def _require_same_across_processes(config, dataset):
     """Requires that all processes have the same config and training images."""
     fields = config.to_dict()
     fields["data"] |= {"dir": "", "tfds_dir": ""}  # paths may differ between machines
     fields["vgg16"]["weights"] = ""
+    fields["model"] |= {"network": ""}
     distributed.require_equal("config", json.dumps(fields, sort_keys=True))
     distributed.require_equal("training images", json.dumps(dataset.train.path.tolist()))
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from tqdm import tqdm
 
 from bigan_jax.data.files.images import ImageFormat
 from bigan_jax.data.inputs import ImageInput, load_images
@@ -20,9 +19,12 @@ from bigan_jax.evaluation.anomaly_score import TERMS, ScoreFormula, ScoreTerms
 from bigan_jax.evaluation.calibrated_score import DISPLAY_SIGMA, MapMoments, PixelStatistics, calibrated_score, smooth
 from bigan_jax.evaluation.latent_search import LatentSearcher
 from bigan_jax.evaluation.result import CALIBRATED, NATIVE, PAPER, SCORE_NAMES
+from bigan_jax.evaluation.symmetry import asymmetry_statistics
 from bigan_jax.metrics.thresholds import decide
+from bigan_jax.nn.symmetry import asymmetry_score
 from bigan_jax.nn.vgg16 import weights as pretrained
 from bigan_jax.nn.vgg16.network import VGG16
+from bigan_jax.runtime.progress_bar import progress_bar
 
 _VGG16_LAYERS = ("relu2_2", "relu3_3")  # whose features the perceptual term compares
 MAP = "map"  # the only map of a detector that does not reconstruct
@@ -39,6 +41,7 @@ class Scores(NamedTuple):
     terms: ScoreTerms
     error_map: Float[np.ndarray, "n h w"]  # the terms' maps, combined as in the paper's score and smoothed for display
     reconstruction: UInt8[np.ndarray, "n h w c"] | None  # None if the detector does not reconstruct
+    asymmetry: Float[np.ndarray, "n"] | None = None  # the part of the calibrated score, where images are symmetric
     native: Float[np.ndarray, "n"] | None = None  # of a detector that reconstructs: its own paper's score, if any
 
     @property
@@ -51,6 +54,8 @@ class Scores(NamedTuple):
         """The terms' values and the scores, by column of scores.csv."""
         values = self.terms.value
         columns = {term.column: np.asarray(values[name]) for name, term in TERMS.items() if name in values}
+        if self.asymmetry is not None:
+            columns["asymmetry"] = self.asymmetry
         return columns | {name: self.by_name[name] for name in SCORE_NAMES if name in self.by_name}
 
     def select(self, rows: slice) -> "Scores":
@@ -101,6 +106,7 @@ class AnomalyScorer:
         batch_size: int = 32,
         name: str = CALIBRATED,
         statistics: PixelStatistics | None = None,
+        asymmetry: PixelStatistics | None = None,
         threshold: float | None = None,
         vgg16_weights: str = "",
         unit_features: bool = True,
@@ -116,6 +122,7 @@ class AnomalyScorer:
           batch_size: the number of images per call of the networks.
           name: the score that decides, one of SCORE_NAMES.
           statistics: of the error maps of training images, required by the calibrated score; `fit` estimates them.
+          asymmetry: of the asymmetry of training images, if the calibrated score includes it.
           threshold: required by `decide`.
           vgg16_weights: as `load_weights` takes it, if a term of the formula needs features.
           unit_features: whether these features are scaled first (`losses.unit_features`).
@@ -125,7 +132,7 @@ class AnomalyScorer:
           fit: how new images that are not square become square, as in training.
         """
         self.formula, self.shape, self.threshold = formula, shape, threshold
-        self.name, self.statistics = name, statistics
+        self.name, self.statistics, self.asymmetry = name, statistics, asymmetry
         self.image_format = ImageFormat(*shape[1:], window, fit)
         self.calibration, self.conditions = calibration, tuple(conditions)
         self._batch_size, self.notes = batch_size, detector.notes
@@ -139,12 +146,18 @@ class AnomalyScorer:
         self._names = score_names(detector)
         self._reconstructs = detector.reconstruct is not None
         self._apply = jax.jit(partial(_reconstruct if self._reconstructs else _score_and_map, detector))
+        self._compute_asymmetry = jax.jit(asymmetry_score)
         self._compute_scores = jax.jit(partial(_compute_scores, vgg16, formula.reduction))
 
     def __repr__(self):
         fields = {"shape": self.shape, "score": self.name, "threshold": self.threshold, "steps": self.steps_trained}
         fields |= {"conditions": self.conditions} if self.conditions else {}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+
+    @property
+    def all_statistics(self) -> tuple[PixelStatistics, ...]:
+        """The statistics that the calibrated score requires, in the order of `calibrated_score.write_statistics`."""
+        return tuple(s for s in (self.statistics, self.asymmetry) if s is not None)
 
     @property
     def steps_trained(self) -> int:
@@ -180,9 +193,9 @@ class AnomalyScorer:
         key = jax.random.key(self._variables[0].seed)
         scores: dict[str, Any] = {}
         batches = self._batches(len(images))
-        bar = tqdm(
-            total=len(batches) * (self._searcher.steps + 1),
-            desc=progress,
+        bar = progress_bar(
+            len(batches) * (self._searcher.steps + 1),
+            progress,
             unit="step" if self._searcher.steps else "batch",
             disable=not progress,
             leave=False,
@@ -196,6 +209,8 @@ class AnomalyScorer:
                 batch_scores = {**self._score_batch(batch.image, reconstruction), "native": native}
             else:
                 batch_scores = self._apply(*self._variables, self._statistics_or_any(), batch, keys)
+            if self.asymmetry:
+                batch_scores["asymmetry"] = self._compute_asymmetry(batch.image, self.asymmetry)
             if not scores:
                 scores = jax.tree.map(lambda x: np.empty((len(images), *x.shape[1:]), x.dtype), batch_scores)
             for target, values in zip(*map(jax.tree.leaves, (scores, batch_scores)), strict=True):
@@ -210,6 +225,8 @@ class AnomalyScorer:
             )
         if self.statistics is None:
             scores["by_name"].pop(CALIBRATED, None)
+        elif self.asymmetry:
+            scores["by_name"][CALIBRATED] += scores["asymmetry"]
         return Scores(self.name, **scores)
 
     def fit(
@@ -218,6 +235,7 @@ class AnomalyScorer:
         condition: Int[np.ndarray, "n"],
         standardize: bool,
         refits: Refits | None = None,
+        use_asymmetry: bool = False,
     ) -> tuple[dict[str, float], MapMoments]:
         """Fits the scores on training images: what the threshold comes from must be other images.
 
@@ -226,6 +244,7 @@ class AnomalyScorer:
           standardize: whether the formula divides each term by its standard deviation.
           refits: of a detector that is fitted and reconstructs training images too well: returns states fitted on
             parts of these images, each with the indices of images that score it.
+          use_asymmetry: whether the calibrated score of reconstructions includes asymmetry.
 
         Returns:
           The standard deviation of each term's value, and the moments of the terms' maps.
@@ -233,7 +252,7 @@ class AnomalyScorer:
         Raises:
           UserError: an image has no finite score, or a term to standardize is constant.
         """
-        self.statistics = None
+        self.statistics, self.asymmetry = None, None
         values, moments = [], MapMoments(())
         if CALIBRATED not in self._names:
             return {}, moments
@@ -254,6 +273,8 @@ class AnomalyScorer:
         if standardize:
             self.formula = self.formula.standardized(deviations)
         self.statistics = moments.statistics(self.formula.weights if self._reconstructs else {MAP: 1.0})
+        if use_asymmetry and self._reconstructs:
+            self.asymmetry = asymmetry_statistics(images)
         return deviations, moments
 
     def decide(self, scores: Scores) -> Bool[np.ndarray, "n"]:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, Shaped
+from scipy.stats import betabinom
 
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.metrics.promise import Promise, percent
@@ -146,6 +147,29 @@ def cross_conformal_threshold(
     value, promise = _calibrate(scores, "out-of-fold score", _exact_rate("false_alarm_rate", rate), groups, fold)
     rule = f"cross-conformal, {promise.folds} folds, at most {percent(promise.holds)} false alarms"
     return Threshold(value, rule, promise)
+
+
+def folds_that_promise(n: int, rate: float) -> int:
+    """Returns the smallest number of folds of n normal images with which the rate can be promised; 0 if none can."""
+    exact = _exact_rate("false_alarm_rate", rate)
+    for folds in range(2, min(n, MAX_FOLDS) + 1):
+        bounds = _cross_bounds(np.arange(n // folds * folds) // (n // folds))
+        if min(bound.lowest(n // folds * folds) for bound in bounds) <= exact:
+            return folds
+    return 0
+
+
+def exceeds_promise(calibration: Float[np.ndarray, "n"], normal: Float[np.ndarray, "m"], threshold: float) -> float:
+    """Returns the probability of as many false alarms among normal test images, if they were like the calibration ones.
+
+    If all n + m scores are exchangeable, the number of test images above the k-th highest calibration score is
+    beta-binomial with the parameters k and n + 1 - k (Marques 2023, "On the universal distribution of the coverage in
+    split conformal prediction", Theorem 1). Here k is one more than the number of calibration images at or above the
+    threshold.
+    """
+    n, k = len(calibration), 1 + int((calibration >= threshold).sum())
+    alarms = int((normal >= threshold).sum())
+    return float(betabinom.sf(alarms - 1, len(normal), min(k, n), n + 1 - min(k, n)))
 
 
 def assign_folds(groups: Sequence[str] | Shaped[np.ndarray, "n"], folds: int) -> Int[np.ndarray, "n"]:

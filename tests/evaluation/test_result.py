@@ -152,7 +152,7 @@ def test_new_score_term_needs_one_entry(monkeypatch, tmp_path):
     state = init_state(built.detector, built.optimizers, 0, settings.data.image_shape)
     dataset = load_dataset(settings.data)
     scorer = make_scorer(settings, built.detector, state, batch_size=16, name=settings.score.name)
-    result, _, test = assess(scorer, dataset, settings.score, settings.threshold, settings.identity)
+    result, _, test, _ = assess(scorer, dataset, settings.score, settings.threshold, settings.identity)
     reconstruction = test.reconstruction.astype(np.float32) / 255
     expected = abs(dataset.test.image.astype(np.float32) / 255 - reconstruction).mean((1, 2, 3))
     np.testing.assert_allclose(test.terms.value["l1"], expected, atol=0.002)
