@@ -132,7 +132,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
 
         Args:
           X: images, or a folder or archive. In a folder, images are normal unless the names of their folders say
-            otherwise (docs/data.md); anomalous ones are not used.
+            otherwise (docs/reference/data.md); anomalous ones are not used.
           y: +1 for normal images and -1 for anomalous ones, which are not used. All are normal by default.
 
         Returns:
@@ -150,7 +150,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         except (TypeError, ValueError) as error:
             raise UserError(f"A parameter has a value of the wrong type: {error}.") from error
         if settings.seeds > 1 or settings.threshold.folds:
-            raise UserError("AnomalyDetector fits one model. For `seeds` or `threshold.folds`, use `bigan_jax.train` with a folder.")
+            raise UserError(
+                "AnomalyDetector fits one model. For `seeds` or `threshold.folds`, use `bigan_jax.train` with a folder."
+            )
         source = _training_source(X, y, settings.data)
         folder = _RunFolder(self.workdir)
         with _quiet(not self.verbose):
@@ -210,8 +212,11 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
 
     def _open(self, folder: "_RunFolder") -> "AnomalyDetector":
         result = require_evaluation(folder.path)
-        for warning in result.warnings:
-            warnings.warn(warning, stacklevel=3)
+        promise = result.main.promise
+        # Folds, which a warning of the evaluation advises, are not for this class: the promise says what holds.
+        given = [warning for warning in result.warnings if "--config.threshold.folds" not in warning]
+        for warning in given + [promise.sentence] * bool(promise and not promise.kept):
+            warnings.warn(warning, stacklevel=4)
         self._folder = folder  # a temporary one is deleted with it
         self.workdir_ = folder.path
         self.scorer_: AnomalyScorer = load(folder.path)
@@ -221,7 +226,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
             threshold = np.nextafter(threshold, np.float32(np.inf))
         self.offset_ = -float(np.nextafter(threshold, np.float32(-np.inf)))
         self.pixel_threshold_ = result.pixel_threshold
-        self.promise_ = result.main.promise.sentence if result.main.promise else "The threshold was set by hand."
+        self.promise_ = promise.sentence if promise else "The threshold was set by hand."
         return self
 
     @no_type_check

@@ -1,15 +1,6 @@
 """Loggers of a training's curves: the protocol, and the adapters that `config.loggers` names.
 
-Further loggers are entries of LOGGERS:
-
-    from bigan_jax.training.saving.loggers import LOGGERS
-
-    class PrintLogger:
-        def __init__(self, workdir, first_epoch): ...
-        def log(self, values, epoch): print(epoch, values)
-        def close(self): ...
-
-    LOGGERS["print"] = PrintLogger  # config.loggers = "tensorboard,print"
+Further loggers are entries of LOGGERS (docs/how-to/extend.md).
 """
 
 import importlib.util
