@@ -215,7 +215,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         promise = result.main.promise
         # Folds, which a warning of the evaluation advises, are not for this class: the promise says what holds.
         given = [warning for warning in result.warnings if "--config.threshold.folds" not in warning]
-        for warning in given + [promise.sentence] * bool(promise and not promise.kept):
+        if promise and not promise.kept:
+            given.append(promise.sentence)
+        for warning in given:
             warnings.warn(warning, stacklevel=4)
         self._folder = folder  # a temporary one is deleted with it
         self.workdir_ = folder.path

@@ -262,7 +262,7 @@ class AnomalyScorer:
         parts = refits(drawn) if refits else [(trained[0], np.arange(len(drawn)))]
         for state, indices in parts:
             self._variables = state, trained[1]
-            # Blocks of nearly equal size: a small last one would compile the networks again.
+            # Blocks, with their maps, bound the memory.
             for block in np.array_split(indices, -(-len(indices) // _FITTED_TOGETHER)):
                 terms = self.score(drawn[block], condition[block], progress="score statistics").terms
                 values.append(terms.value)
