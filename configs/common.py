@@ -38,6 +38,7 @@ def defaults() -> ConfigDict:
     config.seed = 0  # of the weights, the batches and all noise
     config.seeds = 1  # number of seeds, from config.seed on; each is a run in a folder seed<k>
     config.batch_size = 32  # images per step, on all devices together
+    config.loggers = "tensorboard"  # comma list of tensorboard, wandb and mlflow, in addition to train.jsonl; "": none
     config.on_nan = "stop"  # at a loss that is not finite; or "rollback" to a checkpoint, with half the learning rates
     config.dtype = "float32"  # type of the computation; or "bfloat16". Parameters are float32.
 

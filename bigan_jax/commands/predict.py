@@ -113,7 +113,7 @@ def infer_conditions(names: Sequence[str], root: epath.Path, scorer: AnomalyScor
 
 
 def _predict(scorer, evaluation, folder, conditions, not_read, output, maps):
-    # Blocks of nearly equal size: a small last one would compile the networks again.
+    # Blocks of nearly equal size bound the memory and keep the progress even.
     n_bytes = sum(folder.files[name].size for name in conditions if split_slice(name)[1] is None)
     n_blocks = min(len(conditions), max(-(-len(conditions) // BLOCK), -(-n_bytes // BLOCK_BYTES)))
     blocks = np.array_split(np.array(list(conditions), object), n_blocks)

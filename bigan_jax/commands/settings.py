@@ -13,6 +13,7 @@ from bigan_jax.metrics.thresholds import ThresholdSettings
 from bigan_jax.training import divergence
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.saving.checkpoints import CheckpointSettings
+from bigan_jax.training.saving.loggers import parse_loggers
 from bigan_jax.training.schedules import OptimizerSettings
 from bigan_jax.value_checks import POSITIVE_INTEGER, require
 
@@ -42,6 +43,7 @@ class Settings:
     optimizers: Mapping[str, OptimizerSettings]
     phases: Mapping[str, Mapping]  # `build` parses them, as they name objectives
     vgg16_weights: str
+    loggers: tuple[str, ...]  # of `training.saving.loggers`
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -102,4 +104,5 @@ def parse_settings(config: ConfigDict) -> Settings:
         checkpointing=CheckpointSettings(**fields["checkpoint"]),
         optimizers={name: OptimizerSettings(**values, objective=name) for name, values in fields["optimizers"].items()},
         vgg16_weights=fields["vgg16"]["weights"],
+        loggers=parse_loggers(fields["loggers"]),
     )

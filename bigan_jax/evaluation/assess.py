@@ -78,7 +78,7 @@ def assess(
     identity: Mapping,
     refits: Refits | None = None,
 ) -> Assessment:
-    """Scores calibration and test images, and measures the scores.
+    """Scores calibration and test images, and measures the scores. Without test images all metrics are None.
 
     Args:
       scorer: is fitted here, on training images.
@@ -98,14 +98,18 @@ def assess(
     deviations, moments = scorer.fit(train.image, train.condition, score.standardize, refits, use_asymmetry)
     tested = SymmetryResult(ratio, symmetric, used=scorer.asymmetry is not None)
     calibration = scorer.score(_in_memory(normal), normal.condition, progress="calibration")
-    scores = scorer.score(_in_memory(dataset.test), dataset.test.condition, progress="test")
+    has_test = len(dataset.test.label) > 0
+    if has_test:
+        scores = scorer.score(_in_memory(dataset.test), dataset.test.condition, progress="test")
+    else:
+        scores = calibration.select(slice(0))
     table, warnings = [], []
-    if calibration.reconstruction is not None:
+    if calibration.reconstruction is not None and has_test:
         table = anomaly_score.score_table(
             scores.terms, dataset.test.label, deviations, moments, score, scores.asymmetry
         )
-        if not refits:  # the mean image is meant to be the same for every image
-            warnings += _reconstruction_warnings(_in_memory(normal), calibration.reconstruction)
+    if calibration.reconstruction is not None and not refits:  # a mean image is meant to be the same for every image
+        warnings += _reconstruction_warnings(_in_memory(normal), calibration.reconstruction)
     calibrated_on = CalibrationImages(calibration, normal.group)
     assessment = measure(scorer, dataset, calibrated_on, scores, score, threshold, identity, tested, deviations, table)
     warnings = [*assessment.result.warnings, *warnings]
@@ -137,12 +141,13 @@ def measure(
     """
     test, train = dataset.test, dataset.train
     calibration, groups, fold = calibrated_on
-    baseline_scores = baselines.baseline_scores(
-        baselines.fitting_images(train.image), _in_memory(test), scorer.compute_terms, scorer.formula, scores.asymmetry
-    )
-    # Baselines reconstruct: a detector's own score is compared with their default one.
-    baseline_scores |= {NATIVE: baseline_scores[CALIBRATED]}
-    baseline_scores = {name: baselines.with_better_sign(baseline_scores[name], test.label) for name in scores.by_name}
+    baseline_scores = {name: {} for name in scores.by_name}
+    if len(test.label):
+        fitted_on = baselines.fitting_images(train.image), _in_memory(test)
+        by_score = baselines.baseline_scores(*fitted_on, scorer.compute_terms, scorer.formula, scores.asymmetry)
+        # Baselines reconstruct: a detector's own score is compared with their default one.
+        by_score |= {NATIVE: by_score[CALIBRATED]}
+        baseline_scores = {name: baselines.with_better_sign(by_score[name], test.label) for name in scores.by_name}
 
     def score_result(name: str) -> ScoreResult:
         normal_scores, measured = calibration.by_name[name], (scores.by_name[name], test.label)

@@ -58,6 +58,10 @@ class Scores(NamedTuple):
             columns["asymmetry"] = self.asymmetry
         return columns | {name: self.by_name[name] for name in SCORE_NAMES if name in self.by_name}
 
+    def select(self, rows: slice) -> "Scores":
+        """Returns the scores of some of the images."""
+        return Scores(self.name, *jax.tree.map(lambda x: x[rows], tuple(self[1:])))
+
     def __repr__(self):
         return f"Scores({_range(self.name, self.score)})"
 
@@ -185,20 +189,19 @@ class AnomalyScorer:
             shape = ", ".join(map(str, self.shape))
             raise UserError(f"images must be uint8 (n, {shape}) for this detector (got {images.dtype} {images.shape}).")
         condition = _checked_conditions(condition, len(images), self.conditions)
-        size = self._size(len(images))
         # All images share a key: an image's position must not affect its result.
-        keys = jnp.broadcast_to(jax.random.key(self._variables[0].seed), size)
+        key = jax.random.key(self._variables[0].seed)
         scores: dict[str, Any] = {}
-        starts = range(0, len(images), size)
+        batches = self._batches(len(images))
         bar = progress_bar(
-            len(starts) * (self._searcher.steps + 1),
+            len(batches) * (self._searcher.steps + 1),
             progress,
             unit="step" if self._searcher.steps else "batch",
             disable=not progress,
             leave=False,
         )
-        for start in starts:
-            indices = self._batch_indices(start, size, len(images))
+        for indices in batches:
+            keys = jnp.broadcast_to(key, len(indices))
             batch = Batch(jnp.asarray(images[indices]) / 255, jnp.asarray(condition[indices]))
             batch = self._searcher(*self._variables, batch, keys, bar.update)
             if self._reconstructs:
@@ -211,7 +214,7 @@ class AnomalyScorer:
             if not scores:
                 scores = jax.tree.map(lambda x: np.empty((len(images), *x.shape[1:]), x.dtype), batch_scores)
             for target, values in zip(*map(jax.tree.leaves, (scores, batch_scores)), strict=True):
-                target[start : start + size] = np.asarray(values)[: len(images) - start]
+                target[indices[0] : indices[-1] + 1] = np.asarray(values)[: indices[-1] + 1 - indices[0]]
             bar.update()
         bar.close()
         # NaN reaches no threshold, so it would be called normal.
@@ -259,7 +262,7 @@ class AnomalyScorer:
         parts = refits(drawn) if refits else [(trained[0], np.arange(len(drawn)))]
         for state, indices in parts:
             self._variables = state, trained[1]
-            # Blocks of nearly equal size: a small last one would compile the networks again.
+            # Blocks, with their maps, bound the memory.
             for block in np.array_split(indices, -(-len(indices) // _FITTED_TOGETHER)):
                 terms = self.score(drawn[block], condition[block], progress="score statistics").terms
                 values.append(terms.value)
@@ -325,22 +328,25 @@ class AnomalyScorer:
         self, images: Float[np.ndarray, "n h w c"], reconstructions: Float[np.ndarray, "n h w c"]
     ) -> ScoreTerms:
         """Returns the score terms of reconstructions by another method; both arrays are in [0, 1]."""
-        size = self._size(len(images))
         parts = []
-        for start in range(0, len(images), size):
-            indices = self._batch_indices(start, size, len(images))
+        for indices in self._batches(len(images)):
             terms = self._score_batch(images[indices], reconstructions[indices])["terms"]
-            parts.append(jax.tree.map(partial(_first, len(images) - start), terms))
+            parts.append(jax.tree.map(partial(_first, indices[-1] + 1 - indices[0]), terms))
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
-    def _size(self, n_images):
-        """Returns how many images are scored together: few different numbers, as each compiles the programs again."""
-        return min(self._batch_size, 1 << (n_images - 1).bit_length())
+    def _batches(self, n_images):
+        """Returns the indices of each batch: of the full size, or of one image, as each size compiles the programs.
 
-    @staticmethod
-    def _batch_indices(start, size, n_images):
-        """Returns indices of equally large batches: the last one repeats the last image."""
-        return np.arange(start, start + size).clip(max=n_images - 1)
+        A CPU takes as long for images one by one as for a batch of them, so that up to half a batch is not filled up.
+        An accelerator takes hardly longer for a full batch than for one image. Filling up repeats the last image.
+        """
+        size = self._batch_size
+        alone = max(1, size // 2) if jax.default_backend() == "cpu" else 1
+        rest = n_images % size
+        single = rest if rest <= alone else 0
+        starts = range(0, n_images - single, size)
+        batches = [np.arange(start, start + size).clip(max=n_images - 1) for start in starts]
+        return batches + [np.array([index]) for index in range(n_images - single, n_images)]
 
     def _score_batch(self, images, reconstructions):
         statistics = self._statistics_or_any()

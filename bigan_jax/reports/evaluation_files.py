@@ -37,9 +37,9 @@ def write_evaluation(
 ) -> EvaluationResult:
     """Writes all files of an evaluation to the run's folder and prints a summary.
 
-    evaluation.json is deleted first and written last, so that its presence marks a complete evaluation. Returns the
-    result with the warnings of the leak audit and of the training health checks added. Raises UserError if a file
-    could not be written.
+    evaluation.json is deleted first and written last, so that its presence marks a complete evaluation. Without test
+    images, only it and the pixel statistics are written. Returns the result with the warnings of the leak audit and
+    of the training health checks added. Raises UserError if a file could not be written.
     """
     history = read_train_log(workdir)
     result = assessment.result
@@ -49,14 +49,20 @@ def write_evaluation(
     (workdir / "evaluation.json").unlink(missing_ok=True)
     if statistics:
         write_statistics(workdir, *statistics)
+    if len(test.label):
+        _write_test_results(workdir, config, test, audit, assessment, history)
+    write_json(workdir / "evaluation.json", result.as_dict())
+    _print_summary(result, workdir)
+    return result
+
+
+def _write_test_results(workdir, config, test, audit, assessment, history):
+    result = assessment.result
     classes = {"label": class_names(test.label), "group": test.group}
     rows = score_rows(test.path, assessment.test, decide(assessment.test.score, result.main.threshold), classes)
     write_csv(workdir / "scores.csv", [list(rows[0]), *(list(row.values()) for row in rows)])
     write_csv(workdir / "baseline_scores.csv", _baseline_rows(test.path, classes, assessment.baselines))
     _write_figures_and_report(workdir, config, test, audit, assessment, history)
-    write_json(workdir / "evaluation.json", result.as_dict())
-    _print_summary(result, workdir)
-    return result
 
 
 def class_names(anomalous: Bool[np.ndarray, "n"]) -> list[str]:
@@ -150,6 +156,12 @@ def summary(result: EvaluationResult) -> list[str]:
 
 
 def _print_summary(result: EvaluationResult, workdir: Path) -> None:
+    if result.n_normal + result.n_anomalous == 0:
+        promise = result.main.promise
+        print(
+            f"No test images. Threshold {result.main.threshold:.4g}: {promise.sentence if promise else 'set by hand.'}"
+        )
+        return
     print("\n".join(summary(result)))
     for warning in result.warnings:
         print(f"Warning: {warning}")

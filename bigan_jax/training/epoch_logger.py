@@ -1,6 +1,8 @@
-"""Reports a training: a progress bar by step, and train.jsonl and TensorBoard by epoch."""
+"""Reports a training: a progress bar by step, and train.jsonl and the loggers of the config by epoch."""
 
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,8 @@ from bigan_jax.runtime import distributed
 from bigan_jax.runtime.progress_bar import progress_bar
 from bigan_jax.runtime.stop_signals import StopRequest
 from bigan_jax.training import divergence, health
+from bigan_jax.training.saving.loggers import DEFAULT_LOGGERS, open_logger
 from bigan_jax.training.saving.progress import Progress
-from bigan_jax.training.saving.tensorboard import TensorBoardWriter
 from bigan_jax.training.saving.train_log import TrainLog
 from bigan_jax.training.schedules import ScheduledEpoch
 
@@ -46,12 +48,19 @@ class CompilationNotice:
 
 
 class EpochLogger:
-    """Writes each finished epoch to train.jsonl and to TensorBoard event files."""
+    """Writes each finished epoch to train.jsonl and to loggers such as TensorBoard."""
 
-    def __init__(self, workdir: Path, progress: Progress, batch_size: int):
+    def __init__(self, workdir: Path, progress: Progress, batch_size: int, loggers: Sequence[str] = DEFAULT_LOGGERS):
+        """Opens the files and loggers. Raises UserError if one cannot be opened."""
         self._batch_size = batch_size
         self._train_log = TrainLog(workdir, progress.train_log)
-        self._tensorboard = TensorBoardWriter(workdir / "events", progress.epochs + 1)
+        with ExitStack() as stack:
+            # Of several processes, which train the same state, one logs.
+            names = loggers if distributed.is_primary() else ()
+            self._loggers = [
+                stack.enter_context(closing(open_logger(name, workdir, progress.epochs + 1))) for name in names
+            ]
+            self._close = stack.pop_all().close
 
     def log_epoch(self, progress: Progress, schedule: ScheduledEpoch, progress_bar: tqdm) -> Progress:
         """Logs the epoch that has just finished, and prints its health warnings.
@@ -63,12 +72,13 @@ class EpochLogger:
             progress_bar.write(f"epoch {row['epoch']}: {warning}")
         self._train_log.append(row)
         scalars = row.keys() - {"epoch", "phase", "step", "health", "rollbacks"}
-        self._tensorboard.add({name: row[name] for name in sorted(scalars)}, row["epoch"])
+        for logger in self._loggers:
+            logger.log({name: row[name] for name in sorted(scalars)}, row["epoch"])
         return progress.at_step(0, progress.steps)._replace(epochs=row["epoch"], train_log=self._train_log.text)
 
     def close(self) -> None:
-        """Closes the event file. Raises UserError if it could not be written."""
-        self._tensorboard.close()
+        """Closes the loggers. Raises UserError if one could not write."""
+        self._close()
 
 
 class StepMonitor:

@@ -55,7 +55,9 @@ def train_epochs(runs: Sequence[TrainingRun], runner: EpochRunner, stop_request:
             return stack.enter_context(closing(resource))
 
         progress_bar = closed_at_end(make_progress_bar(job.epochs, job.steps_per_epoch, start))
-        loggers = {run: closed_at_end(EpochLogger(run.job.workdir, run.progress, job.batch_size)) for run in runs}
+        loggers = {
+            run: closed_at_end(EpochLogger(run.job.workdir, run.progress, job.batch_size, job.loggers)) for run in runs
+        }
         loop = closed_at_end(TrainLoop(loggers, runner, stop_request, progress_bar))
         loop.compile_ahead()
         pending = deque()

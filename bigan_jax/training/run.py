@@ -19,6 +19,7 @@ from bigan_jax.training import schedules
 from bigan_jax.training.epoch_runner import EpochRunner
 from bigan_jax.training.fitting import Fitter
 from bigan_jax.training.saving.checkpoints import CheckpointManager, CheckpointSettings
+from bigan_jax.training.saving.loggers import DEFAULT_LOGGERS
 from bigan_jax.training.saving.progress import Progress
 
 _FROZEN_DIGEST_FILE = "vgg16.sha256"  # digest of the frozen weights that a loss or a fitted detector uses
@@ -69,6 +70,7 @@ class TrainingJob(NamedTuple):
     make_runner: Callable[..., EpochRunner]  # from the scale of learning rates, and optionally `scanned` and `seeds`
     fitter: Fitter | None  # of a detector that is fitted
     workdir: Path
+    loggers: tuple[str, ...] = DEFAULT_LOGGERS
 
     @property
     def epochs(self) -> int:
