@@ -15,7 +15,8 @@ pixel) and 1.6 (float TIFF; 4.1). With 24 megapixels, and larger strips: gray PN
 palette 1.4 and 2.6, 16-bit color 4.6 and 6.0, JPEG 0.2 and 0.5, progressive JPEG 6.0, lossless WebP 16.8, AVIF 9.3.
 JPEG 2000, with 98 megapixels: 3.4, and 0.97 GiB for sixteen images. Preparing 3 GB took 0.61 GiB.
 
-WebP, AVIF and JPEG 2000 at full size are above 6 bytes a pixel (docs/data.md says why), and limited to 64 megapixels.
+WebP, AVIF and JPEG 2000 at full size are above 6 bytes a pixel (docs/reference/data.md says why), and limited to 64
+megapixels.
 """
 
 import argparse

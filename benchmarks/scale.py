@@ -15,7 +15,7 @@ compiles, and reports the seconds of each epoch and the peak memory.
              estimates of its efficiency on many devices (scale_pod.py)
   plots      figures of FILE.json, next to it as scale-*.png
 
-FILE.json (default docs/scale.json) keeps the other parts that it has. --toy takes seconds, as a
+FILE.json (default docs/development/scaling.json) keeps the other parts that it has. --toy takes seconds, as a
 smoke test: its values mean nothing.
 
 Simulated devices, and processes on one machine, share its cores: they show the cost of dividing the
@@ -152,7 +152,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="+", choices=[*PARTS, "plots"])
     parser.add_argument("--toy", action="store_true")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs/scale.json")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs/development/scaling.json")
     args = parser.parse_args(arguments)
     path = args.output
     if sys.platform != "linux":

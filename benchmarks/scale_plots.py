@@ -1,4 +1,4 @@
-"""Figures of docs/scale.md, from the measurements of benchmarks/scale.py."""
+"""Figures of docs/development/scaling.md, from the measurements of benchmarks/scale.py."""
 
 from pathlib import Path
 

@@ -5,6 +5,7 @@
     bigan_jax.load(workdir).score(images).score    # uint8 [n, h, w, c] -> float [n]
     bigan_jax.predict(workdir, "new/", "results")  # scores.csv, error maps, overlays
     bigan_jax.compare("runs/*", "comparison")      # tables over models, datasets and seeds
+    bigan_jax.AnomalyDetector("cae").fit(images)   # as scikit-learn's outlier detectors
 
 Functions are imported on first use, so that configs and flags are read without JAX. No submodule may have the name of
 one of these functions, as importing it would replace the function.
@@ -21,6 +22,7 @@ _EXPORTS = {
     "predict": "commands.predict",
     "compare": "commands.compare",
     "sweep": "commands.sweep",
+    "AnomalyDetector": "api",
     "UserError": "errors",
 }
 

@@ -26,9 +26,26 @@ ABLATIONS = {
         "phases.phase2.objectives.adversarial.times": 0,
     },
     "no_pretrain": {"phases.phase1.epochs": 0},
+    # Reconstructs pretrained features in place of images: no term of the loss requires VGG16 once more.
+    "features": {
+        "group": "features",
+        "data.channels": 3,
+        "model.feature_layers": ("relu2_2", "relu3_3", "relu4_3"),
+        "model.widths": (128, 256),
+        "model.discriminator_widths": (128, 256),
+        "model.latent": 128,
+        "model.pool": "flatten",
+        "model.reconstruction_terms.mse": 0.5,
+        "model.reconstruction_terms.mae": 0.5,
+        "model.reconstruction_terms.perceptual": 0.0,
+        "model.reconstruction_terms.ssim": 0.0,
+    },
 }
 ABLATIONS["plain"] = {
-    field: value for name, values in ABLATIONS.items() if name != "no_adversarial" for field, value in values.items()
+    field: value
+    for name, values in ABLATIONS.items()
+    if name not in ("no_adversarial", "features")
+    for field, value in values.items()
 } | {
     "model.reconstruction_weight": 0.0,
     "phases.phase2.objectives.reconstruction.times": 0,
@@ -68,6 +85,9 @@ def get_config(arg=None):
         "reconstruction_terms": {"mse": 0.5, "mae": 0.2, "perceptual": 0.2, "ssim": 0.1},
         "adversarial_weight": 0.01,
         "reconstruction_weight": 10.0,
+        "feature_layers": (),
+        "feature_grid": 16,
+        "feature_channels": 64,
     }
     config.optimizers = {
         "discriminator": common.optimizer(2e-4, b1=0.5),

@@ -5,6 +5,8 @@ python launch.py --config=configs/mahalanobis.py:phantom
 
 from bigan_jax.configs import common
 
+USE = "A baseline for coarse changes of brightness and color."
+
 
 def get_config(arg=None):
     config = common.fitted(score="native")

@@ -5,6 +5,8 @@ python launch.py --config=configs/mean_image.py:phantom
 
 from bigan_jax.configs import common
 
+USE = "A baseline that shows what alignment alone finds."
+
 
 def get_config(arg=None):
     config = common.fitted()

@@ -5,6 +5,8 @@ python launch.py --config=configs/pca.py:phantom
 
 from bigan_jax.configs import common
 
+USE = "The baseline to beat, in seconds. Hard to beat where parts are aligned and light is constant."
+
 
 def get_config(arg=None):
     config = common.fitted()

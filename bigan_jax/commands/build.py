@@ -47,7 +47,7 @@ def build(settings: Settings, conditions: int, steps_per_epoch: int, frozen: boo
     _check_fields("model", fields, model.FIELD_RANGES)
     if "perceptual_layers" in fields:  # of a loss
         fields["vgg16_weights"] = settings.vgg16_weights if frozen else None
-    if "feature_layers" in fields:  # of the detector itself, which cannot score without them
+    if fields.get("feature_layers"):  # of the detector itself, which cannot score without them
         fields["vgg16_weights"] = settings.vgg16_weights
     detector = model.create(
         shape=settings.data.image_shape, conditions=conditions, dtype=_DTYPES[settings.dtype], **fields

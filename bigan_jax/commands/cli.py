@@ -47,7 +47,9 @@ _COMPILATION_CACHE = flags.DEFINE_string(
 _TIME_LIMIT = flags.DEFINE_float(
     "time_limit", 0.0, "minutes after which a run is saved and exits with status 75, to be restarted", lower_bound=0.0
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0 of several processes (docs/cluster.md)")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0 of several processes (docs/how-to/clusters.md)"
+)
 _NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", None, "number of processes that train the run; 1: only this one; default: of SLURM or the pod"
 )

@@ -172,7 +172,7 @@ def _print(comparison):
     for dataset in comparison.datasets:
         best = next((row for row in dataset.rows if row.values["auroc"]), None)
         if best:
-            auroc, baseline = (table_formats.format_cell(best.values[name]) for name in ("auroc", "baseline"))
+            auroc, baseline = map(table_formats.format_cell, (best.values["auroc"], dataset.baseline))
             row = f"best {best.label}, AUROC {auroc}; strongest training-free baseline {baseline}"
             print(f"{dataset.title}: {len(dataset.rows)} rows; {row}")
     for remark in _remarks(comparison):

@@ -100,5 +100,5 @@ def evaluate_run(
         warnings.append(f"{late} training images were added after training. Train in another --workdir to use them.")
     result = result.replace(epochs=epochs, n_train=audit.count_trained(workdir), warnings=warnings)
     assessment = assessment._replace(result=result)
-    written = workdir, config.to_dict(), dataset.test, audit, assessment, scorer.statistics
+    written = workdir, config.to_dict(), dataset.test, audit, assessment, scorer.all_statistics
     return evaluation_files.write_evaluation(*written).as_dict()

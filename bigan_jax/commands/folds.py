@@ -60,10 +60,9 @@ def evaluate_folds(workdir: Path, config: ConfigDict) -> dict:
         scorer = FoldScorer(scorers)
         calibrated_on = CalibrationImages(_concatenate(normal), np.concatenate(groups), np.concatenate(folds))
         test = scorer.score(np.asarray(dataset.test.image), dataset.test.condition, "test")
-        assessment = measure(
-            scorer, dataset, calibrated_on, test, settings.score, settings.threshold, settings.identity
-        )
         results = [require_evaluation(folder) for folder in fold_folders(workdir, settings.threshold.folds)]
+        common = settings.score, settings.threshold, settings.identity, results[0].symmetry
+        assessment = measure(scorer, dataset, calibrated_on, test, *common)
         result = assessment.result.replace(
             epochs=min(result.epochs for result in results),
             n_train=min(result.n_train for result in results),
@@ -79,5 +78,6 @@ def evaluate_folds(workdir: Path, config: ConfigDict) -> dict:
 
 def _concatenate(scores: list[Scores]) -> Scores:
     """Joins the scores of several sets of images."""
-    trees = [s._replace(name=None) for s in scores]  # a string is no array
+    # A string is no array, and not all folds may include asymmetry.
+    trees = [s._replace(name=None, asymmetry=None) for s in scores]
     return jax.tree.map(lambda *x: np.concatenate(x), *trees)._replace(name=scores[0].name)

@@ -18,7 +18,8 @@ from bigan_jax.evaluation.result import CALIBRATED, require_evaluation
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.runtime.jax_setup import require_platforms
 from bigan_jax.runtime.run_config import config_errors, read_config
-from bigan_jax.training.saving.checkpoints import CheckpointManager
+from bigan_jax.training.run import require_same_frozen
+from bigan_jax.training.saving.checkpoints import CheckpointManager, tree_digest
 
 
 @require_platforms
@@ -39,9 +40,9 @@ def load(workdir: str | Path) -> AnomalyScorer:
         scorers = [load(folder) for folder in folders]
         return FoldScorer(scorers, result.main.threshold, np.array(result.main.calibration_scores))
     conditions = result.conditions
-    statistics = None
+    statistics = []  # of the calibrated score: the error maps', and those of asymmetry where it includes it
     if CALIBRATED in result.scores:
-        statistics = read_statistics(workdir, *settings.data.image_shape[:2])
+        statistics = read_statistics(workdir, *settings.data.image_shape[:2], 1 + result.symmetry.used)
     state, detector, _ = restore(settings, workdir, len(conditions))
     if result.steps != int(state.step):
         raise UserError(
@@ -55,7 +56,8 @@ def load(workdir: str | Path) -> AnomalyScorer:
             detector,
             state,
             name=result.score_name,
-            statistics=statistics,
+            statistics=statistics[0] if statistics else None,
+            asymmetry=statistics[1] if len(statistics) > 1 else None,
             threshold=result.main.threshold,
             calibration=np.array(result.main.calibration_scores),
             conditions=conditions if is_conditional else (),
@@ -103,13 +105,15 @@ def restore(settings: Settings, workdir: Path, conditions: int) -> tuple[TrainSt
       The state, its detector, and the number of epochs that it was trained for.
 
     Raises:
-      UserError: there is no checkpoint, or config.json or the checkpoint is invalid.
+      UserError: there is no checkpoint, config.json or the checkpoint is invalid, or the features come from another
+        network than in training.
     """
     with config_errors(workdir):
         built = build(settings, conditions, steps_per_epoch=1, frozen=False)
         init = partial(init_state, built.detector, built.optimizers, shape=settings.data.image_shape)
         abstract_state = jax.eval_shape(init, settings.seed)
     detector = built.detector
+    require_same_frozen(workdir, tree_digest(detector.frozen) if detector.frozen else "")
     with closing(CheckpointManager(workdir, read_only=True)) as checkpoints:
         restored = checkpoints.restore(abstract_state, complete_epochs=True)
     if restored is None:

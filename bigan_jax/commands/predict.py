@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from bigan_jax import errors
 from bigan_jax.commands.load import load
@@ -28,6 +27,7 @@ from bigan_jax.reports.evaluation_files import score_rows
 from bigan_jax.reports.overlays import write_overlays
 from bigan_jax.runtime.files import csv_cell
 from bigan_jax.runtime.jax_setup import require_platforms
+from bigan_jax.runtime.progress_bar import progress_bar
 from bigan_jax.runtime.run_config import read_config
 
 BLOCK = 64  # images in memory at a time, as files and in the model's size; fewer if the files are large
@@ -113,17 +113,16 @@ def infer_conditions(names: Sequence[str], root: epath.Path, scorer: AnomalyScor
 
 
 def _predict(scorer, evaluation, folder, conditions, not_read, output, maps):
-    # Blocks of nearly equal size: a small last one would compile the networks again.
+    # Blocks of nearly equal size bound the memory and keep the progress even.
     n_bytes = sum(folder.files[name].size for name in conditions if split_slice(name)[1] is None)
     n_blocks = min(len(conditions), max(-(-len(conditions) // BLOCK), -(-n_bytes // BLOCK_BYTES)))
     blocks = np.array_split(np.array(list(conditions), object), n_blocks)
     scored = anomalous = n_dark = 0
     unreadable: list[UnreadableFile] = not_read
     _append_unreadable(not_read, output / "unreadable.csv")
-    interval = 0.2 if sys.stderr.isatty() else 30  # seconds; fewer lines in a log file
     with (
         (output / "scores.csv").open("w", newline="", encoding="utf-8") as file,
-        tqdm(total=len(conditions), desc="images", unit="image", mininterval=interval) as bar,
+        progress_bar(len(conditions), "images", unit="image") as bar,
     ):
         table = csv.writer(file)
         for names in blocks:

@@ -8,11 +8,12 @@ from ml_collections import ConfigDict
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.evaluation.anomaly_score import TERMS, ScoreSettings
-from bigan_jax.evaluation.result import is_name
+from bigan_jax.evaluation.result import GROUPS, is_name
 from bigan_jax.metrics.thresholds import ThresholdSettings
 from bigan_jax.training import divergence
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.saving.checkpoints import CheckpointSettings
+from bigan_jax.training.saving.loggers import parse_loggers
 from bigan_jax.training.schedules import OptimizerSettings
 from bigan_jax.value_checks import POSITIVE_INTEGER, require
 
@@ -26,6 +27,7 @@ class Settings:
     name: str
     model_name: str  # a module of bigan_jax.models
     model: Mapping  # arguments of its `create`
+    group: str  # one of GROUPS
     ablations: tuple[str, ...]
     quick: bool
     seed: int
@@ -41,10 +43,13 @@ class Settings:
     optimizers: Mapping[str, OptimizerSettings]
     phases: Mapping[str, Mapping]  # `build` parses them, as they name objectives
     vgg16_weights: str
+    loggers: tuple[str, ...]  # of `training.saving.loggers`
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise unknown_name("config.dtype", self.dtype, DTYPES)
+        if self.group not in GROUPS:
+            raise unknown_name("config.group", self.group, GROUPS)
         if not 0 <= self.seed < 2**31:
             raise UserError(f"config.seed must be an integer from 0 to 2**31 - 1 (got {self.seed}).")
         require("seeds", self.seeds, POSITIVE_INTEGER)
@@ -72,6 +77,7 @@ class Settings:
         """The fields of evaluation.json that identify the run."""
         return {
             "model": self.name,
+            "group": self.group,
             "dataset": self.data.name,
             "category": self.data.category,
             "ablations": self.ablations,
@@ -86,7 +92,7 @@ def parse_settings(config: ConfigDict) -> Settings:
     score = fields["score"]
     weights = {name: score.pop(name) for name in TERMS}
     return Settings(
-        **{name: fields[name] for name in ("name", "model_name", "quick", "phases")},
+        **{name: fields[name] for name in ("name", "model_name", "group", "quick", "phases")},
         # JSON has lists in place of tuples.
         model={name: tuple(v) if isinstance(v, list) else v for name, v in fields["model"].items()},
         **{name: fields[name] for name in ("seed", "seeds", "batch_size", "on_nan", "dtype")},
@@ -98,4 +104,5 @@ def parse_settings(config: ConfigDict) -> Settings:
         checkpointing=CheckpointSettings(**fields["checkpoint"]),
         optimizers={name: OptimizerSettings(**values, objective=name) for name, values in fields["optimizers"].items()},
         vgg16_weights=fields["vgg16"]["weights"],
+        loggers=parse_loggers(fields["loggers"]),
     )

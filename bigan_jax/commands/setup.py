@@ -17,6 +17,7 @@ from bigan_jax.data.audit import Audit, audit_dataset, drop_duplicates
 from bigan_jax.data.audit.result import trained_paths
 from bigan_jax.data.dataset import Dataset
 from bigan_jax.data.files.unreadable import is_within_folder
+from bigan_jax.data.source import ImageSource
 from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError, printable
 from bigan_jax.nn.vgg16 import weights as vgg16_weights
@@ -26,19 +27,21 @@ from bigan_jax.runtime.run_config import require_same_config, write_config
 from bigan_jax.training import device_layout, epoch_runner
 from bigan_jax.training.epoch_runner import EpochRunner
 from bigan_jax.training.fitting import Fitter
-from bigan_jax.training.run import FROZEN_DIGEST_FILE, TrainingJob
+from bigan_jax.training.run import TrainingJob, require_same_frozen
+from bigan_jax.training.saving import loggers
 from bigan_jax.training.saving.checkpoints import tree_digest
 from bigan_jax.training.train_step import TrainingSet
 
 
 @contextmanager
-def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJob]]:
+def prepare_jobs(configs: Mapping[Path, ConfigDict], source: ImageSource | None = None) -> Iterator[list[TrainingJob]]:
     """Sets up runs for training, and locks their folders for as long as the context is open.
 
     The runs share everything except the seed and the folder, including compiled programs.
 
     Args:
       configs: the config of each run by its folder. They differ in their seed alone.
+      source: replaces the images that the configs name; it may be without test images.
 
     Raises:
       UserError: see `commands.train.train`.
@@ -49,22 +52,23 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
         _require_outside_data(workdir, settings.data.dir)
     # All runs have these settings but for the seed. Errors are raised before images are read.
     require_weights(settings)
+    loggers.require_installed(settings.loggers)
     build(settings, conditions=1, steps_per_epoch=1, frozen=False)
     with ExitStack() as stack:
         for workdir in configs:
             stack.enter_context(exclusive_lock(workdir))
         for workdir, config in configs.items():
             require_same_config(workdir, config)
-        dataset, audit = load_audited(settings, configs)
+        dataset, audit = load_audited(settings, configs, source)
         _require_same_across_processes(config, dataset)
-        print(audit.table())
+        print(audit.message())
         steps, batch_size = epoch_runner.steps_and_batch_size(settings.batch_size, len(dataset.train.image))
         built = build(settings, len(dataset.conditions), steps)
         weights = tree_digest(built.detector.frozen) if built.detector.frozen else ""
-        distributed.require_equal("VGG16 weights", weights)
+        distributed.require_equal("weights of frozen networks", weights)
         for workdir in configs:
             audit.require_same_training_images(workdir)
-            _require_same_weights(workdir, weights)
+            require_same_frozen(workdir, weights)
         for workdir, config in configs.items():
             write_config(workdir, config)
             audit.write(workdir)
@@ -77,7 +81,10 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict]) -> Iterator[list[TrainingJo
         make_runner = cache(partial(_make_runner, settings, built, dataset.train, steps))
         policies = settings.on_nan, settings.checkpointing
         shared = built, dataset, audit, weights, steps, batch_size, init, make_runner, fitter
-        yield [TrainingJob(config.seed, *policies, *shared, workdir) for workdir, config in configs.items()]
+        yield [
+            TrainingJob(config.seed, *policies, *shared, workdir, settings.loggers)
+            for workdir, config in configs.items()
+        ]
 
 
 def _require_outside_data(workdir, data_dir):
@@ -88,24 +95,12 @@ def _require_outside_data(workdir, data_dir):
         )
 
 
-def _require_same_weights(workdir, weights):
-    """Compares digests: the config does not show that a file or a package has other weights."""
-    if not weights or not (workdir / FROZEN_DIGEST_FILE).is_file():
-        return
-    with (workdir / FROZEN_DIGEST_FILE).open("rb") as file:
-        saved = file.read(1000)
-    if saved != weights.encode():
-        raise UserError(
-            f"{workdir} was trained with other VGG16 weights. Set them by --config.vgg16.weights=FILE, or use another "
-            "--workdir."
-        )
-
-
 def _require_same_across_processes(config, dataset):
     """Requires that all processes have the same config and training images."""
     fields = config.to_dict()
     fields["data"] |= {"dir": "", "tfds_dir": ""}  # paths may differ between machines
     fields["vgg16"]["weights"] = ""
+    fields["model"] |= {"network": ""}
     distributed.require_equal("config", json.dumps(fields, sort_keys=True))
     distributed.require_equal("training images", json.dumps(dataset.train.path.tolist()))
 
@@ -129,28 +124,31 @@ def require_weights(settings: Settings) -> None:
         vgg16_weights.load_weights(settings.vgg16_weights)
 
 
-def load_audited(settings: Settings, workdirs: Iterable[Path] = ()) -> tuple[Dataset, Audit]:
+def load_audited(
+    settings: Settings, workdirs: Iterable[Path] = (), source: ImageSource | None = None
+) -> tuple[Dataset, Audit]:
     """Loads and audits the images, drops duplicates as config.data.duplicates says, prints notes.
 
-    Images that the runs in `workdirs` were trained on stay training images if others were added.
+    Images that the runs in `workdirs` were trained on stay training images if others were added. A `source` replaces
+    the one that the settings name, and may be without test images.
 
     Raises:
       UserError: the data cannot be read, duplicates are not allowed, or a split is too small.
     """
-    dataset = loading.load_dataset(settings.data, set().union(*map(trained_paths, workdirs)))
+    dataset = loading.load_dataset(settings.data, set().union(*map(trained_paths, workdirs)), source)
     audit = audit_dataset(dataset, settings.data.duplicates)
     dataset = drop_duplicates(dataset, audit)
-    _check_splits(dataset, settings)
+    _check_splits(dataset, tested=source is None)
     for note in dataset.notes:
         print(f"Note: {printable(note)}")
     return dataset, audit
 
 
-def _check_splits(dataset, settings):
+def _check_splits(dataset, tested):
     if len(dataset.train.label) < 2:
         raise UserError(
             f"There are too few training images ({len(dataset.train.label)}); at least 2 are required. "
             "Lower --config.data.test_fraction or --config.data.calibration_fraction, or add images."
         )
-    if not len(dataset.test.label):
+    if tested and not len(dataset.test.label):
         raise UserError("There are no test images. Raise --config.data.test_fraction, or add anomalous images.")

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from bigan_jax.commands.compare import Comparison, compare
 from bigan_jax.commands.sweep_plan import PlannedRun, is_finished, plan
 from bigan_jax.evaluation.finished_run import epochs_done
 from bigan_jax.runtime import launchers
+from bigan_jax.runtime.progress_bar import progress_bar
 
 _LOG_LINES = 8  # of a failed run
 # The start of a run's command line. Its other arguments are flags of launch.py, and work in any folder.
@@ -39,7 +39,7 @@ def sweep(
 
     Args:
       config: the config of the command line.
-      file: the config file and its argument, "configs/<model>.py:<dataset>,...".
+      file: the config file and its argument, `configs/<model>.py:<dataset>,...`.
       overrides: fields to set in all runs, by dotted name.
       output: folder of the runs' folders and of the comparison.
       command: the start of a run's command line.
@@ -75,15 +75,8 @@ class _ProgressBar:
         self._epochs = {run.workdir: run.epochs for run in runs}
         self._done = {workdir: self._count(workdir) for workdir in self._epochs}
         self._pending = set(self._epochs)
-        self._bar = tqdm(
-            total=sum(self._epochs.values()),
-            initial=sum(self._done.values()),
-            desc="sweep",
-            unit="epoch",
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 60,
-            disable=not runs,
-        )
+        total, done = sum(self._epochs.values()), sum(self._done.values())
+        self._bar = progress_bar(total, "sweep", initial=done, unit="epoch", disable=not runs)
 
     def close(self) -> None:
         self._bar.close()

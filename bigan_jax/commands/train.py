@@ -31,8 +31,8 @@ def train(config: ConfigDict, workdir: str | Path | None = None, side_by_side: b
 
     Args:
       config: of a file in configs/, such as `configs.cae.get_config("phantom")`. With several config.seeds, each is a
-        run in a folder seed<k>.
-      workdir: folder for the run's files, or the folders of the seeds; by default runs/<name of the config>.
+        run in a folder `seed<k>`.
+      workdir: folder for the run's files, or the folders of the seeds; by default `runs/<name of the config>`.
       side_by_side: whether several seeds train as one program in one process; by default on accelerators, unless
         several processes train together.
 

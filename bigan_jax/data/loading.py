@@ -9,8 +9,8 @@ from bigan_jax.data.files.images import ImageFormat, map_in_threads
 from bigan_jax.data.files.medical import slice_notes, split_slice
 from bigan_jax.data.files.unreadable import UnreadableFile, split_unreadable, unreadable_error, unreadable_note
 from bigan_jax.data.records import ImageRecord
-from bigan_jax.data.settings import DataSettings
-from bigan_jax.data.source import ImageSource, PhantomSource, open_folder_source
+from bigan_jax.data.settings import PHANTOM, DataSettings
+from bigan_jax.data.source import ImageSource, open_source
 from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, split_records
 from bigan_jax.data.streaming import LazyImages
 from bigan_jax.errors import UserError
@@ -23,25 +23,26 @@ _Loaded = tuple[Images, list[UnreadableFile]]
 _DARK = 64
 
 
-def load_dataset(settings: DataSettings, trained: Collection[str] = ()) -> Dataset:
-    """Reads and splits the images of a data folder, or of the phantom.
+def load_dataset(settings: DataSettings, trained: Collection[str] = (), source: ImageSource | None = None) -> Dataset:
+    """Reads and splits the images of a data folder, of the phantom, or of another source.
 
     A data folder is prepared on first use, and when it has changed, as TFDS datasets in `settings.tfds_dir`
     (`bigan_jax.data.tfds.prepared`). Images are decoded to squares of `settings.image_size`, as `settings.fit` says.
     With `settings.stream`, training images are decoded once to check them, and later on demand
-    (`LazyImages`), so that they are never all in memory; calibration and test images always are. `trained` has the
-    paths of images that a run was trained on (`split_records`).
+    (`LazyImages`), so that they are never all in memory; calibration and test images always are.
+
+    Args:
+      settings: the source, and how images are read and split.
+      trained: the paths of images that a run was trained on (`split_records`).
+      source: replaces the source that the settings name.
 
     Raises:
       UserError: a name, folder or layout is wrong, images are too few for the splits, or files cannot be read. All
         unreadable files are in one error; with `settings.skip_unreadable` they are skipped and counted in the notes.
     """
-    source: ImageSource
-    if settings.layout is None:
-        source = PhantomSource(settings)
-    else:
+    if source is None:
         with distributed.primary_first("preparing data"):  # processes may share prepared data
-            source = open_folder_source(settings)
+            source = open_source(settings)
     records, split_notes = split_records(
         source.records,
         settings.split_seed,
@@ -69,7 +70,7 @@ def load_dataset(settings: DataSettings, trained: Collection[str] = ()) -> Datas
     notes += slice_notes(requested, [*loaded, *(file.path for file in unreadable)])
     notes += _mask_notes(records[TEST], splits[TEST])
     notes += _dark_note(splits[CALIBRATION].image, settings)
-    if not splits[TEST].label.any():
+    if len(splits[TEST].label) and not splits[TEST].label.any():
         notes += ("there are no anomalous test images: only false alarms can be measured",)
     return Dataset(splits[TRAIN], splits[CALIBRATION], splits[TEST], source.conditions, notes, source.open)
 
@@ -106,7 +107,7 @@ def is_dark(images: np.ndarray, window: bool) -> bool:
 def _dark_note(images: np.ndarray, settings: DataSettings) -> tuple[str, ...]:
     """Warns of images that are nearly black, such as 12-bit values in 16-bit files."""
     brightest = int(images.max(initial=0))
-    if settings.layout is None or not is_dark(images, settings.window):
+    if settings.source == PHANTOM or not is_dark(images, settings.window):
         return ()
     return (
         f"the images are dark: their brightest level is {brightest} of 255, as with 10, 12 or 14 bits stored in 16. "

@@ -13,6 +13,7 @@ from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.value_checks import COUNT, DECAY, Range, require
 
 PHANTOM = "phantom"
+MEMORY = "memory"  # images that were given in Python (`source.ArraySource`)
 _CHANNELS = Range("1 (gray) or 3 (RGB)", lambda n: n in (1, 3))
 _FOLDS = Range("0 (none) or an integer of at least 2", lambda n: isinstance(n, int) and (n == 0 or n >= 2))
 _IMAGE_SIZE = Range("an integer of at least 8", lambda n: isinstance(n, int) and n >= 8)
@@ -25,7 +26,7 @@ DUPLICATE_POLICIES = ("stop", "drop", "drop_near", "keep")
 class DataSettings:
     """The fields of `config.data`. Raises UserError with the name of the field for a value out of range."""
 
-    source: str  # the name of a layout (`layouts.LAYOUTS`), or "phantom"
+    source: str  # the name of a layout (`layouts.LAYOUTS`), "phantom" or "memory"
     dir: str | os.PathLike = ""  # a folder or an archive of it, local or in a bucket (gs://, s3://)
     tfds_dir: str | os.PathLike = ""  # of prepared data; "": TFDS_DATA_DIR or ~/tensorflow_datasets
     category: str = ""  # comma list of phantom domains, MVTec categories or plant species; "" or "all" for all
@@ -49,7 +50,7 @@ class DataSettings:
     name: str = ""  # what tables call the dataset
 
     def __post_init__(self):
-        sources = (PHANTOM, *layouts.LAYOUTS)
+        sources = (PHANTOM, MEMORY, *layouts.LAYOUTS)
         if self.source not in sources:
             raise unknown_name("config.data.source", self.source, sources)
         if self.source == PHANTOM and self.dir:
@@ -79,7 +80,7 @@ class DataSettings:
 
     @property
     def layout(self) -> Layout | None:
-        """The layout of the data folder; None for the phantom."""
+        """The layout of the data folder; None for images that are in no folder."""
         return layouts.LAYOUTS.get(self.source)
 
     @property

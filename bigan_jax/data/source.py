@@ -1,14 +1,17 @@
-"""Where images come from: a data folder, or the phantom. Both are an `ImageSource`."""
+"""Where images come from: a data folder, the phantom, or arrays. Each is an `ImageSource`."""
 
 import io
 import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
+import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 
 from bigan_jax.data import phantom
 from bigan_jax.data.files import archives
@@ -27,7 +30,7 @@ from bigan_jax.data.layouts.find_root import find_layout_root
 from bigan_jax.data.layouts.layout import MIN_NORMAL, count_by_folder, select_categories
 from bigan_jax.data.layouts.names import Selection
 from bigan_jax.data.records import ImageRecord, Listing
-from bigan_jax.data.settings import DataSettings
+from bigan_jax.data.settings import MEMORY, PHANTOM, DataSettings
 from bigan_jax.data.tfds.paths import find_tfds_dataset, is_tfds_dataset, prepared_path, prepared_paths
 from bigan_jax.errors import UserError
 
@@ -75,6 +78,25 @@ class PhantomSource:
         category, defect = self.conditions[record.condition], record.defect_type if record.label else None
         image, mask = phantom.draw(category, phantom.index_of(record.path), size, channels, defect)
         return percentile_stretch(image) if window else image, mask
+
+
+class ArraySource:
+    """Normal images in memory, in the format of the networks."""
+
+    root, notes, open, conditions = "memory", (), None, ("images",)
+
+    def __init__(self, images: UInt8[np.ndarray, "n size size channels"]):
+        """Takes the images, without a copy.
+
+        Equal images are one group: they are never divided between splits, which depend on the pixels alone.
+        """
+        self._images = images
+        groups = [blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images]
+        self.records = [ImageRecord(f"{index:08}", False, group) for index, group in enumerate(groups)]
+
+    def read(self, record: ImageRecord) -> tuple[Pixels, None]:
+        """Returns an image, without a mask."""
+        return self._images[int(record.path)], None
 
 
 @dataclass(frozen=True)
@@ -127,6 +149,18 @@ def require_data_folder(settings: DataSettings) -> None:
         or (layout.tfds_dataset and find_tfds_dataset(tfds_dir, layout.tfds_dataset))
     ):
         raise layout.error(f"There is no folder {root}.")
+
+
+def open_source(settings: DataSettings) -> ImageSource:
+    """Opens the source that the settings name. Raises UserError as `open_folder_source` does."""
+    if settings.source == PHANTOM:
+        return PhantomSource(settings)
+    if settings.source == MEMORY:
+        raise UserError(
+            "The images of this run were given in Python and are not stored (config.data.source=memory). Call "
+            "`AnomalyDetector.fit` with them, or name a folder with --config.data.source=folder --config.data.dir=DIR."
+        )
+    return open_folder_source(settings)
 
 
 def open_folder_source(settings: DataSettings) -> FolderSource:

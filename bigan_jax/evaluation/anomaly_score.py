@@ -64,6 +64,7 @@ TERMS = {
     "ssim": ScoreTerm("1 - SSIM", "ssim_error", _ssim_error),
     "perceptual": ScoreTerm("VGG16 feature distance", "perceptual", _perceptual, True),
 }
+SYMMETRY_MODES = ("auto", "on", "off")
 REDUCTIONS = ("mean", "max", "top1")  # of the paper's score
 _BLOCK = 16  # images whose combined maps are reduced together: they fit into a CPU's cache
 
@@ -99,10 +100,13 @@ class ScoreSettings:
     reduction: str = "mean"
     standardize: bool = False  # whether each term is divided by its standard deviation over training images
     unit_features: bool = True  # whether VGG16's features are scaled to unit length before they are compared
+    symmetry: str = "auto"  # whether the calibrated score includes asymmetry: where images are symmetric, or on or off
 
     def __post_init__(self):
         if self.name not in SCORE_NAMES:
             raise unknown_name("config.score.name", self.name, SCORE_NAMES)
+        if self.symmetry not in SYMMETRY_MODES:
+            raise unknown_name("config.score.symmetry", self.symmetry, SYMMETRY_MODES)
         formula(self.weights, self.reduction)
 
     @property
@@ -195,12 +199,14 @@ def score_table(
     deviations: Mapping[str, float],
     moments: MapMoments,
     used: ScoreSettings,
+    asymmetry: Values | None = None,
 ) -> list[ScoreTableRow]:
     """Returns the AUROC of every score that needs no further reconstruction.
 
     The scores are each term alone, the paper's sum and the sum in use, both sums with standardized terms as well, and
     each of these by every reduction and as a calibrated score. `deviations` are the terms' standard deviations over
-    training images, `moments` those of their maps, and `used` are the settings of the evaluation.
+    training images, `moments` those of their maps, and `used` are the settings of the evaluation. All calibrated scores
+    include `asymmetry`.
     """
     weights_used = used.formula.weights
     in_use = dict(weights_used) if len(weights_used) > 1 else dict.fromkeys(weights_used, 1.0)
@@ -216,7 +222,7 @@ def score_table(
     rows = []
     for weights, flag in definitions:
         formula = ScoreFormula(weights).standardized(deviations) if flag else ScoreFormula(weights)
-        for reduction, values in _all_scores(formula, terms, moments).items():
+        for reduction, values in _all_scores(formula, terms, moments, asymmetry).items():
             definition = weights, flag, reduction
             row = ScoreTableRow(
                 score=next(iter(weights))
@@ -232,7 +238,7 @@ def score_table(
     return rows
 
 
-def _all_scores(formula, terms, moments):
+def _all_scores(formula, terms, moments, asymmetry):
     """Returns the scores by all reductions, and the calibrated one."""
     statistics = moments.statistics(formula.weights)
     parts = {name: [] for name in (*REDUCTIONS, CALIBRATED) if name != "mean"}
@@ -242,4 +248,6 @@ def _all_scores(formula, terms, moments):
         for name, part in parts.items():
             part.append(calibrated_score(combined, statistics) if name == CALIBRATED else reduce(combined, name))
     reduced = {name: np.concatenate(part) for name, part in parts.items()}
+    if asymmetry is not None:
+        reduced[CALIBRATED] = reduced[CALIBRATED] + asymmetry
     return {"mean": np.asarray(_weighted_sum(formula.weights, terms.value)), **reduced}

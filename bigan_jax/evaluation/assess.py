@@ -13,11 +13,14 @@ from jaxtyping import Float, Int, Shaped, UInt8
 
 from bigan_jax.data.dataset import Dataset, Images
 from bigan_jax.data.files.medical import split_slice
-from bigan_jax.evaluation import anomaly_score, baselines
+from bigan_jax.evaluation import anomaly_score, baselines, symmetry
 from bigan_jax.evaluation.anomaly_score import TERMS, ScoreSettings
+from bigan_jax.evaluation.baselines import BaselineScores
 from bigan_jax.evaluation.result import (
     CALIBRATED,
+    NATIVE,
     SCORE_NAMES,
+    BaselineDifference,
     EvaluationResult,
     NativeScore,
     PixelMetrics,
@@ -25,17 +28,27 @@ from bigan_jax.evaluation.result import (
     ScoreRecord,
     ScoreResult,
     ScoreTableRow,
+    SymmetryResult,
     VolumeResult,
 )
 from bigan_jax.evaluation.scorer import AnomalyScorer, Refits, Scores
-from bigan_jax.metrics.bootstrap import bootstrap_intervals
+from bigan_jax.evaluation.verdict import strongest
+from bigan_jax.metrics.bootstrap import bootstrap_intervals, paired_auroc_interval
 from bigan_jax.metrics.image import auroc, by_condition, by_defect_type, image_metrics, predict_all
 from bigan_jax.metrics.pixel import PIXEL_METRICS, dice, pixel_metrics, region_weights
 from bigan_jax.metrics.pixel_bootstrap import pixel_bootstrap_intervals
-from bigan_jax.metrics.thresholds import ThresholdSettings, choose_threshold, oracle_threshold, pixel_threshold
+from bigan_jax.metrics.thresholds import (
+    ThresholdSettings,
+    choose_threshold,
+    exceeds_promise,
+    folds_that_promise,
+    oracle_threshold,
+    pixel_threshold,
+)
 from bigan_jax.metrics.volumes import TOP_SLICES, volume_scores
 from bigan_jax.runtime.run_config import package_version
 
+_SURPRISING = 0.001  # probability of so many false alarms
 _CONSTANT = 0.05  # of the images' spread; small healthy runs have 0.13 or more
 _COLOR_QUANTILE = 0.999  # of the calibration pixels: errors above share the brightest color
 
@@ -46,6 +59,7 @@ class Assessment(NamedTuple):
     result: EvaluationResult
     calibration: Scores
     test: Scores
+    baselines: dict[str, BaselineScores]  # of the test images, by SCORE_NAMES and baseline
 
 
 class CalibrationImages(NamedTuple):
@@ -64,7 +78,7 @@ def assess(
     identity: Mapping,
     refits: Refits | None = None,
 ) -> Assessment:
-    """Scores calibration and test images, and measures the scores.
+    """Scores calibration and test images, and measures the scores. Without test images all metrics are None.
 
     Args:
       scorer: is fitted here, on training images.
@@ -77,16 +91,27 @@ def assess(
       UserError: a score is not finite, or a term to standardize is constant.
     """
     normal = dataset.calibration
-    deviations, moments = scorer.fit(dataset.train.image, dataset.train.condition, score.standardize, refits)
+    train = dataset.train
+    ratio = symmetry.symmetry_ratio(train.image, train.group)
+    symmetric = symmetry.is_symmetric(ratio, len(train.image))
+    use_asymmetry = score.symmetry == "on" or (score.symmetry == "auto" and symmetric)
+    deviations, moments = scorer.fit(train.image, train.condition, score.standardize, refits, use_asymmetry)
+    tested = SymmetryResult(ratio, symmetric, used=scorer.asymmetry is not None)
     calibration = scorer.score(_in_memory(normal), normal.condition, progress="calibration")
-    scores = scorer.score(_in_memory(dataset.test), dataset.test.condition, progress="test")
+    has_test = len(dataset.test.label) > 0
+    if has_test:
+        scores = scorer.score(_in_memory(dataset.test), dataset.test.condition, progress="test")
+    else:
+        scores = calibration.select(slice(0))
     table, warnings = [], []
-    if calibration.reconstruction is not None:
-        table = anomaly_score.score_table(scores.terms, dataset.test.label, deviations, moments, score)
-        if not refits:  # the mean image is meant to be the same for every image
-            warnings += _reconstruction_warnings(_in_memory(normal), calibration.reconstruction)
+    if calibration.reconstruction is not None and has_test:
+        table = anomaly_score.score_table(
+            scores.terms, dataset.test.label, deviations, moments, score, scores.asymmetry
+        )
+    if calibration.reconstruction is not None and not refits:  # a mean image is meant to be the same for every image
+        warnings += _reconstruction_warnings(_in_memory(normal), calibration.reconstruction)
     calibrated_on = CalibrationImages(calibration, normal.group)
-    assessment = measure(scorer, dataset, calibrated_on, scores, score, threshold, identity, deviations, table)
+    assessment = measure(scorer, dataset, calibrated_on, scores, score, threshold, identity, tested, deviations, table)
     warnings = [*assessment.result.warnings, *warnings]
     return assessment._replace(result=assessment.result.replace(warnings=warnings))
 
@@ -99,6 +124,7 @@ def measure(
     score: ScoreSettings,
     threshold: ThresholdSettings,
     identity: Mapping,
+    tested: SymmetryResult,
     deviations: Mapping[str, float] | None = None,
     table: Sequence[ScoreTableRow] = (),
 ) -> Assessment:
@@ -109,14 +135,19 @@ def measure(
       dataset: its training images are for the baselines.
       scores: of the dataset's test images.
       score, threshold, identity: as in `assess`.
+      tested: whether the training images are symmetric.
       deviations: the terms' standard deviations over training images, for the record.
       table: other scores of the same reconstructions, for the record.
     """
     test, train = dataset.test, dataset.train
     calibration, groups, fold = calibrated_on
-    baseline_scores = baselines.baseline_scores(
-        baselines.fitting_images(train.image), _in_memory(test), scorer.compute_terms, scorer.formula
-    )
+    baseline_scores = {name: {} for name in scores.by_name}
+    if len(test.label):
+        fitted_on = baselines.fitting_images(train.image), _in_memory(test)
+        by_score = baselines.baseline_scores(*fitted_on, scorer.compute_terms, scorer.formula, scores.asymmetry)
+        # Baselines reconstruct: a detector's own score is compared with their default one.
+        by_score |= {NATIVE: by_score[CALIBRATED]}
+        baseline_scores = {name: baselines.with_better_sign(by_score[name], test.label) for name in scores.by_name}
 
     def score_result(name: str) -> ScoreResult:
         normal_scores, measured = calibration.by_name[name], (scores.by_name[name], test.label)
@@ -124,8 +155,10 @@ def measure(
         settings = threshold if name == score.name else dataclasses.replace(threshold, rule="conformal", value=0.0)
         chosen = choose_threshold(settings, normal_scores, groups, fold)
         intervals = bootstrap_intervals(*measured, test.group, chosen.value)
+        aurocs = baselines.baseline_aurocs(baseline_scores[name], test.label)
+        metrics = image_metrics(*measured, chosen.value)
         return ScoreResult(
-            **image_metrics(*measured, chosen.value),
+            **metrics,
             auroc_ci=intervals and intervals["auroc"],
             intervals=intervals,
             threshold=chosen.value,
@@ -135,14 +168,16 @@ def measure(
             by_defect_type=by_defect_type(*measured, test.defect_type, chosen.value),
             by_condition=by_condition(*measured, test.condition, dataset.conditions, chosen.value),
             volumes=_volume_result(measured[0], test),
-            # Baselines reconstruct: a detector's own score is compared with their default one.
-            baselines=baselines.baseline_aurocs(baseline_scores.get(name, baseline_scores[CALIBRATED]), test.label),
+            baselines=aurocs,
+            over_baseline=_over_baseline(metrics["auroc"], aurocs, *measured, baseline_scores[name], test.group),
             calibration_scores=normal_scores.tolist(),
         )
 
     pixel_cutoff, pixel_promise = pixel_threshold(calibration.error_map, threshold.pixel_rate, groups, fold)
     pixel, raw_intensity = _pixel_results(test, scores, pixel_cutoff)
     values = scores.terms.value
+    results = {name: score_result(name) for name in SCORE_NAMES if name in scores.by_name}
+    main = results[score.name], scores.by_name[score.name]
     result = EvaluationResult(
         **identity,
         conditions=list(dataset.conditions),
@@ -154,7 +189,7 @@ def measure(
         n_normal=int((~test.label).sum()),
         n_anomalous=int(test.label.sum()),
         score_name=score.name,
-        scores={name: score_result(name) for name in SCORE_NAMES if name in scores.by_name},
+        scores=results,
         predict_all=predict_all(test.label),
         native=None if scores.native is None else NativeScore(identity["model"], auroc(scores.native, test.label)),
         pixel_threshold=pixel_cutoff,
@@ -165,12 +200,22 @@ def measure(
         score=ScoreRecord(**dataclasses.asdict(score), standard_deviations=dict(deviations or {})),
         score_table=list(table),
         score_table_note=anomaly_score.TABLE_NOTE if table else "",
+        symmetry=tested,
         color_limits=color_limits(calibration),
-        notes=[*dataset.notes, *baselines.fitting_note(train.image)],
-        warnings=list(scorer.notes),
+        notes=[*dataset.notes, *baselines.fitting_note(train.image), *symmetry.notes(tested)],
+        warnings=[*scorer.notes, *_promise_warnings(main, test, dataset, calibrated_on, threshold)],
         versions={name: package_version(name) for name in ("bigan_jax", "jax", "flax")},
     )
-    return Assessment(result, calibration, scores)
+    return Assessment(result, calibration, scores, baseline_scores)
+
+
+def _over_baseline(area, aurocs, score, label, baseline_scores, group) -> BaselineDifference | None:
+    """Compares with the strongest baseline of the complete test set: no bootstrap sample chooses another one."""
+    best = strongest(aurocs)
+    if area is None or best is None:
+        return None
+    interval = paired_auroc_interval(score, baseline_scores[best[0]], label, group)
+    return BaselineDifference(best[0], area - best[1], interval)
 
 
 def _reconstruction_warnings(images: UInt8[np.ndarray, "n h w c"], reconstructions: UInt8[np.ndarray, "n h w c"]):
@@ -182,6 +227,33 @@ def _reconstruction_warnings(images: UInt8[np.ndarray, "n h w c"], reconstructio
             f"{of_reconstructions / of_images:.1%} as much as the images), so scores measure the distance from one "
             "image. Train longer or at a lower learning rate; a VAE also with a lower config.model.beta."
         )
+
+
+def _promise_warnings(main, test: Images, dataset: Dataset, calibrated_on: CalibrationImages, settings):
+    """Warns of a promise that more folds would keep, and of test images that break it."""
+    result, scores = main
+    promise = result.promise
+    if promise is None:
+        return
+    calibration, groups, fold = calibrated_on
+    n = len(dataset.train.label) + len(groups)
+    single = len(np.unique(groups)) == len(groups)
+    few = fold is None and single and not promise.kept
+    if few and (folds := folds_that_promise(n, settings.false_alarm_rate)):
+        yield (
+            f"There are too few calibration images for the requested rate. --config.threshold.folds={folds} keeps it: "
+            f"it fits {folds} detectors, each without a part of the {n} normal images, and all of them calibrate."
+        )
+    normal = scores[~test.label]
+    if fold is None and len(normal):
+        probability = exceeds_promise(calibration.by_name[calibration.name], normal, result.threshold)
+        if probability < _SURPRISING:
+            alarms = int((normal >= result.threshold).sum())
+            yield (
+                f"{alarms} of {len(normal)} normal test images are called anomalous, more than the promise allows (p = "
+                f"{probability:.2g} if they were like the calibration images). They differ from the images that the "
+                "detector was trained and calibrated on: add such images to both, or calibrate by group."
+            )
 
 
 def _in_memory(images: Images) -> UInt8[np.ndarray, "n h w c"]:

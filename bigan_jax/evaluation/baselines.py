@@ -48,6 +48,7 @@ def baseline_scores(
     test: UInt8[np.ndarray, "m _ _ _"],
     compute_terms: ComputeTerms,
     formula: ScoreFormula,
+    asymmetry: Float[np.ndarray, "m"] | None = None,
 ) -> dict[str, BaselineScores]:
     """Returns anomaly scores of the test images by seven baselines, fitted on `train` alone.
 
@@ -60,6 +61,7 @@ def baseline_scores(
     Args:
       compute_terms: returns the score terms of images and reconstructions in [0, 1]; called with about BLOCK images.
       formula: of the models' scores.
+      asymmetry: of the test images, if the models' calibrated score includes it.
 
     Returns:
       The scores by SCORE_NAMES and baseline.
@@ -91,10 +93,13 @@ def baseline_scores(
         }
         for score, part in parts.items():
             part.append({name: np.asarray(values[score]) for name, values in by_baseline.items()} | same)
-    return {
+    scores = {
         score: {name: np.concatenate([block[name] for block in part]) for name in part[0]}
         for score, part in parts.items()
     }
+    if asymmetry is not None:
+        scores[CALIBRATED] |= {name: scores[CALIBRATED][name] + asymmetry for name in statistics}
+    return scores
 
 
 def _fit_reconstructions(train: Float[np.ndarray, "n h w c"]) -> Callable[[np.ndarray], Reconstructions]:
@@ -142,6 +147,16 @@ def _blocks(images: np.ndarray) -> list[np.ndarray]:
     return np.array_split(images, -(-len(images) // BLOCK))
 
 
+def with_better_sign(scores: Mapping[str, Float[np.ndarray, "m"]], label: Bool[np.ndarray, "m"]) -> BaselineScores:
+    """Returns the scores of each baseline; those in SIGN_FREE have the sign of the higher AUROC on these labels."""
+
+    def ranks_backward(name, score):
+        area = auroc(score, label) if name in SIGN_FREE else None
+        return area is not None and area < 0.5
+
+    return {name: -score if ranks_backward(name, score) else score for name, score in scores.items()}
+
+
 def baseline_aurocs(
     scores: Mapping[str, Float[np.ndarray, "m"]], label: Bool[np.ndarray, "m"]
 ) -> dict[str, float | None]:
@@ -149,11 +164,7 @@ def baseline_aurocs(
 
     Those in SIGN_FREE get the better sign by the test labels, which favors the baseline over a model.
     """
-    values = {name: auroc(score, label) for name, score in scores.items()}
-    for name in SIGN_FREE:
-        if (value := values.get(name)) is not None:
-            values[name] = max(value, 1 - value)
-    return values
+    return {name: auroc(score, label) for name, score in with_better_sign(scores, label).items()}
 
 
 def _unit(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w c"]:

@@ -2,14 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from statistics import fmean
 from typing import NamedTuple
 
 from bigan_jax.evaluation import statistics
 from bigan_jax.evaluation.finished_run import FinishedRun
 from bigan_jax.evaluation.paper_results import MODELS, contradiction
-from bigan_jax.evaluation.result import CALIBRATED, SCORE_NAMES, EvaluationResult, ScoreResult
+from bigan_jax.evaluation.result import CALIBRATED, NATIVE, SCORE_NAMES, EvaluationResult, ScoreResult
 from bigan_jax.evaluation.statistics import Difference, Spread, spread
 from bigan_jax.evaluation.verdict import SCORE_TITLES, label, strongest
 from bigan_jax.metrics.image import IMAGE_METRICS
@@ -46,6 +45,11 @@ class ComparisonRow(NamedTuple):
     values: dict[str, Spread | None]  # by the names in VALUES; None where no run has one
     inconsistencies: list[str]  # for each run with values that cannot all be right, the reason
 
+    @property
+    def group(self) -> str:
+        """The group of the detector, one of GROUPS."""
+        return self.runs[0].result.group
+
 
 class DatasetComparison(NamedTuple):
     """All rows on one data set, by falling AUROC; a sentence in place of a difference says why there is none."""
@@ -54,8 +58,9 @@ class DatasetComparison(NamedTuple):
     category: str
     score: str  # that ranks: the one that decides in all runs, or the calibrated one
     rows: list[ComparisonRow]
-    differences: dict[str, Difference | str]  # of each row to the first one, by label
-    # Of each row to those of its model with fewer of its ablations, by the labels of the latter and the former.
+    strongest_baseline: tuple[str, float] | None  # its name and mean AUROC over the runs
+    differences: dict[str, Difference | str]  # of each row to the strongest baseline, by label
+    # Of each row to that of its model with the next fewer of its ablations, by the labels of the latter and the former.
     ablations: dict[tuple[str, str], Difference | str]
     notes: list[str]
 
@@ -67,7 +72,7 @@ class DatasetComparison(NamedTuple):
     @property
     def baseline(self) -> float | None:
         """The AUROC of the strongest training-free baseline."""
-        return max((baseline.mean for row in self.rows if (baseline := row.values["baseline"])), default=None)
+        return self.strongest_baseline and self.strongest_baseline[1]
 
 
 def values(result: EvaluationResult, score: str) -> dict[str, float | None]:
@@ -77,7 +82,7 @@ def values(result: EvaluationResult, score: str) -> dict[str, float | None]:
     return {
         **_score_values(result.by_score(score)),
         **{f"{of}_{name}": value for of, values in by_score.items() for name, value in values.items()},
-        "native": result.native and result.native.auroc,
+        "native": by_score[NATIVE]["auroc"] if NATIVE in by_score else result.native and result.native.auroc,
         **{name: getattr(result.pixel, metric) for name, metric in PIXEL_VALUES.items()},
         "pixel_baseline": pixel_baseline and pixel_baseline[1],
     }
@@ -109,20 +114,47 @@ def _compare_on_dataset(dataset, category, runs):
     names = {run.result.score_name for run in runs}
     score = names.pop() if len(names) == 1 else CALIBRATED
     rows, notes = _rows(runs, score)
+    baseline = _strongest_baseline(rows, score)
     notes += _notes(dataset, rows, score)
+    notes += _baseline_note(baseline)
     ranked = [row for row in rows if row.values["auroc"]]
-    compared = [run for row in ranked for run in row.runs] if len(ranked) > 1 else []
+    compared = [run for row in ranked for run in row.runs]
     samples = statistics.bootstrap_samples(compared, score)
-    difference = partial(statistics.paired_difference, samples=samples, score=score)
-    differences = {row.label: difference(row.runs, ranked[0].runs) for row in ranked[1:]}
+    baseline_samples = statistics.bootstrap_samples(compared, score, baseline[0]) if baseline else {}
+    of_row = {row.label: [samples[run.workdir] for run in row.runs] for row in ranked}
+    of_baseline = {row.label: [baseline_samples[run.workdir] for run in row.runs] for row in ranked if baseline}
+    difference = statistics.paired_difference
+    differences = {name: difference(of_row[name], of_baseline[name]) for name in of_baseline}
     ablations = {
-        (full.label, row.label): difference(row.runs, full.runs)
-        for full in ranked
+        (full.label, row.label): difference(of_row[row.label], of_row[full.label])
         for row in ranked
-        if set(full.ablations) < set(row.ablations)
-        and (row.model, row.quick, row.variant) == (full.model, full.quick, full.variant)
+        for full in _with_fewer_ablations(row, ranked)
     }
-    return DatasetComparison(dataset, category, score, rows, differences, ablations, notes)
+    return DatasetComparison(dataset, category, score, rows, baseline, differences, ablations, notes)
+
+
+def _strongest_baseline(rows, score) -> tuple[str, float] | None:
+    """Returns the baseline of the highest mean AUROC over all runs; the choice is the same for all of them."""
+    aurocs = defaultdict(list)
+    for result in (run.result for row in rows for run in row.runs):
+        for name, value in result.by_score(score).baselines.items():
+            if value is not None:
+                aurocs[name].append(value)
+    return strongest({name: fmean(values) for name, values in aurocs.items()})
+
+
+def _with_fewer_ablations(row, rows):
+    """Yields the rows that a row's ablations are subtracted from: of the same model, with as many of them as possible.
+
+    With rows of no, one and two ablations, the row of two is compared with that of one: one change at a time.
+    """
+
+    def is_ablation_of(row, full):
+        same = (row.model, row.quick, row.variant) == (full.model, full.quick, full.variant)
+        return same and set(full.ablations) < set(row.ablations)
+
+    fewer = [full for full in rows if is_ablation_of(row, full)]
+    yield from (full for full in fewer if not any(is_ablation_of(other, full) for other in fewer))
 
 
 def _rows(runs, score):
@@ -229,14 +261,15 @@ def _notes(dataset, rows, score):
     notes += _difference_note("number of seeds", rows)
     if undefined := [row.label for row in rows if not row.values["auroc"]]:
         notes.append(f"no AUROC, since the test set lacks a class: {_join(undefined)}")
-    strongest_names = []
-    for result in (run.result for row in rows for run in row.runs):
-        baselines = result.by_score(score).baselines
-        if best := strongest(baselines):
-            strongest_names += [label(name) for name, value in baselines.items() if value == best[1]]
-    if strongest_names:
-        notes.append(f"strongest training-free baseline: {_join(strongest_names)}")
     return notes
+
+
+def _baseline_note(baseline):
+    if baseline:
+        yield (
+            f"strongest training-free baseline: {label(baseline[0])}, AUROC {baseline[1]:.3f}. It is the best of "
+            "several by the test labels, which favors it over the models."
+        )
 
 
 def _other_ranking(rows, score):

@@ -35,7 +35,7 @@ class FinishedRun(NamedTuple):
 
 
 class ImageScores(NamedTuple):
-    """The rows of scores.csv by path, so that runs tested on the same images agree in every row."""
+    """A score of the test images by path, so that runs tested on the same images agree in every row."""
 
     path: Shaped[np.ndarray, "n"]
     label: Bool[np.ndarray, "n"]
@@ -68,8 +68,26 @@ def read_scores(run: FinishedRun, name: str) -> ImageScores:
 
     Raises UserError if the file is missing, damaged, or contradicts evaluation.json.
     """
-    name = name if name in run.result.scores else run.result.score_name
-    text = _read_text(run.workdir / "scores.csv", _MAX_TABLE_BYTES)
+    name = run.result.name_of(name)
+    return _read_scores(run, "scores.csv", name, run.result.scores[name].auroc)
+
+
+def read_baseline_scores(run: FinishedRun, name: str, baseline: str) -> ImageScores:
+    """Reads the scores of a baseline, with a score of this name, as `read_scores` does from baseline_scores.csv."""
+    name = run.result.name_of(name)
+    if baseline not in run.result.scores[name].baselines:
+        raise UserError(f"evaluation.json has no baseline {baseline}")
+    expected = run.result.scores[name].baselines[baseline]
+    return _read_scores(run, "baseline_scores.csv", baseline_column(name, baseline), expected)
+
+
+def baseline_column(name: str, baseline: str) -> str:
+    """Returns the column of baseline_scores.csv for a baseline with a score of this name."""
+    return f"{name}_{baseline}"
+
+
+def _read_scores(run, file, column, expected):
+    text = _read_text(run.workdir / file, _MAX_TABLE_BYTES)
     rows = []
     try:
         table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
@@ -78,25 +96,25 @@ def read_scores(run: FinishedRun, name: str) -> ImageScores:
         for row in table:
             if row["label"] not in ("normal", "anomalous") or len(rows) >= _MAX_ROWS:
                 raise ValueError
-            rows.append((row["path"], row["label"] == "anomalous", row["group"], row[name]))
+            rows.append((row["path"], row["label"] == "anomalous", row["group"], row[column]))
         rows.sort()
         path, label, group, score = zip(*rows, strict=True)
         # Names are objects: an array of text is as wide as its longest entry.
         columns = (path, object), (label, bool), (group, object), (score, float)
         scores = ImageScores(*(np.array(column, dtype) for column, dtype in columns))
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise UserError("scores.csv does not have the format that a run writes") from error
+        raise UserError(f"{file} does not have the format that a run writes") from error
     if len(set(path)) < len(path):
-        raise UserError("scores.csv lists an image twice")
+        raise UserError(f"{file} lists an image twice")
     if not np.isfinite(scores.score).all():
-        raise UserError("scores.csv has a score that is not finite")
+        raise UserError(f"{file} has a score that is not finite")
     counts = int((~scores.label).sum()), int(scores.label.sum())
     if counts != (run.result.n_normal, run.result.n_anomalous):
-        raise UserError("scores.csv and evaluation.json have different numbers of images")
-    area, expected = auroc(scores.score, scores.label), run.result.scores[name].auroc
+        raise UserError(f"{file} and evaluation.json have different numbers of images")
+    area = auroc(scores.score, scores.label)
     # The file has eight digits, which may tie two scores that were not quite equal.
     if (area is None) != (expected is None) or abs((area or 0) - (expected or 0)) > 1e-3:
-        raise UserError("the AUROC of scores.csv is not that of evaluation.json")
+        raise UserError(f"the AUROC of {file} is not that of evaluation.json")
     return scores
 
 

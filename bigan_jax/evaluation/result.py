@@ -5,7 +5,7 @@ A file may come from anybody who shares a run, so its size, types and ranges are
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +19,7 @@ from bigan_jax.runtime.files import read_bounded
 
 # The paper's and the calibrated one are scores of a reconstruction, and the last one is a detector's own.
 PAPER, CALIBRATED, NATIVE = SCORE_NAMES = ("paper", "calibrated", "native")
+GROUPS = ("reconstruction", "features", "baseline")  # of detectors in tables
 PAPER_WEIGHTS = {"mse": 0.7, "ssim": 0.3}  # of the terms in the paper's score (Sec. III)
 _MAX_BYTES = 16 * 2**20  # the scores of all calibration images are in the file
 
@@ -26,6 +27,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=100)]
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
 Number = Annotated[float, Meta(gt=-1e300, lt=1e300)]
 Unit = Annotated[float, Meta(ge=0, le=1)]
+SignedUnit = Annotated[float, Meta(ge=-1, le=1)]
 Interval = tuple[Unit, Unit]
 Names = Annotated[list[Name], Meta(max_length=20)]
 Aurocs = Annotated[dict[Name, Unit | None], Meta(max_length=100)]
@@ -73,7 +75,16 @@ class ScoreRecord(_Record, frozen=True):
     reduction: Name
     standardize: bool
     unit_features: bool
+    symmetry: Name  # whether the calibrated score includes asymmetry: on, off, or auto, by the test
     standard_deviations: dict[Name, Number]
+
+
+class SymmetryResult(_Record, frozen=True):
+    """Whether the training images are symmetric (evaluation/symmetry.py)."""
+
+    ratio: Number | None  # of distances, to the own mirror image and to other images; None if undefined
+    symmetric: bool  # whether the test finds them symmetric
+    used: bool  # whether the calibrated score includes asymmetry
 
 
 class ScoreTableRow(_Record, frozen=True):
@@ -96,6 +107,14 @@ class VolumeResult(_Record, frozen=True):
     auroc: Unit | None
 
 
+class BaselineDifference(_Record, frozen=True):
+    """The AUROC of a score minus that of the strongest baseline with this score."""
+
+    baseline: Name  # name of the strongest baseline
+    value: SignedUnit  # the difference
+    interval: tuple[SignedUnit, SignedUnit] | None  # 95 %, paired; None if there was nothing to resample
+
+
 class ScoreResult(_record_of(IMAGE_METRICS)):
     """The result of one score: IMAGE_METRICS as fields of their own, and the following."""
 
@@ -109,6 +128,7 @@ class ScoreResult(_record_of(IMAGE_METRICS)):
     by_condition: list[ConditionRow] | None  # None if there is one condition only
     volumes: VolumeResult | None  # None if no test image is a slice
     baselines: Aurocs  # of detectors that need no training, with the same score
+    over_baseline: BaselineDifference | None  # None if there is no AUROC
     calibration_scores: Annotated[list[Number], Meta(min_length=1)]
 
     def __post_init__(self):
@@ -122,6 +142,7 @@ class EvaluationResult(_Record, frozen=True):
     """The result of one evaluation."""
 
     model: Name
+    group: Literal["reconstruction", "features", "baseline"]  # group of the detector in tables
     dataset: Name
     category: Annotated[str, Meta(max_length=1000)]
     ablations: Names
@@ -147,6 +168,7 @@ class EvaluationResult(_Record, frozen=True):
     score: ScoreRecord
     score_table: list[ScoreTableRow]  # other scores of the same reconstructions
     score_table_note: str
+    symmetry: SymmetryResult  # the test for symmetry, and what depends on it
     color_limits: dict[Name, Number]  # the error shown in the brightest color, by score term and for "combined"
     notes: list[str]  # how the result was made
     warnings: list[str]  # what weakens the result
@@ -168,7 +190,11 @@ class EvaluationResult(_Record, frozen=True):
 
     def by_score(self, name: str) -> ScoreResult:
         """Returns the result of a score, or of the one that decides if the detector does not have this one."""
-        return self.scores.get(name, self.main)
+        return self.scores[self.name_of(name)]
+
+    def name_of(self, name: str) -> str:
+        """Returns the name of the score that `by_score` returns."""
+        return name if name in self.scores else self.score_name
 
     def replace(self, **fields) -> "EvaluationResult":
         """Returns a copy with other values of some fields."""

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
-from tqdm import tqdm
 
 from bigan_jax.data.files.images import ImageFormat
 from bigan_jax.data.inputs import ImageInput, load_images
@@ -20,9 +19,12 @@ from bigan_jax.evaluation.anomaly_score import TERMS, ScoreFormula, ScoreTerms
 from bigan_jax.evaluation.calibrated_score import DISPLAY_SIGMA, MapMoments, PixelStatistics, calibrated_score, smooth
 from bigan_jax.evaluation.latent_search import LatentSearcher
 from bigan_jax.evaluation.result import CALIBRATED, NATIVE, PAPER, SCORE_NAMES
+from bigan_jax.evaluation.symmetry import asymmetry_statistics
 from bigan_jax.metrics.thresholds import decide
+from bigan_jax.nn.symmetry import asymmetry_score
 from bigan_jax.nn.vgg16 import weights as pretrained
 from bigan_jax.nn.vgg16.network import VGG16
+from bigan_jax.runtime.progress_bar import progress_bar
 
 _VGG16_LAYERS = ("relu2_2", "relu3_3")  # whose features the perceptual term compares
 MAP = "map"  # the only map of a detector that does not reconstruct
@@ -39,6 +41,7 @@ class Scores(NamedTuple):
     terms: ScoreTerms
     error_map: Float[np.ndarray, "n h w"]  # the terms' maps, combined as in the paper's score and smoothed for display
     reconstruction: UInt8[np.ndarray, "n h w c"] | None  # None if the detector does not reconstruct
+    asymmetry: Float[np.ndarray, "n"] | None = None  # the part of the calibrated score, where images are symmetric
     native: Float[np.ndarray, "n"] | None = None  # of a detector that reconstructs: its own paper's score, if any
 
     @property
@@ -51,7 +54,13 @@ class Scores(NamedTuple):
         """The terms' values and the scores, by column of scores.csv."""
         values = self.terms.value
         columns = {term.column: np.asarray(values[name]) for name, term in TERMS.items() if name in values}
+        if self.asymmetry is not None:
+            columns["asymmetry"] = self.asymmetry
         return columns | {name: self.by_name[name] for name in SCORE_NAMES if name in self.by_name}
+
+    def select(self, rows: slice) -> "Scores":
+        """Returns the scores of some of the images."""
+        return Scores(self.name, *jax.tree.map(lambda x: x[rows], tuple(self[1:])))
 
     def __repr__(self):
         return f"Scores({_range(self.name, self.score)})"
@@ -97,6 +106,7 @@ class AnomalyScorer:
         batch_size: int = 32,
         name: str = CALIBRATED,
         statistics: PixelStatistics | None = None,
+        asymmetry: PixelStatistics | None = None,
         threshold: float | None = None,
         vgg16_weights: str = "",
         unit_features: bool = True,
@@ -112,6 +122,7 @@ class AnomalyScorer:
           batch_size: the number of images per call of the networks.
           name: the score that decides, one of SCORE_NAMES.
           statistics: of the error maps of training images, required by the calibrated score; `fit` estimates them.
+          asymmetry: of the asymmetry of training images, if the calibrated score includes it.
           threshold: required by `decide`.
           vgg16_weights: as `load_weights` takes it, if a term of the formula needs features.
           unit_features: whether these features are scaled first (`losses.unit_features`).
@@ -121,7 +132,7 @@ class AnomalyScorer:
           fit: how new images that are not square become square, as in training.
         """
         self.formula, self.shape, self.threshold = formula, shape, threshold
-        self.name, self.statistics = name, statistics
+        self.name, self.statistics, self.asymmetry = name, statistics, asymmetry
         self.image_format = ImageFormat(*shape[1:], window, fit)
         self.calibration, self.conditions = calibration, tuple(conditions)
         self._batch_size, self.notes = batch_size, detector.notes
@@ -137,11 +148,17 @@ class AnomalyScorer:
         self._apply_traced = partial(_reconstruct if self._reconstructs else _score_and_map, detector)
         self._compute_traced = partial(_compute_scores, vgg16, formula.reduction)
         self._apply, self._compute_scores = jax.jit(self._apply_traced), jax.jit(self._compute_traced)
+        self._compute_asymmetry = jax.jit(asymmetry_score)
 
     def __repr__(self):
         fields = {"shape": self.shape, "score": self.name, "threshold": self.threshold, "steps": self.steps_trained}
         fields |= {"conditions": self.conditions} if self.conditions else {}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+
+    @property
+    def all_statistics(self) -> tuple[PixelStatistics, ...]:
+        """The statistics that the calibrated score requires, in the order of `calibrated_score.write_statistics`."""
+        return tuple(s for s in (self.statistics, self.asymmetry) if s is not None)
 
     @property
     def steps_trained(self) -> int:
@@ -173,20 +190,19 @@ class AnomalyScorer:
             shape = ", ".join(map(str, self.shape))
             raise UserError(f"images must be uint8 (n, {shape}) for this detector (got {images.dtype} {images.shape}).")
         condition = _checked_conditions(condition, len(images), self.conditions)
-        size = self._size(len(images))
         # All images share a key: an image's position must not affect its result.
-        keys = jnp.broadcast_to(jax.random.key(self._variables[0].seed), size)
+        key = jax.random.key(self._variables[0].seed)
         scores: dict[str, Any] = {}
-        starts = range(0, len(images), size)
-        bar = tqdm(
-            total=len(starts) * (self._searcher.steps + 1),
-            desc=progress,
+        batches = self._batches(len(images))
+        bar = progress_bar(
+            len(batches) * (self._searcher.steps + 1),
+            progress,
             unit="step" if self._searcher.steps else "batch",
             disable=not progress,
             leave=False,
         )
-        for start in starts:
-            indices = self._batch_indices(start, size, len(images))
+        for indices in batches:
+            keys = jnp.broadcast_to(key, len(indices))
             batch = Batch(jnp.asarray(images[indices]) / 255, jnp.asarray(condition[indices]))
             batch = self._searcher(*self._variables, batch, keys, bar.update)
             if self._reconstructs:
@@ -194,10 +210,12 @@ class AnomalyScorer:
                 batch_scores = {**self._score_batch(batch.image, reconstruction), "native": native}
             else:
                 batch_scores = self._apply(*self._variables, self._statistics_or_any(), batch, keys)
+            if self.asymmetry:
+                batch_scores["asymmetry"] = self._compute_asymmetry(batch.image, self.asymmetry)
             if not scores:
                 scores = jax.tree.map(lambda x: np.empty((len(images), *x.shape[1:]), x.dtype), batch_scores)
             for target, values in zip(*map(jax.tree.leaves, (scores, batch_scores)), strict=True):
-                target[start : start + size] = np.asarray(values)[: len(images) - start]
+                target[indices[0] : indices[-1] + 1] = np.asarray(values)[: indices[-1] + 1 - indices[0]]
             bar.update()
         bar.close()
         # NaN reaches no threshold, so it would be called normal.
@@ -208,6 +226,8 @@ class AnomalyScorer:
             )
         if self.statistics is None:
             scores["by_name"].pop(CALIBRATED, None)
+        elif self.asymmetry:
+            scores["by_name"][CALIBRATED] += scores["asymmetry"]
         return Scores(self.name, **scores)
 
     def score_and_map(
@@ -226,7 +246,10 @@ class AnomalyScorer:
             scores = self._compute_traced(self._vgg16, self.formula.weights, statistics, *compared)
         else:
             scores = self._apply_traced(*self._variables, statistics, batch, keys)
-        return scores["by_name"][self.name], scores["error_map"]
+        score = scores["by_name"][self.name]
+        if self.asymmetry and self.name == CALIBRATED:
+            score = score + asymmetry_score(batch.image, self.asymmetry)
+        return score, scores["error_map"]
 
     def fit(
         self,
@@ -234,6 +257,7 @@ class AnomalyScorer:
         condition: Int[np.ndarray, "n"],
         standardize: bool,
         refits: Refits | None = None,
+        use_asymmetry: bool = False,
     ) -> tuple[dict[str, float], MapMoments]:
         """Fits the scores on training images: what the threshold comes from must be other images.
 
@@ -242,6 +266,7 @@ class AnomalyScorer:
           standardize: whether the formula divides each term by its standard deviation.
           refits: of a detector that is fitted and reconstructs training images too well: returns states fitted on
             parts of these images, each with the indices of images that score it.
+          use_asymmetry: whether the calibrated score of reconstructions includes asymmetry.
 
         Returns:
           The standard deviation of each term's value, and the moments of the terms' maps.
@@ -249,7 +274,7 @@ class AnomalyScorer:
         Raises:
           UserError: an image has no finite score, or a term to standardize is constant.
         """
-        self.statistics = None
+        self.statistics, self.asymmetry = None, None
         values, moments = [], MapMoments(())
         if CALIBRATED not in self._names:
             return {}, moments
@@ -259,7 +284,7 @@ class AnomalyScorer:
         parts = refits(drawn) if refits else [(trained[0], np.arange(len(drawn)))]
         for state, indices in parts:
             self._variables = state, trained[1]
-            # Blocks of nearly equal size: a small last one would compile the networks again.
+            # Blocks, with their maps, bound the memory.
             for block in np.array_split(indices, -(-len(indices) // _FITTED_TOGETHER)):
                 terms = self.score(drawn[block], condition[block], progress="score statistics").terms
                 values.append(terms.value)
@@ -270,6 +295,8 @@ class AnomalyScorer:
         if standardize:
             self.formula = self.formula.standardized(deviations)
         self.statistics = moments.statistics(self.formula.weights if self._reconstructs else {MAP: 1.0})
+        if use_asymmetry and self._reconstructs:
+            self.asymmetry = asymmetry_statistics(images)
         return deviations, moments
 
     def decide(self, scores: Scores) -> Bool[np.ndarray, "n"]:
@@ -323,22 +350,25 @@ class AnomalyScorer:
         self, images: Float[np.ndarray, "n h w c"], reconstructions: Float[np.ndarray, "n h w c"]
     ) -> ScoreTerms:
         """Returns the score terms of reconstructions by another method; both arrays are in [0, 1]."""
-        size = self._size(len(images))
         parts = []
-        for start in range(0, len(images), size):
-            indices = self._batch_indices(start, size, len(images))
+        for indices in self._batches(len(images)):
             terms = self._score_batch(images[indices], reconstructions[indices])["terms"]
-            parts.append(jax.tree.map(partial(_first, len(images) - start), terms))
+            parts.append(jax.tree.map(partial(_first, indices[-1] + 1 - indices[0]), terms))
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
-    def _size(self, n_images):
-        """Returns how many images are scored together: few different numbers, as each compiles the programs again."""
-        return min(self._batch_size, 1 << (n_images - 1).bit_length())
+    def _batches(self, n_images):
+        """Returns the indices of each batch: of the full size, or of one image, as each size compiles the programs.
 
-    @staticmethod
-    def _batch_indices(start, size, n_images):
-        """Returns indices of equally large batches: the last one repeats the last image."""
-        return np.arange(start, start + size).clip(max=n_images - 1)
+        A CPU takes as long for images one by one as for a batch of them, so that up to half a batch is not filled up.
+        An accelerator takes hardly longer for a full batch than for one image. Filling up repeats the last image.
+        """
+        size = self._batch_size
+        alone = max(1, size // 2) if jax.default_backend() == "cpu" else 1
+        rest = n_images % size
+        single = rest if rest <= alone else 0
+        starts = range(0, n_images - single, size)
+        batches = [np.arange(start, start + size).clip(max=n_images - 1) for start in starts]
+        return batches + [np.array([index]) for index in range(n_images - single, n_images)]
 
     def _score_batch(self, images, reconstructions):
         statistics = self._statistics_or_any()

@@ -10,6 +10,13 @@ SCORE_TITLES = {
     "native": "the detector's own score",
 }
 
+# Of detectors, in the order of tables.
+GROUP_TITLES = {
+    "reconstruction": "Reconstruction of images",
+    "features": "Pretrained features",
+    "baseline": "Baselines that can be kept",
+}
+
 LABELS = {
     "f1": "F1",
     "auroc": "AUROC",
@@ -48,7 +55,10 @@ def score_titles(result: EvaluationResult) -> dict[str, str]:
 
 
 def baseline_check(result: ScoreResult) -> str:
-    """Compares the AUROC of the model with that of the strongest training-free baseline."""
+    """Compares the AUROC of the model with that of the strongest training-free baseline.
+
+    The difference has a paired interval, for a baseline that the complete test set chose.
+    """
     auroc, baseline = result.auroc, strongest(result.baselines)
     if auroc is None:
         return "Baseline check: there is no AUROC, because the test set lacks normal or anomalous images."
@@ -57,8 +67,10 @@ def baseline_check(result: ScoreResult) -> str:
     name, best = baseline
     comparison = "higher than" if best > auroc else "as high as" if best == auroc else "below"
     text = f"Baseline check: {label(name)} scores {best:.3f}, {comparison} this model ({auroc:.3f})."
-    if best < auroc and result.auroc_ci and result.auroc_ci[0] <= best:
-        text += " It lies inside the model's 95 % interval, so the difference may be chance."
+    if result.over_baseline and result.over_baseline.interval:
+        low, high = result.over_baseline.interval
+        chance = ", so the difference may be chance" if low <= 0 <= high else ""
+        text += f" Model minus baseline: {auroc - best:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}{chance}."
     return text
 
 

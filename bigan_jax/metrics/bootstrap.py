@@ -38,6 +38,30 @@ def bootstrap_intervals(
     return percentile_intervals(resampled_metrics(IMAGE_METRICS, score, label, threshold, resampling))
 
 
+def paired_auroc_interval(
+    score: Float[np.ndarray, "n"],
+    other: Float[np.ndarray, "n"],
+    label: Bool[np.ndarray, "n"],
+    group: Shaped[np.ndarray, "n"],
+    n_samples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Returns the 95 % interval of the AUROC of `score` minus that of `other`, or None if nothing can be resampled.
+
+    Both are of the same images, and every bootstrap sample draws the same images for both. A score that is not finite
+    raises ValueError.
+    """
+    resampling = group_resampling(label, group, n_samples, seed)
+    if resampling is None:
+        return None
+    auroc = {"auroc": IMAGE_METRICS["auroc"]}
+    values, others = (
+        resampled_metrics(auroc, require_finite(x, "score"), label, 0.0, resampling)["auroc"] for x in (score, other)
+    )
+    low, high = np.quantile(values - others, [0.025, 0.975]).tolist()
+    return low, high
+
+
 def percentile_intervals(samples: Mapping[str, Sequence[float] | Float[np.ndarray, "samples"]]) -> dict[str, Interval]:
     """Returns the 95 % interval of each metric from its values in all bootstrap samples."""
     limits = {name: np.quantile(values, [0.025, 0.975]).tolist() for name, values in samples.items()}

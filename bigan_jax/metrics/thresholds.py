@@ -148,6 +148,31 @@ def cross_conformal_threshold(
     return Threshold(value, rule, promise)
 
 
+def folds_that_promise(n: int, rate: float) -> int:
+    """Returns the smallest number of folds of n normal images with which the rate can be promised; 0 if none can."""
+    exact = _exact_rate("false_alarm_rate", rate)
+    for folds in range(2, min(n, MAX_FOLDS) + 1):
+        bounds = _cross_bounds(np.arange(n // folds * folds) // (n // folds))
+        if min(bound.lowest(n // folds * folds) for bound in bounds) <= exact:
+            return folds
+    return 0
+
+
+def exceeds_promise(calibration: Float[np.ndarray, "n"], normal: Float[np.ndarray, "m"], threshold: float) -> float:
+    """Returns the probability of as many false alarms among normal test images, if they were like the calibration ones.
+
+    If all n + m scores are exchangeable, the number of test images above the k-th highest calibration score is
+    beta-binomial with the parameters k and n + 1 - k (Marques 2023, "On the universal distribution of the coverage in
+    split conformal prediction", Theorem 1). Here k is one more than the number of calibration images at or above the
+    threshold.
+    """
+    from scipy.stats import betabinom  # takes a second to import, and settings are checked before
+
+    n, k = len(calibration), 1 + int((calibration >= threshold).sum())
+    alarms = int((normal >= threshold).sum())
+    return float(betabinom.sf(alarms - 1, len(normal), min(k, n), n + 1 - min(k, n)))
+
+
 def assign_folds(groups: Sequence[str] | Shaped[np.ndarray, "n"], folds: int) -> Int[np.ndarray, "n"]:
     """Assigns groups to folds with equally many groups each, by a hash of their names alone.
 

@@ -24,7 +24,6 @@ FIELD_RANGES = {"grid": POSITIVE_INTEGER, "components": POSITIVE_INTEGER, "shrin
 
 _FOLDS = 5  # of the training images, for scores by Gaussians that do not know an image
 _KEPT = 64  # training images whose scores standardize the two parts
-_SCALE_IMAGES = 128  # training images that the layers' scales come from
 _MIN_VARIANCE = 1e-6  # of features whose variance over all channels is 1
 
 
@@ -34,7 +33,7 @@ def create(
     conditions: int = 1,
     dtype: DTypeLike = jnp.float32,
     vgg16_weights: str = "",
-    network: FeatureNetwork | None = None,
+    network: FeatureNetwork | str = "",
     feature_layers: tuple[str, ...] = ("relu2_2", "relu3_3", "relu4_3"),
     grid: int = 16,
     components: int = 200,
@@ -48,55 +47,32 @@ def create(
 
     Args:
       vgg16_weights: a file of weights, or "" for those of the installed package.
-      network: takes the place of VGG16 and of `feature_layers`.
+      network: an exported network's file or a network, in place of VGG16 and of `feature_layers`; "" for VGG16.
       grid: cells per side. Memory of the fit grows with its square: 0.5 GB at 16.
       components: dimensions that the features of a cell are projected to.
       shrinkage: share of a multiple of the identity in each cell's covariance.
       top: share of the cells, the most distant ones, whose mean distance is the local part.
 
     Raises:
-      UserError: VGG16's weights are missing, or a layer is unknown.
+      UserError: the network's file or VGG16's weights are missing or invalid, or a layer is unknown.
     """
-    network = network or feature_maps.vgg16_network(vgg16_weights, feature_layers, dtype)
-    widths = feature_maps.channels(network, shape)
-    cells, ends = grid * grid, np.cumsum(widths)
-    components = min(components, int(ends[-1]))
+    loaded = feature_maps.load_network(network, vgg16_weights, feature_layers, dtype)
+    features = feature_maps.GridFeatures(loaded, shape, grid)
+    cells, components = features.cells, min(components, features.channels)
 
     def init(key):
         return {
-            "center": jnp.zeros(ends[-1]),
-            "scale": jnp.ones(len(widths)),
-            "projection": jnp.linalg.qr(jax.random.normal(key, (ends[-1], components)))[0],
+            **features.init(),
+            "projection": feature_maps.random_projection(key, features.channels, components),
             "cell_mean": jnp.zeros((cells, components)),
             "cell_whitening": jnp.zeros((cells, components, components)),
-            "layers": [classical.Gaussian(jnp.zeros(n), jnp.zeros((n, n))) for n in widths],
+            "layers": [classical.Gaussian(jnp.zeros(n), jnp.zeros((n, n))) for n in features.widths],
             "log_mean": jnp.zeros(2),
             "log_deviation": jnp.ones(2),
         }
 
-    def sum_scales(net, batch):
-        features = jnp.concatenate(feature_maps.grid_features(net, batch.image, grid), -1)
-        weighted = features * batch.weight[:, None, None]
-        return {
-            "count": batch.weight.sum(),
-            "sum": weighted.mean(1).sum(0),
-            "square": (weighted * features).mean(1).sum(0),
-        }
-
-    def finish_scales(params, sums):
-        mean = sums["sum"] / sums["count"]
-        variance = np.split(sums["square"] / sums["count"] - mean**2, ends[:-1])
-        scale = np.sqrt([max(v.sum(), _MIN_VARIANCE) for v in variance])
-        return params | {"center": mean, "scale": scale}
-
-    def scaled_features(net, images):
-        """Returns the features of each layer, each with a variance over all channels of 1."""
-        layers = feature_maps.grid_features(net, images, grid)
-        center = jnp.split(net.fitted["center"], ends[:-1])
-        return [(x - c) / s for x, c, s in zip(layers, center, net.fitted["scale"], strict=True)]
-
     def cells_and_means(net, images):
-        layers = scaled_features(net, images)
+        layers = features.layers(net, images)
         return jnp.concatenate(layers, -1) @ net.fitted["projection"], [x.mean(1) for x in layers]
 
     def sum_moments(net, batch):
@@ -148,14 +124,11 @@ def create(
         score = ((logs - fitted["log_mean"]) / fitted["log_deviation"]).max(1)
         return score, feature_maps.to_image_size(distance, shape)
 
-    passes = (
-        FitPass("scales", sum_scales, finish_scales, _SCALE_IMAGES),
-        FitPass("moments", sum_moments, finish_moments),
-    )
+    passes = (features.scale_pass(), FitPass("moments", sum_moments, finish_moments))
     return Detector(
-        networks={feature_maps.NETWORK: network.module},
+        networks={feature_maps.NETWORK: loaded.module},
         objectives={},
-        frozen={feature_maps.NETWORK: network.variables},
+        frozen={feature_maps.NETWORK: loaded.variables},
         score_and_map=score_and_map,
         fit=Fit(init, passes),
     )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 from scipy.linalg import eigh
 from sklearn.decomposition import PCA
@@ -62,6 +63,14 @@ def neighbors(images: Float[AnyArray, "m f"], mean: Float[AnyArray, "f"], valid:
 def nearest(images: Float[AnyArray, "n f"], among: Neighbors) -> Int[AnyArray, "n"]:
     """Returns the index of the nearest image by L2: |a - b|² = |a|² + 2 (|b|² / 2 - a b), where |a| ranks nothing."""
     return (among.half_norm - (images - among.mean) @ among.centered.T).argmin(1)
+
+
+def nearest_distance(x: Float[Array, "n d"], among: Neighbors) -> Float[Array, "n"]:
+    """Returns the distance of each row to the nearest neighbor; memory is n times the number of neighbors."""
+    products = jnp.matmul(x - among.mean, among.centered.T, precision=lax.Precision.HIGHEST)
+    nearest_row = among.centered[(among.half_norm - products).argmin(1)]
+    # From the difference, which keeps the digits that products of nearly equal rows lose.
+    return jnp.sqrt(jnp.square(x - among.mean - nearest_row).sum(1))
 
 
 def store_images(limit: int) -> Callable[[Any, Any], dict[str, AnyArray]]:

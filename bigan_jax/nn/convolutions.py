@@ -2,8 +2,8 @@
 
 A convolution, its adjoint and its kernel gradient are each other's derivatives, and all derivatives here are defined
 that way: on CPUs, XLA's weight gradient of a transposed convolution is 30 to 50 times slower than that of the adjoint,
-and its own weight gradient of a convolution is slow on some too (docs/cpu.md). On a GPU, cuDNN's kernels are the
-fastest, except for images, whose few channels they pad (docs/gpu.md).
+and its own weight gradient of a convolution is slow on some too (docs/development/speed-cpu.md). On a GPU, cuDNN's
+kernels are the fastest, except for images, whose few channels they pad (docs/development/speed-gpu.md).
 """
 
 import itertools

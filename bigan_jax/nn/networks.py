@@ -95,7 +95,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Decodes codes to images in [0, 1]: a dense layer, a stage per width, a last layer, sigmoid.
+    """Decodes codes to images in [0, 1]: a dense layer, a stage per width, a last layer, sigmoid unless it is linear.
 
     The last layer is a transposed convolution that doubles the size ("upsample") or a 3x3 convolution ("conv").
     """
@@ -106,6 +106,7 @@ class ConvDecoder(nn.Module):
     se_ratio: int = 0
     residual: bool = False
     last: str = "upsample"
+    linear: bool = False  # for feature maps, which have no range
     dtype: DTypeLike | None = None
     kernel_init: Initializer | None = None  # of dense and transposed layers; by default each has its own
 
@@ -122,7 +123,8 @@ class ConvDecoder(nn.Module):
             x = Upsample(channels, True, self.dtype, self.kernel_init)(x)
         else:
             x = conv3x3(channels, self.dtype)(x)
-        return nn.sigmoid(x.astype(jnp.float32))
+        x = x.astype(jnp.float32)
+        return x if self.linear else nn.sigmoid(x)
 
 
 class JointDiscriminator(nn.Module):

@@ -1,15 +1,16 @@
-"""The charts of an evaluation as Matplotlib figures, and their conversion to PNG and to colors.
+"""The charts of an evaluation as Matplotlib figures, and their conversion to PNG, SVG and colors.
 
 Figures are made without pyplot, so that no global state changes and threads are independent. Normal is blue and
 anomalous is vermillion (the color-blind-safe palette of Okabe and Ito). Hatches, dashes and shapes separate them too,
-so that a grayscale print stays readable.
+so that a grayscale print stays readable. Figures are at most WIDTH inches wide, so that a phone shows their text at a
+readable size.
 """
 
 import io
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -22,6 +23,8 @@ NORMAL_COLOR, ANOMALOUS_COLOR, CALIBRATION_COLOR = "#0072B2", "#D55E00", "#009E7
 TEXT_COLOR, MUTED_COLOR = "#222222", "#6E6E6E"
 Band = tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"], Float[np.ndarray, "k"]]  # x, low, high
 ERROR_PALETTE = colormaps["magma"](np.arange(256), bytes=True)[:, :3]
+WIDTH = 4.4  # inches
+FONT_SIZE = 9  # points, of ticks and legends
 MIN_BINS, MAX_BINS = 8, 40
 LOG_SCALE_RATIO = 30  # values that span more than this factor get a logarithmic axis
 MAX_OPAQUE_TICKS = 100  # more calibration ticks than this overlap and are drawn fainter
@@ -33,6 +36,17 @@ def to_png(figure: Figure) -> bytes:
     # Stronger compression takes three times as long and saves a tenth of the size.
     pil_kwargs = {"compress_level": 3}
     figure.savefig(stream, format="png", dpi=150, metadata={"Software": None}, pil_kwargs=pil_kwargs)
+    return stream.getvalue()
+
+
+def to_svg(figure: Figure) -> bytes:
+    """Encodes a figure as SVG, with text as shapes that look the same without its font.
+
+    The bytes are reproducible: names of elements come from a fixed salt, and there is no date.
+    """
+    stream = io.BytesIO()
+    with rc_context({"svg.hashsalt": "bigan_jax"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return stream.getvalue()
 
 
@@ -61,7 +75,7 @@ def score_histogram(
     Bars are fractions of their class, since the classes differ in size. Calibration scores are ticks below the axis.
     Any of the three arrays may be empty.
     """
-    figure, (axes,) = new_figure(1, (6.4, 3.6), top=0.5)
+    figure, (axes,) = new_figure(1, (WIDTH, 4.0), top=0.95)
     all_scores = np.concatenate([normal, anomalous, calibration]).astype(np.float64)
     if not all_scores.size:
         text_only(axes, "no scores")
@@ -92,7 +106,7 @@ def score_histogram(
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # 17.5 % is too wide
     axes.yaxis.set_major_formatter(lambda fraction, _: f"{100 * fraction:g} %")
     axes.set(xlabel="anomaly score", ylabel="fraction of class")
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
+    axes.legend(frameon=False, fontsize=FONT_SIZE, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
@@ -103,7 +117,7 @@ def roc_curve(
 
     `label` is True for anomalous images, `band` the 95 % band of the recall. The threshold's operating point is marked.
     """
-    figure, (axes,) = new_figure(1, (4.2, 4.2))
+    figure, (axes,) = new_figure(1, (WIDTH, 4.2))
     axes.set(xlabel="false positive rate (1 - specificity)", ylabel="recall")
     if _prepare_curve(axes, label):
         axes.plot([0, 1], [0, 1], color=MUTED_COLOR, linestyle=":", label="chance")
@@ -113,7 +127,7 @@ def roc_curve(
         if threshold is not None:
             decision = decide(score, threshold)
             _mark_threshold(axes, decision[~label].mean(), decision[label].mean())
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=FONT_SIZE, loc="lower right")
     return figure
 
 
@@ -121,7 +135,7 @@ def precision_recall_curve(
     score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"], threshold: float | None, band: Band | None = None
 ) -> Figure:
     """Draws precision over recall, with the arguments of `roc_curve`; `band` is of the precision."""
-    figure, (axes,) = new_figure(1, (4.2, 4.2))
+    figure, (axes,) = new_figure(1, (WIDTH, 4.2))
     axes.set(xlabel="recall", ylabel="precision")
     if _prepare_curve(axes, label):
         prevalence = float(np.mean(label))
@@ -134,29 +148,25 @@ def precision_recall_curve(
         decision = None if threshold is None else decide(score, threshold)
         if decision is not None and decision.any():
             _mark_threshold(axes, decision[label].mean(), label[decision].mean())
-        axes.legend(frameon=False, fontsize=8, loc="lower left")
+        axes.legend(frameon=False, fontsize=FONT_SIZE, loc="lower left")
     return figure
 
 
-def new_figure(
-    n_axes: int, size: tuple[float, float], columns: int = 1, top: float = 0.15, legend: float = 0.0
-) -> tuple[Figure, list[Axes]]:
-    """Creates a figure with a grid of axes, with `top` inches free above and `legend` inches right.
+def new_figure(rows: int, size: tuple[float, float], top: float = 0.15, gap: float = 0.75) -> tuple[Figure, list[Axes]]:
+    """Creates a figure with a column of axes, with `top` inches free above and `gap` inches between.
 
     The space for ticks and titles is fixed: Matplotlib's own layout draws all texts three times.
     """
     width, height = size
-    rows = -(-n_axes // columns)
-    left, right, bottom, gap = 0.7, 0.15, 0.52, 0.75
-    axes_width = (width - right - columns * (left + legend)) / columns
+    left, right, bottom = 0.7, 0.15, 0.52
     axes_height = (height - top - bottom - (rows - 1) * gap) / rows
-    spacing = {"left": left / width, "right": 1 - (right + legend) / width, "wspace": (left + legend) / axes_width}
+    spacing = {"left": left / width, "right": 1 - right / width}
     spacing |= {"bottom": bottom / height, "top": 1 - top / height, "hspace": gap / axes_height}
     figure = Figure(figsize=size, facecolor="white")
-    all_axes = list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=spacing).flat)
+    all_axes = list(figure.subplots(rows, squeeze=False, gridspec_kw=spacing).flat)
     for axes in all_axes:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
+        axes.tick_params(labelsize=FONT_SIZE)
     return figure, all_axes
 
 

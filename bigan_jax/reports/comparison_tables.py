@@ -6,7 +6,7 @@ from bigan_jax.evaluation import paper_results
 from bigan_jax.evaluation.comparison import PIXEL_VALUES, ComparisonRow, DatasetComparison, differing_fields
 from bigan_jax.evaluation.paper_results import METRICS, MODELS
 from bigan_jax.evaluation.statistics import Difference
-from bigan_jax.evaluation.verdict import SCORE_TITLES
+from bigan_jax.evaluation.verdict import GROUP_TITLES, SCORE_TITLES, label
 from bigan_jax.metrics.image import IMAGE_METRICS
 from bigan_jax.metrics.pixel import PIXEL_METRICS
 from bigan_jax.reports.table_formats import Cell, Table
@@ -20,9 +20,13 @@ _CALIBRATION_NOTE = (
     "score too."
 )
 _INTERVAL_NOTE = (
-    "In parentheses: the 95 % interval of a paired bootstrap. Both models are tested on the same images, resampled "
+    "In parentheses: the 95 % interval of a paired bootstrap. Both sides are tested on the same images, resampled "
     "alike by group, and seeds are averaged. The interval describes other test images, not other seeds. If it "
     "contains 0, the difference may be chance."
+)
+_BASELINE_NOTE = (
+    "All models are compared with the same baseline. It is the best of several by the test labels, which favors it. No "
+    "bootstrap sample chooses another one."
 )
 _SPLITS_NOTE = (
     "Over several splits: mean ± standard deviation of the differences on each split. This is not an interval, because "
@@ -40,7 +44,7 @@ CSV_HEADER = (
 
 def comparison_tables(comparison: DatasetComparison) -> list[Table]:
     """Returns all tables of one dataset, without those that have no rows."""
-    optional = _differences, _ablations, _localization, _published
+    optional = _localization, _differences, _ablations, _published
     return [_results(comparison), *(table for tables in optional for table in tables(comparison))]
 
 
@@ -51,7 +55,7 @@ def overview(comparisons: Sequence[DatasetComparison]) -> list[Table]:
     aurocs = [{row.label: row.values["auroc"] for row in c.rows} for c in comparisons]
     rank: dict[str, int] = {name: i for i, name in enumerate(MODELS)}
     order = sorted({(rank.get(row.model, len(rank)), row.label) for c in comparisons for row in c.rows})
-    rows = [[label, *(by_label.get(label) for by_label in aurocs)] for _, label in order]
+    rows = [[title, *(by_label.get(title) for by_label in aurocs)] for _, title in order]
     rows.append(["strongest training-free baseline", *(c.baseline for c in comparisons)])
     columns = [("", "model"), *(("AUROC", comparison.title) for comparison in comparisons)]
     return [Table("Overview", columns, rows, [_SEED_NOTE])]
@@ -60,35 +64,35 @@ def overview(comparisons: Sequence[DatasetComparison]) -> list[Table]:
 def csv_rows(comparisons: Iterable[DatasetComparison]) -> Iterator[list]:
     """Yields all values in long form, one per row, with the columns of CSV_HEADER.
 
-    The source is "mean" (over seeds), "run", "difference" (to the best row), "ablation" (difference to the model with
-    fewer ablations) or "published".
+    The source is "mean" (over seeds), "run", "difference" (to the strongest baseline), "ablation" (difference to the
+    model with the next fewer ablations) or "published".
     """
     for comparison in comparisons:
         dataset = [comparison.dataset, comparison.category]
         rows = {row.label: row for row in comparison.rows}
         names = {}
-        for label, row in rows.items():
-            names[label] = [row.model, "+".join(row.ablations), str(row.quick).lower(), row.variant]
+        for title, row in rows.items():
+            names[title] = [row.model, "+".join(row.ablations), str(row.quick).lower(), row.variant]
             note = "inconsistent: " + "; ".join(row.inconsistencies) if row.inconsistencies else ""
             for metric, spread in row.values.items():
                 if spread:
-                    yield ["mean", *dataset, *names[label], "", metric, *spread, "", "", note]
+                    yield ["mean", *dataset, *names[title], "", metric, *spread, "", "", note]
             for run in row.runs:
                 for score, result in run.result.scores.items():
                     for metric, value in result.metrics.items():
                         if value is not None:
                             interval = (metric == "auroc" and result.auroc_ci) or ("", "")
                             values = [run.result.seed, f"{score}_{metric}", value, "", 1, *interval]
-                            yield ["run", *dataset, *names[label], *values, str(run.workdir)]
-        pairs = [("difference", label, value) for label, value in comparison.differences.items()]
-        pairs += [("ablation", label, value) for (_, label), value in comparison.ablations.items()]
-        for source, label, value in pairs:
-            n = len(rows[label].runs)
+                            yield ["run", *dataset, *names[title], *values, str(run.workdir)]
+        pairs = [("difference", title, value) for title, value in comparison.differences.items()]
+        pairs += [("ablation", title, value) for (_, title), value in comparison.ablations.items()]
+        for source, title, value in pairs:
+            n = len(rows[title].runs)
             values = ["", "", n, "", "", value]
             if isinstance(value, Difference):
                 n = n if value.std is None else value.splits
                 values = [value.value, value.std, n, *(value.interval or ("", "")), ""]
-            yield [source, *dataset, *names[label], "", "auroc", *values]
+            yield [source, *dataset, *names[title], "", "auroc", *values]
         if paper := paper_results.paper_table(comparison.dataset, comparison.category):
             for model, values in paper.rows.items():
                 reason = paper_results.contradiction(dict(zip(METRICS, values, strict=True))) or ""
@@ -101,7 +105,10 @@ def _heading(metric: str) -> str:
 
 
 def _results(comparison):
+    decides = {"auroc": ("AUROC", "score that decides")}
     columns = {
+        # Detectors that do not reconstruct have another score.
+        **(decides if any(not row.values[f"{comparison.score}_auroc"] for row in comparison.rows) else {}),
         "calibrated_auroc": ("AUROC", "calibrated score"),
         "paper_auroc": ("AUROC", "paper's score"),
         "native": ("AUROC", "native score"),
@@ -125,13 +132,19 @@ def _localization(comparison):
 
 
 def _metric_table(
-    title: str, columns: dict[str, tuple[str, str]], rows: Iterable[ComparisonRow], notes: Sequence[str]
+    title: str, columns: dict[str, tuple[str, str]], rows: Sequence[ComparisonRow], notes: Sequence[str]
 ) -> Table:
+    columns = {name: column for name, column in columns.items() if any(row.values[name] for row in rows)}
+    order = list(GROUP_TITLES)
+    rows = sorted(rows, key=lambda row: order.index(row.group))  # within a group, as before
+    groups = [row.group for row in rows]
+    headings = {groups.index(group): title for group, title in GROUP_TITLES.items() if group in groups}
     cells = [
         [row.label + " †" * bool(row.inconsistencies), len(row.runs), *(_cell(row, name) for name in columns)]
         for row in rows
     ]
-    return Table(title, [("", "model"), ("", "seeds"), *columns.values()], cells, notes)
+    shown = headings if len(headings) > 1 else {}
+    return Table(title, [("", "model"), ("", "seeds"), *columns.values()], cells, notes, shown)
 
 
 def _cell(row: ComparisonRow, metric: str) -> Cell:
@@ -143,11 +156,11 @@ def _cell(row: ComparisonRow, metric: str) -> Cell:
 def _differences(comparison):
     if not comparison.differences:
         return
-    best = next(row.label for row in comparison.rows if row.values["auroc"])
-    columns = [("", "model"), ("", "AUROC"), ("", "interval")]
-    rows = [[label, *_explained(value)] for label, value in comparison.differences.items()]
-    notes = _difference_notes(comparison.differences.values())
-    yield Table(f"Differences from {best} on {comparison.title}", columns, rows, notes)
+    name = label(comparison.strongest_baseline[0])
+    columns = [("", "model"), ("", "AUROC minus baseline"), ("", "interval")]
+    rows = [[model, *_explained(value)] for model, value in comparison.differences.items()]
+    notes = [_BASELINE_NOTE, *_difference_notes(comparison.differences.values())]
+    yield Table(f"Differences from the strongest baseline ({name}) on {comparison.title}", columns, rows, notes)
 
 
 def _difference_notes(values):
@@ -169,20 +182,20 @@ def _ablations(comparison):
     metrics = [*METRICS[1:], "pixel_auroc"]
     columns = [("", name) for name in ("variant", "seeds", *map(_heading, ["auroc", *metrics]))]
     for full in dict.fromkeys(full for full, _ in comparison.ablations):
-        ablated = {label: v for (of, label), v in comparison.ablations.items() if of == full}
+        ablated = {name: v for (of, name), v in comparison.ablations.items() if of == full}
         full_row = rows_by_label[full]
         rows = [[full, len(full_row.runs), *(full_row.values[m] for m in ("auroc", *metrics))]]
         first_note = f"The first row is {full}. The other rows are differences from it."
         notes = [" ".join([first_note, *_difference_notes(ablated.values())])]
-        for label, value in ablated.items():
-            row = rows_by_label[label]
+        for name, value in ablated.items():
+            row = rows_by_label[name]
             if isinstance(value, str):
-                notes.append(f"{label}: no interval: {value}")
+                notes.append(f"{name}: no interval: {value}")
                 value = _difference(row, full_row, "auroc")
             fields = differing_fields(row, full_row).items()
             changes = (f"{field} {new}, not {old}" for field, (new, old) in fields)
-            notes.append(f"{label}: {'; '.join(changes) or 'the same config'}")
-            rows.append([label, len(row.runs), value, *(_difference(row, full_row, metric) for metric in metrics)])
+            notes.append(f"{name}: {'; '.join(changes) or 'the same config'}")
+            rows.append([name, len(row.runs), value, *(_difference(row, full_row, metric) for metric in metrics)])
         yield Table(f"Ablations of {full} on {comparison.title}", columns, rows, notes)
 
 

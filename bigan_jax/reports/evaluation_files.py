@@ -1,6 +1,9 @@
-"""Writes the files of an evaluation: scores.csv, figures/, report.html, pixel_statistics.npy and evaluation.json."""
+"""Writes the files of an evaluation.
 
-from collections.abc import Iterable, Mapping, Sequence
+These are scores.csv, baseline_scores.csv, figures/, report.html, pixel_statistics.npy and evaluation.json.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +13,15 @@ from bigan_jax.data.audit import Audit
 from bigan_jax.data.dataset import Images
 from bigan_jax.errors import printable
 from bigan_jax.evaluation.assess import Assessment
-from bigan_jax.evaluation.calibrated_score import PixelStatistics, write_statistics
+from bigan_jax.evaluation.calibrated_score import write_statistics
+from bigan_jax.evaluation.finished_run import baseline_column
 from bigan_jax.evaluation.result import EvaluationResult
 from bigan_jax.evaluation.scorer import Scores
 from bigan_jax.evaluation.verdict import baseline_check, score_titles
 from bigan_jax.metrics.pixel import PIXEL_METRICS
 from bigan_jax.metrics.thresholds import decide
-from bigan_jax.reports import figures, html_report
+from bigan_jax.nn.pixel_statistics import PixelStatistics
+from bigan_jax.reports import charts, figures, html_report
 from bigan_jax.reports.table_formats import format_cell
 from bigan_jax.runtime.files import write_atomic, write_csv, write_json
 from bigan_jax.training.saving.train_log import read_train_log, rollbacks
@@ -28,13 +33,13 @@ def write_evaluation(
     test: Images,
     audit: Audit,
     assessment: Assessment,
-    statistics: PixelStatistics | None = None,
+    statistics: Sequence[PixelStatistics] = (),
 ) -> EvaluationResult:
     """Writes all files of an evaluation to the run's folder and prints a summary.
 
-    evaluation.json is deleted first and written last, so that its presence marks a complete evaluation. Returns the
-    result with the warnings of the leak audit and of the training health checks added. Raises UserError if a file
-    could not be written.
+    evaluation.json is deleted first and written last, so that its presence marks a complete evaluation. Without test
+    images, only it and the pixel statistics are written. Returns the result with the warnings of the leak audit and
+    of the training health checks added. Raises UserError if a file could not be written.
     """
     history = read_train_log(workdir)
     result = assessment.result
@@ -43,14 +48,21 @@ def write_evaluation(
     assessment = assessment._replace(result=result)
     (workdir / "evaluation.json").unlink(missing_ok=True)
     if statistics:
-        write_statistics(workdir, statistics)
-    classes = {"label": class_names(test.label), "group": test.group}
-    rows = score_rows(test.path, assessment.test, decide(assessment.test.score, result.main.threshold), classes)
-    write_csv(workdir / "scores.csv", [list(rows[0]), *(list(row.values()) for row in rows)])
-    _write_figures_and_report(workdir, config, test, audit, assessment, history)
+        write_statistics(workdir, *statistics)
+    if len(test.label):
+        _write_test_results(workdir, config, test, audit, assessment, history)
     write_json(workdir / "evaluation.json", result.as_dict())
     _print_summary(result, workdir)
     return result
+
+
+def _write_test_results(workdir, config, test, audit, assessment, history):
+    result = assessment.result
+    classes = {"label": class_names(test.label), "group": test.group}
+    rows = score_rows(test.path, assessment.test, decide(assessment.test.score, result.main.threshold), classes)
+    write_csv(workdir / "scores.csv", [list(rows[0]), *(list(row.values()) for row in rows)])
+    write_csv(workdir / "baseline_scores.csv", _baseline_rows(test.path, classes, assessment.baselines))
+    _write_figures_and_report(workdir, config, test, audit, assessment, history)
 
 
 def class_names(anomalous: Bool[np.ndarray, "n"]) -> list[str]:
@@ -74,6 +86,16 @@ def score_rows(
     return [dict(zip(columns, map(printable, row), strict=True)) for row in texts]
 
 
+def _baseline_rows(paths, classes, baselines) -> Iterator[Iterable[str]]:
+    """Yields the rows of baseline_scores.csv: scores of the training-free baselines, with which runs are paired."""
+    columns = {"path": map(printable, paths), "label": classes["label"], "group": map(printable, classes["group"])}
+    for score, by_baseline in baselines.items():
+        for name, values in by_baseline.items():
+            columns[baseline_column(score, name)] = [f"{value:.8g}" for value in values]
+    yield columns
+    yield from zip(*columns.values(), strict=True)
+
+
 def _training_warnings(history: Sequence[dict]) -> list[str]:
     """Returns the last epoch's health warnings, their earlier number, and all rollbacks."""
     checks = [row.get("health", []) for row in history]
@@ -89,17 +111,23 @@ def _training_warnings(history: Sequence[dict]) -> list[str]:
 
 
 def _write_figures_and_report(workdir, config, test, audit, assessment, history):
-    result, calibration, scores = assessment
-    pngs = figures.evaluation_figures(
-        test, scores, calibration.score, result.main.threshold, result.color_limits, history
-    )
+    result, calibration, scores, _ = assessment
+    threshold = result.main.threshold
+    drawn = figures.evaluation_charts(test, scores, calibration.score, threshold, history)
+    pngs = {name: charts.to_png(figure) for name, figure in drawn.items()}
+    pngs |= figures.image_grids(test, scores, threshold, result.color_limits)
     for name, png in pngs.items():
         write_atomic(workdir / "figures" / f"{name}.png", png)
-    for name in ("error_maps", "healthy_and_anomalous"):
-        del pngs[name]  # the report's gallery shows the same images, and more
-    gallery = figures.report_gallery(test, scores, result.main.threshold)
-    content = result, history, pngs, gallery, audit.as_dict(images=True), config
-    html_report.write_report(workdir / "report.html", *content)
+    html_report.write_report(
+        workdir / "report.html",
+        result,
+        history,
+        {name: charts.to_svg(figure) for name, figure in drawn.items()},
+        figures.report_gallery(test, scores, threshold),
+        audit.as_dict(images=True),
+        config,
+        figures.report_examples(test, scores, threshold),
+    )
 
 
 def summary(result: EvaluationResult) -> list[str]:
@@ -128,6 +156,12 @@ def summary(result: EvaluationResult) -> list[str]:
 
 
 def _print_summary(result: EvaluationResult, workdir: Path) -> None:
+    if result.n_normal + result.n_anomalous == 0:
+        promise = result.main.promise
+        print(
+            f"No test images. Threshold {result.main.threshold:.4g}: {promise.sentence if promise else 'set by hand.'}"
+        )
+        return
     print("\n".join(summary(result)))
     for warning in result.warnings:
         print(f"Warning: {warning}")

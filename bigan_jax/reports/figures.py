@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Bool, Float
+from matplotlib.figure import Figure
 
 from bigan_jax.data.dataset import Images
 from bigan_jax.evaluation.scorer import Scores
@@ -15,35 +16,42 @@ from bigan_jax.reports.image_grid import GalleryImage
 from bigan_jax.reports.training_curves import training_curves
 
 
-def evaluation_figures(
-    test: Images,
-    scores: Scores,
-    calibration: Float[np.ndarray, "c"],
-    threshold: float,
-    limits: dict[str, float],
-    history: list[dict],
-) -> dict[str, bytes]:
-    """Draws all figures of an evaluation as PNG files, by name.
+def evaluation_charts(
+    test: Images, scores: Scores, calibration: Float[np.ndarray, "c"], threshold: float, history: list[dict]
+) -> dict[str, Figure]:
+    """Draws the charts of an evaluation by name.
 
-    `calibration` are the scores of the calibration images, `limits` the error of the brightest color by error map, and
-    `history` the rows of train.jsonl.
+    `calibration` are the scores of the calibration images, and `history` the rows of train.jsonl.
     """
     score, label = scores.score, test.label
     bands = curve_bands(score, label, test.group) or {}
-    figures = {
+    return {
         "score_histogram": charts.score_histogram(score[~label], score[label], calibration, threshold),
         "roc_curve": charts.roc_curve(score, label, threshold, bands.get("roc")),
         "precision_recall_curve": charts.precision_recall_curve(score, label, threshold, bands.get("precision_recall")),
         "training_curves": training_curves(history),
     }
+
+
+def image_grids(test: Images, scores: Scores, threshold: float, limits: dict[str, float]) -> dict[str, bytes]:
+    """Draws test images and their error maps as PNG files by name.
+
+    `limits` is the error of the brightest color by error map.
+    """
+    score, label = scores.score, test.label
     chosen = representative_indices(label, score), evenly_ranked(score, ~label), evenly_ranked(score, label)
     representative, normal, anomalous = (_gallery_images(test, scores, threshold, indices) for indices in chosen)
     grids = {
         "error_maps": image_grid.error_map_grid(representative, limits),
         "healthy_and_anomalous": image_grid.normal_and_anomalous_grid(normal, anomalous, limits["combined"]),
     }
-    pngs = {name: charts.to_png(figure) for name, figure in figures.items()}
-    return pngs | {name: png_bytes(np.asarray(grid.image)) for name, grid in grids.items()}
+    return {name: png_bytes(np.asarray(grid.image)) for name, grid in grids.items()}
+
+
+def report_examples(test: Images, scores: Scores, threshold: float) -> list[GalleryImage]:
+    """Returns three anomalous test images (normal ones if there are none) at even steps of their rank by score."""
+    shown = test.label if test.label.any() else ~test.label
+    return _gallery_images(test, scores, threshold, evenly_ranked(scores.score, shown, count=3))
 
 
 def report_gallery(test: Images, scores: Scores, threshold: float) -> list[GalleryImage]:

@@ -63,9 +63,10 @@ def png_bytes(
     return stream.getvalue()
 
 
-def data_uri(png: bytes) -> Markup:
-    """Returns a data: URI that holds a PNG file. Base64 needs no escaping."""
-    return Markup("data:image/png;base64," + base64.b64encode(png).decode("ascii"))
+def data_uri(image: bytes) -> Markup:
+    """Returns a data: URI that holds a PNG or SVG file. Base64 needs no escaping."""
+    mime_type = "image/png" if image.startswith(b"\x89PNG") else "image/svg+xml"
+    return Markup(f"data:{mime_type};base64," + base64.b64encode(image).decode("ascii"))
 
 
 def _escape_controls(value):

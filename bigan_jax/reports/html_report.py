@@ -9,7 +9,7 @@ import numpy as np
 
 from bigan_jax.evaluation.anomaly_score import TERMS
 from bigan_jax.evaluation.result import EvaluationResult, Interval
-from bigan_jax.evaluation.verdict import baseline_check, label, localization, score_titles, strongest
+from bigan_jax.evaluation.verdict import GROUP_TITLES, baseline_check, label, localization, score_titles, strongest
 from bigan_jax.metrics.image import IMAGE_METRICS
 from bigan_jax.metrics.pixel import PIXEL_METRICS
 from bigan_jax.reports.charts import ERROR_PALETTE, error_levels, error_map_rgb
@@ -19,6 +19,7 @@ from bigan_jax.reports.table_formats import format_cell
 from bigan_jax.runtime.files import write_atomic
 
 MODEL = "this model"
+PARTS = ("input", "reconstruction", "error map", "mask")  # of a test image
 CAPTIONS = {
     "score_histogram": "Scores of the test images. Green ticks: the calibration images.",
     "roc_curve": "Recall against the false-alarm rate over all thresholds. Shaded: the range of "
@@ -39,20 +40,24 @@ def write_report(
     gallery: Sequence[GalleryImage],
     audit: Mapping | None = None,
     config: Mapping | None = None,
+    examples: Sequence[GalleryImage] = (),
 ) -> Path:
     """Writes the report of an evaluation to the .html file `path`, and returns the path.
 
     Args:
       history: the rows of train.jsonl, which may be empty.
-      figures: PNG bytes by name. The names in CAPTIONS come first and have captions.
+      figures: SVG or PNG bytes by name. The names in CAPTIONS come first and have captions.
       gallery: test images, in any order.
       audit: the content of audit.json. The images of its first pairs may have an `image`, uint8.
       config: the content of config.json.
+      examples: the test images that the first screen shows.
 
     Raises:
       UserError: the file cannot be written.
     """
     names = [name for name in CAPTIONS if name in figures] + [name for name in figures if name not in CAPTIONS]
+    limit = result.color_limits["combined"]
+    shown = [*gallery, *examples]
     html = render_html(
         "report.html.jinja",
         filters={
@@ -64,6 +69,7 @@ def write_report(
         m=result.main,
         image_metrics=IMAGE_METRICS,
         score_titles=score_titles(result),
+        group_title=GROUP_TITLES[result.group],
         decision_metrics={name: metric for name, metric in IMAGE_METRICS.items() if metric.uses_threshold},
         ranking_metrics={name: metric for name, metric in IMAGE_METRICS.items() if not metric.uses_threshold},
         pixel_metrics=PIXEL_METRICS,
@@ -75,7 +81,10 @@ def write_report(
         strongest=lambda baselines: (strongest(baselines) or (None, None))[1],
         figures=[(name, CAPTIONS.get(name, label(name)), figures[name]) for name in names],
         training=_training_summary(history),
-        gallery=_galleries(gallery, result.main.threshold, result.color_limits["combined"]),
+        gallery=_galleries(gallery, result.main.threshold, limit),
+        examples=[{**_encoded(image, limit), "verdict": _outcome(image)} for image in examples],
+        parts=[part for part in PARTS if part != "reconstruction" or _reconstructs(shown)],
+        reconstructs=_reconstructs(shown),
         audit=audit,
         config=config,
         color_bar=png_bytes(error_map_rgb(np.linspace(0, 1, 256)[None], 1.0)),
@@ -127,7 +136,7 @@ def _encoded(image: GalleryImage, limit: float) -> dict:
     return image._asdict() | {
         "input": png(image.image),
         "reconstruction": None if image.reconstruction is None else png(image.reconstruction),
-        "error": png(error_levels(image.error_maps["combined"], limit), palette=ERROR_PALETTE),
+        "error map": png(error_levels(image.error_maps["combined"], limit), palette=ERROR_PALETTE),
         "mask": None if mask is None else png(mask.astype(np.uint8) * 255),
     }
 
@@ -135,7 +144,11 @@ def _encoded(image: GalleryImage, limit: float) -> dict:
 def _outcome(image: GalleryImage) -> str:
     if image.decision == image.label:
         return "found" if image.label else "passed"
-    return "missed" if image.label else "false alarm"
+    return "below threshold" if image.label else "false alarm"
+
+
+def _reconstructs(images: Sequence[GalleryImage]) -> bool:
+    return all(image.reconstruction is not None for image in images)
 
 
 def _interval(limits: Interval | None) -> str:

@@ -27,7 +27,7 @@ class GalleryImage(NamedTuple):
     score: float
     decision: bool
     image: UInt8[np.ndarray, "h w c"]
-    reconstruction: UInt8[np.ndarray, "h w c"] | None  # None if the detector does not reconstruct
+    reconstruction: UInt8[np.ndarray, "h w c"] | None  # None for detectors that do not reconstruct
     error_maps: Mapping[str, Float[np.ndarray, "h w"]]  # "mse", "ssim", "combined"
     mask: Bool[np.ndarray, "h w"] | None = None
 
@@ -58,23 +58,18 @@ _MASK = _Column("true mask", lambda item: item.mask, 1.0, "", _gray)
 
 
 def error_map_grid(images: Sequence[GalleryImage], limits: Mapping[str, float]) -> "ImageSheet":
-    """Draws a row per image: input, reconstruction, three error maps and true mask.
+    """Draws a row per image: input, reconstruction, error maps and true mask.
 
-    Without reconstructions, there is one map. `limits` holds the error of the brightest color for each error map
-    ("mse", "ssim", "combined").
+    `limits` holds the error of the brightest color for each error map: "combined", and "mse" and "ssim" of detectors
+    that reconstruct.
     """
-    if not _reconstructed(images):
-        return _draw([_Block("", (_INPUT, _combined_error("anomaly map", limits["combined"]), _MASK), images)])
-    maps = (
-        _Column("squared error", lambda item: item.error_maps["mse"], limits["mse"], "intensity²"),
-        _Column("1 - SSIM", lambda item: item.error_maps["ssim"], limits["ssim"], "at most 2"),
-        _combined_error("combined", limits["combined"]),
-    )
-    return _draw([_Block("", (_INPUT, _RECONSTRUCTION, *maps, _MASK), images)])
-
-
-def _reconstructed(images: Sequence[GalleryImage]) -> bool:
-    return all(image.reconstruction is not None for image in images)
+    maps = [
+        _Column(title, lambda item, name=name: item.error_maps[name], limits[name], unit)
+        for name, title, unit in (("mse", "squared error", "intensity²"), ("ssim", "1 - SSIM", "at most 2"))
+        if name in limits
+    ]
+    columns = *_inputs(images), *maps, _combined_error("combined", limits["combined"]), _MASK
+    return _draw([_Block("", columns, images)])
 
 
 def normal_and_anomalous_grid(
@@ -85,8 +80,7 @@ def normal_and_anomalous_grid(
     Each row shows input, reconstruction and error map, and on the right the true mask. `limit` is the combined error
     of the brightest color on both sides.
     """
-    reconstruction = [_RECONSTRUCTION] * _reconstructed([*normal, *anomalous])
-    columns = (_INPUT, *reconstruction, _combined_error("error map", limit))
+    columns = (*_inputs([*normal, *anomalous]), _combined_error("error map", limit))
     return _draw([_Block("Normal", columns, normal), _Block("Anomalous", (*columns, _MASK), anomalous)])
 
 
@@ -124,6 +118,11 @@ class ImageSheet:
             text = f"…{text}"
         self.texts.append(text)
         self._draw.text((x, y), text, color, font, anchor)
+
+
+def _inputs(images):
+    """The columns of input and reconstruction; without the latter for detectors that do not reconstruct."""
+    return (_INPUT,) if any(item.reconstruction is None for item in images) else (_INPUT, _RECONSTRUCTION)
 
 
 def _combined_error(title: str, limit: float) -> _Column:
@@ -175,8 +174,8 @@ def _draw_heading(sheet: ImageSheet, x: int, bottom: int, width: int, column: _C
 
 def _draw_caption(sheet: ImageSheet, x: int, y: int, width: int, item: GalleryImage) -> None:
     correct = item.label == item.decision
-    label, decision = (("normal", "anomalous")[int(flag)] for flag in (item.label, item.decision))
-    result = f"{label}, classified as {decision}" + ("" if correct else ": wrong")
+    result = "anomalous" if item.label else "normal"
+    result += ", at or above the threshold" if item.decision else ", below the threshold"
     color = TEXT_COLOR if correct else ANOMALOUS_COLOR
     for top, text in ((y, _drawable(item.path)), (y + 15, f"score {item.score:.4g}: {result}")):
         sheet.write(x, top, text, 11, color=color, bold=not correct, max_width=width)

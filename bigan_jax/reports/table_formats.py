@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ class Table(NamedTuple):
     columns: Sequence[tuple[str, str]]
     rows: Sequence[Sequence[Cell]]
     notes: Sequence[str] = ()
+    groups: Mapping[int, str] = MappingProxyType({})  # headings of groups of rows, by the index of a group's first row
 
 
 def format_cell(value: object) -> str:
@@ -66,12 +68,18 @@ def spans(table: Table) -> list[tuple[str, int]]:
 def markdown(table: Table) -> str:
     """Renders a table in GitHub's Markdown, with a heading of level 3 and its notes as a list."""
     headings = [" ".join(filter(None, column)) for column in table.columns]
-    lines = [headings, *([format_cell(cell) for cell in row] for row in table.rows)]
-    rows = [f"| {' | '.join(map(markdown_text, line))} |" for line in lines]
-    rows.insert(1, "| --- |" + " ---: |" * (len(headings) - 1))
+    rows = [_markdown_row(map(markdown_text, headings)), "| --- |" + " ---: |" * (len(headings) - 1)]
+    for index, row in enumerate(table.rows):
+        if group := table.groups.get(index):
+            rows.append(_markdown_row([f"**{markdown_text(group)}**", *[""] * (len(headings) - 1)]))
+        rows.append(_markdown_row(markdown_text(format_cell(cell)) for cell in row))
     notes = [f"- {markdown_text(note)}" for note in table.notes]
     blocks = [[f"### {markdown_text(table.title)}"], rows, notes]
     return "\n".join(line for block in blocks if block for line in [*block, ""])
+
+
+def _markdown_row(cells):
+    return f"| {' | '.join(cells)} |"
 
 
 def markdown_text(text: str) -> str:
@@ -115,7 +123,11 @@ def latex(table: Table) -> str:
             column += count
         headings = [" & ".join(cells) + r" \\", "".join(rules)]
     headings.append(" & ".join(latex_text(name) for _, name in table.columns) + r" \\")
-    body = [" & ".join(latex_text(format_cell(cell)) for cell in row) + r" \\" for row in table.rows]
+    body = []
+    for index, row in enumerate(table.rows):
+        if group := table.groups.get(index):
+            body.append(rf"\multicolumn{{{len(table.columns)}}}{{l}}{{{latex_text(group)}}} \\")
+        body.append(" & ".join(latex_text(format_cell(cell)) for cell in row) + r" \\")
     return "\n".join(
         [
             r"\begin{table}",

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,8 +16,9 @@ from bigan_jax.reports.charts import MUTED_COLOR, TEXT_COLOR
 
 COLORS = (charts.NORMAL_COLOR, charts.ANOMALOUS_COLOR, charts.CALIBRATION_COLOR, "#CC79A7", TEXT_COLOR)
 DASHES = ("-", "--", ":", "-.")
+POINTS_PER_INCH = 72
+_LEGEND_COLUMNS, _LEGEND_ROW = 2, 0.17  # inches
 KEYS_WITHOUT_CURVE = ("epoch", "phase", "step", "seconds", "images_per_second")
-MAX_COLUMNS = 2
 
 
 def training_curves(train_log: Sequence[dict]) -> Figure:
@@ -26,10 +28,11 @@ def training_curves(train_log: Sequence[dict]) -> Figure:
     is shaded. A cross on the axis marks an epoch with a health warning.
     """
     panels = _panels(train_log)
-    columns = min(MAX_COLUMNS, max(len(panels), 1))
-    rows = -(-len(panels) // columns) or 1
-    size = (4.3 * columns if columns > 1 else 6.4, 2.6 * rows + 0.3)
-    figure, all_axes = charts.new_figure(rows * columns, size, columns, top=0.5, legend=0.9)
+    rows = len(panels) or 1
+    legend_height = _LEGEND_ROW * max([-(-len(keys) // _LEGEND_COLUMNS) for keys in panels.values()], default=0)
+    top, gap = 0.65 + legend_height, 0.8 + legend_height
+    size = charts.WIDTH, rows * (1.7 + gap) + top
+    figure, all_axes = charts.new_figure(rows, size, top, gap)
     for axes, (panel, keys) in zip(all_axes, panels.items(), strict=False):
         for index, key in enumerate(keys):
             points = [(row["epoch"], row[key]) for row in train_log if key in row]
@@ -48,15 +51,17 @@ def training_curves(train_log: Sequence[dict]) -> Figure:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
         _mark_epochs(axes, train_log)
-        axes.set_title(printable(panel), fontsize=9)
-        # The legend is outside the panel: inside, it would nearly always cover a line.
-        axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1.05))
-    for axes in all_axes[len(panels) :]:
-        axes.axis("off")
+        axes.set_title(printable(panel), fontsize=10, loc="left", pad=POINTS_PER_INCH * (legend_height + 0.06))
+        # The legend is above the panel: inside, it would nearly always cover a line.
+        axes.legend(
+            frameon=False, fontsize=8, ncols=_LEGEND_COLUMNS, loc="lower left", bbox_to_anchor=(-0.02, 0.98),
+            borderpad=0.2, handlelength=1.6, columnspacing=1,
+        )  # fmt: skip
     if panels:
         phases = ", ".join(f"{name} (epochs {first} to {last})" for name, first, last in _phases(train_log))
-        legend = ". Cross: health warning" if any(row.get("health") for row in train_log) else ""
-        figure.suptitle(printable(f"Phases: {phases}{legend}"), fontsize=8, color=MUTED_COLOR)
+        marks = ". Cross: health warning" if any(row.get("health") for row in train_log) else ""
+        text = textwrap.fill(printable(f"Phases: {phases}{marks}"), 64, max_lines=2, placeholder=" …")
+        figure.suptitle(text, fontsize=8, color=MUTED_COLOR)
     else:
         charts.text_only(all_axes[0], "no training log")
     return figure

@@ -1,16 +1,19 @@
-"""Reports a training: a progress bar by step, and train.jsonl and TensorBoard by epoch."""
+"""Reports a training: a progress bar by step, and train.jsonl and the loggers of the config by epoch."""
 
-import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from bigan_jax.runtime import distributed
+from bigan_jax.runtime.progress_bar import progress_bar
 from bigan_jax.runtime.stop_signals import StopRequest
 from bigan_jax.training import divergence, health
+from bigan_jax.training.saving.loggers import DEFAULT_LOGGERS, open_logger
 from bigan_jax.training.saving.progress import Progress
-from bigan_jax.training.saving.tensorboard import TensorBoardWriter
 from bigan_jax.training.saving.train_log import TrainLog
 from bigan_jax.training.schedules import ScheduledEpoch
 
@@ -19,23 +22,45 @@ _CHECK_EVERY = 10  # steps between two checks of the losses: reading a loss wait
 
 def make_progress_bar(epochs: int, steps: int, progress: Progress) -> tqdm:
     """Returns a progress bar over all steps of a training, disabled in all processes but one."""
-    return tqdm(
-        total=epochs * steps,
-        initial=progress.epochs * steps + progress.step,
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=0.2 if sys.stderr.isatty() else 30,  # few lines in a log file
-        disable=not distributed.is_primary(),
-    )
+    done = progress.epochs * steps + progress.step
+    return progress_bar(epochs * steps, initial=done, unit="step", disable=not distributed.is_primary())
+
+
+class CompilationNotice:
+    """Prints that the training step is being compiled, and how long that took if it was over a second.
+
+    The time includes that of reading the first images.
+    """
+
+    def __init__(self, progress_bar: tqdm):
+        self._progress_bar, self._started = progress_bar, time.perf_counter()
+        self._write("Compiling the training step ...")
+
+    def done(self) -> None:
+        """Prints the time since the notice was made."""
+        seconds = time.perf_counter() - self._started
+        if seconds > 1:
+            self._write(f"Compiled the training step in {seconds:.0f} s.")
+
+    def _write(self, text):
+        if not self._progress_bar.disable:
+            self._progress_bar.write(text)
 
 
 class EpochLogger:
-    """Writes each finished epoch to train.jsonl and to TensorBoard event files."""
+    """Writes each finished epoch to train.jsonl and to loggers such as TensorBoard."""
 
-    def __init__(self, workdir: Path, progress: Progress, batch_size: int):
+    def __init__(self, workdir: Path, progress: Progress, batch_size: int, loggers: Sequence[str] = DEFAULT_LOGGERS):
+        """Opens the files and loggers. Raises UserError if one cannot be opened."""
         self._batch_size = batch_size
         self._train_log = TrainLog(workdir, progress.train_log)
-        self._tensorboard = TensorBoardWriter(workdir / "events", progress.epochs + 1)
+        with ExitStack() as stack:
+            # Of several processes, which train the same state, one logs.
+            names = loggers if distributed.is_primary() else ()
+            self._loggers = [
+                stack.enter_context(closing(open_logger(name, workdir, progress.epochs + 1))) for name in names
+            ]
+            self._close = stack.pop_all().close
 
     def log_epoch(self, progress: Progress, schedule: ScheduledEpoch, progress_bar: tqdm) -> Progress:
         """Logs the epoch that has just finished, and prints its health warnings.
@@ -47,18 +72,28 @@ class EpochLogger:
             progress_bar.write(f"epoch {row['epoch']}: {warning}")
         self._train_log.append(row)
         scalars = row.keys() - {"epoch", "phase", "step", "health", "rollbacks"}
-        self._tensorboard.add({name: row[name] for name in sorted(scalars)}, row["epoch"])
+        for logger in self._loggers:
+            logger.log({name: row[name] for name in sorted(scalars)}, row["epoch"])
         return progress.at_step(0, progress.steps)._replace(epochs=row["epoch"], train_log=self._train_log.text)
 
     def close(self) -> None:
-        """Closes the event file. Raises UserError if it could not be written."""
-        self._tensorboard.close()
+        """Closes the loggers. Raises UserError if one could not write."""
+        self._close()
 
 
 class StepMonitor:
     """Shows the steps of an epoch, and ends it at a stop request or a loss that is not finite."""
 
-    def __init__(self, progress_bar: tqdm, steps_done: int, steps: int, stop_request: StopRequest):
+    def __init__(
+        self,
+        progress_bar: tqdm,
+        steps_done: int,
+        steps: int,
+        stop_request: StopRequest,
+        compilation: CompilationNotice | None = None,
+    ):
+        """Makes a monitor; `compilation` is to end with the first step."""
+        self._compilation = compilation
         self.steps_done = steps_done  # number of dispatched steps, those before a resumption included
         self._progress_bar, self._steps, self._stop_request = progress_bar, steps, stop_request
         self._steps_before = self._steps_shown = steps_done
@@ -69,6 +104,9 @@ class StepMonitor:
         The callback of `EpochRunner.dispatch`, with the logs of the last step.
         """
         before, self.steps_done = self.steps_done, self._steps_before + steps
+        if self._compilation:
+            self._compilation.done()
+            self._compilation = None
         if self.steps_done == self._steps:
             return False  # `finish` reads the logs of the last step
         check = self.steps_done // _CHECK_EVERY > before // _CHECK_EVERY

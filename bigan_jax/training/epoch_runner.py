@@ -102,6 +102,7 @@ class EpochRunner:
         self._add_batch = vmap(partial(batchnorm_statistics.add_batch, detector), None, 0, 0, None, 0)
         self._add_statistics = pmap(self._add_batches if self._scanned else self._add_step)
         self._programs, self._compiling, self._compilers = {}, {}, None
+        self._dispatched: set[Objectives] = set()
 
     def epoch(
         self, state: TrainState, objectives: Objectives, indices: Indices, on_step: StepCallback = lambda *_: None
@@ -120,6 +121,7 @@ class EpochRunner:
         if not len(indices):
             return state, []
         self._wait_for_compilation(objectives)
+        self._dispatched.add(objectives)
         run = self._epoch_program(objectives) if self._scanned else partial(self._step, objectives)
         all_logs, done = [], 0
         with closing(self._chunks(indices, self._scanned)) as chunks:
@@ -233,6 +235,12 @@ class EpochRunner:
     def _wait_for_compilation(self, name):
         if name in self._compiling:
             self._compiling.pop(name).result()
+
+    def has_run(self, objectives: Objectives) -> bool:
+        """Returns whether all programs of an epoch have been called, and therefore are compiled."""
+        if self._scanned:
+            return objectives in self._dispatched
+        return set().union(*self._dispatched) >= set(objectives)  # a program each
 
     def is_compiled(self, name: Objectives) -> bool:
         """Returns whether the compilation of an epoch's objectives, or of STATISTICS, is finished and did not fail."""

@@ -33,7 +33,8 @@ def fit_passes(run: TrainingRun, fitter: Fitter, stop_request: StopRequest) -> N
         run.progress = run.progress.at_step(0, 0)
     before = sum(steps[: run.progress.epochs]) + run.progress.step
     bar = make_progress_bar(1, sum(steps), Progress(0, before))
-    with closing(bar), closing(EpochLogger(run.job.workdir, run.progress, fitter.batch_size)) as logger:
+    logger = EpochLogger(run.job.workdir, run.progress, fitter.batch_size, run.job.loggers)
+    with closing(bar), closing(logger):
         for number in range(run.progress.epochs, len(steps)):
             bar.set_description(f"fit {number + 1}/{len(steps)} {fitter.passes[number].name}")
             if not run.progress.step:

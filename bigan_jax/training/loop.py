@@ -16,7 +16,7 @@ from bigan_jax.detector import TrainState
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.stop_signals import StopRequest
 from bigan_jax.training import device_layout, divergence
-from bigan_jax.training.epoch_logger import EpochLogger, StepMonitor, make_progress_bar
+from bigan_jax.training.epoch_logger import CompilationNotice, EpochLogger, StepMonitor, make_progress_bar
 from bigan_jax.training.epoch_runner import STATISTICS, EpochRunner
 from bigan_jax.training.run import TrainingRun
 from bigan_jax.training.saving.progress import Progress
@@ -55,7 +55,9 @@ def train_epochs(runs: Sequence[TrainingRun], runner: EpochRunner, stop_request:
             return stack.enter_context(closing(resource))
 
         progress_bar = closed_at_end(make_progress_bar(job.epochs, job.steps_per_epoch, start))
-        loggers = {run: closed_at_end(EpochLogger(run.job.workdir, run.progress, job.batch_size)) for run in runs}
+        loggers = {
+            run: closed_at_end(EpochLogger(run.job.workdir, run.progress, job.batch_size, job.loggers)) for run in runs
+        }
         loop = closed_at_end(TrainLoop(loggers, runner, stop_request, progress_bar))
         loop.compile_ahead()
         pending = deque()
@@ -165,9 +167,11 @@ class TrainLoop:
         steps_done = progress.step if number == progress.epochs else 0
         indices = [of_run[steps_done:] for of_run in self._indices(number)]
         initial_state = None if self._has_seeds else device_layout.copy(self.state)
-        monitor = StepMonitor(self.progress_bar, steps_done, job.steps_per_epoch, self.stop_request)
+        objectives = active_objectives(schedule)
+        compilation = None if self.runner.has_run(objectives) else CompilationNotice(self.progress_bar)
+        monitor = StepMonitor(self.progress_bar, steps_done, job.steps_per_epoch, self.stop_request, compilation)
         started = time.perf_counter()
-        self.state, logs = self.runner.dispatch(self.state, active_objectives(schedule), self._stack(indices), monitor)
+        self.state, logs = self.runner.dispatch(self.state, objectives, self._stack(indices), monitor)
         save = self._is_saved(number) and monitor.steps_done == job.steps_per_epoch
         snapshots = self._take_snapshots(monitor.steps_done) if save and self.runs_ahead else None
         return PendingEpoch(schedule, indices, initial_state, logs, save, snapshots, monitor, started)

@@ -12,15 +12,33 @@ import optax
 from bigan_jax.data.audit import Audit
 from bigan_jax.data.dataset import Dataset
 from bigan_jax.detector import Detector, TrainState
+from bigan_jax.errors import UserError
 from bigan_jax.runtime import distributed
 from bigan_jax.runtime.files import write_atomic
 from bigan_jax.training import schedules
 from bigan_jax.training.epoch_runner import EpochRunner
 from bigan_jax.training.fitting import Fitter
 from bigan_jax.training.saving.checkpoints import CheckpointManager, CheckpointSettings
+from bigan_jax.training.saving.loggers import DEFAULT_LOGGERS
 from bigan_jax.training.saving.progress import Progress
 
-FROZEN_DIGEST_FILE = "vgg16.sha256"  # digest of the frozen weights that a loss uses
+_FROZEN_DIGEST_FILE = "vgg16.sha256"  # digest of the frozen weights that a loss or a fitted detector uses
+
+
+def require_same_frozen(workdir: Path, digest: str) -> None:
+    """Raises UserError if the run in a folder had frozen networks of another digest, that of `tree_digest`.
+
+    The config does not show that a file or a package has other weights.
+    """
+    if not digest or not (workdir / _FROZEN_DIGEST_FILE).is_file():
+        return
+    with (workdir / _FROZEN_DIGEST_FILE).open("rb") as file:
+        saved = file.read(1000)
+    if saved != digest.encode():
+        raise UserError(
+            f"{workdir} was trained with another frozen network. Set its file by --config.vgg16.weights=FILE or "
+            "--config.model.network=FILE, or use another --workdir."
+        )
 
 
 class DetectorBuild(NamedTuple):
@@ -45,13 +63,14 @@ class TrainingJob(NamedTuple):
     built: DetectorBuild
     dataset: Dataset
     audit: Audit
-    weights: str  # digest of the frozen weights that a loss uses; "" if there are none
+    weights: str  # digest of the frozen networks' weights; "" if there are none
     steps_per_epoch: int
     batch_size: int  # over all devices
     init_state: Callable[[int], TrainState]  # from a seed
     make_runner: Callable[..., EpochRunner]  # from the scale of learning rates, and optionally `scanned` and `seeds`
     fitter: Fitter | None  # of a detector that is fitted
     workdir: Path
+    loggers: tuple[str, ...] = DEFAULT_LOGGERS
 
     @property
     def epochs(self) -> int:
@@ -62,7 +81,7 @@ class TrainingJob(NamedTuple):
         """Records the training images and the frozen weights, and deletes an earlier evaluation."""
         self.audit.write_split(self.workdir)
         if self.weights:
-            write_atomic(self.workdir / FROZEN_DIGEST_FILE, self.weights)
+            write_atomic(self.workdir / _FROZEN_DIGEST_FILE, self.weights)
         (self.workdir / "evaluation.json").unlink(missing_ok=True)
 
 

@@ -90,13 +90,24 @@ def test_files_and_table(tmp_path):
     assert content["dropped"] == {"test": 0, "calibration": 1, "train": 2}
     assert content["policy"] == "drop" and len(content["duplicates"]) == len(audit.duplicates)
     assert content["duplicates"][0]["first"].keys() == {"split", "path", "label"}
-    table = audit.table()
+    table = audit.message()
     assert table.isprintable() or "\x1b" not in table
     assert max(map(len, table.splitlines())) <= 110
     (near,) = [line for line in table.splitlines() if "near duplicates" in line and "pairs" in line]
     assert near.startswith("! ")
     shown = audit.as_dict(images=True)["duplicates"][0]
     np.testing.assert_array_equal(shown["first"]["image"], shown["second"]["image"])
+
+
+def test_a_clean_audit_is_one_line():
+    clean = leaks.audit_dataset(plain(scenes(5, seed=1), scenes(5, seed=2)))
+    clean = clean._replace(findings=[finding._replace(meaning="") for finding in clean.findings])
+    assert clean.message() == "Data check: no leakage found (details in report.html)"
+    dropped = clean._replace(
+        dropped={"train": np.array([3, 5]), "calibration": np.array([0]), "test": np.array([], int)}
+    )
+    assert dropped.message() == "Data check: no leakage found, 3 duplicates dropped (details in report.html)"
+    assert "train" in leaks.audit_dataset(leaking(), "keep").message()
 
 
 def test_images_that_are_decoded_on_demand():

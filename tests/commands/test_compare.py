@@ -17,8 +17,9 @@ from bigan_jax.evaluation.comparison import compare_runs
 from bigan_jax.evaluation.finished_run import read_run
 from bigan_jax.evaluation.paper_results import METRICS
 from bigan_jax.evaluation.statistics import Difference
+from bigan_jax.metrics.bootstrap import paired_auroc_interval
 from bigan_jax.reports.comparison_tables import comparison_tables, csv_rows
-from tests.helpers.datasets import evaluation_content, image_table, main_score, write_run
+from tests.helpers.datasets import evaluation_content, image_table, main_score, scores_of_auroc, write_run
 
 
 def read_runs(folder):
@@ -130,7 +131,9 @@ def test_row_has_mean_and_std_over_seeds(tmp_path):
     assert row.values["baseline"].mean == dataset.baseline == 0.95
     assert row.values["calibration_score"].mean == 0.625
     assert row.values["native"].mean == 0.5 and row.values["pixel_baseline"].mean == 0.7
-    assert row.inconsistencies == [] and dataset.differences == {}
+    assert row.inconsistencies == []
+    assert dataset.strongest_baseline == ("mahalanobis_16", 0.95)
+    assert dataset.differences["cae"].value == pytest.approx(row.values["auroc"].mean - 0.95)
 
 
 def test_each_config_variant_has_its_own_row(tmp_path):
@@ -190,8 +193,8 @@ def test_both_rankings_appear_if_the_scores_rank_another_detector_first(tmp_path
     assert values["auroc"] == values["calibrated_auroc"] != values["paper_auroc"]
     assert values["paper_auroc"].mean == aurocs["cae"]
     # Differences are by the score that ranks.
-    best, second = (row.runs[0].result.scores["calibrated"].auroc for row in dataset.rows[:2])
-    assert dataset.differences["vae"].value == pytest.approx(second - best)
+    (second,) = (row.runs[0].result.scores["calibrated"].auroc for row in dataset.rows if row.label == "vae")
+    assert dataset.differences["vae"].value == pytest.approx(second - 0.95)
     (table,) = [t for t in comparison_tables(dataset) if t.title.startswith("Results")]
     assert [heading for heading in table.columns if heading[0] == "AUROC"][:2] == [
         ("AUROC", "calibrated score"),
@@ -228,9 +231,7 @@ def test_comparison_is_by_the_score_that_decides_in_all_runs(names, expected, tm
         assert row.values["auroc"] == row.values[f"{expected}_auroc"]
         (auroc,) = (run.result.scores[expected].auroc for run in row.runs)
         assert row.values["auroc"].mean == auroc
-    best, other = dataset.rows
-    difference = other.values["auroc"].mean - best.values["auroc"].mean
-    assert dataset.differences[other.label].value == pytest.approx(difference) and difference < 0
+        assert dataset.differences[row.label].value == pytest.approx(auroc - 0.95)
 
 
 def test_notes_list_differences_between_runs(tmp_path):
@@ -287,9 +288,8 @@ def test_paired_bootstrap_equals_loop(tmp_path):
         test = path, label, group
         write_run(tmp_path / f"{i}", model=model, seed=i % 2, score=score, test=test)
     runs = read_runs(tmp_path)
-    paired = statistics.paired_difference(
-        runs[:2], runs[2:], samples := statistics.bootstrap_samples(runs, "calibrated"), "calibrated"
-    )
+    samples = list(statistics.bootstrap_samples(runs, "calibrated").values())
+    paired = statistics.paired_difference(samples[:2], samples[2:])
     sampled = np.array(list(loop_bootstrap(scores, label, group, 4000, np.random.default_rng(7))))
     difference = sampled[:, :2].mean(1) - sampled[:, 2:].mean(1)
     ends = np.quantile(difference, [0.025, 0.975])
@@ -299,56 +299,79 @@ def test_paired_bootstrap_equals_loop(tmp_path):
     assert unpaired[1] - unpaired[0] > 1.5 * width  # so only a paired bootstrap passes the first assertion
     aurocs = [roc_auc_score(label, score) for score in scores]
     assert paired.value == pytest.approx(np.mean(aurocs[:2]) - np.mean(aurocs[2:]))
-    assert statistics.paired_difference(runs[:1], runs[:1], samples, "calibrated") == Difference(0.0, (0.0, 0.0))
+    assert statistics.paired_difference(samples[:1], samples[:1]) == Difference(0.0, (0.0, 0.0))
+    of_two = paired_auroc_interval(scores[0], scores[2], label, np.array(group))
+    sampled = np.quantile(sampled[:, 0] - sampled[:, 2], [0.025, 0.975])
+    assert of_two == pytest.approx(sampled, abs=0.1 * (sampled[1] - sampled[0]))
+    assert statistics.paired_difference(samples[:1], samples[2:3]).interval == pytest.approx(of_two)
+
+
+def test_strongest_baseline_is_paired_with_every_row(tmp_path):
+    """It is chosen once, over all runs, and its AUROC is resampled with the same images as that of the model."""
+    path, label, group = image_table(24, 18, per_group=3)
+    rng = np.random.default_rng(5)
+    score = {model: np.round(rng.normal(size=42) + label, 6) for model in ("cae", "vae")}
+    for model, baseline in (("cae", 0.8), ("vae", 0.7)):
+        baselines = {"pca_8": baseline, "mean_image": 0.76, "corner_pixels": None}
+        fields = {"baselines": baselines}
+        write_run(tmp_path / model, model=model, score=score[model], test=(path, label, group), evaluation=fields)
+    (dataset,) = compare_runs(read_runs(tmp_path))
+    assert dataset.strongest_baseline == ("mean_image", pytest.approx(0.76, abs=0.002))
+    for model, values in score.items():
+        difference = dataset.differences[model]
+        expected = paired_auroc_interval(values, scores_of_auroc(0.76, label), label, np.array(group))
+        assert difference.interval == pytest.approx(expected)
+        assert difference.value == pytest.approx(roc_auc_score(label, values) - dataset.strongest_baseline[1])
+    (note,) = [note for note in dataset.notes if note.startswith("strongest training-free baseline: mean image")]
+    assert "best of several by the test labels, which favors it" in note
+    (tmp_path / "vae" / "baseline_scores.csv").unlink()
+    assert "no baseline_scores.csv" in compare_runs(read_runs(tmp_path))[0].differences["vae"]
 
 
 def test_pairing_requires_same_images_in_any_order(tmp_path):
     write_run(tmp_path / "a", model="cae", strength=3.0)
-    write_run(tmp_path / "b", model="vae")
-    write_run(tmp_path / "c", model="fcae", test=image_table(prefix="q"))
-    write_run(tmp_path / "d", model="bigan", test=image_table(normal=39, anomalous=31))
-    write_run(tmp_path / "e", model="cvae", test=image_table(1, 30, per_group=1))
-    in_order = compare_runs(read_runs(tmp_path))[0].differences
+    write_run(tmp_path / "b", ablations=["vae"])
+    write_run(tmp_path / "c", ablations=["fcae"], test=image_table(prefix="q"))
+    write_run(tmp_path / "d", ablations=["bigan"], test=image_table(normal=39, anomalous=31))
+    write_run(tmp_path / "e", ablations=["cvae"], test=image_table(1, 30, per_group=1))
+    in_order = compare_runs(read_runs(tmp_path))[0].ablations
     head, *rows = (tmp_path / "b" / "scores.csv").read_text().splitlines()
     (tmp_path / "b" / "scores.csv").write_text("\n".join([head, *rows[::-1]]) + "\n")
     (dataset,) = compare_runs(read_runs(tmp_path))
-    assert dataset.differences["vae"] == in_order["vae"]
-    assert dataset.differences["vae"].value < 0
-    assert dataset.differences["fcae"] == "not tested on the same images"
-    assert dataset.differences["bigan"] == "not tested on the same images"
-    assert dataset.differences["cvae"] == "not tested on the same images"
-    few = [row.runs for row in dataset.rows if row.model == "cvae"] * 2
-    samples = statistics.bootstrap_samples(few[0], "paper")
-    assert "fewer than two groups" in statistics.paired_difference(*few, samples, "paper")
+    vae = dataset.ablations["cae", "cae, vae"]
+    assert vae == in_order["cae", "cae, vae"] and vae.value < 0
+    for name in ("fcae", "bigan", "cvae"):
+        assert dataset.ablations["cae", f"cae, {name}"] == "not tested on the same images"
+    assert "fewer than two groups" in dataset.differences["cae, cvae"]
 
 
 def test_runs_over_splits_are_paired_by_split(tmp_path):
     """The second split is harder for both detectors, and has too few groups for a bootstrap."""
     tests = image_table(), image_table(8, 30, per_group=8, prefix="q")
-    strengths = {"cae": (3.0, 1.5), "vae": (2.0, 0.5), "fcae": (0.1,), "cvae": (1.0, 0.8)}
-    for model, values in strengths.items():
+    strengths = {"": (3.0, 1.5), "vae": (2.0, 0.5), "fcae": (0.1,), "cvae": (1.0, 0.8)}
+    for name, values in strengths.items():
         for seed, strength in enumerate(values):
             fields = {"data.split_seed": seed}
-            test = tests[seed if model != "cvae" else 0]
+            test = tests[seed if name != "cvae" else 0]
             write_run(
-                tmp_path / f"{model}{seed}",
-                model=model, seed=seed, test=test, strength=strength, config=fields,
+                tmp_path / f"{name}{seed}",
+                ablations=[name] if name else [], seed=seed, test=test, strength=strength, config=fields,
             )  # fmt: skip
     (dataset,) = compare_runs(read_runs(tmp_path))
     aurocs = {row.label: [run.result.main.auroc for run in row.runs] for row in dataset.rows}
-    best = next(iter(aurocs))
-    assert best == "cae"
-    differences = np.subtract(aurocs["vae"], aurocs["cae"])
-    value = dataset.differences["vae"]
+    differences = np.subtract(aurocs["cae, vae"], aurocs["cae"])
+    value = dataset.ablations["cae", "cae, vae"]
     assert value.interval is None
     assert (value.value, value.std) == pytest.approx((differences.mean(), differences.std(ddof=1)))
     assert value.splits == 2
-    assert dataset.differences["fcae"] == dataset.differences["cvae"] == "not tested on the same images"
-    (table,) = [t for t in comparison_tables(dataset) if t.title.startswith("Differences")]
-    assert ["vae", value, "over 2 splits"] in table.rows
-    lines = list(csv_rows([dataset]))
-    (line,) = [row for row in lines if row[0] == "difference" and row[3] == "vae"]
+    for name in ("fcae", "cvae"):
+        assert dataset.ablations["cae", f"cae, {name}"] == "not tested on the same images"
+    (line,) = [row for row in csv_rows([dataset]) if row[0] == "ablation" and row[4] == "vae"]
     assert line[9:] == [value.value, value.std, 2, "", "", ""]
+    (table,) = [t for t in comparison_tables(dataset) if t.title.startswith("Differences from the strongest baseline")]
+    value = dataset.differences["cae"]
+    assert value.value == pytest.approx(np.mean(aurocs["cae"]) - dataset.baseline) and value.interval is None
+    assert ["cae", value, "over 2 splits"] in table.rows
 
 
 def test_plot_has_interval_if_all_seeds_have_one(tmp_path):
@@ -367,7 +390,7 @@ def test_split_without_anomalous_images_is_noted(tmp_path):
             fields, test = {"data.split_seed": seed}, only_normal if seed else None
             write_run(tmp_path / f"{model}{seed}", model=model, seed=seed, test=test, config=fields)
     (dataset,) = compare_runs(read_runs(tmp_path))
-    assert list(dataset.differences.values()) == ["a test set lacks a class"]
+    assert list(dataset.differences.values()) == ["a test set lacks a class"] * 2
 
 
 def test_ablation_is_compared_with_full_model(tmp_path):
@@ -381,13 +404,14 @@ def test_ablation_is_compared_with_full_model(tmp_path):
     assert value.interval[0] < value.value < value.interval[1]
 
 
-def test_ablation_is_compared_with_each_row_of_fewer_ablations(tmp_path):
-    for number, parts in enumerate((["a"], ["a", "b"], ["c", "b", "a"], ["b", "d"])):
+def test_ablations_are_subtracted_one_at_a_time_where_there_are_runs(tmp_path):
+    for number, parts in enumerate((["a"], ["a", "b"], ["c", "b", "a"], ["b", "d"], ["e", "d", "b", "f"])):
         write_run(tmp_path / str(number), model="improved_bigan", ablations=parts)
     (dataset,) = compare_runs(read_runs(tmp_path))
     name = "improved_bigan, {}".format
     one, two, three = name("a"), name("a, b"), name("c, b, a")
-    assert set(dataset.ablations) == {(one, two), (one, three), (two, three)}
+    skipping = name("b, d"), name("e, d, b, f")
+    assert set(dataset.ablations) == {(one, two), (two, three), skipping}
 
 
 def test_ablation_notes_list_all_fields_that_differ(tmp_path):

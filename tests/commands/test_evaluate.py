@@ -175,7 +175,7 @@ def test_groups_of_calibration_images_are_counted(small):
     config, dataset, detector, state = small
     repeated = dataset.calibration.select(np.arange(24) % len(dataset.calibration.label))
     repeated = repeated._replace(group=np.repeat(["patient a", "patient b"], 12))
-    result, scores, _ = assess(config, dataset._replace(calibration=repeated), detector, state)
+    result, scores, *_ = assess(config, dataset._replace(calibration=repeated), detector, state)
     assert (result.n_calibration, result.n_calibration_groups) == (24, 2)
     assert result.main.promise == conformal_threshold(scores.score, 0.05, repeated.group).promise
     assert "same 2 groups" in result.main.promise.sentence
@@ -191,7 +191,7 @@ def test_slices_are_also_scored_by_volume(small, assessed):
     volume = np.arange(n) // 4  # four slices each; some volumes have both labels, and are anomalous
     path = np.array([f"v{v}.nii#{i:03}" for i, v in enumerate(volume)])
     test = dataset.test._replace(path=path, group=np.array([f"v{v}.nii" for v in volume]))
-    result, _, scores = assess(config, dataset._replace(test=test), detector, state)
+    result, _, scores, _ = assess(config, dataset._replace(test=test), detector, state)
     for name, values in scores.by_name.items():
         means = [values[volume == v].mean() for v in range(volume[-1] + 1)]  # the five highest of four are all
         labels = [test.label[volume == v].any() for v in range(volume[-1] + 1)]
@@ -276,7 +276,7 @@ def test_manual_threshold_is_used_unchanged(small):
     for name, other in ("paper", "calibrated"), ("calibrated", "paper"):
         with manual.unlocked():
             manual.score.name = name
-        result, calibration, scores = assess(manual, dataset, detector, state)
+        result, calibration, scores, _ = assess(manual, dataset, detector, state)
         assert (result.main.threshold, result.main.threshold_rule, result.main.promise) == (0.31, "manual", None)
         assert result.main.recall == (scores.by_name[name][dataset.test.label] >= 0.31).mean()
         # It is a value of the score that decides.

@@ -31,6 +31,7 @@ from bigan_jax.evaluation.anomaly_score import ScoreFormula
 from bigan_jax.evaluation.calibrated_score import PixelStatistics
 from bigan_jax.evaluation.fold_scorer import FoldScorer
 from bigan_jax.evaluation.scorer import AnomalyScorer, score_names
+from bigan_jax.evaluation.symmetry import asymmetry_statistics
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.nn import feature_maps
 from tests.helpers.runs import TINY_FCAE, configured, environment
@@ -113,7 +114,7 @@ def test_stablehlo_scores_as_the_detector(name):
 
 
 @needs_onnx
-@ALL
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("anogan", "symmetry")])
 def test_onnx_scores_as_the_detector(name):
     scorer = scorer_of(name)
     assert_scores_as(scorer, run_onnx, graphs.to_onnx(scorer))
@@ -138,6 +139,14 @@ def test_score_of_pretrained_features_is_exported(kind):
         assert_scores_as(scorer, run_stablehlo, graphs.to_stablehlo(scorer))
 
 
+def test_asymmetry_is_part_of_the_exported_score():
+    scorer = scorer_of("fcae")
+    without = scorer.score(IMAGES).score
+    scorer.asymmetry = asymmetry_statistics(TRAINING)
+    assert np.abs(scorer.score(IMAGES).score - without).min() > 1e-2
+    assert_scores_as(scorer, run_stablehlo, graphs.to_stablehlo(scorer))
+
+
 def test_folds_are_exported_as_the_lowest_score():
     scorer = FoldScorer([scorer_of("fcae", seed=seed) for seed in (1, 2)])
     first, second = (s.score(IMAGES).score for s in scorer._scorers)
@@ -155,6 +164,12 @@ def test_condition_changes_the_exported_score():
 def test_latent_search_is_refused():
     with pytest.raises(UserError, match=r"3 steps.*such as bigan"):
         graphs.require_exportable(scorer_of("anogan"))
+
+
+@needs_onnx
+def test_what_the_converter_does_not_know_is_refused():
+    with pytest.raises(UserError, match=r"jax2onnx cannot convert .*--format=stablehlo"):
+        graphs.to_onnx(scorer_of("symmetry"))
 
 
 @pytest.mark.skipif(HAS_ONNX, reason="the extra onnx is installed")

@@ -148,12 +148,26 @@ VALID = np.random.default_rng(0).random((2, *SHAPE)).astype(np.float32) + 0.1
 def test_statistics_are_read_as_written(tmp_path):
     statistics = PixelStatistics(*VALID)
     write_statistics(tmp_path / "run", statistics)
-    for read, written in zip(read_statistics(tmp_path / "run", *SHAPE), statistics, strict=True):
+    for read, written in zip(read_statistics(tmp_path / "run", *SHAPE)[0], statistics, strict=True):
         assert read.dtype == np.float32
         np.testing.assert_array_equal(read, written)
     constant = fit({"mse": np.zeros((3, *SHAPE), np.float32)}, {"mse": 1.0})  # the smallest deviation
     write_statistics(tmp_path / "run", constant)
-    np.testing.assert_array_equal(read_statistics(tmp_path / "run", *SHAPE).deviation, constant.deviation)
+    np.testing.assert_array_equal(read_statistics(tmp_path / "run", *SHAPE)[0].deviation, constant.deviation)
+
+
+def test_several_statistics_are_read_as_written(tmp_path):
+    statistics = PixelStatistics(*VALID), PixelStatistics(*VALID[::-1])
+    write_statistics(tmp_path, *statistics)
+    np.testing.assert_array_equal(read_statistics(tmp_path, *SHAPE, 2), statistics)
+    with pytest.raises(UserError, match="is missing or not what an evaluation writes"):
+        read_statistics(tmp_path, *SHAPE)
+    write_statistics(tmp_path, statistics[0])
+    with pytest.raises(UserError, match="is missing or not what an evaluation writes"):
+        read_statistics(tmp_path, *SHAPE, 2)
+    write_statistics(tmp_path, statistics[0], PixelStatistics(VALID[0], 0 * VALID[1]))
+    with pytest.raises(UserError, match="is missing or not what an evaluation writes"):
+        read_statistics(tmp_path, *SHAPE, 2)
 
 
 def with_value(row, value):

@@ -48,7 +48,9 @@ def test_written_result_is_read_unchanged(tmp_path):
 )
 def test_both_scores_are_required(change, tmp_path):
     write_json(tmp_path / "evaluation.json", change(evaluation_content()))
-    with pytest.raises(UserError, match='scores must be "paper" and "calibrated", and score_name one of them'):
+    with pytest.raises(
+        UserError, match="the names of scores must be among paper, calibrated, native, and score_name one of them"
+    ):
         read_evaluation(tmp_path)
 
 
@@ -152,7 +154,7 @@ def test_new_score_term_needs_one_entry(monkeypatch, tmp_path):
     state = init_state(built.detector, built.optimizers, 0, settings.data.image_shape)
     dataset = load_dataset(settings.data)
     scorer = make_scorer(settings, built.detector, state, batch_size=16, name=settings.score.name)
-    result, _, test = assess(scorer, dataset, settings.score, settings.threshold, settings.identity)
+    result, _, test, _ = assess(scorer, dataset, settings.score, settings.threshold, settings.identity)
     reconstruction = test.reconstruction.astype(np.float32) / 255
     expected = abs(dataset.test.image.astype(np.float32) / 255 - reconstruction).mean((1, 2, 3))
     np.testing.assert_allclose(test.terms.value["l1"], expected, atol=0.002)

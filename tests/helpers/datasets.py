@@ -11,8 +11,8 @@ import numpy as np
 from bigan_jax.data.dataset import Images
 from bigan_jax.data.files.images import read_files, read_image
 from bigan_jax.data.files.unreadable import split_unreadable, unreadable_error
-from bigan_jax.evaluation.result import SCORE_NAMES, EvaluationResult
-from bigan_jax.metrics.image import IMAGE_METRICS, image_metrics
+from bigan_jax.evaluation.result import CALIBRATED, PAPER, EvaluationResult
+from bigan_jax.metrics.image import IMAGE_METRICS, auroc, image_metrics
 from bigan_jax.metrics.thresholds import conformal_threshold
 
 
@@ -58,6 +58,7 @@ def score_content(**fields):
         "by_condition": None,
         "volumes": None,
         "baselines": {"pca_64": 0.88, "mahalanobis_16": 0.95, "corner_pixels": None},
+        "over_baseline": None,
         "calibration_scores": [0.5, 0.75],
     }
     assert fields.keys() <= content.keys()
@@ -76,6 +77,7 @@ def evaluation_content(**fields):
     of_both = {name: fields.pop(name) for name in SCORE_FIELDS & fields.keys()}
     content = {
         "model": "cae",
+        "group": "reconstruction",
         "dataset": "phantom",
         "category": "bottle",
         "ablations": [],
@@ -90,7 +92,7 @@ def evaluation_content(**fields):
         "n_normal": 25,
         "n_anomalous": 30,
         "score_name": "calibrated",
-        "scores": {name: score_content(**of_both | fields.pop(name, {})) for name in SCORE_NAMES},
+        "scores": {name: score_content(**of_both | fields.pop(name, {})) for name in (PAPER, CALIBRATED)},
         "predict_all": {"f1": 0.7, "accuracy": 0.55},
         "native": None,
         "pixel_threshold": 0.3,
@@ -104,10 +106,12 @@ def evaluation_content(**fields):
             "reduction": "mean",
             "standardize": False,
             "unit_features": True,
+            "symmetry": "auto",
             "standard_deviations": {"mse": 0.1, "ssim": 0.2},
         },
         "score_table": [],
         "score_table_note": "",
+        "symmetry": {"ratio": 1.5, "symmetric": False, "used": False},
         "color_limits": {"mse": 0.2, "ssim": 0.9, "combined": 0.5},
         "notes": [],
         "warnings": [],
@@ -143,9 +147,10 @@ def write_run(
     score = rng.normal(size=len(label)) + strength * label if score is None else score
     by_name = {"paper": score if paper_score is None else paper_score, "calibrated": score}
     by_name = {name: np.array([float(f"{s:.8g}") for s in values]) for name, values in by_name.items()}
-    replaced = dict(evaluation)
+    replaced, baseline_scores = dict(evaluation), {}
     fields = {
         "model": model,
+        "group": "reconstruction",
         "dataset": dataset,
         "category": category,
         "ablations": list(ablations),
@@ -162,12 +167,22 @@ def write_run(
         of_score = {**metrics, "auroc_ci": limits.clip(0, 1).tolist(), "threshold": threshold}
         of_both = {field: replaced[field] for field in SCORE_FIELDS & replaced.keys()}
         fields[name] = of_score | of_both | replaced.pop(name, {})
+        given = fields[name].get("baselines") or score_content()["baselines"]
+        of_baselines = {key: scores_of_auroc(value, label) for key, value in given.items()}
+        baseline_scores |= {f"{name}_{key}": values for key, values in of_baselines.items()}
+        fields[name]["baselines"] = {key: auroc(values, label) for key, values in of_baselines.items()}
+        fields[name]["baselines"] |= {key: None for key, value in given.items() if value is None}
     content = evaluation_content(**fields | {k: v for k, v in replaced.items() if k not in SCORE_FIELDS})
     workdir.mkdir(parents=True)
     (workdir / "evaluation.json").write_text(json.dumps(content), encoding="utf-8")
     fields = {"seed": seed, "data.image_size": 64, "phases.phase1.epochs": 2} | dict(config)
     (workdir / "config.json").write_text(json.dumps(nested(fields)), encoding="utf-8")
     (workdir / "train.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n', encoding="utf-8")
+    with (workdir / "baseline_scores.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "group", *baseline_scores])
+        names = ["anomalous" if x else "normal" for x in label]
+        rows.writerows(zip(path, names, group, *baseline_scores.values(), strict=True))
     decision = by_name[content["score_name"]] >= main_score(content)["threshold"]
     with (workdir / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
@@ -177,6 +192,20 @@ def write_run(
             scores = [f"{values[i]:.8g}" for values in by_name.values()]
             rows.writerow([path[i], kinds[0], group[i], "0", "0", *scores, kinds[1]])
     return content
+
+
+def scores_of_auroc(value, label):
+    """Scores with this AUROC, or the nearest that is possible; with any, if `value` is None."""
+    n_normal, n_anomalous = int((~label).sum()), int(label.sum())
+    score = np.zeros(len(label))
+    score[~label] = np.arange(n_normal)
+    if n_anomalous:
+        # Each anomalous image outscores a number of normal ones.
+        pairs = round((0.5 if value is None else value) * n_normal * n_anomalous)
+        won = np.full(n_anomalous, pairs // n_anomalous)
+        won[: pairs % n_anomalous] += 1
+        score[label] = won - 0.5
+    return score
 
 
 def nested(fields):

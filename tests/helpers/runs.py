@@ -16,7 +16,9 @@ SMALL = {
     "checkpoint.every": 1,
 }
 SMALL_BIGAN = SMALL | {
-    "model.discriminator_widths": (8, 16),
+    "data.image_size": 16,
+    "model.widths": (4,),  # several networks of one stage take as long to trace as a CAE of two
+    "model.discriminator_widths": (4,),
     "model.discriminator_hidden": 16,
     "phases.phase1.epochs": 3,
     "phases.phase2.epochs": 3,

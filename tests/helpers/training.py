@@ -1,6 +1,7 @@
 """A small detector, training without a config, and comparisons that do not depend on rounding."""
 
 import math
+from functools import cache
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ def tiny_bigan(**reconstruction_terms):
 TINY_BIGAN = tiny_bigan(mse=1.0)
 OBJECTIVES = ("discriminator", "adversarial", "reconstruction")
 _AUGMENTATION = AugmentationSettings(flip=True, translate=0.05, scale=0.05)
+_init_programs = {}
 
 
 def training_set():
@@ -60,10 +62,15 @@ def make_runner(detector, optimizer, scanned, seeds=0, streamed=False):
 
 
 def initial_states(detector, optimizer, seeds):
-    """Returns the initial state of each seed."""
-    optimizers = dict.fromkeys(detector.objectives, optimizer)
-    init = jax.jit(lambda seed: init_state(detector, optimizers, seed, SHAPE))
-    return [init(seed) for seed in seeds]
+    """Returns the initial state of each seed.
+
+    Its program is compiled once per detector and optimizer, as it takes as long as that of a step.
+    """
+    key = id(detector), optimizer  # a detector has no hash, and its identity lasts: the program holds it
+    if key not in _init_programs:
+        optimizers = dict.fromkeys(detector.objectives, optimizer)
+        _init_programs[key] = jax.jit(lambda seed: init_state(detector, optimizers, seed, SHAPE))
+    return [_init_programs[key](seed) for seed in seeds]
 
 
 def record_trained_states(monkeypatch):
@@ -78,6 +85,7 @@ def record_trained_states(monkeypatch):
     return states
 
 
+@cache  # tests that use one optimizer share the programs of `initial_states`
 def gradient_recorder():
     """Returns gradient descent in tiny steps whose state holds the last gradients.
 

@@ -21,6 +21,8 @@ from bigan_jax.metrics.thresholds import (
     conformal_threshold,
     cross_conformal_threshold,
     decide,
+    exceeds_promise,
+    folds_that_promise,
     manual_threshold,
     pixel_threshold,
 )
@@ -597,3 +599,28 @@ def test_rule_states_the_rate_that_holds():
 def test_invalid_settings(fields, message):
     with pytest.raises(UserError, match=message):
         ThresholdSettings(**fields)
+
+
+@pytest.mark.parametrize(("n", "rate"), [(30, 0.05), (40, 0.05), (57, 0.05), (48, 0.1), (12, 0.05), (19, 0.05)])
+def test_number_of_folds_is_the_smallest_that_promises(n, rate):
+    def promised(folds):
+        size = n // folds
+        fold = np.repeat(np.arange(folds), size)
+        return cross_conformal_threshold(np.arange(len(fold), dtype=float), fold, rate).promise.holds
+
+    expected = next((folds for folds in range(2, n + 1) if promised(folds) <= rate), 0)
+    assert folds_that_promise(n, rate) == expected
+
+
+def test_probability_of_false_alarms_is_that_of_shuffled_scores():
+    rng = np.random.default_rng(0)
+    n, m = 20, 15
+    draws = rng.normal(size=(20_000, n + m))
+    calibration, normal = draws[:, :n], draws[:, n:]
+    threshold = np.nextafter(np.sort(calibration)[:, -2], np.inf)  # one calibration score reaches it
+    alarms = (normal >= threshold[:, None]).sum(1)
+    for least in (1, 4, 8):
+        example = normal[np.flatnonzero(alarms == least)[0]], calibration[np.flatnonzero(alarms == least)[0]]
+        value = exceeds_promise(example[1], example[0], np.nextafter(np.sort(example[1])[-2], np.inf))
+        share = (alarms >= least).mean()
+        assert value == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 20_000) + 1e-4)

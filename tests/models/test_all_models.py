@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common"))
 SHAPE = (32, 32, 1)
 CONDITIONS = 2
+ADAM = optax.adam(3e-3)
 
 
 def config_of(name, dataset="phantom"):
@@ -73,14 +74,30 @@ def dataset():
     return TrainingSet(image, (np.arange(16) % CONDITIONS).astype(np.int32))
 
 
-def begin(detector, dataset, optimizer=None):
-    optimizers = dict.fromkeys(detector.objectives, optimizer or optax.adam(1e-3))
-    state = jax.jit(lambda: init_state(detector, optimizers, 3, SHAPE))()
+class Model:
+    """A detector at toy size, its initial state, and its programs of training on one device, which tests share."""
+
+    def __init__(self, name, dataset):
+        self.name, self.detector = name, tiny(name)
+        self.runner = make_runner(self.detector, dataset, ADAM)
+        self._initial_state = jax.device_get(initial_state(self.detector, ADAM))
+
+    def initial_state(self):
+        """The initial state on the device; training uses its memory again."""
+        return device_layout.replicate(self._initial_state)
+
+
+def make_runner(detector, dataset, optimizer):
+    optimizers = dict.fromkeys(detector.objectives, optimizer)
     frozen = device_layout.replicate(dict(detector.frozen))
-    runner = epoch_runner.EpochRunner(
+    return epoch_runner.EpochRunner(
         detector, optimizers, AugmentationSettings(), frozen, device_layout.replicate(dataset), False
     )
-    return runner, device_layout.replicate(state)
+
+
+def initial_state(detector, optimizer):
+    optimizers = dict.fromkeys(detector.objectives, optimizer)
+    return jax.jit(lambda: init_state(detector, optimizers, 3, SHAPE))()
 
 
 def host(state):
@@ -91,13 +108,12 @@ def scorer_of(detector, state):
     return AnomalyScorer(detector, state, ScoreFormula({"mse": 0.7, "ssim": 0.3}), SHAPE, batch_size=8, name="paper")
 
 
-@pytest.fixture(scope="module")
-def one_device():
-    """Uses one device, which compiles faster, where the number of devices does not matter."""
-    patch = pytest.MonkeyPatch()
-    set_devices(patch, 1)
-    yield
-    patch.undo()
+@pytest.fixture(scope="module", params=TRAINED)
+def model(request, dataset):
+    """Each model, on one device, which compiles faster, where the number of devices does not matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        set_devices(patch, 1)
+        yield Model(request.param, dataset)
 
 
 def set_devices(patch, count):
@@ -105,12 +121,11 @@ def set_devices(patch, count):
     patch.setattr(jax, "device_count", lambda: count)
 
 
-@ALL
-def test_objective_changes_only_its_networks_and_lowers_its_loss(name, dataset, one_device):
+def test_objective_changes_only_its_networks_and_lowers_its_loss(model):
     """Overfits 8 images with one objective at a time."""
-    detector = tiny(name)
-    for objective, (networks, _) in detector.objectives.items():
-        runner, state = begin(detector, dataset, optax.adam(3e-3))
+    runner = model.runner
+    for objective, (networks, _) in model.detector.objectives.items():
+        state = model.initial_state()
         before = host(state)
         order = np.tile(np.arange(8), (30, 1))
         state, first = runner.epoch(state, (objective,), order[:1])
@@ -132,14 +147,12 @@ def test_objective_changes_only_its_networks_and_lowers_its_loss(name, dataset, 
             assert unchanged == expected, (objective, network)
 
 
-@ALL
-def test_constant_images_have_a_health_warning(name, dataset, one_device):
+def test_constant_images_have_a_health_warning(model):
     """The network that outputs images has weights of 0."""
-    detector = tiny(name)
-    runner, state = begin(detector, dataset, optax.adam(3e-3))
+    detector, state = model.detector, model.initial_state()
     output = "generator" if "generator" in detector.networks else "decoder"
     params = state.params | {output: jax.tree.map(jnp.zeros_like, state.params[output])}
-    _, logs = runner.epoch(state._replace(params=params), tuple(detector.objectives), np.arange(8)[None])
+    _, logs = model.runner.epoch(state._replace(params=params), tuple(detector.objectives), np.arange(8)[None])
     warnings = "\n".join(health.health_warnings(jax.tree.map(np.mean, logs)))
     expected = {f"{images} vary 0% as much" for images in ("its images", "they") if images in warnings}
     assert expected and all(text in warnings for text in expected)
@@ -147,11 +160,10 @@ def test_constant_images_have_a_health_warning(name, dataset, one_device):
     assert ("reconstruction_spread" in str(logs)) == ("same for every image: they" in warnings)
 
 
-@ALL
-def test_images_are_scored_independently(name, dataset, one_device):
-    detector = tiny(name)
-    runner, state = begin(detector, dataset)
-    state = device_layout.first(runner.with_statistics(state, np.arange(16).reshape(2, 8)))
+def test_images_are_scored_independently(model, dataset):
+    detector = model.detector
+    state = model.runner.with_statistics(model.initial_state(), np.arange(16).reshape(2, 8))
+    state = device_layout.first(state)
     scorer = scorer_of(detector, state)
     batch_scores = scorer.score(dataset.image, dataset.condition)
     assert batch_scores.reconstruction.shape == dataset.image.shape
@@ -167,11 +179,9 @@ def test_images_are_scored_independently(name, dataset, one_device):
     )
 
 
-@ALL
-def test_reconstructions_are_in_range_before_rounding(name, dataset, one_device):
-    detector = tiny(name)
-    _, state = begin(detector, dataset)
-    net = inference_net(detector, device_layout.first(state), detector.frozen)
+def test_reconstructions_are_in_range_before_rounding(model, dataset):
+    detector = model.detector
+    net = inference_net(detector, device_layout.first(model.initial_state()), detector.frozen)
     batch = Batch(jnp.asarray(dataset.image / 255, jnp.float32), jnp.asarray(dataset.condition))
     keys = jnp.broadcast_to(jax.random.key(0), 16)
     if detector.search:
@@ -181,28 +191,24 @@ def test_reconstructions_are_in_range_before_rounding(name, dataset, one_device)
     assert float(image.min()) >= 0 and float(image.max()) <= 1
 
 
-@ALL
-def test_one_and_four_devices_agree(name, dataset, monkeypatch):
-    detector = tiny(name)
+def test_one_and_four_devices_agree(model, dataset, monkeypatch):
+    detector, optimizer = model.detector, gradient_recorder()
     objectives = tuple(detector.objectives)
     order = np.random.default_rng(1).permutation(16).reshape(2, 8)
-    results = []
+    before, results = jax.device_get(initial_state(detector, optimizer)), []
     for devices in (1, 4):
         set_devices(monkeypatch, devices)
-        runner, initial_state = begin(detector, dataset, gradient_recorder())
-        initial_state = host(initial_state)
+        runner = make_runner(detector, dataset, optimizer)
         for _ in range(devices // 4 + 1):
-            state, logs = runner.epoch(device_layout.replicate(initial_state), objectives, order)
+            state, logs = runner.epoch(device_layout.replicate(before), objectives, order)
             state = runner.with_statistics(state, order)
             results.append((logs, host(state)))
     assert_near(*results[:2])
     jax.tree.map(np.testing.assert_array_equal, *results[1:])
 
 
-@ALL
-def test_saved_and_restored_states_are_equal(name, dataset, one_device, tmp_path):
-    _, state = begin(tiny(name), dataset)
-    saved = device_layout.first(state)
+def test_saved_and_restored_states_are_equal(model, tmp_path):
+    saved = device_layout.first(model.initial_state())
     checkpoints = CheckpointManager(tmp_path)
     checkpoints.save(Progress(1), saved)
     checkpoints.close()
@@ -211,12 +217,12 @@ def test_saved_and_restored_states_are_equal(name, dataset, one_device, tmp_path
 
 
 @pytest.mark.long
-@ALL
-def test_bfloat16_stays_near_float32(name, dataset, one_device):
+def test_bfloat16_stays_near_float32(model, dataset):
     images = []
     for dtype in ("float32", "bfloat16"):
-        detector = tiny(name, dtype=dtype)
-        runner, state = begin(detector, dataset)
+        detector, optimizer = tiny(model.name, dtype=dtype), optax.adam(1e-3)
+        runner = make_runner(detector, dataset, optimizer)
+        state = device_layout.replicate(initial_state(detector, optimizer))
         state, logs = runner.epoch(state, tuple(detector.objectives), np.arange(8)[None])
         state = device_layout.first(runner.with_statistics(state, np.arange(8)[None]))
         assert np.isfinite(list(logs.values())).all()
@@ -225,11 +231,8 @@ def test_bfloat16_stays_near_float32(name, dataset, one_device):
     assert np.abs(images[0].astype(float) - images[1]).mean() < 8  # of 255
 
 
-@ALL
-def test_every_trained_parameter_has_a_gradient(name, dataset, one_device):
-    detector = tiny(name)
-    _, state = begin(detector, dataset)
-    state = device_layout.first(state)
+def test_every_trained_parameter_has_a_gradient(model, dataset):
+    detector, state = model.detector, device_layout.first(model.initial_state())
     batch = Batch(jnp.asarray(dataset.image / 255, jnp.float32), jnp.asarray(dataset.condition))
     keys = example_keys(jax.random.key(0), jnp.arange(16))
     for objective, (networks, loss) in detector.objectives.items():
@@ -245,11 +248,11 @@ def test_every_trained_parameter_has_a_gradient(name, dataset, one_device):
         for path, gradient in gradients:
             where = jax.tree_util.keystr(path, simple=True, separator="/")
             # The decoder's first BatchNorm subtracts this bias again: its gradient is rounding.
-            if (name, where) != ("fcae", "encoder/Dense_1/bias"):
+            if (model.name, where) != ("fcae", "encoder/Dense_1/bias"):
                 assert float(jnp.abs(gradient).max()) > 0, (objective, where)
 
 
-@ALL
+@pytest.mark.parametrize("name", TRAINED)
 def test_parameter_count_is_as_stated(name):
     config = config_of(name, "brain")
     built = build(parse_settings(config), 1, steps_per_epoch=1)

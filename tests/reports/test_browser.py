@@ -62,7 +62,7 @@ CHOICES = [
     {"order": "margin"},
     {"order": "path"},
     {"label": "1", "order": "score"},
-    {"verdict": "missed|false alarm", "order": "score"},
+    {"verdict": "below threshold|false alarm", "order": "score"},
     {"verdict": "found|false alarm", "label": "0", "order": "score"},
     {"type": DEFECT_TYPES[2], "order": "score"},
     {"size": "large"},

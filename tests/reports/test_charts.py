@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bigan_jax.data.dataset import Images
+from bigan_jax.evaluation.anomaly_score import ScoreTerms
+from bigan_jax.evaluation.scorer import Scores
 from bigan_jax.metrics import bootstrap
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.reports import charts, figures, image_grid, training_curves
@@ -68,6 +71,8 @@ def test_no_text_of_a_chart_is_cut_off(n_values):
     scores = [np.arange(40) % n_values / 100, np.arange(63) / 63, np.arange(20) / 40]
     score, label = np.concatenate(scores[:2]), np.arange(103) >= 40
     losses = [{"fit/a": 10.0 ** (3 * e - 5), "fit/b": 3.0, "game/c": -1234.5 * e} for e in range(4)]
+    names = ("real_spread", "reconstruction_spread", "learning_rate", "codebook_usage", "kl")
+    losses = [row | {f"fit/{name}": 0.5 for name in names} for row in losses]
     rows = [{"epoch": e, "phase": "one"} | row for e, row in enumerate(losses)]
     for figure in (
         charts.score_histogram(*scores, 0.5),
@@ -80,6 +85,7 @@ def test_no_text_of_a_chart_is_cut_off(n_values):
         box = figure.get_tightbbox()  # in inches
         width, height = figure.get_size_inches()
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, box
+        assert width <= charts.WIDTH  # on a phone, a wider figure has unreadably small text
 
 
 def test_histogram_counts_every_score():
@@ -159,7 +165,7 @@ def test_training_curves_have_a_panel_per_objective():
     rows[3]["reconstruction/mse"] = float("nan")
     figure = training_curves.training_curves(rows)
     first, second = figure.axes
-    assert (first.get_title(), second.get_title()) == ("reconstruction", "discriminator")
+    assert (first.get_title("left"), second.get_title("left")) == ("reconstruction", "discriminator")
     np.testing.assert_allclose(first.lines[0].get_ydata(), [1, np.nan, 1 / 3, np.nan, 0.2, 1 / 6])
     # A value that is logged every other epoch is also a line.
     assert second.lines[0].get_xdata().tolist() == [4, 6]
@@ -220,6 +226,31 @@ def test_image_grids_accept_any_name(count):
         assert r"<b>$x_{1\x1b[31m\x00\u202e\udcff\n□.png" in sheets[0].texts
 
 
+def test_detectors_without_reconstructions_have_no_column_for_them():
+    images = [item._replace(reconstruction=None) for item in gallery_images()]
+    images = [item._replace(error_maps={"combined": item.error_maps["combined"]}) for item in images]
+    grids = (
+        (image_grid.error_map_grid(images, {"combined": 0.25}), ["input", "combined", "true mask"]),
+        (image_grid.normal_and_anomalous_grid(images[:1], images[1:], 0.25), ["input", "error map", "true mask"]),
+    )
+    for sheet, titles in grids:
+        assert [title for title in titles if title in sheet.texts] == titles
+        assert not {"reconstruction", "squared error", "1 - SSIM"} & set(sheet.texts)
+
+
+def test_examples_are_spread_over_the_ranks_of_anomalous_images():
+    score = np.random.default_rng(0).permutation(30).astype(np.float32)
+    label = score >= 12
+    images = np.zeros((30, 4, 4, 1), np.uint8)
+    path = np.array([str(int(value)) for value in score])
+    test = Images(images, label, path, np.zeros(30, np.int32), path, path, np.zeros((30, 4, 4), bool), label)
+    maps = np.zeros((30, 4, 4), np.float32)
+    scores = Scores("paper", {"paper": score}, ScoreTerms({}, {}), maps, images)
+    assert [item.path for item in figures.report_examples(test, scores, 20.0)] == ["15", "21", "27"]
+    normal = test._replace(label=np.zeros(30, bool))
+    assert len(figures.report_examples(normal, scores, 20.0)) == 3
+
+
 def test_evenly_ranked_indices_are_spread_over_the_ranks():
     score = np.random.default_rng(0).permutation(40).astype(float)
     indices = figures.evenly_ranked(score, score % 2 == 1)
@@ -230,8 +261,9 @@ def test_evenly_ranked_indices_are_spread_over_the_ranks():
 
 def test_figures_do_not_change_matplotlib_settings():
     before = dict(matplotlib.rcParams)
-    first, second = (charts.to_png(training_curves.training_curves(train_log())) for _ in range(2))
-    assert first == second
+    for encode in charts.to_png, charts.to_svg:
+        first, second = (encode(training_curves.training_curves(train_log())) for _ in range(2))
+        assert first == second
     assert dict(matplotlib.rcParams) == before
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from bigan_jax.evaluation.verdict import baseline_check
 from bigan_jax.metrics.image import IMAGE_METRICS
 from bigan_jax.metrics.pixel import PIXEL_METRICS
+from bigan_jax.reports.charts import roc_curve, to_svg
 from bigan_jax.reports.evaluation_files import summary
 from bigan_jax.reports.html import png_bytes
 from bigan_jax.reports.html_report import write_report
@@ -194,7 +195,7 @@ def test_optional_sections(tmp_path):
         f"{UNTRUSTED} 3 0.777 0.125",
         "leaf 5 2 3 – – 0.375",
         "0.511 to 0.522",
-        "(0.533 to 0.544)",
+        "0.533 to 0.544",
         "0.210 to 0.220",
         "0.456",
         "0.0789",
@@ -221,8 +222,8 @@ def test_every_value_of_the_evaluation_is_shown(tmp_path):
         *("collapsed at epoch 3", "statistics re-estimated", "0.10.2", "ablations: no_se"),
         *("cae on phantom leaf", "Leak audit", "shortcut features", "PCA, 64 components", "one, two"),
         "do not locate defects better than raw intensity as a map (0.950)",
-        "the paper's score 0.765 0.820 0.840 0.830 0.04321 0.654",
-        "the calibrated score decides 0.900 0.820 0.840 0.830 0.01234 0.950",
+        "the paper's score 0.765 0.910 0.820 0.840 0.830 0.04321 0.654",
+        "the calibrated score decides 0.900 0.910 0.820 0.840 0.830 0.01234 0.950",
     ):
         assert words in text, words
 
@@ -252,19 +253,22 @@ def test_undefined_values(tmp_path):
 @pytest.mark.parametrize(
     "auroc, interval, baselines, words",
     [
-        (0.9, [0.8, 0.95], {"pca_64": 0.966, "mean_image": 0.7}, "PCA, 64 components scores 0.966, higher than this"),
-        (0.9, [0.8, 0.95], {"pca_64": 0.9}, "as high as this model (0.900)."),
-        (0.9, [0.89, 0.95], {"pca_64": 0.8}, "scores 0.800, below this model (0.900)."),
-        (0.9, [0.7, 0.95], {"pca_64": 0.8}, "may be chance"),
+        (0.9, None, {"pca_64": 0.966, "mean_image": 0.7}, "PCA, 64 components scores 0.966, higher than this"),
+        (0.9, None, {"pca_64": 0.9}, "as high as this model (0.900)."),
+        (0.9, [0.05, 0.15], {"pca_64": 0.8}, "scores 0.800, below this model (0.900)."),
+        (0.9, [0.05, 0.15], {"pca_64": 0.8}, "Model minus baseline: +0.100, 95 % interval +0.050 to +0.150."),
+        (0.9, [-0.05, 0.25], {"pca_64": 0.8}, "95 % interval -0.050 to +0.250, so the difference may be chance."),
+        (0.9, [-0.25, 0.05], {"pca_64": 1.0}, "95 % interval -0.250 to +0.050, so the difference may be chance."),
         (0.9, None, {"pca_64": None}, "no training-free baseline was run"),
         (None, None, {"pca_64": 0.8}, "there is no AUROC"),
     ],
 )
 def test_baseline_check(auroc, interval, baselines, words):
-    result = make_result(auroc=auroc, auroc_ci=interval, baselines=baselines)
+    difference = interval and {"baseline": "pca_64", "value": auroc - baselines["pca_64"], "interval": interval}
+    result = make_result(auroc=auroc, baselines=baselines, over_baseline=difference)
     sentence = baseline_check(result.main)
     assert words in sentence and sentence.startswith("Baseline check: ")
-    assert ("may be chance" in sentence) == (words == "may be chance")
+    assert ("may be chance" in sentence) == words.endswith("may be chance.")
     assert summary(result)[-1] == sentence
 
 
@@ -285,8 +289,53 @@ def test_gallery_starts_with_the_worst_and_the_best_cases(tmp_path):
     cases = [a for tag, a in report.tags if "case" in (a.get("class") or "").split()]
     assert [case["data-path"] for case in cases] == ["c.png", "b.png", UNTRUSTED, "d.png"]
     verdicts = [case["data-verdict"] for case in cases]
-    assert verdicts == ["false alarm", "missed", "found", "passed"]
+    assert verdicts == ["false alarm", "below threshold", "found", "passed"]
     assert page(tmp_path, gallery=list(gallery_images())[:1]).open == []
+
+
+def test_first_screen_has_the_verdict_and_examples(tmp_path):
+    fields = {
+        "pixel": PIXEL | {"auroc": 0.876, "dice": None, "intervals": {name: [0.861, 0.889] for name in PIXEL_METRICS}}
+    }
+    examples = list(gallery_images())[:3]
+    path = write_report(tmp_path / "report.html", make_result(**FIELDS | fields), [], {}, [], examples=examples)
+    html = path.read_text(encoding="utf-8")
+    first = Page(html[html.index('<section id="result"') : html.index('<section id="warnings"')])
+    for words in (
+        "0.900 image AUROC 95 % interval 0.850 to 0.950 0.876 pixel AUROC 95 % interval 0.861 to 0.889",
+        "Baseline check: Mahalanobis distance of 16x16 thumbnails scores 0.950, higher than this model (0.900).",
+        "recall 0.820, specificity 0.840",
+        "1 warning below.",
+        f"input reconstruction error map mask {UNTRUSTED} found score 9",
+        "b.png below threshold score 0.001",
+        "not chosen by hand",
+    ):
+        assert words in first.text, words
+    assert len([tag for tag, _ in first.tags if tag == "img"]) == 4 + 4 + 3
+    assert html.index('id="result"') < html.index('id="warnings"') < html.index("<table")
+
+
+def test_report_without_reconstructions_has_no_column_for_them(tmp_path):
+    images = [image._replace(reconstruction=None) for image in gallery_images()]
+    path = write_report(tmp_path / "report.html", make_result(), [], {}, images, examples=images[:1])
+    report = Page(path.read_text(encoding="utf-8"))
+    assert "reconstruction" not in report.text and "input error map mask" in report.text
+    assert "repeat(3, minmax(0, 1fr))" in report.script
+
+
+def test_bars_start_at_chance(tmp_path):
+    report = page(tmp_path, {"baselines": {"pca_8": 0.75, "pca_64": 0.25, "mean_image": None}})
+    widths = [a["style"] for tag, a in report.tags if tag == "i"]
+    assert widths == ["width: 80.0%", "width: 50.0%", "width: 0%", "width: 0%"]  # of this model: 0.9
+
+
+def test_svg_figures_are_embedded_without_scripts(tmp_path):
+    svg = to_svg(roc_curve(np.arange(4.0), np.arange(4) > 1, 2.5))
+    report = page(tmp_path, figures={"roc_curve": svg})
+    (source,) = [a["src"] for tag, a in report.tags if tag == "img"]
+    kind, _, content = source.partition(",")
+    assert kind == "data:image/svg+xml;base64" and base64.b64decode(content) == svg
+    assert b"<script" not in svg and b"<text" not in svg  # text is shapes, which need no font
 
 
 def test_png_bytes_round_trip():

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import Counter
 from concurrent import futures
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -113,32 +114,43 @@ def damages(path):
         yield bytes(flipped)
 
 
+@contextmanager
+def damaged(run, path, content):
+    """Replaces the content of a file of checkpoint 2; then undoes that, and the quarantine of the checkpoint."""
+    intact = path.read_bytes()
+    path.write_bytes(content)
+    yield
+    if (run / "damaged").exists():
+        (run / "damaged" / "2").rename(run / "checkpoints" / "2")
+        (run / "damaged").rmdir()
+    path.write_bytes(intact)
+
+
 def test_damage_to_any_file_is_noticed_or_harmless(states, tmp_path, capsys):
     """Restores the saved state, as some bits are not part of it, or the previous checkpoint."""
-    intact = tmp_path / "intact"
-    saved(intact, states[:2])
-    noticed, damaged = Counter(), Counter()
-    for path in files(intact / "checkpoints" / "2"):
+    saved(tmp_path, states[:2])
+    checkpoint = tmp_path / "checkpoints" / "2"
+    noticed, total = Counter(), Counter()
+    for path in files(checkpoint):
         for content in damages(path):
-            run = shutil.copytree(intact, tmp_path / "run")
-            (run / path.relative_to(intact)).write_bytes(content)
-            progress, state = CheckpointManager(run).restore(states[0])
-            assert equal(jax.device_get(state), states[progress.epochs - 1])
-            assert progress.train_log == TRAIN_LOG * progress.epochs
-            if progress.epochs == 1:
-                warning = capsys.readouterr().err
-                assert "checkpoints/2 is damaged" in warning
-                assert "the checkpoint before" in warning
-                assert (run / "damaged" / "2").is_dir()
-                assert not (run / "checkpoints" / "2").exists()
-            item = path.relative_to(intact / "checkpoints" / "2").parts[0]
+            with damaged(tmp_path, path, content):
+                progress, state = CheckpointManager(tmp_path).restore(states[0])
+                assert equal(jax.device_get(state), states[progress.epochs - 1])
+                assert progress.train_log == TRAIN_LOG * progress.epochs
+                if progress.epochs == 1:
+                    warning = capsys.readouterr().err
+                    assert "checkpoints/2 is damaged" in warning
+                    assert "the checkpoint before" in warning
+                    assert (tmp_path / "damaged" / "2").is_dir()
+                    assert not checkpoint.exists()
+            item = path.relative_to(checkpoint).parts[0]
             noticed[item] += progress.epochs == 1
-            damaged[item] += 1
-            shutil.rmtree(run)
+            total[item] += 1
     assert noticed["progress"] >= 9  # all; some files of the state are never read
     assert noticed["train_log"] == 9
-    assert noticed["state"] > 20 and damaged.total() > 80
-    assert equal(jax.device_get(CheckpointManager(intact).restore(states[0])[1]), states[1])
+    assert noticed["state"] > 20 and total.total() > 80
+    restored, state = CheckpointManager(tmp_path).restore(states[0])
+    assert restored.epochs == 2 and equal(jax.device_get(state), states[1])
 
 
 def test_damage_is_reported_in_one_line(states, tmp_path, capsys, caplog, monkeypatch):
@@ -146,18 +158,15 @@ def test_damage_is_reported_in_one_line(states, tmp_path, capsys, caplog, monkey
     others = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: others.append(repr(args.exc_value)))
     silence_abandoned_reads.cache_clear()
-    intact = tmp_path / "intact"
-    saved(intact, states[:2])
+    saved(tmp_path, states[:2])
     reported = 0
-    for path in files(intact / "checkpoints" / "2" / "state"):
+    for path in files(tmp_path / "checkpoints" / "2" / "state"):
         for content in islice(damages(path), 3):
-            run = shutil.copytree(intact, tmp_path / "run")
-            (run / path.relative_to(intact)).write_bytes(content)
-            damaged = CheckpointManager(run).restore(states[0])[0].epochs == 1
-            gc.collect()
-            assert capsys.readouterr().err.count("\n") == damaged
-            reported += damaged
-            shutil.rmtree(run)
+            with damaged(tmp_path, path, content):
+                noticed = CheckpointManager(tmp_path).restore(states[0])[0].epochs == 1
+                gc.collect()
+                assert capsys.readouterr().err.count("\n") == noticed
+                reported += noticed
     assert reported > 5 and not others and not caplog.records
 
 

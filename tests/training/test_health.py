@@ -99,8 +99,9 @@ def test_units_are_active_from_a_variance_of_a_hundredth():
 
 def last_row(detector, steps, learning_rate):
     """Returns the logs of the last step on 8 images, as the row of an epoch."""
-    runner = make_runner(detector, optax.adam(learning_rate), scanned=False)
-    (state,) = initial_states(detector, optax.adam(learning_rate), [0])
+    optimizer = optax.adam(learning_rate)
+    runner = make_runner(detector, optimizer, scanned=False)
+    (state,) = initial_states(detector, optimizer, [0])
     _, logs = runner.epoch(runner.layout.to_devices(jax.device_get(state)), tuple(detector.objectives), order(steps, 8))
     return {name: float(values[-1]) for name, values in logs.items()}
 
@@ -113,11 +114,11 @@ def order(steps, batch):
 
 
 def test_collapsed_generator_with_one_image_on_each_device(monkeypatch):
-    detector, rows = anogan.create(shape=SHAPE, latent=8, widths=(4, 8)), []
+    detector, optimizer, rows = anogan.create(shape=SHAPE, latent=8, widths=(4, 8)), optax.sgd(0.0), []
     for devices in (1, 4):
         limit_devices(monkeypatch, devices)
-        runner = make_runner(detector, optax.sgd(0.0), scanned=False)
-        (initial,) = initial_states(detector, optax.sgd(0.0), [0])
+        runner = make_runner(detector, optimizer, scanned=False)
+        (initial,) = initial_states(detector, optimizer, [0])
         constant = jax.tree.map(jnp.zeros_like, initial.params["generator"])
         for state in (initial, initial._replace(params=initial.params | {"generator": constant})):
             state = runner.layout.to_devices(jax.device_get(state))

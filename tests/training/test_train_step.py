@@ -28,12 +28,13 @@ from tests.helpers.training import (
 )
 
 BIGAN = tiny_bigan(mse=0.5, mae=0.2, ssim=0.3)
+ADAM = optax.adam(1e-3)
 ALL_UPDATES = ("discriminator", "adversarial", "reconstruction", "reconstruction")
 
 
 @cache  # the programs are shared by the tests
 def adam_runner():
-    return make_runner(BIGAN, optax.adam(1e-3), scanned=False)
+    return make_runner(BIGAN, ADAM, scanned=False)
 
 
 def initial_state(optimizer):
@@ -66,7 +67,7 @@ def changed_networks(before, after):
     ],
 )
 def test_only_owned_networks_change(objectives, expected):
-    runner, before = adam_runner(), jax.device_get(initial_state(optax.adam(1e-3)))
+    runner, before = adam_runner(), jax.device_get(initial_state(ADAM))
     state = runner.layout.to_devices(before)
     state, _ = runner.epoch(state, objectives, np.arange(16).reshape(2, 8))
     after = jax.device_get(device_layout.first(state))
@@ -132,7 +133,7 @@ def test_statistics_do_not_affect_training():
     indices, params = np.arange(16).reshape(2, 8), []
     for estimated in (False, True):
         runner = adam_runner()
-        state = runner.layout.to_devices(initial_state(optax.adam(1e-3)))
+        state = runner.layout.to_devices(initial_state(ADAM))
         state, _ = runner.epoch(state, ALL_UPDATES, indices)
         if estimated:
             state = runner.with_statistics(state, indices)
@@ -142,7 +143,7 @@ def test_statistics_do_not_affect_training():
 
 
 def test_reconstruction_does_not_depend_on_other_images():
-    state, images = initial_state(optax.sgd(1.0)), training_set()
+    state, images = initial_state(ADAM), training_set()
     net = inference_net(BIGAN, state, BIGAN.frozen)
     image = jnp.asarray(images.image / 255, jnp.float32)
     keys = jnp.broadcast_to(jax.random.key(0), 32)

@@ -1,4 +1,4 @@
-"""The result of an audit, and its output as a table, as audit.json and as split.csv."""
+"""The result of an audit, and its output as a message, as audit.json and as split.csv."""
 
 import csv
 import io
@@ -158,9 +158,17 @@ class Audit(NamedTuple):
             ],
         }
 
-    def table(self) -> str:
-        """Format the audit for a terminal: class counts, findings, and their meaning."""
-        lines = ["Leak audit", *_columns([["", "normal", "anomalous"], *self._class_counts()]), ""]
+    def message(self) -> str:
+        """Format the audit for a terminal: one line, or a table if a finding is alarming."""
+        if any(f.meaning for f in self.findings):
+            return self._table()
+        n_dropped = sum(map(len, self.dropped.values()))
+        dropped = f", {n_dropped} duplicates dropped" if n_dropped else ""
+        return f"Data check: no leakage found{dropped} (details in report.html)"
+
+    def _table(self) -> str:
+        """Format class counts, findings, and the meaning of those that are alarming."""
+        lines = ["Data check", *_columns([["", "normal", "anomalous"], *self._class_counts()]), ""]
         lines += _columns([["! " * bool(f.meaning) + f.check, f.result] for f in self.findings])
         if aurocs := self.shortcut_aurocs:
             listed = ", ".join(f"{name} {value:.3f}" for name, value in aurocs.items() if value != 0.5)

@@ -30,12 +30,12 @@ class TensorBoardWriter:
         start = SessionLog(status=SessionLog.START)
         self._file.write_event(Event(step=first_step, session_log=start))
 
-    def add(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
         """Adds a point to the curve of each name."""
         now = time.time()
         with self._write_errors():
             for name, value in values.items():
-                self._file.write_event(Event(step=step, wall_time=now, summary=scalar(name, value)))
+                self._file.write_event(Event(step=epoch, wall_time=now, summary=scalar(name, value)))
             self._file.flush()
 
     def close(self) -> None:

@@ -1,0 +1,1 @@
+"""Programs for the repository's own files. They are not installed."""
