@@ -208,7 +208,7 @@ def check_error(arguments, words, tmp_path):
         (["--config=configs/improved_bigan.py:brain,no_ssmi"], ["'no_ssmi'", "'no_ssim'"]),
         ([f"--config={CAE}", "--config.sed=3"], ["'config.sed'", "'config.seed'"]),
         ([f"--config={CAE}", "--config.seed.x=3"], ["config.seed", "'x'"]),
-        (["--config=configs/cea.py"], ["'configs/cea.py'", "'configs/cae.py'"]),
+        (["--config=configs/caee.py"], ["'configs/caee.py'", "'configs/cae.py'"]),
         ([f"--config={CAE}", "--config.batch_size=abc"], ["config.batch_size", "abc"]),
         ([f"--config={CAE}", "--config.data=x"], ["group", "config.data.source"]),
         ([f"--config={CAE}:brain"], ["data/brain", "healthy/", "Kaggle", ":phantom"]),

@@ -317,7 +317,7 @@ def test_first_screen_has_the_verdict_and_examples(tmp_path):
 
 def test_report_without_reconstructions_has_no_column_for_them(tmp_path):
     images = [image._replace(reconstruction=None) for image in gallery_images()]
-    path = write_report(tmp_path / "report.html", make_result(), [], {}, images, examples=images[:1])
+    path = write_report(tmp_path / "report.html", make_result(group="features"), [], {}, images, examples=images[:1])
     report = Page(path.read_text(encoding="utf-8"))
     assert "reconstruction" not in report.text and "input error map mask" in report.text
     assert "repeat(3, minmax(0, 1fr))" in report.script
