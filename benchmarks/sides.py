@@ -122,6 +122,17 @@ def processor() -> str:
     return name
 
 
+class Stopwatch:
+    """Measures the seconds since its creation, and the processor seconds of all threads of this process."""
+
+    def __init__(self):
+        self._began = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        seconds, processor = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+        return {"seconds": seconds, "processor": processor}
+
+
 # --- other processes ---
 
 
