@@ -180,9 +180,10 @@ def test_pending_or_failed_compilation_is_not_compiled(monkeypatch):
 
 def test_dispatch_waits_for_pending_compilation(compilations):
     runner, state = scanned_runner()
+    device_layout.first(state)  # compiles the transfer, unless an earlier test did
     before, objectives = compilations(), OBJECTIVES[2:]
     runner.compile_ahead(state, [objectives], INDICES)
     state, _ = runner.dispatch(state, objectives, INDICES)
     jax.block_until_ready(device_layout.first(state))
     runner.stop_compiling()
-    assert compilations() - before <= 3  # the epoch, the statistics, and the transfer of its state
+    assert compilations() - before <= 3  # the epoch, the statistics, and the transfer of no batches
