@@ -68,7 +68,7 @@ class FitPass(NamedTuple):
     sums: Callable[["Net", FitBatch], PyTree]
     # Returns the parameters from those before the pass and the sums of all images; float64, on the host.
     finish: Callable[[PyTree, PyTree], PyTree]
-    limit: int | None = None  # at most so many images, always the same draw; None for all
+    limit: int | None = None  # largest number of images, always the same draw; None for all
 
 
 class Fit(NamedTuple):

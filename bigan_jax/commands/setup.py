@@ -73,11 +73,12 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict], source: ImageSource | None 
             write_config(workdir, config)
             audit.write(workdir)
 
-        fitter = None
-        if built.detector.fit:
-            fitter = Fitter(built.detector, settings.data.image_shape, settings.batch_size)
+        shape, fitter = settings.data.image_shape, None
         # Compiled alone, so that the initial values do not depend on the fusion of operations.
-        init = jax.jit(partial(init_state, built.detector, built.optimizers, shape=settings.data.image_shape))
+        init = jax.jit(partial(init_state, built.detector, built.optimizers, shape=shape))
+        if built.detector.fit:
+            fitter = Fitter(built.detector, shape, settings.batch_size)
+            init = fitter.init_state
         make_runner = cache(partial(_make_runner, settings, built, dataset.train, steps))
         policies = settings.on_nan, settings.checkpointing
         shared = built, dataset, audit, weights, steps, batch_size, init, make_runner, fitter

@@ -48,7 +48,7 @@ from bigan_jax.metrics.thresholds import (
 from bigan_jax.metrics.volumes import TOP_SLICES, volume_scores
 from bigan_jax.runtime.run_config import package_version
 
-_SURPRISING = 0.001  # probability of so many false alarms
+_SURPRISING = 0.001  # probability of as many false alarms
 _CONSTANT = 0.05  # of the images' spread; small healthy runs have 0.13 or more
 _COLOR_QUANTILE = 0.999  # of the calibration pixels: errors above share the brightest color
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from bigan_jax.detector import Detector, Fit, FitPass
+from bigan_jax.detector import Detector, FitPass
 from bigan_jax.nn import classical, feature_maps
 from bigan_jax.nn.feature_maps import FeatureNetwork
 from bigan_jax.value_checks import POSITIVE_INTEGER, UNIT, Range
@@ -90,10 +90,5 @@ def create(
         cells = jnp.sqrt(jnp.square(residual).reshape(maps.shape[0], features.cells, -1).sum(-1))
         return feature_maps.top_mean(cells, top), feature_maps.to_image_size(cells, shape)
 
-    return Detector(
-        networks={feature_maps.NETWORK: loaded.module},
-        objectives={},
-        frozen={feature_maps.NETWORK: loaded.variables},
-        score_and_map=score_and_map,
-        fit=Fit(init, (features.scale_pass(), FitPass("maps", keep, finish, images))),
-    )
+    passes = features.scale_pass(), FitPass("maps", keep, finish, images)
+    return feature_maps.fitted_detector(loaded, score_and_map, init, passes)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from bigan_jax.detector import Detector, Fit, FitPass
+from bigan_jax.detector import Detector, FitPass
 from bigan_jax.nn import classical, feature_maps
 from bigan_jax.nn.coreset import k_center_greedy
 from bigan_jax.nn.feature_maps import FeatureNetwork
@@ -92,13 +92,7 @@ def create(
         return feature_maps.top_mean(distance, top), feature_maps.to_image_size(distance, shape)
 
     passes = features.scale_pass(), FitPass("cells", draw, finish, candidates)
-    return Detector(
-        networks={feature_maps.NETWORK: loaded.module},
-        objectives={},
-        frozen={feature_maps.NETWORK: loaded.variables},
-        score_and_map=score_and_map,
-        fit=Fit(init, passes),
-    )
+    return feature_maps.fitted_detector(loaded, score_and_map, init, passes)
 
 
 def _random_ranks(index, cells):

@@ -6,8 +6,6 @@ layer's mean features (Rippel et al. 2021, "Modeling the Distribution of Normal 
 Anomaly Detection").
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from bigan_jax.detector import Detector, Fit, FitPass
+from bigan_jax.detector import Detector, FitPass
 from bigan_jax.nn import classical, feature_maps
 from bigan_jax.nn.feature_maps import FeatureNetwork
 from bigan_jax.value_checks import POSITIVE_INTEGER, UNIT
@@ -107,11 +105,9 @@ def create(
             "cell_whitening": np.linalg.inv(np.linalg.cholesky(covariance)),
             "layers": [classical.ledoit_wolf(jax.tree.map(lambda x: x.sum(0), layer))[0] for layer in sums["layers"]],
         }
-        logs = np.concatenate([_held_out_logs(sums, fold, shrinkage, count) for fold in range(_FOLDS)])
+        logs = np.concatenate([_held_out_logs(sums, fold, shrinkage, top) for fold in range(_FOLDS)])
         deviation = logs.std(0) if len(logs) > 1 else np.ones(2)
         return params | {"log_mean": logs.mean(0), "log_deviation": np.maximum(deviation, _MIN_VARIANCE)}
-
-    count = max(1, math.ceil(top * cells))
 
     def score_and_map(net, batch, keys):
         fitted = net.fitted
@@ -120,18 +116,12 @@ def create(
         distance = jnp.sqrt(jnp.square(white).sum(-1))
         layers = zip(means, fitted["layers"], strict=True)
         squared = sum(jnp.square(classical.whitened(mean, layer)).sum(1) for mean, layer in layers)
-        logs = _logs(lax.top_k(distance, count)[0].mean(1), squared)
+        logs = _logs(feature_maps.top_mean(distance, top), squared)
         score = ((logs - fitted["log_mean"]) / fitted["log_deviation"]).max(1)
         return score, feature_maps.to_image_size(distance, shape)
 
     passes = (features.scale_pass(), FitPass("moments", sum_moments, finish_moments))
-    return Detector(
-        networks={feature_maps.NETWORK: loaded.module},
-        objectives={},
-        frozen={feature_maps.NETWORK: loaded.variables},
-        score_and_map=score_and_map,
-        fit=Fit(init, passes),
-    )
+    return feature_maps.fitted_detector(loaded, score_and_map, init, passes)
 
 
 def _logs(local, squared):
@@ -152,7 +142,7 @@ def _cell_gaussians(sums, folds: Float[np.ndarray, "k"], shrinkage: float) -> tu
     return mean, covariance
 
 
-def _held_out_logs(sums, fold: int, shrinkage: float, count: int) -> Float[np.ndarray, "n 2"]:
+def _held_out_logs(sums, fold: int, shrinkage: float, top: float) -> Float[np.ndarray, "n 2"]:
     """Returns the logarithms of both parts of the kept images of a fold, by Gaussians of the other folds."""
     chosen = sums["kept_fold"] == fold + 1
     others = (np.arange(_FOLDS) != fold).astype(float)
@@ -165,4 +155,5 @@ def _held_out_logs(sums, fold: int, shrinkage: float, count: int) -> Float[np.nd
     for layer, means in zip(sums["layers"], sums["kept"]["means"], strict=True):
         normal, _ = classical.ledoit_wolf(jax.tree.map(lambda x: np.tensordot(others, x, 1), layer))
         squared += np.square(classical.whitened(means[chosen], normal)).sum(1)
+    count = feature_maps.top_count(distance.shape[1], top)
     return np.asarray(_logs(np.sort(distance, axis=1)[:, -count:].mean(1), squared))

@@ -5,7 +5,7 @@ The network is VGG16, an exported one from a file, or any Flax module as a `Feat
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 from scipy.ndimage import uniform_filter1d
 
-from bigan_jax.detector import FitPass, Net, Variables
+from bigan_jax.detector import Detector, Fit, FitPass, Net, Variables
 from bigan_jax.nn import exported_network, losses
 from bigan_jax.nn.resizing import resize_linear
 from bigan_jax.nn.vgg16 import weights as vgg16
@@ -167,10 +167,27 @@ def random_projection(key: Key[Array, ""], channels: int, components: int) -> Fl
     return jnp.linalg.qr(jax.random.normal(key, (channels, min(components, channels))))[0]
 
 
+def fitted_detector(
+    network: FeatureNetwork, score_and_map: Callable, init: Callable, passes: tuple[FitPass, ...]
+) -> Detector:
+    """Returns a detector that is fitted on the features of a frozen network; see `Detector` and `Fit`."""
+    return Detector(
+        networks={NETWORK: network.module},
+        objectives={},
+        frozen={NETWORK: network.variables},
+        score_and_map=score_and_map,
+        fit=Fit(init, passes),
+    )
+
+
+def top_count(cells: int, share: float) -> int:
+    """Returns the number of cells in a share of them, at least one."""
+    return max(1, math.ceil(share * cells))
+
+
 def top_mean(cells: Float[Array, "b cells"], share: float) -> Float[Array, "b"]:
     """Returns the mean over the highest share of the cells, at least one."""
-    count = max(1, math.ceil(share * cells.shape[1]))
-    return lax.top_k(cells, count)[0].mean(1)
+    return lax.top_k(cells, top_count(cells.shape[1], share))[0].mean(1)
 
 
 def to_image_size(cells: Float[Array, "b cells"], shape: tuple[int, int, int]) -> Float[Array, "b h w"]:

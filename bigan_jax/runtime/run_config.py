@@ -113,15 +113,15 @@ def require_format(number: object, name: Path | str) -> None:
 
 def flat_config(config: ConfigDict) -> dict[str, object]:
     """Returns a config's fields by dotted name, with values as JSON returns them."""
+    return flatten(json.loads(json.dumps(config.to_dict())))
 
-    def walk(node, prefix):
-        for name, value in node.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", value
 
-    return dict(walk(json.loads(json.dumps(config.to_dict())), ""))
+def flatten(fields: dict, prefix: str = "") -> dict[str, object]:
+    """Returns nested fields by dotted name."""
+    flat = {}
+    for name, value in fields.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def package_version(package: str) -> str:

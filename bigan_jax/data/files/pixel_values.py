@@ -48,7 +48,7 @@ class PixelValues:
 
     @property
     def is_deep(self) -> bool:
-        """Whether the image is 16-bit color at full depth, which is decoded anew in each pass."""
+        """Whether the image is 16-bit color at full depth, which is decoded again in each pass."""
         return self._deep is not None
 
     @property

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from bigan_jax.errors import UserError, one_line, unknown_name
 from bigan_jax.runtime.files import read_bounded, write_atomic
+from bigan_jax.runtime.run_config import flatten
 from bigan_jax.training.saving.tensorboard import TensorBoardWriter
 
 DEFAULT_LOGGERS = ("tensorboard",)
@@ -91,7 +92,7 @@ class MlflowLogger:
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(name)
         run_id = self._client.create_run(number, run_name=workdir.name).info.run_id
-        for field, value in _flat(_config(workdir)).items():
+        for field, value in flatten(_config(workdir)).items():
             self._client.log_param(run_id, field, str(value)[:500])  # the limit of some stores
         return run_id
 
@@ -151,13 +152,6 @@ def _read_id(file: Path) -> str:
 def _config(workdir: Path) -> dict:
     file = workdir / "config.json"
     return json.loads(read_bounded(file, _MAX_CONFIG_BYTES)) if file.exists() else {}
-
-
-def _flat(fields: Mapping, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for name, value in fields.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _refused(name, error, remedy) -> UserError:
