@@ -132,8 +132,8 @@ def _read(folders):
 def _plot(dataset: DatasetComparison) -> Plot:
     """Computes positions on an axis from 0.5, or less where an AUROC is lower, to 1."""
     known = [(row, auroc.mean) for row in dataset.rows if (auroc := row.values["auroc"])]
-    seeds = [[v for run in row.runs if (v := run.result.scores[dataset.score].auroc) is not None] for row, _ in known]
-    limits = [[ci for run in row.runs if (ci := run.result.scores[dataset.score].auroc_ci)] for row, _ in known]
+    seeds = [[v for run in row.runs if (v := run.result.by_score(dataset.score).auroc) is not None] for row, _ in known]
+    limits = [[ci for run in row.runs if (ci := run.result.by_score(dataset.score).auroc_ci)] for row, _ in known]
     limits = [found if len(found) == len(row.runs) else [] for (row, _), found in zip(known, limits, strict=True)]
     lowest = min([0.5, *chain(*seeds), *(low for low, _ in chain(*limits))])
     start = math.floor(lowest * 10) / 10

@@ -383,6 +383,17 @@ def test_plot_has_interval_if_all_seeds_have_one(tmp_path):
     assert {dot.label: dot.interval is not None for dot in plot.dots} == {"cae": True, "vae": False}
 
 
+def test_plot_shows_detectors_without_the_ranking_score_by_their_own(tmp_path):
+    write_run(tmp_path / "a", model="cae", dataset="phantom")
+    content = write_run(tmp_path / "b", model="mahalanobis", dataset="phantom")
+    of_score = content["scores"]["calibrated"] | {"baselines": {}}
+    content |= {"score_name": "native", "scores": {"native": of_score}}
+    (tmp_path / "b" / "evaluation.json").write_text(json.dumps(content), encoding="utf-8")
+    (dataset,) = compare_runs(read_runs(tmp_path))
+    assert dataset.score == "calibrated"
+    assert {dot.label for dot in _plot(dataset).dots} == {"cae", "mahalanobis"}
+
+
 def test_split_without_anomalous_images_is_noted(tmp_path):
     only_normal = image_table(40, 0, prefix="q")
     for model in ("cae", "vae"):
