@@ -24,7 +24,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 # JAX reads these when it is imported, here and in the commands that tests run.
 CACHE = Path(tempfile.gettempdir()) / "bigan_jax-test-compilations"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="bigan_jax-test-data-")
 atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
