@@ -41,17 +41,23 @@ KINDS = {
     "16-bit gray PNG": ("I;16", ".png"),
     "16-bit color PNG": ("RGB;16", ".png"),
     "float TIFF": ("F", ".tif"),
+    "deflated TIFF": ("RGB", ".tif"),
     "color JPEG": ("RGB", ".jpg"),
     "progressive JPEG": ("RGB", ".jpg"),
     "color WebP": ("RGB", ".webp"),
     "lossless WebP": ("RGB", ".webp"),
     "color AVIF": ("RGB", ".avif"),
+    "detailed AVIF": ("RGBA", ".avif"),
     "color JPEG 2000": ("RGB", ".jp2"),
+    "JPEG 2000 of one resolution": ("RGB", ".jp2"),
 }
 OPTIONS = {"lossless WebP": {"lossless": True, "quality": 0, "method": 0}, "color AVIF": {"speed": 10}}
 OPTIONS["progressive JPEG"] = {"progressive": True, "subsampling": 0}
-WITH_OVERLAYS = ("color PNG", "16-bit color PNG", "lossless WebP", "color JPEG 2000")
-LIMIT = 63  # megapixels of WebP and AVIF: the reader refuses more than 64
+OPTIONS["deflated TIFF"] = {"compression": "tiff_adobe_deflate"}
+OPTIONS["detailed AVIF"] = {"speed": 10, "subsampling": "4:4:4"}
+OPTIONS["JPEG 2000 of one resolution"] = {"num_resolutions": 1}
+# Megapixels of formats that need more than 12 bytes a pixel: their largest images.
+LIMITS = {"WebP": 74, "AVIF": 78, "of one resolution": 66}
 
 
 def draw(kind, megapixels, path):
@@ -59,7 +65,8 @@ def draw(kind, megapixels, path):
 
     Returns the number of its pixels.
     """
-    side = round((min(megapixels, LIMIT if "WebP" in kind or "AVIF" in kind else megapixels) * 1e6) ** 0.5)
+    limit = min((value for name, value in LIMITS.items() if name in kind), default=megapixels)
+    side = round((min(megapixels, limit) * 1e6) ** 0.5)
     ramp = np.linspace(0, 255, side).astype(np.uint8)
     mode = KINDS[kind][0]
     if mode == "RGB;16":
@@ -104,7 +111,7 @@ def peak(arguments):
 def work(task, folder, window):
     """Reads all images of a folder, or prepares it, and prints the peak memory."""
     from bigan_jax.data.files.folders import walk
-    from bigan_jax.data.files.images import read_files, read_full_size, read_image
+    from bigan_jax.data.files.images import read_files, read_full_size, read_image, read_mask
 
     folder, options = Path(folder), {"window": window == "True"}
     if task == "prepare":
@@ -121,7 +128,8 @@ def work(task, folder, window):
         maps = np.zeros((len(names), SIZE, SIZE), np.float32)
         write_overlays(contents, names, maps, 1.0, 0.5, folder.with_name("overlays"), ImageFormat(SIZE, 3, **options))
     else:
-        read = read_full_size if task == "full" else lambda source, window: read_image(source, SIZE, 1, window)
+        readers = {"read": lambda source, window: read_image(source, SIZE, 1, window), "full": read_full_size}
+        read = readers.get(task, lambda source, window: read_mask(source, SIZE))
         results = read_files(lambda source, _: read(source, **options), folder, walk(folder).images, "images")
         assert len(results) and not any(isinstance(result, tuple) for result in results), results
     # Not getrusage, whose peak includes the parent's at the fork.
@@ -151,13 +159,12 @@ def main():
             for target in tiny, folder:
                 target.mkdir()
                 n_pixels = draw(kind, args.megapixels if target == folder else 0.01, target / f"0{KINDS[kind][1]}")
-            for window in False, True:
-                least = peak(["read", tiny, window])
-                n_bytes = peak(["read", folder, window]) - least
-                report(f"{kind}, window={window}: bytes a pixel", round(n_bytes / n_pixels, 1))
+            for task, window in ("read", False), ("read", True), ("full", False), ("full", True), ("mask", False):
+                n_bytes = peak([task, folder, window]) - peak([task, tiny, window])
+                report(f"{kind}, {task}, window={window}: bytes a pixel", round(n_bytes / n_pixels, 1))
             for i in range(1, 16):
                 (folder / f"{i}{KINDS[kind][1]}").hardlink_to(folder / f"0{KINDS[kind][1]}")
-            for task in ("read", "overlays") if kind in WITH_OVERLAYS else ("read",):
+            for task in "read", "mask", "overlays":
                 report(f"{kind}, 16 images, {task}: GiB in all", round(peak([task, folder, True]) / 2**30, 2))
             for target in folder, tiny:
                 for file in target.iterdir():

@@ -19,7 +19,7 @@ from bigan_jax.data.files import images, pixel_values, unreadable
 from bigan_jax.data.files.fit import FITS
 from bigan_jax.data.files.folders import LINKED_FOLDER, open_folder, resolve_path, unread_files, walk
 from bigan_jax.data.files.images import (
-    full_size_cost,
+    full_size_bytes,
     image_size,
     read_encoded,
     read_files,
@@ -27,11 +27,12 @@ from bigan_jax.data.files.images import (
     read_image,
     read_mask,
 )
-from bigan_jax.data.files.pixel_budget import PixelBudget
+from bigan_jax.data.files.memory_budget import MemoryBudget
 from bigan_jax.data.files.pixel_values import PixelValues
 from bigan_jax.data.files.unreadable import split_unreadable
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.errors import UserError
+from bigan_jax.reports import overlays
 from tests.helpers.datasets import decoded
 
 # --- modes ---
@@ -160,15 +161,15 @@ def test_jpeg_2000_is_decoded_at_the_smallest_size_of_four_times_the_model_s(mon
     for size, expected in (8, (51, 33)), (32, (201, 130)), (33, (402, 259)), (65, (803, 517)):
         read_image(io.BytesIO(content), size, 1)
         assert sizes.pop() == expected
-    monkeypatch.setattr(images, "MAX_HUNGRY_PIXELS", 804 * 518)
+    monkeypatch.setattr(images, "MAX_DECODING_BYTES", 20 * 804 * 518)
     assert read_full_size(io.BytesIO(content)).size == (803, 517)
-    monkeypatch.setattr(images, "MAX_HUNGRY_PIXELS", 200_000)
+    monkeypatch.setattr(images, "MAX_DECODING_BYTES", 20 * 800 * 500)
     assert read_full_size(io.BytesIO(content)).size == (402, 259)
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "AVIF", "JPEG2000"])
 def test_images_whose_decoder_needs_much_memory_have_a_lower_limit(monkeypatch, kind):
-    monkeypatch.setattr(images, "MAX_HUNGRY_PIXELS", 60 * 80 - 1)
+    monkeypatch.setattr(images, "MAX_DECODING_BYTES", 12 * 60 * 80)
     content = saved(Image.new("RGB", (80, 60)), kind, **({"num_resolutions": 1} if kind == "JPEG2000" else {}))
     name = {"WEBP": "WebP", "JPEG2000": "JPEG 2000"}.get(kind, kind)
     for read in (lambda s: read_image(s, 32, 1)), read_full_size, (lambda s: read_mask(s, 32)):
@@ -408,8 +409,8 @@ def test_counted_percentiles_equal_sorted_ones(values):
     np.testing.assert_allclose(result, np.percentile(values.astype(float), (1, 99)), rtol=1e-9, atol=1e-30)
 
 
-def test_threads_share_a_budget_of_pixels():
-    budget, running, seen = PixelBudget(10), [], []
+def test_threads_share_a_budget_of_bytes():
+    budget, running, seen = MemoryBudget(10), [], []
 
     def work(n):
         with budget.hold(n), budget.hold(n):  # a thread waits once
@@ -425,23 +426,49 @@ def test_threads_share_a_budget_of_pixels():
     assert all(sum(held) <= 10 or len(held) == 1 for held in seen) and max(map(len, seen)) > 1
 
 
-def test_overlays_hold_what_the_decoder_needs():
-    image = Image.new("RGB", (20, 10))
-    costs = [full_size_cost(io.BytesIO(saved(image, kind))) for kind in ("PNG", "WEBP", "AVIF", "JPEG2000")]
-    assert costs == [200, 600, 600, 600]
+DEEP = np.zeros((10, 20, 3), np.uint16)
+COSTS = {  # of an image of 20x10 at its own size: bytes a pixel of the decoder, and 4 of the result
+    "gray PNG": (lambda image: saved(image.convert("L"), "PNG"), 1),
+    "PNG": (lambda image: saved(image, "PNG"), 4),
+    "windowed PNG": (lambda image: saved(image, "PNG"), 4 + 4),
+    "WEBP": (lambda image: saved(image, "WEBP"), 18),
+    "AVIF": (lambda image: saved(image, "AVIF"), 17),
+    "JPEG2000": (lambda image: saved(image, "JPEG2000"), 20),
+    "4:4:4 JPEG": (lambda image: saved(image, "JPEG", subsampling=0), 6 + 4),
+    "4:2:0 JPEG": (lambda image: saved(image, "JPEG", subsampling=2), 3 + 4),
+    "CMYK JPEG": (lambda image: saved(image.convert("CMYK"), "JPEG"), 8 + 4),
+    "TIFF": (lambda image: saved(image, "TIFF"), 4),
+    "deflated TIFF": (lambda image: saved(image, "TIFF", compression="tiff_adobe_deflate"), 4 + 4),
+    "deflated deep TIFF": (lambda image: tiff16(DEEP, compress=True), 4 + 6),
+    "deep PPM": (lambda image: ppm16(DEEP, 4095), 4 + 9),
+}
+
+
+@pytest.mark.parametrize("kind", COSTS)
+def test_memory_that_a_decoder_needs_is_known_from_the_header(kind):
+    write, expected = COSTS[kind]
+    content = io.BytesIO(write(Image.new("RGB", (20, 10))))
+    assert full_size_bytes(content, window="windowed" in kind) == (200, 200 * (expected + 4))
+
+
+def test_no_format_exceeds_the_memory_for_all_threads():
+    """The largest image of each format, with its result, and an overlay."""
+    largest = images.MAX_DECODING_BYTES + 4 * images.MAX_PIXELS
+    assert largest <= 1.65 * 2**30 and overlays.OVERLAY_BYTES * images.MAX_PIXELS <= 1.5 * 2**30
 
 
 def test_reduced_decoding_holds_what_it_needs_at_any_size(monkeypatch):
-    """All coefficients of a progressive JPEG are in memory, and the compressed blocks of JPEG 2000."""
+    """All coefficients of a JPEG may be in memory, and the compressed blocks of JPEG 2000."""
     held = []
-    budget = PixelBudget(10**6)
-    monkeypatch.setattr(images, "pixel_budget", budget)
+    budget = MemoryBudget(10**6)
+    monkeypatch.setattr(images, "memory_budget", budget)
     monkeypatch.setattr(PixelValues, "__init__", lambda self, image, **_: held.append(budget._total) or 1 / 0)
     image = Image.new("RGB", (320, 160))
-    for kind, options in ("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG2000", {}):
+    for kind, options in ("JPEG", {"subsampling": 0}), ("JPEG", {"progressive": True}), ("JPEG2000", {}):
         with pytest.raises(ZeroDivisionError):
             read_image(io.BytesIO(saved(image, kind, **options)), 4, 1)
-    assert held == [40 * 20, 320 * 160, 320 * 160 // 2]
+    n = 320 * 160
+    assert held == [6 * n + 4 * 40 * 20 + 4 * 20, 3 * n + 4 * 40 * 20 + 4 * 20, 4 * n + 16 * 40 * 20 + 4 * 20]
 
 
 def test_narrow_image_does_not_fill_the_memory():
