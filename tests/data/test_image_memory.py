@@ -1,8 +1,11 @@
 """Strips of images, and the memory that all decoders need together."""
 
 import io
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,3 +147,38 @@ def test_narrow_image_does_not_fill_the_memory():
     content = saved(Image.new("L", (4, 2_000_000)), "PNG")
     with pytest.raises(UserError, match="4x2000000 is too long and narrow"):
         read_image(io.BytesIO(content), 64, 1)
+
+
+DECODED = """
+import io, re, sys
+from pathlib import Path
+from PIL import Image
+
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+Image.open(sys.argv[2]).load()  # a tiny one: the codec is in memory
+before = peak()
+Image.open(sys.argv[1]).load()
+print(peak() - before)
+"""
+DECODERS = {
+    "WEBP": ("RGB", {"lossless": True, "quality": 0, "method": 0}),
+    "AVIF": ("RGBA", {"speed": 10, "subsampling": "4:4:4"}),
+    "JPEG": ("RGB", {"progressive": True, "subsampling": 0}),
+    "TIFF": ("RGB", {"compression": "tiff_adobe_deflate", "strip_size": 2**30}),
+    "JPEG2000": ("RGB", {"num_resolutions": 1}),
+    "PNG": ("RGB", {"compress_level": 1}),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize("kind", DECODERS)
+def test_decoders_need_at_most_what_is_held_for_them(tmp_path, kind):
+    mode, options = DECODERS[kind]
+    noise = np.random.default_rng(0).integers(0, 32, (2000, 2000, len(mode)), np.uint8)
+    for name, pixels in ("large", noise), ("tiny", noise[:64, :64]):
+        Image.fromarray(pixels).save(tmp_path / name, kind, **options)
+    n_bytes = int(subprocess.check_output([sys.executable, "-c", DECODED, tmp_path / "large", tmp_path / "tiny"]))
+    n_pixels, held = full_size_bytes(tmp_path / "large")
+    assert n_pixels == 2000**2 and 0.5 * held < n_bytes + 4 * n_pixels < held + 2 * n_pixels
