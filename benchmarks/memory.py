@@ -56,6 +56,7 @@ OPTIONS["progressive JPEG"] = {"progressive": True, "subsampling": 0}
 OPTIONS["deflated TIFF"] = {"compression": "tiff_adobe_deflate"}
 OPTIONS["detailed AVIF"] = {"speed": 10, "subsampling": "4:4:4"}
 OPTIONS["JPEG 2000 of one resolution"] = {"num_resolutions": 1}
+WITH_OVERLAYS = ("color PNG", "16-bit color PNG", "lossless WebP", "color JPEG 2000")
 # Megapixels of formats that need more than 12 bytes a pixel: their largest images.
 LIMITS = {"WebP": 74, "AVIF": 78, "of one resolution": 66}
 
@@ -140,6 +141,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megapixels", type=float, default=98)
     parser.add_argument("--gigabytes", type=float, default=3)
+    parser.add_argument("--images", type=int, default=16, help="of a folder")
     parser.add_argument("--kinds", default="", help="comma list; all by default")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
@@ -162,10 +164,10 @@ def main():
             for task, window in ("read", False), ("read", True), ("full", False), ("full", True), ("mask", False):
                 n_bytes = peak([task, folder, window]) - peak([task, tiny, window])
                 report(f"{kind}, {task}, window={window}: bytes a pixel", round(n_bytes / n_pixels, 1))
-            for i in range(1, 16):
+            for i in range(1, args.images):
                 (folder / f"{i}{KINDS[kind][1]}").hardlink_to(folder / f"0{KINDS[kind][1]}")
-            for task in "read", "mask", "overlays":
-                report(f"{kind}, 16 images, {task}: GiB in all", round(peak([task, folder, True]) / 2**30, 2))
+            for task in ("read", "mask", *["overlays"] * (kind in WITH_OVERLAYS)):
+                report(f"{kind}, {args.images} images, {task}: GiB in all", round(peak([task, folder, True]) / 2**30, 2))
             for target in folder, tiny:
                 for file in target.iterdir():
                     file.unlink()
