@@ -282,10 +282,10 @@ def _read_slices(file, numbers):
 
 
 @contextmanager
-def _defect(source: Source) -> Iterator[Bool[np.ndarray, "h w"]]:
-    """Decodes a mask at its own size, upright: True for defect. Its memory is held until the context ends."""
+def _defect(source: Source) -> Iterator[np.ndarray]:
+    """Decodes a mask at its own size, upright: [h, w], True for defect. Its memory is held until the context ends."""
     if (values := _slice_values(source)) is not None:
-        yield _to_defect(values)
+        yield np.asarray(_to_defect(values))
         return
     with _open(source) as mask, _hold_memory(mask, header_bytes(mask), _result_bytes(mask)):
         mask.load()
