@@ -206,7 +206,7 @@ def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None =
             )
             for strip in row_strips(defect.view(np.uint8))
         ]
-        joined = Image.fromarray(np.concatenate(narrow))
+        joined = Image.fromarray(np.concatenate([np.asarray(strip) for strip in narrow]))
         cover = np.asarray(joined.resize((columns, rows), Image.Resampling.BOX, (0, top, columns, bottom)))
     return pad_mask((cover > 0) & (cover >= min(0.5, cover.max()) - 1e-6), size)
 
