@@ -6,17 +6,23 @@ Each measurement runs in a process of its own. For one image the peak is that of
 that reads a tiny image. A folder has sixteen images, which all threads read at the same time; its peak is that of the
 whole process. Preparation copies --gigabytes of images that hardly compress.
 
-Measured on two cores, with 98 megapixels, in bytes a pixel without and with a window; and in GiB for sixteen images:
+Measured on two cores, where four images are read at the same time. Bytes a pixel:
 
-    color PNG                4.0   4.1   0.46, and 1.5 with overlays
+    16 megapixels: lossless WebP 16.9, with a window 16.8; at full size 17.1 and 17.5; mask 16.7
+    98 megapixels: color PNG 4.0, with a window 4.1
+    24 megapixels, with larger strips: gray PNG 1.2 and 1.6, alpha 4.9 and 5.9, palette 1.4 and 2.6, 16-bit color 4.6
+    and 6.0, JPEG 0.2 and 0.5, progressive JPEG 6.0, AVIF 9.3
 
-With blocks of Pillow's memory that stayed with their threads, sixteen images took 0.8 (16-bit gray PNG; 2.0 bytes a
-pixel) and 1.6 (float TIFF; 4.1). With 24 megapixels, and larger strips: gray PNG 1.2 and 1.6, alpha 4.9 and 5.9,
-palette 1.4 and 2.6, 16-bit color 4.6 and 6.0, JPEG 0.2 and 0.5, progressive JPEG 6.0, lossless WebP 16.8, AVIF 9.3.
-JPEG 2000, with 98 megapixels: 3.4, and 0.97 GiB for sixteen images. Preparing 3 GB took 0.61 GiB.
+GiB in all for a folder of four images (one at full size):
 
-WebP, AVIF and JPEG 2000 at full size are above 6 bytes a pixel (docs/reference/data.md says why), and limited to 64
-megapixels.
+    74 megapixels, lossless WebP: 1.39 with a window, 1.47 as masks, 1.21 at full size
+    98 megapixels, JPEG 2000: 0.83 with a window
+
+Earlier, with a budget of pixels, and sixteen images: color PNG 0.46, and 1.5 with overlays; 16-bit gray PNG 0.8; float
+TIFF 1.6. Preparing 3 GB took 0.61.
+
+WebP, AVIF, JPEG 2000 at full size, CMYK and some progressive JPEG and some TIFF are at or above 6 bytes a pixel; what
+they need is held (`bigan_jax/data/files/decoding_memory.py`).
 """
 
 import argparse
@@ -41,17 +47,24 @@ KINDS = {
     "16-bit gray PNG": ("I;16", ".png"),
     "16-bit color PNG": ("RGB;16", ".png"),
     "float TIFF": ("F", ".tif"),
+    "deflated TIFF": ("RGB", ".tif"),
     "color JPEG": ("RGB", ".jpg"),
     "progressive JPEG": ("RGB", ".jpg"),
     "color WebP": ("RGB", ".webp"),
     "lossless WebP": ("RGB", ".webp"),
     "color AVIF": ("RGB", ".avif"),
+    "detailed AVIF": ("RGBA", ".avif"),
     "color JPEG 2000": ("RGB", ".jp2"),
+    "JPEG 2000 of one resolution": ("RGB", ".jp2"),
 }
 OPTIONS = {"lossless WebP": {"lossless": True, "quality": 0, "method": 0}, "color AVIF": {"speed": 10}}
 OPTIONS["progressive JPEG"] = {"progressive": True, "subsampling": 0}
+OPTIONS["deflated TIFF"] = {"compression": "tiff_adobe_deflate"}
+OPTIONS["detailed AVIF"] = {"speed": 10, "subsampling": "4:4:4"}
+OPTIONS["JPEG 2000 of one resolution"] = {"num_resolutions": 1}
 WITH_OVERLAYS = ("color PNG", "16-bit color PNG", "lossless WebP", "color JPEG 2000")
-LIMIT = 63  # megapixels of WebP and AVIF: the reader refuses more than 64
+# Megapixels of formats that need more than 12 bytes a pixel: their largest images.
+LIMITS = {"WebP": 74, "AVIF": 78, "of one resolution": 66}
 
 
 def draw(kind, megapixels, path):
@@ -59,7 +72,8 @@ def draw(kind, megapixels, path):
 
     Returns the number of its pixels.
     """
-    side = round((min(megapixels, LIMIT if "WebP" in kind or "AVIF" in kind else megapixels) * 1e6) ** 0.5)
+    limit = min((value for name, value in LIMITS.items() if name in kind), default=megapixels)
+    side = round((min(megapixels, limit) * 1e6) ** 0.5)
     ramp = np.linspace(0, 255, side).astype(np.uint8)
     mode = KINDS[kind][0]
     if mode == "RGB;16":
@@ -104,7 +118,7 @@ def peak(arguments):
 def work(task, folder, window):
     """Reads all images of a folder, or prepares it, and prints the peak memory."""
     from bigan_jax.data.files.folders import walk
-    from bigan_jax.data.files.images import read_files, read_full_size, read_image
+    from bigan_jax.data.files.images import read_files, read_full_size, read_image, read_mask
 
     folder, options = Path(folder), {"window": window == "True"}
     if task == "prepare":
@@ -121,7 +135,8 @@ def work(task, folder, window):
         maps = np.zeros((len(names), SIZE, SIZE), np.float32)
         write_overlays(contents, names, maps, 1.0, 0.5, folder.with_name("overlays"), ImageFormat(SIZE, 3, **options))
     else:
-        read = read_full_size if task == "full" else lambda source, window: read_image(source, SIZE, 1, window)
+        readers = {"read": lambda source, window: read_image(source, SIZE, 1, window), "full": read_full_size}
+        read = readers.get(task, lambda source, window: read_mask(source, SIZE))
         results = read_files(lambda source, _: read(source, **options), folder, walk(folder).images, "images")
         assert len(results) and not any(isinstance(result, tuple) for result in results), results
     # Not getrusage, whose peak includes the parent's at the fork.
@@ -132,6 +147,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megapixels", type=float, default=98)
     parser.add_argument("--gigabytes", type=float, default=3)
+    parser.add_argument("--images", type=int, default=16, help="of a folder")
     parser.add_argument("--kinds", default="", help="comma list; all by default")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
@@ -151,14 +167,19 @@ def main():
             for target in tiny, folder:
                 target.mkdir()
                 n_pixels = draw(kind, args.megapixels if target == folder else 0.01, target / f"0{KINDS[kind][1]}")
-            for window in False, True:
-                least = peak(["read", tiny, window])
-                n_bytes = peak(["read", folder, window]) - least
-                report(f"{kind}, window={window}: bytes a pixel", round(n_bytes / n_pixels, 1))
-            for i in range(1, 16):
+            can_be_mask = (
+                kind != "color JPEG 2000"
+            )  # of more than 67 megapixels: masks are not decoded at a reduced size
+            masks = [("mask", False)] * can_be_mask
+            for task, window in ("read", False), ("read", True), ("full", False), ("full", True), *masks:
+                n_bytes = peak([task, folder, window]) - peak([task, tiny, window])
+                report(f"{kind}, {task}, window={window}: bytes a pixel", round(n_bytes / n_pixels, 1))
+            for i in range(1, args.images):
                 (folder / f"{i}{KINDS[kind][1]}").hardlink_to(folder / f"0{KINDS[kind][1]}")
-            for task in ("read", "overlays") if kind in WITH_OVERLAYS else ("read",):
-                report(f"{kind}, 16 images, {task}: GiB in all", round(peak([task, folder, True]) / 2**30, 2))
+            for task in ("read", *["mask"] * can_be_mask, *["overlays"] * (kind in WITH_OVERLAYS)):
+                report(
+                    f"{kind}, {args.images} images, {task}: GiB in all", round(peak([task, folder, True]) / 2**30, 2)
+                )
             for target in folder, tiny:
                 for file in target.iterdir():
                     file.unlink()

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
+from bigan_jax.area_average import area_average
+
 AnyArray = Array | np.ndarray
 
 
@@ -13,7 +15,7 @@ def thumbnails(images: Float[AnyArray, "n h w c"], size: int = 16) -> Any:
 
     NumPy or JAX arrays. Returns [n features].
     """
-    rows, columns = (_area_average(length, size) for length in images.shape[1:3])
+    rows, columns = (area_average(length, size).astype(np.float32) for length in images.shape[1:3])
     n, height, width, channels = images.shape
     low = (rows @ images.reshape(n, height, width * channels)).reshape(n, size, width, channels)
     return (columns @ low).reshape(n, -1)
@@ -25,11 +27,3 @@ def corners(images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n featur
     rows, columns = (slice(height), slice(-height, None)), (slice(width), slice(-width, None))
     means = [images[:, y, x].mean((1, 2)) for y in rows for x in columns]
     return np.concatenate(means, axis=1)
-
-
-def _area_average(length: int, size: int) -> Float[np.ndarray, "size length"]:
-    """Weights that average `length` pixels to `size` cells; an edge may divide a pixel."""
-    edge = np.arange(size + 1) * length / size
-    pixel = np.arange(length)
-    overlap = np.minimum(edge[1:, None], pixel + 1) - np.maximum(edge[:-1, None], pixel)
-    return (np.clip(overlap, 0, None) * size / length).astype(np.float32)

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 from scipy.ndimage import uniform_filter1d
 
+from bigan_jax.area_average import area_average
 from bigan_jax.detector import Detector, Fit, FitPass, Net, Variables
 from bigan_jax.nn import exported_network, losses
 from bigan_jax.nn.resizing import resize_linear
@@ -106,11 +107,8 @@ def _to_grid(x: Float[Array, "b h w c"], grid: int) -> Float[Array, "b grid grid
 @functools.cache
 def _averages(length: int, grid: int) -> np.ndarray:
     """Weights [grid, length] of the average over neighbors, and then over the cells of the grid."""
-    edge = np.arange(grid + 1) * length / grid
-    pixel = np.arange(length)
-    overlap = np.clip(np.minimum(edge[1:, None], pixel + 1) - np.maximum(edge[:-1, None], pixel), 0, None)
     neighbors = uniform_filter1d(np.eye(length), _NEIGHBORHOOD, axis=0, mode="nearest")
-    return (overlap * grid / length @ neighbors).astype(np.float32)
+    return (area_average(length, grid) @ neighbors).astype(np.float32)
 
 
 class GridFeatures:

@@ -12,13 +12,14 @@ from jaxtyping import Float
 from PIL import Image
 
 from bigan_jax.data.files.fit import source_box, unpad
-from bigan_jax.data.files.images import ImageFormat, full_size_cost, map_in_threads, pixel_budget, read_full_size
+from bigan_jax.data.files.images import ImageFormat, full_size_bytes, map_in_threads, memory_budget, read_full_size
 from bigan_jax.data.files.pixel_values import STRIP_PIXELS
 from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.reports.charts import ERROR_PALETTE, error_levels
 
 MAX_OPACITY = 0.8  # of the highest error on an overlay; an error of 0 is transparent
+OVERLAY_BYTES = 12  # a pixel: the image and its overlay in color, and three of 1 byte
 MAX_NAME_BYTES = 200  # of a file or folder; file systems allow 255
 
 
@@ -47,10 +48,11 @@ def write_overlays(
     def write_one(i: int) -> UnreadableFile | None:
         name = names[i]
         content = io.BytesIO(contents[name])
-        cost = try_read(name, lambda: full_size_cost(content))
-        if isinstance(cost, UnreadableFile):
-            return cost
-        with pixel_budget.hold(cost):
+        needed = try_read(name, lambda: full_size_bytes(content, image_format.window))
+        if isinstance(needed, UnreadableFile):
+            return needed
+        n_pixels, n_bytes = needed
+        with memory_budget.hold(max(n_bytes, OVERLAY_BYTES * n_pixels)):
             image = try_read(name, lambda: read_full_size(content, image_format.window))
             if isinstance(image, UnreadableFile):
                 return image

@@ -14,7 +14,7 @@ import pytest
 
 from bigan_jax.data.files import archives
 from bigan_jax.errors import UserError
-from tests.data.test_tfds import by_path, draw, draw_mvtec, same
+from tests.helpers.prepared import by_path, draw, draw_mvtec, same
 
 
 def pack(folder, archive, inside=""):

@@ -15,8 +15,8 @@ from bigan_jax.data.layouts.layout import select_categories
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.data.source import require_data_folder
 from bigan_jax.errors import UserError
-from tests.data.test_images import png16
 from tests.helpers.datasets import everything
+from tests.helpers.encoded_images import png16
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 

@@ -11,13 +11,14 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Num, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
-from bigan_jax.data.files import jpeg2000, medical
+from bigan_jax.data.files import decoding_memory, jpeg2000, medical
+from bigan_jax.data.files.decoding_memory import decoding_bytes, header_bytes, pixel_bytes
 from bigan_jax.data.files.fit import pad_image, pad_mask, source_box, target_size
-from bigan_jax.data.files.pixel_budget import PixelBudget
-from bigan_jax.data.files.pixel_values import PixelValues, is_inverted
+from bigan_jax.data.files.memory_budget import MemoryBudget
+from bigan_jax.data.files.pixel_values import PixelValues, image_strips, is_inverted, row_strips
 from bigan_jax.data.files.unreadable import Result, UnreadableFile, require_file, try_read
 from bigan_jax.errors import UserError
 
@@ -30,7 +31,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM"
 MAX_PIXELS = 100_000_000  # a larger image is a mistake or an attack, and would fill the memory
 MIN_SIDE = 4  # pixels; a smaller image shows nothing
 PROGRESS_BAR_MIN_ITEMS = 200
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
+_FORMAT_NAMES = {"WEBP": "WebP", "JPEG2000": "JPEG 2000"}
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,11 +45,10 @@ _TRANSPOSITIONS = {
 
 # Pillow's blocks of memory: more than 32 MiB return to the system when they are freed, less stays with the thread.
 Image.core.set_block_size(2**26)  # pyright: ignore[reportAttributeAccessIssue]
-# Of all images that are decoded at the same time; most decoders need at most 6 bytes a pixel.
-pixel_budget = PixelBudget(MAX_PIXELS)
-# Their decoders need up to 20 bytes a pixel, which limits the pixels: 1.2 GiB for one image.
-_HUNGRY_FORMATS = {"WEBP": "WebP", "JPEG2000": "JPEG 2000", "AVIF": "AVIF"}
-MAX_HUNGRY_PIXELS = 64_000_000
+MAX_DECODING_BYTES = 5 * 2**28  # 1.25 GiB: an image whose decoder needs more is refused
+# Of all images that are decoded at the same time, or of one of them, with its result. The rest of 2 GiB is for the
+# process itself and the strips of each thread.
+memory_budget = MemoryBudget(3 * 2**29)
 
 # A file or a slice (by its name), an open file in one of FORMATS, or the values of a slice.
 Source = Path | BinaryIO | io.BytesIO | Num[np.ndarray, "h w ..."]
@@ -75,33 +75,35 @@ def read_image(source: Source, size: int, channels: int, window: bool = False, f
 
     Gray is the luma 0.299 R + 0.587 G + 0.114 B, 16-bit gray is divided by 257, and transparent pixels become white.
     The image is resized with an antialiasing bilinear filter. A `window` is applied at the image's own depth, before
-    the conversion to 8 bits; DICOM and NIfTI slices always get it. Threads share a budget of pixels.
+    the conversion to 8 bits; DICOM and NIfTI slices always get it. Threads share a budget of memory.
 
     Raises:
       UserError: more than MAX_PIXELS or less than MIN_SIDE (checked before anything is decoded), several images in
         one file, or values without a known range. A corrupt file raises the exception of its decoder.
     """
     with _open(source) as image:
-        least = _reduced_cost(image)
+        least = header_bytes(image)
         # A large JPEG is decoded at a half, a quarter or an eighth of its size, but at no less than four times `size`:
         # a fifth of the time at 12 megapixels, and within 2 of 255. JPEG 2000 likewise, at half its size and so on.
         image.draft(None, (4 * size, 4 * size))
         jpeg2000.reduce(image, lambda width, height: min(width, height) >= 4 * size)
-        with pixel_budget.hold(max(least, _cost(image))):
-            return to_format(image, size, channels, window, fit)
+        return _to_format(image, least, size, channels, window, fit)
 
 
 def to_format(image: Image.Image, size: int, channels: int, window: bool = False, fit: str = "stretch") -> Pixels:
     """Convert an open image like `read_image`, with the same arguments and errors."""
     _require_size(*image.size)
-    with _hold_budget(image):
+    return _to_format(image, header_bytes(image), size, channels, window, fit)
+
+
+def _to_format(image, least, size, channels, window, fit):
+    width, height = jpeg2000.full_size(image)
+    columns, rows = target_size(width, height, size, fit)
+    mode = "L" if channels == 1 else "RGB"
+    narrow_bytes = _narrow_pixels(image, columns) * pixel_bytes(mode)
+    with _hold_memory(image, least, narrow_bytes, window):
         values = PixelValues(image, full_depth=window)
-        width, height = jpeg2000.full_size(image)
-        columns, rows = target_size(width, height, size, fit)
-        if columns * image.height > MAX_PIXELS:  # rows are resized first
-            raise UserError(f"{width}x{height} is too long and narrow: cut it into pieces")
         left, top, right, bottom = jpeg2000.to_reduced(image, source_box(width, height, fit))
-        mode = "L" if channels == 1 else "RGB"
         # The same as Pillow's resize of the whole image, which filters rows and then columns.
         narrow, y = Image.new(mode, (columns, image.height)), 0
         for strip in values.eight_bit_strips(window):
@@ -117,50 +119,61 @@ def to_format(image: Image.Image, size: int, channels: int, window: bool = False
 def read_full_size(source: Source, window: bool = False) -> Image.Image:
     """Decode one image like `read_image`, but at its own size; its mode is L or RGB.
 
-    A JPEG 2000 image of more than MAX_HUNGRY_PIXELS is decoded at half its size, or a quarter.
+    A JPEG 2000 image whose decoder needs more than MAX_DECODING_BYTES is decoded at half its size, or a quarter.
     """
-    with _open(source) as image:
-        jpeg2000.reduce(image, lambda width, height: 4 * width * height > MAX_HUNGRY_PIXELS)
-        with _hold_budget(image):
-            values, result, y = PixelValues(image, full_depth=window), None, 0
-            for strip in values.eight_bit_strips(window):
-                # Strips of the same mode replace their own rows, which are not read again.
-                can_replace = image.mode == strip.mode and not values.is_deep
-                result = result or (image if can_replace else Image.new(strip.mode, image.size))
-                result.paste(strip, (0, y))
-                y += strip.height
-            assert result is not None  # an image has a strip
-            return _upright(result, values.exif)
+    with _open_full_size(source) as (image, least), _hold_memory(image, least, _result_bytes(image), window):
+        values, result, y = PixelValues(image, full_depth=window), None, 0
+        for strip in values.eight_bit_strips(window):
+            # Strips of the same mode replace their own rows, which are not read again. The images of WebP and AVIF
+            # would keep their decoders.
+            can_replace = image.mode == strip.mode and not values.is_deep and image.format not in ("WEBP", "AVIF")
+            result = result or (image if can_replace else Image.new(strip.mode, image.size))
+            result.paste(strip, (0, y))
+            y += strip.height
+        assert result is not None  # an image has a strip
+        return _upright(result, values.exif)
 
 
-def full_size_cost(source: Source) -> int:
-    """Return what `read_full_size` holds of the `pixel_budget`, read from the header."""
-    with _open(source) as image:
-        return _cost(image)
-
-
-def _cost(image):
-    return image.width * image.height * (3 if image.format in _HUNGRY_FORMATS else 1)
-
-
-def _reduced_cost(image):
-    """What an image needs even if it is decoded at a reduced size, which depends on the size in its header."""
-    n_pixels = image.width * image.height
-    if "progressive" in image.info:  # JPEG, of which all coefficients are in memory
-        return n_pixels
-    return n_pixels // 2 if image.format == "JPEG2000" else 0  # its compressed blocks
+def full_size_bytes(source: Source, window: bool = False) -> tuple[int, int]:
+    """Return the pixels of what `read_full_size` returns, and the bytes that it needs, read from the header."""
+    with _open_full_size(source) as (image, least):
+        return image.width * image.height, least + decoding_bytes(image, window) + _result_bytes(image)
 
 
 @contextmanager
-def _hold_budget(image):
-    """Hold the pixels of an image that is decoded. Raises UserError if its format needs too much memory for them."""
-    n_pixels = image.width * image.height
-    if image.format in _HUNGRY_FORMATS and n_pixels > MAX_HUNGRY_PIXELS:
+def _open_full_size(source):
+    with _open(source) as image:
+        least = header_bytes(image)
+        limit = MAX_DECODING_BYTES - least
+        jpeg2000.reduce(image, lambda width, height: decoding_memory.JPEG2000 * 4 * width * height > limit)
+        yield image, least
+
+
+def _result_bytes(image):
+    return 4 * image.width * image.height  # of an image at its own size, or of masks
+
+
+def _narrow_pixels(image, columns):
+    """The pixels of an image after its rows are resized, which is first. Raises UserError if these are too many."""
+    if columns * image.height > MAX_PIXELS:
+        raise UserError(f"{image.width}x{image.height} is too long and narrow: cut it into pieces")
+    return columns * image.height
+
+
+@contextmanager
+def _hold_memory(image, least, more, window=False):
+    """Hold what an image needs: its `header_bytes`, `decoding_bytes` and `more`.
+
+    Raises UserError if decoding needs too many.
+    """
+    n_pixels, n_bytes = image.width * image.height, least + decoding_bytes(image, window)
+    if n_bytes > MAX_DECODING_BYTES:
         raise UserError(
-            f"{image.width}x{image.height} is too large for {_HUNGRY_FORMATS[image.format]}, whose decoder needs up to "
-            f"20 bytes a pixel: save it as PNG or JPEG, or scale it to {MAX_HUNGRY_PIXELS // 10**6} megapixels or less"
+            f"{image.width}x{image.height} is too large for {_FORMAT_NAMES.get(image.format, image.format)}, whose "
+            f"decoder needs {n_bytes / n_pixels:.0f} bytes a pixel: save it as PNG or JPEG, or scale it to "
+            f"{n_pixels * MAX_DECODING_BYTES // n_bytes // 10**6} megapixels or less"
         )
-    with pixel_budget.hold(_cost(image)):
+    with memory_budget.hold(n_bytes + more):
         yield
 
 
@@ -179,17 +192,22 @@ def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None =
     from that of the image with the `expected_size` (`image_size`): the mask may be scaled, but not cropped or rotated.
     `fit` is that of the image.
     """
-    if (values := _slice_values(source)) is None:
-        values = _mask_values(source)
-    height, width = values.shape[:2]
-    if expected_size:
-        difference = abs(width * expected_size[1] - height * expected_size[0])
-        if difference > max(*expected_size, width, height):  # more than rounding of a scaled side
-            raise UserError(f"a mask of {width}x{height} for an image of {expected_size[0]}x{expected_size[1]}")
-    defect = _to_defect(values)
-    grid = target_size(*(expected_size or (width, height)), size, fit)
-    box = source_box(width, height, fit)
-    cover = np.asarray(Image.fromarray(defect.astype(np.float32)).resize(grid, Image.Resampling.BOX, box))
+    with _defect(source) as defect:
+        height, width = defect.shape
+        if expected_size:
+            difference = abs(width * expected_size[1] - height * expected_size[0])
+            if difference > max(*expected_size, width, height):  # more than rounding of a scaled side
+                raise UserError(f"a mask of {width}x{height} for an image of {expected_size[0]}x{expected_size[1]}")
+        columns, rows = target_size(*(expected_size or (width, height)), size, fit)
+        left, top, right, bottom = source_box(width, height, fit)
+        narrow = [  # strips keep the memory small
+            Image.fromarray(strip.astype(np.float32)).resize(
+                (columns, len(strip)), Image.Resampling.BOX, (left, 0, right, len(strip))
+            )
+            for strip in row_strips(defect.view(np.uint8))
+        ]
+        joined = Image.fromarray(np.concatenate([np.asarray(strip) for strip in narrow]))
+        cover = np.asarray(joined.resize((columns, rows), Image.Resampling.BOX, (0, top, columns, bottom)))
     return pad_mask((cover > 0) & (cover >= min(0.5, cover.max()) - 1e-6), size)
 
 
@@ -198,18 +216,27 @@ def merge_masks(contents: Mapping[str, bytes]) -> bytes:
 
     Raises UserError with the name of the first that cannot be read, or whose size is another.
     """
+
+    def read(name, work):
+        if isinstance(result := try_read(name, lambda: work(io.BytesIO(contents[name]))), UnreadableFile):
+            raise UserError(f"{name}: {result.reason}")
+        return result
+
+    def decode(content):
+        with _defect(content) as mask:
+            return mask
+
     union = None
-    for name, content in contents.items():
-        mask = try_read(name, lambda content=content: _to_defect(_mask_values(io.BytesIO(content))))
-        if isinstance(mask, UnreadableFile):
-            raise UserError(f"{name}: {mask.reason}")
-        union = mask if union is None else union
-        if mask.shape != union.shape:
-            first, second = ("x".join(map(str, shape[::-1])) for shape in (union.shape, mask.shape))
-            raise UserError(f"{name}: masks of one image have the sizes {first} and {second}")
-        union = union | mask
-    assert union is not None  # there are masks
-    Image.fromarray(union).save(content := io.BytesIO(), "PNG")
+    with memory_budget.hold(max(read(name, full_size_bytes)[1] for name in contents)):
+        for name in contents:
+            mask = read(name, decode)
+            union = mask if union is None else union
+            if mask.shape != union.shape:
+                first, second = ("x".join(map(str, shape[::-1])) for shape in (union.shape, mask.shape))
+                raise UserError(f"{name}: masks of one image have the sizes {first} and {second}")
+            union = union | mask
+        assert union is not None  # there are masks
+        Image.fromarray(union).save(content := io.BytesIO(), "PNG")
     return content.getvalue()
 
 
@@ -250,23 +277,44 @@ def _slice_values(source: Source) -> np.ndarray | None:
 def _read_slices(file, numbers):
     width, height, _ = medical.volume_shape(file)
     _require_size(width, height)
-    with pixel_budget.hold(width * height):
+    with memory_budget.hold(decoding_memory.MEDICAL * width * height):
         yield from medical.read_slices(file, numbers)
 
 
-def _mask_values(source):
-    with _open(source) as mask, _hold_budget(mask):
-        is_jpeg, white = mask.format == "JPEG", (65535 if mask.mode.startswith("I") else 1) * is_inverted(mask)
-        mask = ImageOps.exif_transpose(mask)
-        if mask.has_transparency_data:
-            colors, alpha = np.split(np.asarray(mask.convert("RGBA")), [3], axis=-1)
-            is_one_color = (colors == colors[0, 0]).all() and np.ptp(alpha) > 0
-            return (alpha > 0) & (is_one_color | (colors > 0))
-        if mask.mode not in ("1", "L", "F") and not mask.mode.startswith("I"):
-            mask = mask.convert("RGB")
-        values = np.asarray(mask)
+@contextmanager
+def _defect(source: Source) -> Iterator[np.ndarray]:
+    """Decodes a mask at its own size, upright: [h, w], True for defect. Its memory is held until the context ends."""
+    if (values := _slice_values(source)) is not None:
+        yield np.asarray(_to_defect(values))
+        return
+    with _open(source) as mask, _hold_memory(mask, header_bytes(mask), _result_bytes(mask)):
+        mask.load()
+        defect = np.concatenate(list(_defect_strips(mask)))
+        upright = _upright(Image.fromarray(defect.view(np.uint8)), mask.getexif())
+        yield np.asarray(upright).view(bool)
+
+
+def _defect_strips(mask):
+    if mask.has_transparency_data:
+        first = np.asarray(mask.crop((0, 0, 1, 1)).convert("RGBA"))
+        same = [(part == first).all((0, 1)) for part in _rgba_strips(mask)]
+        *same_color, same_alpha = np.all(same, axis=0)
+        is_one_color = all(same_color) and not same_alpha
+        for part in _rgba_strips(mask):
+            yield (part[..., 3] > 0) & (is_one_color | part[..., :3].any(-1))
+        return
+    white = (65535 if mask.mode.startswith("I") else 1) * is_inverted(mask)
+    for part in image_strips(mask):
+        if part.mode not in ("1", "L", "F") and not part.mode.startswith("I"):
+            part = part.convert("RGB")
+        values = np.asarray(part)
         values = white - values if white else values
-    return values > 127 if is_jpeg else values  # JPEG rings around edges: its zeros are not zero
+        # JPEG rings around edges: its zeros are not zero
+        yield _to_defect(values > 127 if mask.format == "JPEG" else values)
+
+
+def _rgba_strips(mask):
+    return (np.asarray(part.convert("RGBA")) for part in image_strips(mask))
 
 
 @contextmanager
@@ -283,8 +331,8 @@ def _open(source: Source) -> Iterator[Image.Image]:
             raise UserError(f"more than {MAX_PIXELS // 10**6} megapixels: scale it down") from error
         _require_size(*image.size)  # known from the header, before anything is decoded
         tags = getattr(image, "tag_v2", {})  # of TIFF
-        if tile := tags.get(_TILE_WIDTH):
-            _require_size(tile, tags.get(_TILE_LENGTH, 0))  # a tile is decoded at once
+        if tile := tags.get(decoding_memory.TILE_WIDTH):
+            _require_size(tile, tags.get(decoding_memory.TILE_LENGTH, 0))  # a tile is decoded at once
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise UserError("has several images (pages or frames): save each as its own file")
         yield image

@@ -78,22 +78,17 @@ class PixelValues:
         """
         limits = percentiles(self._strips) if window else None
         if limits is None and not self._deep and not self.image.mode.startswith(("I", "F")):
-            yield from map(_to_eight_bit_mode, self._parts())
+            yield from map(_to_eight_bit_mode, image_strips(self.image))
             return
         for values in self._strips():
             yield Image.fromarray(self._scale(values) if limits is None else stretch(values, *limits))
-
-    def _parts(self):
-        width, height = self.image.size
-        for top, bottom in _row_ranges(width, 0, height):
-            yield self.image.crop((0, top, width, bottom))
 
     def _strips(self) -> Iterator[Values]:
         if self._deep:
             for values, alpha in self._deep.strips():
                 yield values if alpha is None else _over_white(values, alpha, self._top)
         else:
-            yield from map(self._values, self._parts())
+            yield from map(self._values, image_strips(self.image))
 
     def _values(self, part) -> Values:
         if not part.mode.startswith(("I", "F")):
@@ -114,6 +109,13 @@ class PixelValues:
         if values.min() < 0 or values.max() > self._top:
             raise UserError(f"values outside 0 to {self._top}: save it with 8 or 16 bits")
         return np.round(np.arange(self._top + 1) * (255 / self._top)).astype(np.uint8)[values]
+
+
+def image_strips(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield copies of an image's rows from top to bottom, of about STRIP_PIXELS each."""
+    width, height = image.size
+    for top, bottom in _row_ranges(width, 0, height):
+        yield image.crop((0, top, width, bottom))
 
 
 class DeepColor:
