@@ -11,6 +11,7 @@ import secrets
 import socket
 import sys
 import threading
+import traceback
 import webbrowser
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bigan_jax.commands.web.scoring import LoadedRun
-from bigan_jax.errors import UserError
+from bigan_jax.errors import UserError, one_line
 from bigan_jax.reports.charts import ERROR_PALETTE
 from bigan_jax.reports.html import render_html
 from bigan_jax.reports.overlays import MAX_OPACITY
@@ -103,6 +104,9 @@ def make_app(runs: Sequence[LoadedRun], token: str, max_bytes: int = MAX_BYTES) 
             return JSONResponse({"name": name, "reason": str(error)}, 422)
         except ClientDisconnect:  # the page was closed
             return Response(status_code=400)
+        except Exception as error:  # such as a device without memory; the next image may be fine
+            traceback.print_exc()
+            return JSONResponse({"name": name, "reason": f"the app failed: {one_line(error, 300)}"}, 500)
 
     routes = [Route("/runs", send_runs), Route("/score/{index:int}", score, methods=["POST"])]
     routes += [Route("/{path:path}", send_file)]
@@ -143,7 +147,7 @@ def make_server(app: Starlette) -> uvicorn.Server:
             http="h11",
             ws="none",
             lifespan="off",
-            log_level="error",
+            log_level="critical",  # its errors are interrupted requests; `make_app` reports those of scores
             access_log=False,
             server_header=False,
             proxy_headers=False,
