@@ -77,11 +77,12 @@ function positionOf(limits, value) {
   return Math.round(STEPS * Math.min(1, Math.max(0, share || 0)));
 }
 
-// The range of a slider: all values, with some space above the highest and below the lowest.
-function limitsOf(values) {
-  const [low, high] = [Math.min(...values), Math.max(...values)];
-  const space = 0.1 * (high - low) || 0.1 * Math.abs(high) || 1;
-  return [low > 0 ? Math.max(low - space, 0.9 * low) : low - space, high + space];
+// The range of a slider: some values with space around them, and the chosen value. No threshold is below 0 if no value is.
+function limitsOf(values, chosen) {
+  const [lowest, highest] = [Math.min(...values), Math.max(...values)];
+  const space = 0.1 * (highest - lowest) || 0.1 * Math.abs(highest) || 1;
+  const low = lowest >= 0 ? Math.max(lowest - space, 0.9 * lowest) : lowest - space;
+  return [Math.min(low, chosen), Math.max(highest + space, chosen)];
 }
 
 const resultsOf = run => items.map(item => item.results[run.index]).filter(result => result.answer);
@@ -101,9 +102,8 @@ function showRun(run) {
   const { node, calibration, chosen, pixelChosen } = run;
   const results = resultsOf(run);
   const scores = results.map(result => result.answer.score);
-  run.limits = limitsOf([...calibration, ...scores, run.threshold, chosen]);
-  const highest = results.map(result => result.answer.highest);
-  run.pixelLimits = [0, 1.02 * Math.max(run.color_limit, run.pixel_threshold, pixelChosen, ...highest)];
+  run.limits = limitsOf([...calibration, ...scores, run.threshold], chosen);
+  run.pixelLimits = limitsOf([0, run.color_limit, run.pixel_threshold, ...results.map(r => r.answer.highest)], pixelChosen);
   part(node, "threshold-slider").value = positionOf(run.limits, chosen);
   part(node, "pixel-slider").value = positionOf(run.pixelLimits, pixelChosen);
   part(node, "threshold").value = Number(chosen.toPrecision(6));
