@@ -253,7 +253,7 @@ def test_camera_takes_pictures(page, urls):
     page.click("#take")
     page.wait_for("document.querySelector('.badge')?.textContent")
     page.click("#close-camera")
-    assert page.run("return document.getElementById('video').srcObject.active") is False
+    page.wait_for("!document.getElementById('video').srcObject.active")
     results = page.results()
     assert list(results) == ["camera-1.png"] and float(results["camera-1.png"][0]["score"]) > 0
 
