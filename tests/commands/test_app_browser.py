@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -16,6 +17,7 @@ from selenium.webdriver.common.by import By
 import bigan_jax
 from bigan_jax.commands.web.scoring import load_run
 from bigan_jax.data import phantom
+from bigan_jax.evaluation.scorer import AnomalyScorer
 from tests.helpers.app import MAX_BYTES, serving, write_runs
 from tests.reports.test_browser import CHROMIUM, PHONE_WIDTH, contrast
 
@@ -92,9 +94,12 @@ class Page:
             assert time.monotonic() < end, f"{condition}: {self.run('return document.body.innerText')}"
             time.sleep(0.05)
 
+    def choose(self, *paths):
+        self.driver.find_element(By.ID, "files").send_keys("\n".join(map(str, paths)))
+
     def upload(self, *paths):
         """Chooses files and waits until all have a result."""
-        self.driver.find_element(By.ID, "files").send_keys("\n".join(map(str, paths)))
+        self.choose(*paths)
         self.wait_for("![...document.querySelectorAll('.waiting')].some(node => !node.hidden)")
 
     def results(self):
@@ -218,6 +223,23 @@ def test_runs_are_compared_and_conditions_chosen(page, urls, images, folders):
     page.move("threshold", 1000, run=1)
     decisions = [result["decision"] for result in page.results()["bottle.png"]]
     assert decisions == ["anomalous", "normal"]
+
+
+def test_page_shows_what_it_waits_for_and_stays_usable(page, urls, images, monkeypatch):
+    may_end, score = threading.Event(), AnomalyScorer.score
+    monkeypatch.setattr(AnomalyScorer, "score", lambda *arguments: may_end.wait(WAIT) and score(*arguments))
+    page.open(urls[0])
+    page.choose(*images[:2])
+    progress = "document.querySelector('.progress')?.textContent"
+    page.wait_for(f"{progress}?.startsWith('scoring, ')")
+    before = page.run(f"return {progress}")
+    page.wait_for(f"{progress} !== '{before}'")  # the seconds
+    page.move("threshold", 1000)
+    page.click(".item:last-child .remove")
+    may_end.set()
+    page.wait_for("document.querySelector('.badge').textContent")
+    results = page.results()
+    assert list(results) == ["bottle.png"] and results["bottle.png"][0]["decision"] == "normal"
 
 
 def test_results_are_downloaded(page, urls, images, tmp_path):

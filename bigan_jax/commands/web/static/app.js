@@ -45,8 +45,8 @@ function makeRun(facts, index) {
     run.condition = event.target.value;
     items.forEach(item => enqueue(item, run));
   };
-  part(node, "threshold-slider").oninput = e => setThreshold(run, "chosen", valueAt(run.limits, e.target.value));
-  part(node, "pixel-slider").oninput = e => setThreshold(run, "pixelChosen", valueAt(run.pixelLimits, e.target.value));
+  part(node, "threshold-slider").oninput = e => setThreshold(run, "chosen", toValue(run.limits, e.target.value));
+  part(node, "pixel-slider").oninput = e => setThreshold(run, "pixelChosen", toValue(run.pixelLimits, e.target.value));
   part(node, "threshold").onchange = e => setThreshold(run, "chosen", e.target.valueAsNumber);
   part(node, "pixel").onchange = e => setThreshold(run, "pixelChosen", e.target.valueAsNumber);
   part(node, "reset").onclick = () => {
@@ -65,13 +65,13 @@ function setThreshold(run, field, value) {
 
 const isLog = ([low, high]) => low > 0 && high / low > LOG_SCALE_RATIO;
 
-function valueAt(limits, position) {
+function toValue(limits, position) {
   const [low, high] = limits;
   const share = position / STEPS;
   return isLog(limits) ? low * (high / low) ** share : low + share * (high - low);
 }
 
-function positionOf(limits, value) {
+function toPosition(limits, value) {
   const [low, high] = limits;
   const share = isLog(limits) ? Math.log(value / low) / Math.log(high / low) : (value - low) / (high - low);
   return Math.round(STEPS * Math.min(1, Math.max(0, share || 0)));
@@ -104,11 +104,11 @@ function showRun(run) {
   const scores = results.map(result => result.answer.score);
   run.limits = limitsOf([...calibration, ...scores, run.threshold], chosen);
   run.pixelLimits = limitsOf([0, run.color_limit, run.pixel_threshold, ...results.map(r => r.answer.highest)], pixelChosen);
-  part(node, "threshold-slider").value = positionOf(run.limits, chosen);
-  part(node, "pixel-slider").value = positionOf(run.pixelLimits, pixelChosen);
+  part(node, "threshold-slider").value = toPosition(run.limits, chosen);
+  part(node, "pixel-slider").value = toPosition(run.pixelLimits, pixelChosen);
   part(node, "threshold").value = Number(chosen.toPrecision(6));
   part(node, "pixel").value = Number(pixelChosen.toPrecision(6));
-  const ticks = (values, from, to) => values.map(x => `M${positionOf(run.limits, x)} ${from}V${to}`).join("");
+  const ticks = (values, from, to) => values.map(x => `M${toPosition(run.limits, x)} ${from}V${to}`).join("");
   part(node, "calibration").setAttribute("d", ticks(calibration, 12, 20));
   part(node, "scored").setAttribute("d", ticks(scores, 0, 9));
   part(node, "rule").textContent = promise(run);
@@ -362,6 +362,7 @@ function takePicture() {
 
 const runs = app.runs.map(makeRun);
 runs.forEach(showRun);
+find("items").classList.toggle("one", runs.length === 1);
 find("files").onchange = event => {
   add(event.target.files);
   event.target.value = ""; // so that the same file can be chosen again
