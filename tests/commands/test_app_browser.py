@@ -149,7 +149,7 @@ def test_page_scores_images_and_names_unreadable_files(page, urls, images, folde
         assert shown["size"] == [[512, 384], [320, 480]][i]  # enlarged by whole numbers
     assert "larger than 0.19" in results["large.png"][0]["reason"]
     assert "not an image" in results["text.png"][0]["reason"]
-    assert page.run("return document.getElementById('status').textContent") == "2 of 4 images scored, 2 not readable."
+    assert page.run("return document.getElementById('status').textContent") == "2 of 4 images scored, 2 refused."
 
     assert page.run("return typeof hacked") == "undefined"
     messages = [entry["message"] for entry in page.driver.get_log("browser")]

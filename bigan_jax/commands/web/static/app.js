@@ -77,7 +77,7 @@ function toPosition(limits, value) {
   return Math.round(STEPS * Math.min(1, Math.max(0, share || 0)));
 }
 
-// The range of a slider: some values with space around them, and the chosen value. No threshold is below 0 if no value is.
+// The range of a slider: some values with space around them, and the chosen value; not below 0 if no value is.
 function limitsOf(values, chosen) {
   const [lowest, highest] = [Math.min(...values), Math.max(...values)];
   const space = 0.1 * (highest - lowest) || 0.1 * Math.abs(highest) || 1;
@@ -103,7 +103,8 @@ function showRun(run) {
   const results = resultsOf(run);
   const scores = results.map(result => result.answer.score);
   run.limits = limitsOf([...calibration, ...scores, run.threshold], chosen);
-  run.pixelLimits = limitsOf([0, run.color_limit, run.pixel_threshold, ...results.map(r => r.answer.highest)], pixelChosen);
+  const highest = results.map(result => result.answer.highest);
+  run.pixelLimits = limitsOf([0, run.color_limit, run.pixel_threshold, ...highest], pixelChosen);
   part(node, "threshold-slider").value = toPosition(run.limits, chosen);
   part(node, "pixel-slider").value = toPosition(run.pixelLimits, pixelChosen);
   part(node, "threshold").value = Number(chosen.toPrecision(6));
@@ -145,7 +146,8 @@ function showResult(result) {
   part(node, "marked").textContent = `${percent(100 * markedShare(result))} of the map`;
   part(node, "promise").textContent = promise(run);
   part(node, "dark").hidden = !answer.dark;
-  drawOverlay(result);
+  if (result.drawnAt !== run.pixelChosen) drawOverlay(result);
+  result.drawnAt = run.pixelChosen;
 }
 
 // The image, the colored error map over it, and the outline of the pixels that reach the threshold.
@@ -155,11 +157,17 @@ function drawOverlay({ node, run, answer }) {
   const [left, top, right, bottom] = answer.box;
   const { width, height } = answer.map;
   context.imageSmoothingEnabled = true;
-  context.setTransform(canvas.width * (right - left), 0, 0, canvas.height * (bottom - top), canvas.width * left, canvas.height * top);
+  context.scale(canvas.width, canvas.height);
+  context.translate(left, top);
+  context.scale(right - left, bottom - top);
   context.drawImage(answer.colors, 0, 0, 1, 1);
   const path = new Path2D();
-  const isMarked = (x, y) => x >= 0 && y >= 0 && x < width && y < height && answer.values[y * width + x] >= run.pixelChosen;
-  const line = (x, y, x2, y2) => { path.moveTo(x / width, y / height); path.lineTo(x2 / width, y2 / height); };
+  const isInside = (x, y) => x >= 0 && y >= 0 && x < width && y < height;
+  const isMarked = (x, y) => isInside(x, y) && answer.values[y * width + x] >= run.pixelChosen;
+  const line = (x, y, x2, y2) => {
+    path.moveTo(x / width, y / height);
+    path.lineTo(x2 / width, y2 / height);
+  };
   for (let y = 0; y <= height; y++) {
     for (let x = 0; x <= width; x++) {
       if (isMarked(x, y) !== isMarked(x - 1, y)) line(x, y, x, y + 1);
@@ -235,9 +243,11 @@ function remove(item) {
 
 function enqueue(item, run) {
   const result = item.results[run.index];
-  Object.assign(result, { answer: null, reason: "" });
+  Object.assign(result, { answer: null, reason: "", drawnAt: null });
   showState(result, "waits for its turn");
-  queue = queue.then(() => items.includes(item) && score(item, result)).catch(error => say(`The page failed: ${error}`));
+  queue = queue
+    .then(() => items.includes(item) && score(item, result))
+    .catch(error => say(`The page failed: ${error}`));
 }
 
 async function score(item, result) {
@@ -257,7 +267,8 @@ async function score(item, result) {
     const image = Object.assign(new Image(), { src: answer.image });
     await image.decode();
     const highest = values.reduce((a, b) => Math.max(a, b));
-    result.answer = { ...answer, condition, values, image, highest, colors: colored(answer.map, values, run.color_limit) };
+    const colors = colored(answer.map, values, run.color_limit);
+    result.answer = { ...answer, condition, values, image, highest, colors };
     const input = item.node.querySelector(".input canvas");
     drawImage(input, image);
     input.ariaLabel = item.file.name;
@@ -268,7 +279,9 @@ async function score(item, result) {
 }
 
 async function request(file, run) {
-  if (file.size > app.max_bytes) return { reason: `larger than ${app.max_bytes / 2 ** 20} MiB: save it as JPEG, or scale it down` };
+  if (file.size > app.max_bytes) {
+    return { reason: `larger than ${app.max_bytes / 2 ** 20} MiB: save it as JPEG, or scale it down` };
+  }
   try {
     const query = new URLSearchParams({ name: file.name, condition: run.condition });
     const response = await fetch(`score/${run.index}?${query}`, { method: "POST", body: file });
@@ -283,7 +296,7 @@ function showState({ node, answer, reason }, progress = "") {
   part(node, "waiting").hidden = !progress;
   part(node, "progress").textContent = progress;
   part(node, "reason").hidden = !reason;
-  part(node, "reason").textContent = reason && `Not scored: ${reason}.`;
+  part(node, "reason").textContent = reason && `Not scored: ${reason.replace(/\.$/, "")}.`;
   part(node, "answer").hidden = !answer;
   if (!answer) node.querySelector("canvas").width = 0;
 }
@@ -292,8 +305,9 @@ function showStatus() {
   const results = items.flatMap(item => item.results);
   const done = results.filter(result => result.answer).length;
   const failed = results.filter(result => result.reason).length;
-  const of = runs.length > 1 ? `${done} of ${count(results.length, "result")}` : `${done} of ${count(items.length, "image")}`;
-  find("status").textContent = items.length ? `${of} scored${failed ? `, ${failed} not readable` : ""}.` : "No images yet.";
+  const all = runs.length > 1 ? count(results.length, "result") : count(items.length, "image");
+  const text = `${done} of ${all} scored${failed ? `, ${failed} refused` : ""}.`;
+  find("status").textContent = items.length ? text : "No images yet.";
   find("downloads").hidden = !done;
 }
 
@@ -330,6 +344,14 @@ function downloadCsv() {
   download("scores.csv", new Blob([`${lines.join("\r\n")}\r\n`], { type: "text/csv" }));
 }
 
+function downloadJson() {
+  download("scores.json", new Blob([JSON.stringify(rows(), null, 2)], { type: "application/json" }));
+}
+
+function downloadOverlays() {
+  for (const item of items) item.results.filter(r => r.answer).forEach(result => downloadOverlay(item, result));
+}
+
 function downloadOverlay(item, { run, node }) {
   const name = runs.length > 1 ? `${item.file.name}.${run.index + 1}-${run.model}.png` : `${item.file.name}.png`;
   node.querySelector("canvas").toBlob(blob => download(name, blob));
@@ -340,11 +362,12 @@ function downloadOverlay(item, { run, node }) {
 async function openCamera() {
   say("");
   if (!navigator.mediaDevices?.getUserMedia) {
-    say("This browser offers no camera to this page: open it as http://127.0.0.1 or http://localhost, or choose a file.");
+    say("This browser offers no camera to this page: open it at 127.0.0.1 or localhost, or choose a file.");
     return;
   }
   try {
-    find("video").srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
+    const wanted = { facingMode: "environment", width: { ideal: 1920 } };
+    find("video").srcObject = await navigator.mediaDevices.getUserMedia({ video: wanted });
     find("camera").showModal();
   } catch (error) {
     say(CAMERA_ERRORS[error.name] ?? `The camera cannot be used: ${error.message}`);
@@ -353,7 +376,8 @@ async function openCamera() {
 
 function takePicture() {
   const video = find("video");
-  const canvas = Object.assign(document.createElement("canvas"), { width: video.videoWidth, height: video.videoHeight });
+  const size = { width: video.videoWidth, height: video.videoHeight };
+  const canvas = Object.assign(document.createElement("canvas"), size);
   canvas.getContext("2d").drawImage(video, 0, 0);
   canvas.toBlob(blob => blob && add([new File([blob], `camera-${++pictures}.png`)]));
 }
@@ -368,8 +392,8 @@ find("files").onchange = event => {
   event.target.value = ""; // so that the same file can be chosen again
 };
 find("csv").onclick = downloadCsv;
-find("json").onclick = () => download("scores.json", new Blob([JSON.stringify(rows(), null, 2)], { type: "application/json" }));
-find("overlays").onclick = () => items.forEach(item => item.results.filter(r => r.answer).forEach(r => downloadOverlay(item, r)));
+find("json").onclick = downloadJson;
+find("overlays").onclick = downloadOverlays;
 find("clear").onclick = () => [...items].forEach(remove);
 find("open-camera").onclick = openCamera;
 find("take").onclick = takePicture;
