@@ -19,10 +19,9 @@ CONDITIONS = ("bottle", "leaf")
 
 def write_runs(folder):
     """Writes two runs: a model without conditions, and one of two conditions that pads images."""
-    evaluation = {"calibration_scores": [1.0, 3.0, 6.0], "color_limits": {"combined": 0.5}, "pixel_threshold": 0.36}
-    write_untrained_run(
-        folder / "fcae", configured(fcae, "phantom", TINY_FCAE), model="fcae", threshold=5.0, **evaluation
-    )
+    evaluation = {"threshold": 5.0, "calibration_scores": [1.0, 3.0, 6.0], "pixel_threshold": 0.36}
+    evaluation |= {"color_limits": {"combined": 0.5}}
+    write_untrained_run(folder / "fcae", configured(fcae, "phantom", TINY_FCAE), model="fcae", **evaluation)
     fields = {"data.image_size": 16, "data.fit": "pad", "model.latent": 4, "model.widths": (4,)}
     config = configured(cvae, "phantom", fields)
     write_untrained_run(folder / "cvae", config, model="cvae", conditions=list(CONDITIONS), **evaluation)
