@@ -178,8 +178,9 @@ function drawOverlay({ node, run, answer }) {
   outline.addPath(path, context.getTransform());
   context.resetTransform();
   context.lineCap = "square";
-  for (const [color, lineWidth] of [["#000", 4], ["#4dd2ff", 2]]) {
-    Object.assign(context, { strokeStyle: color, lineWidth });
+  const unit = Math.max(1, canvas.width / (canvas.clientWidth || canvas.width)); // a pixel of the screen
+  for (const [color, width] of [["#000", 4], ["#4dd2ff", 2]]) {
+    Object.assign(context, { strokeStyle: color, lineWidth: width * unit });
     context.stroke(outline);
   }
   canvas.ariaLabel = `error map of ${run.model}, and the outline of the marked pixels`;
@@ -408,5 +409,9 @@ addEventListener("drop", event => {
   event.preventDefault();
   document.body.classList.remove("dragging");
   add(event.dataTransfer.files);
+});
+addEventListener("resize", () => {
+  items.flatMap(item => item.results).forEach(result => { result.drawnAt = null; }); // lines keep their width
+  runs.forEach(update);
 });
 document.body.dataset.ready = "true"; // for tests
