@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import bigan_jax
-from bigan_jax.commands import config_files, console_runs, export
+from bigan_jax.commands import app, config_files, console_runs, export
 from bigan_jax.commands.console_runs import ConfigFields
 from bigan_jax.commands.exit_status import exit_with_message
 from bigan_jax.errors import UserError, unknown_name
@@ -120,6 +120,12 @@ COMMANDS = {
         ("RUN --output=DIR", "RUN --format=onnx --output=detector.zip"),
         export.add_arguments,
         export.run,
+    ),
+    "app": Command(
+        "score images on a page in the browser, from files or the camera",
+        ("RUN", "RUN RUN2", "RUN --port=8000 --no-browser"),
+        app.add_arguments,
+        app.run,
     ),
     "models": Command("list the models and when to use which", ("",), _no_arguments, _module("models_table")),
     "doctor": Command(

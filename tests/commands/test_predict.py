@@ -8,7 +8,6 @@ import tarfile
 import zipfile
 from pathlib import PurePosixPath
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,23 +16,15 @@ from PIL import Image
 
 import bigan_jax
 from bigan_jax.commands import predict as prediction
-from bigan_jax.commands.build import build
 from bigan_jax.commands.predict import predict
-from bigan_jax.commands.settings import parse_settings
 from bigan_jax.configs import cvae, fcae
 from bigan_jax.data import phantom
-from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError, printable
-from bigan_jax.evaluation.calibrated_score import PixelStatistics, write_statistics
 from bigan_jax.evaluation.scorer import AnomalyScorer
 from bigan_jax.reports.charts import error_map_rgb
 from bigan_jax.reports.overlays import output_name
-from bigan_jax.runtime.files import write_json
-from bigan_jax.runtime.run_config import write_config
-from bigan_jax.training.saving.checkpoints import CheckpointManager
-from bigan_jax.training.saving.progress import Progress
-from tests.helpers.datasets import evaluation_content
 from tests.helpers.runs import configured, launch
+from tests.helpers.untrained import write_untrained_run
 
 SMALL = {"data.image_size": 32, "batch_size": 16, "phases.phase1.epochs": 1}
 
@@ -444,17 +435,8 @@ def test_interrupt_keeps_finished_blocks(trained, tmp_path, monkeypatch):
 def test_condition_comes_from_flag_or_nearest_folder(tmp_path):
     """Anything else is an error. The workdir holds only what a prediction needs."""
     config = configured(cvae, "phantom", SMALL | {"model.latent": 4, "model.widths": (4, 8)})
-    write_config(tmp_path / "run", config)
-    built = build(parse_settings(config), conditions=2, steps_per_epoch=1)
-    state = jax.jit(lambda: init_state(built.detector, built.optimizers, 0, parse_settings(config).data.image_shape))()
-    checkpoints = CheckpointManager(tmp_path / "run")
-    checkpoints.save(Progress(1), state)
-    checkpoints.close()
-    evaluation = evaluation_content(
-        conditions=["bottle", "leaf"], threshold=0.2, calibration_scores=[0.1], color_limits={"combined": 0.3}, steps=0
-    )
-    write_json(tmp_path / "run" / "evaluation.json", evaluation)
-    write_statistics(tmp_path / "run", PixelStatistics(*np.full((2, 32, 32), 0.1, np.float32)))
+    evaluation = {"threshold": 0.2, "calibration_scores": [0.1], "color_limits": {"combined": 0.3}}
+    write_untrained_run(tmp_path / "run", config, conditions=["bottle", "leaf"], **evaluation)
     image, _ = phantom.draw("leaf", 0, 32, 1)
     for name in ("bottle/leaf___mildew/a.png", "bottle/a.png", "other/a.png"):
         (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
