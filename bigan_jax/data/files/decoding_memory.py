@@ -22,12 +22,12 @@ _BITS, _ROWS_PER_STRIP, _SAMPLES, TILE_WIDTH, TILE_LENGTH = 258, 278, 277, 322, 
 
 
 def pixel_bytes(mode: str) -> int:
-    """Return the bytes that Pillow stores for a pixel."""
+    """Returns the bytes that Pillow stores for a pixel."""
     return 1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4
 
 
 def header_bytes(image: Image.Image) -> int:
-    """Return what decoding needs at any reduced size; call this before the size is reduced."""
+    """Returns what decoding needs at any reduced size; call this before the size is reduced."""
     n_pixels = image.width * image.height
     if isinstance(image, JpegImageFile):
         # All coefficients of progressive JPEG are in memory, at 2 bytes each. So are those of color in several scans,
@@ -39,7 +39,7 @@ def header_bytes(image: Image.Image) -> int:
 
 
 def decoding_bytes(image: Image.Image, window: bool = False) -> int:
-    """Return what decoding needs at the present size; with a `window` at full depth. `header_bytes` come on top."""
+    """Returns what decoding needs at the present size; with a `window` at full depth. `header_bytes` come on top."""
     n_pixels = image.width * image.height
     codec = image.tile[0].codec_name if isinstance(image, ImageFile) and image.tile else ""
     if image.format in ("WEBP", "AVIF"):
