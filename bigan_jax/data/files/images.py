@@ -193,6 +193,11 @@ def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None =
     return pad_mask((cover > 0) & (cover >= min(0.5, cover.max()) - 1e-6), size)
 
 
+def read_whole_mask(source: Source) -> Bool[np.ndarray, "h w"]:
+    """Decode a mask like `read_mask`, but at its own size."""
+    return _to_defect(_mask_values(source))
+
+
 def merge_masks(contents: Mapping[str, bytes]) -> bytes:
     """Return the union of encoded masks, given by name, as a PNG with 255 for defect.
 
@@ -200,7 +205,7 @@ def merge_masks(contents: Mapping[str, bytes]) -> bytes:
     """
     union = None
     for name, content in contents.items():
-        mask = try_read(name, lambda content=content: _to_defect(_mask_values(io.BytesIO(content))))
+        mask = try_read(name, lambda content=content: read_whole_mask(io.BytesIO(content)))
         if isinstance(mask, UnreadableFile):
             raise UserError(f"{name}: {mask.reason}")
         union = mask if union is None else union
