@@ -89,9 +89,9 @@ def _with_roi(source: ImageSource, settings: DataSettings) -> tuple[ImageSource,
         return source, ()
     if any(is_medical(r.path) for r in source.records):
         raise UserError("config.data.roi is not for DICOM and NIfTI, whose contrast is stretched by all pixels.")
-    if source.open and source.records:  # images in memory and those that are drawn are square already
+    if (read := source.open) and source.records:  # images in memory and those that are drawn are square already
         path = source.records[0].path
-        size = try_read(path, lambda: image_size(source.open(path)))
+        size = try_read(path, lambda: image_size(read(path)))
         if not isinstance(size, UnreadableFile):
             require_shape_of_images(settings.roi, size)
     if (roi := settings.roi_pixels) is None:

@@ -3,6 +3,7 @@
 They are black in every image that a network sees, and no score, threshold or metric counts them.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from bigan_jax.data.files.unreadable import UnreadableFile, try_read
 from bigan_jax.errors import UserError
 
 
-def read_roi(file: str | Path) -> Bool[np.ndarray, "h w"]:
+def read_roi(file: str | os.PathLike) -> Bool[np.ndarray, "h w"]:
     """Returns the ROI of a file, which is read as masks are: True inside. Raises UserError if nothing is inside."""
     roi = try_read(str(file), lambda: read_whole_mask(Path(file).expanduser()))
     if isinstance(roi, UnreadableFile):
@@ -25,7 +26,7 @@ def read_roi(file: str | Path) -> Bool[np.ndarray, "h w"]:
     return roi
 
 
-def roi_pixels(file: str | Path, size: int, fit: str) -> Bool[np.ndarray, "size size"]:
+def roi_pixels(file: str | os.PathLike, size: int, fit: str) -> Bool[np.ndarray, "size size"]:
     """Returns which pixels of the networks' images are inside: no pixel outside is mixed into them by resizing.
 
     Raises UserError if there is none.
@@ -43,7 +44,7 @@ def roi_pixels(file: str | Path, size: int, fit: str) -> Bool[np.ndarray, "size 
     return pixels
 
 
-def require_shape_of_images(file: str | Path, image_size: tuple[int, int]) -> None:
+def require_shape_of_images(file: str | os.PathLike, image_size: tuple[int, int]) -> None:
     """Raises UserError if the ROI and an image of (width, height) differ in more than their scale."""
     height, width = read_roi(file).shape
     if abs(width * image_size[1] - height * image_size[0]) > max(width, height, *image_size):

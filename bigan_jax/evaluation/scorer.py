@@ -174,7 +174,7 @@ class AnomalyScorer:
         """The number of latent search steps per reconstruction; 0 for most models."""
         return self._searcher.steps
 
-    def inside(self, images: UInt8[AnyArray, "*n h w c"]) -> UInt8[AnyArray, "*n h w c"]:
+    def inside(self, images: UInt8[AnyArray, "*n h w c"]) -> Any:
         """Returns the images as the networks see them: black outside of the region of interest, if there is one."""
         return images if self.formula.roi is None else images * self.formula.roi[:, :, None]
 

@@ -195,7 +195,7 @@ def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None =
 
 def read_whole_mask(source: Source) -> Bool[np.ndarray, "h w"]:
     """Decode a mask like `read_mask`, but at its own size."""
-    return _to_defect(_mask_values(source))
+    return np.asarray(_to_defect(_mask_values(source)))
 
 
 def merge_masks(contents: Mapping[str, bytes]) -> bytes:
