@@ -54,6 +54,7 @@ def defaults() -> ConfigDict:
     config.data.channels = 1  # 1: gray, as in the paper; 3: RGB
     config.data.window = False  # stretch each image from its own 1st to its 99th percentile
     config.data.fit = "stretch"  # how images become square; or "pad" with the border's median, or "crop"
+    config.data.roi = ""  # an image that is white where pixels count, and black where they do not; "": all count
     config.data.split_seed = 0  # decides which images are in which split
     config.data.test_fraction = 0.2  # share of the normal images that are test images
     # Share of the other normal images that set the threshold; at least 20 or a third of them, whichever is less.

@@ -1,6 +1,7 @@
 """Builds a detector, its schedule and its optimizers from settings."""
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Mapping
 
@@ -49,9 +50,17 @@ def build(settings: Settings, conditions: int, steps_per_epoch: int, frozen: boo
         fields["vgg16_weights"] = settings.vgg16_weights if frozen else None
     if fields.get("feature_layers"):  # of the detector itself, which cannot score without them
         fields["vgg16_weights"] = settings.vgg16_weights
+    roi, takes_roi = settings.data.roi_pixels, "roi" in inspect.signature(model.create).parameters
+    if takes_roi:
+        fields["roi"] = roi
     detector = model.create(
         shape=settings.data.image_shape, conditions=conditions, dtype=_DTYPES[settings.dtype], **fields
     )
+    if roi is not None and not (detector.reconstruct or takes_roi):
+        raise UserError(
+            f"config.data.roi is not for {settings.name}: its score counts all pixels. Use another detector, or leave "
+            "it out."
+        )
     if settings.score.name not in score_names(detector):
         raise unknown_name("config.score.name of this detector", settings.score.name, score_names(detector))
     phases = schedules.parse_phases(settings.phases, detector.objectives)

@@ -20,6 +20,8 @@ from bigan_jax.runtime.run_config import flat_config
 _QUICK = "quick"
 _SET_BY_ARGUMENT = (_QUICK, "ablations", "model_name")  # fields that a config's argument or file decides
 
+_SHORT = {"data.roi": ("roi",)}  # further names of options
+
 
 class ConfigFields(NamedTuple):
     """Which fields of which config are options of a command."""
@@ -47,7 +49,7 @@ class ConfigFields(NamedTuple):
             text = f"{comments.get(field, '')} (default: {value if value != '' else repr(value)})".strip()
             is_switch = isinstance(value, bool)
             group.add_argument(
-                f"--{field}",
+                *(f"--{name}" for name in (field, *_SHORT.get(field, ()))),
                 dest=f"config.{field}",
                 metavar=type(value).__name__.upper(),
                 help=text.replace("%", "%%"),

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from bigan_jax.commands.folds import evaluate_folds, fold_configs
 from bigan_jax.commands.load import make_scorer, restore
+from bigan_jax.commands.roi import require_same_roi
 from bigan_jax.commands.seeds import config_for_seed, finish_each_seed, seed_folders
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.setup import load_audited, require_weights
@@ -53,9 +54,11 @@ def _evaluate_folder(workdir: Path, config: ConfigDict | None) -> dict:
     saved_config = read_config(workdir)
     with config_errors(workdir) if config is None else nullcontext():
         config = saved_config if config is None else config
-        settings = parse_settings(config)
+        settings = parse_settings(config, workdir)
     require_weights(settings)
     require_same_config(workdir, config)
+    if (roi := config.data.get("roi", "")) != saved_config.data.get("roi", ""):
+        require_same_roi(workdir, roi)
     if settings.threshold.folds:
         for folder, own in fold_configs(config, workdir).items():
             _evaluate_folder(folder, own)
@@ -83,7 +86,7 @@ def evaluate_run(
     Raises:
       UserError: a score is not finite, or a file cannot be written.
     """
-    settings = parse_settings(config)
+    settings = parse_settings(config, workdir)
     scorer = make_scorer(settings, detector, state, batch_size=settings.batch_size, name=settings.score.name)
     refits = None
     if detector.fit:

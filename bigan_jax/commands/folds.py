@@ -47,7 +47,7 @@ def evaluate_folds(workdir: Path, config: ConfigDict) -> dict:
         settings = parse_settings(config)
         scorers, normal, groups, folds, test_paths = [], [], [], [], None
         for index, (folder, own) in enumerate(fold_configs(config, workdir).items()):
-            dataset, audit = load_audited(parse_settings(own), [folder])
+            dataset, audit = load_audited(parse_settings(own, folder), [folder])
             test_paths = dataset.test.path.tolist() if test_paths is None else test_paths
             if dataset.test.path.tolist() != test_paths:
                 raise UserError(f"{folder} has other test images than the first fold. Train in another --workdir.")

@@ -32,7 +32,7 @@ def load(workdir: str | Path) -> AnomalyScorer:
     workdir = Path(workdir)
     config = read_config(workdir)
     with config_errors(workdir):
-        settings = parse_settings(config)
+        settings = parse_settings(config, workdir)
     result = require_evaluation(workdir)
     if settings.threshold.folds:
         folders = fold_folders(workdir, settings.threshold.folds)
@@ -94,6 +94,7 @@ def make_scorer(settings: Settings, detector: Detector, state: TrainState, **arg
         unit_features=settings.score.unit_features,
         window=settings.data.window,
         fit=settings.data.fit,
+        roi=settings.data.roi_pixels,
         **arguments,
     )
 

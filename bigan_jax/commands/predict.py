@@ -137,7 +137,7 @@ def _predict(scorer, evaluation, folder, conditions, not_read, output, maps):
                     block_unreadable += write_overlays(*drawn)
                 skipped = {file.path for file in block_unreadable}
                 percentiles = [f"{p:.4g}" for p in scorer.percentile(scores)]
-                dark = [is_dark(image, scorer.image_format.window) for image in images.values()]
+                dark = [is_dark(scorer.inside(image), scorer.image_format.window) for image in images.values()]
                 after = {"percentile": percentiles, "warning": ["dark" if flag else "" for flag in dark]}
                 rows = score_rows(list(images), scores, scorer.decide(scores), {}, after)
                 rows = [r for name, r in zip(images, rows, strict=True) if name not in skipped]

@@ -1,10 +1,12 @@
 """Typed settings of a run. Their constructors check the config."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from bigan_jax.commands import roi
 from bigan_jax.data.settings import DataSettings
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.evaluation.anomaly_score import TERMS, ScoreSettings
@@ -60,6 +62,8 @@ class Settings:
                 f"config.data.calibration_fraction must be above 0 (got {self.data.calibration_fraction}): "
                 "the threshold and the colors of error maps come from calibration images."
             )
+        if self.data.roi and self.score.symmetry == "on":
+            raise UserError("config.score.symmetry=on compares whole images: leave it out with config.data.roi.")
         for field, name in ("name", self.name), ("data.name", self.data.name):
             if not is_name(name) or set(name) & set("/\\"):
                 raise UserError(
@@ -86,9 +90,15 @@ class Settings:
         }
 
 
-def parse_settings(config: ConfigDict) -> Settings:
-    """Returns the config's settings. Raises UserError, which names the field, if a value is out of range."""
+def parse_settings(config: ConfigDict, workdir: Path | None = None) -> Settings:
+    """Returns the config's settings. Raises UserError, which names the field, if a value is out of range.
+
+    Of a run in `workdir`, the region of interest is the copy in that folder.
+    """
     fields = config.to_dict()
+    data = DataSettings(**fields["data"])
+    if workdir and data.roi:
+        data = replace(data, roi=workdir / roi.FILE)
     score = fields["score"]
     weights = {name: score.pop(name) for name in TERMS}
     return Settings(
@@ -97,7 +107,7 @@ def parse_settings(config: ConfigDict) -> Settings:
         model={name: tuple(v) if isinstance(v, list) else v for name, v in fields["model"].items()},
         **{name: fields[name] for name in ("seed", "seeds", "batch_size", "on_nan", "dtype")},
         ablations=tuple(fields["ablations"]),
-        data=DataSettings(**fields["data"]),
+        data=data,
         augmentation=AugmentationSettings(**fields["augment"]),
         score=ScoreSettings(weights, **score),
         threshold=ThresholdSettings(**fields["threshold"]),

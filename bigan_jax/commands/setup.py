@@ -8,9 +8,11 @@ from functools import cache, partial
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from bigan_jax.commands.build import build, make_optimizers
+from bigan_jax.commands.roi import require_same_roi, write_roi
 from bigan_jax.commands.settings import Settings, parse_settings
 from bigan_jax.data import loading
 from bigan_jax.data.audit import Audit, audit_dataset, drop_duplicates
@@ -59,8 +61,9 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict], source: ImageSource | None 
             stack.enter_context(exclusive_lock(workdir))
         for workdir, config in configs.items():
             require_same_config(workdir, config)
+            require_same_roi(workdir, settings.data.roi)
         dataset, audit = load_audited(settings, configs, source)
-        _require_same_across_processes(config, dataset)
+        _require_same_across_processes(config, dataset, settings.data.roi_pixels)
         print(audit.message())
         steps, batch_size = epoch_runner.steps_and_batch_size(settings.batch_size, len(dataset.train.image))
         built = build(settings, len(dataset.conditions), steps)
@@ -70,6 +73,7 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict], source: ImageSource | None 
             audit.require_same_training_images(workdir)
             require_same_frozen(workdir, weights)
         for workdir, config in configs.items():
+            write_roi(workdir, settings.data.roi)
             write_config(workdir, config)
             audit.write(workdir)
 
@@ -96,10 +100,11 @@ def _require_outside_data(workdir, data_dir):
         )
 
 
-def _require_same_across_processes(config, dataset):
+def _require_same_across_processes(config, dataset, roi):
     """Requires that all processes have the same config and training images."""
     fields = config.to_dict()
-    fields["data"] |= {"dir": "", "tfds_dir": ""}  # paths may differ between machines
+    roi = "" if roi is None else np.packbits(roi).tobytes().hex()
+    fields["data"] |= {"dir": "", "tfds_dir": "", "roi": roi}  # paths may differ between machines
     fields["vgg16"]["weights"] = ""
     fields["model"] |= {"network": ""}
     distributed.require_equal("config", json.dumps(fields, sort_keys=True))
@@ -116,6 +121,7 @@ def _make_runner(settings, built, images, steps, scale, scanned=None, seeds=0):
         training_set if settings.data.stream else device_layout.replicate(training_set),
         scanned=scanned,
         seeds=seeds,
+        roi=settings.data.roi_pixels,
     )
 
 

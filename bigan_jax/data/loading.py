@@ -5,12 +5,19 @@ from collections.abc import Collection
 import numpy as np
 
 from bigan_jax.data.dataset import Dataset, Images
-from bigan_jax.data.files.images import ImageFormat, map_in_threads
-from bigan_jax.data.files.medical import slice_notes, split_slice
-from bigan_jax.data.files.unreadable import UnreadableFile, split_unreadable, unreadable_error, unreadable_note
+from bigan_jax.data.files.images import ImageFormat, image_size, map_in_threads
+from bigan_jax.data.files.medical import is_medical, slice_notes, split_slice
+from bigan_jax.data.files.unreadable import (
+    UnreadableFile,
+    split_unreadable,
+    try_read,
+    unreadable_error,
+    unreadable_note,
+)
 from bigan_jax.data.records import ImageRecord
+from bigan_jax.data.roi import require_shape_of_images
 from bigan_jax.data.settings import PHANTOM, DataSettings
-from bigan_jax.data.source import ImageSource, open_source
+from bigan_jax.data.source import ImageSource, RoiSource, open_source
 from bigan_jax.data.split import CALIBRATION, TEST, TRAIN, split_records
 from bigan_jax.data.streaming import LazyImages
 from bigan_jax.errors import UserError
@@ -43,6 +50,7 @@ def load_dataset(settings: DataSettings, trained: Collection[str] = (), source: 
     if source is None:
         with distributed.primary_first("preparing data"):  # processes may share prepared data
             source = open_source(settings)
+    source, roi_notes = _with_roi(source, settings)
     records, split_notes = split_records(
         source.records,
         settings.split_seed,
@@ -66,16 +74,32 @@ def load_dataset(settings: DataSettings, trained: Collection[str] = (), source: 
             )
     requested = [r.path for chosen in records.values() for r in chosen]
     loaded = [path for images in splits.values() for path in images.path]
-    notes = source.notes + split_notes + unreadable_note(unreadable)
+    notes = source.notes + roi_notes + split_notes + unreadable_note(unreadable)
     notes += slice_notes(requested, [*loaded, *(file.path for file in unreadable)])
-    notes += _mask_notes(records[TEST], splits[TEST])
+    notes += _mask_notes(records[TEST], splits[TEST], settings.roi_pixels is not None)
     notes += _dark_note(splits[CALIBRATION].image, settings)
     if len(splits[TEST].label) and not splits[TEST].label.any():
         notes += ("there are no anomalous test images: only false alarms can be measured",)
     return Dataset(splits[TRAIN], splits[CALIBRATION], splits[TEST], source.conditions, notes, source.open)
 
 
-def _mask_notes(records: list[ImageRecord], test: Images) -> tuple[str, ...]:
+def _with_roi(source: ImageSource, settings: DataSettings) -> tuple[ImageSource, tuple[str, ...]]:
+    """Returns the source within the region of interest, and a note about it, if there is one."""
+    if not settings.roi:
+        return source, ()
+    if any(is_medical(r.path) for r in source.records):
+        raise UserError("config.data.roi is not for DICOM and NIfTI, whose contrast is stretched by all pixels.")
+    if (read := source.open) and source.records:  # images in memory and those that are drawn are square already
+        path = source.records[0].path
+        size = try_read(path, lambda: image_size(read(path)))
+        if not isinstance(size, UnreadableFile):
+            require_shape_of_images(settings.roi, size)
+    if (roi := settings.roi_pixels) is None:
+        return source, (f"config.data.roi={settings.roi} is white everywhere: all pixels count",)
+    return RoiSource(source, roi), (f"only the region of interest counts, {roi.mean():.1%} of the pixels",)
+
+
+def _mask_notes(records: list[ImageRecord], test: Images, has_roi: bool) -> tuple[str, ...]:
     """Returns notes on masks of anomalous images that are empty, or cover so much that they are likely inverted."""
     with_mask = {r.path for r in records if r.label and r.mask}
     cover = {
@@ -89,7 +113,9 @@ def _mask_notes(records: list[ImageRecord], test: Images) -> tuple[str, ...]:
     if empty:
         notes += (
             f"{len(empty)} of {len(cover)} masks are empty, such as that of {empty[0]}: pixel metrics exclude their "
-            "images. Every value except zero must be defect",
+            "images. Every value except zero must be defect"
+            + ", and defects outside of config.data.roi do not count"
+            * has_roi,
         )
     if full:
         notes += (

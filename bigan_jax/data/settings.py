@@ -2,12 +2,17 @@
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool
 
 from bigan_jax.data import layouts
 from bigan_jax.data.files.fit import FITS
 from bigan_jax.data.files.images import ImageFormat
 from bigan_jax.data.layouts.layout import Layout
 from bigan_jax.data.layouts.names import Selection
+from bigan_jax.data.roi import roi_pixels
 from bigan_jax.data.split import Fold
 from bigan_jax.errors import UserError, unknown_name
 from bigan_jax.value_checks import COUNT, DECAY, Range, require
@@ -36,6 +41,7 @@ class DataSettings:
     channels: int = 1  # 1 (gray) or 3 (RGB)
     window: bool = False  # whether each image is stretched from its own 1st to its 99th percentile
     fit: str = "stretch"  # how images that are not square become square: one of FITS
+    roi: str | os.PathLike = ""  # the file of the region of interest; "": all pixels count
     split_seed: int = 0  # of the assignment of groups to splits
     test_fraction: float = 0.2  # of the normal images
     calibration_fraction: float = 0.1  # of the normal images that are not test images; see split.count_calibration
@@ -75,6 +81,10 @@ class DataSettings:
         require("data.phantom_anomalous", self.phantom_anomalous, COUNT)
         if self.fit not in FITS:
             raise unknown_name("config.data.fit", self.fit, FITS)
+        if self.roi and self.window:
+            raise UserError(
+                "config.data.window stretches the contrast by all pixels: leave it out with config.data.roi."
+            )
         if self.duplicates not in DUPLICATE_POLICIES:
             raise unknown_name("config.data.duplicates", self.duplicates, DUPLICATE_POLICIES)
 
@@ -97,6 +107,12 @@ class DataSettings:
     def image_format(self) -> ImageFormat:
         """Size, channels, contrast and fit of the images as the networks see them."""
         return ImageFormat(self.image_size, self.channels, self.window, self.fit)
+
+    @cached_property
+    def roi_pixels(self) -> Bool[np.ndarray, "h w"] | None:
+        """Which pixels count; None if all do. Raises UserError if the file cannot be read or nothing is inside."""
+        pixels = roi_pixels(self.roi, self.image_size, self.fit) if self.roi else None
+        return None if pixels is None or pixels.all() else pixels
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

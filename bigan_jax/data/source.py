@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from bigan_jax.data import phantom
 from bigan_jax.data.files import archives
@@ -129,6 +129,22 @@ class FolderSource:
             return read_mask(self.open(mask_path), self.image_format.size, size, self.image_format.fit)
 
         return image, try_read(mask_path, decode_mask)
+
+
+class RoiSource:
+    """The images of another source, black outside of a region of interest, and their masks, empty there."""
+
+    def __init__(self, source: ImageSource, roi: Bool[np.ndarray, "size size"]):
+        self.root, self.records, self.conditions = source.root, source.records, source.conditions
+        self.notes, self.open = source.notes, source.open
+        self._read, self._roi = source.read, roi
+
+    def read(self, record: ImageRecord) -> tuple[Pixels | UnreadableFile, Mask | UnreadableFile | None]:
+        """Returns an image and its mask if it has one."""
+        image, mask = self._read(record)
+        if not isinstance(image, UnreadableFile):
+            image = image * self._roi[:, :, None]
+        return image, mask & self._roi if isinstance(mask, np.ndarray) else mask
 
 
 def require_data_folder(settings: DataSettings) -> None:

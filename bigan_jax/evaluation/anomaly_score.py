@@ -22,6 +22,7 @@ from bigan_jax.evaluation.calibrated_score import MapMoments, PixelStatistics, c
 from bigan_jax.evaluation.result import CALIBRATED, PAPER, PAPER_WEIGHTS, SCORE_NAMES, ScoreTableRow
 from bigan_jax.metrics.image import auroc
 from bigan_jax.nn import losses, ssim
+from bigan_jax.nn.pixel_statistics import Roi, blank_outside, mean_inside
 from bigan_jax.nn.resizing import resize_linear
 
 AnyArray = Array | np.ndarray
@@ -79,6 +80,7 @@ class ScoreFormula(NamedTuple):
 
     weights: Mapping[str, float]  # by term; a missing term has no part in the score
     reduction: str = "mean"  # "mean": the weighted sum of the terms' values; or a reduction of the combined map
+    roi: Roi = None  # the pixels that count
 
     def standardized(self, deviations: Mapping[str, float]) -> "ScoreFormula":
         """Returns the formula that divides each term by its standard deviation; raises UserError if one is 0."""
@@ -135,25 +137,31 @@ def formula(weights: Mapping[str, float], reduction: str) -> ScoreFormula:
     return ScoreFormula({name: float(w) for name, w in weights.items() if w}, reduction)
 
 
-def terms(image: Images, reconstruction: Images, features: Features | None = None) -> ScoreTerms:
-    """Returns all terms of images; without features, those that need them are left out."""
+def terms(image: Images, reconstruction: Images, features: Features | None = None, roi: Roi = None) -> ScoreTerms:
+    """Returns all terms of images; without features, those that need them are left out.
+
+    With a region of interest, maps are 0 outside, and a term's value is the mean of its map inside.
+    """
     values, maps = {}, {}
     for name, term in TERMS.items():
         if features is not None or not term.needs_features:
             values[name], maps[name] = term.value_and_map(image, reconstruction, features)
+            if roi is not None:
+                values[name], maps[name] = mean_inside(maps[name], roi), blank_outside(maps[name], roi)
     return ScoreTerms(values, maps)
 
 
 def scores(formula: ScoreFormula, terms: ScoreTerms, statistics: PixelStatistics) -> dict[str, Values]:
     """Returns both anomaly scores of each image by SCORE_NAMES. They do not depend on the other images."""
-    return {PAPER: paper_score(formula, terms), CALIBRATED: calibrated_score(combined_map(formula, terms), statistics)}
+    calibrated = calibrated_score(combined_map(formula, terms), statistics, formula.roi)
+    return {PAPER: paper_score(formula, terms), CALIBRATED: calibrated}
 
 
 def paper_score(formula: ScoreFormula, terms: ScoreTerms) -> Values:
     """Returns the score that the formula defines."""
     if formula.reduction == "mean":
         return _weighted_sum(formula.weights, terms.value)
-    return reduce(combined_map(formula, terms), formula.reduction)
+    return reduce(combined_map(formula, terms), formula.reduction, formula.roi)
 
 
 def combined_map(formula: ScoreFormula, terms: ScoreTerms) -> Maps:
@@ -161,12 +169,15 @@ def combined_map(formula: ScoreFormula, terms: ScoreTerms) -> Maps:
     return _weighted_sum(formula.weights, terms.map)
 
 
-def reduce(maps: Maps, reduction: str) -> Values:
-    """Returns the "max" of each map, or the mean of its highest hundredth of pixels ("top1")."""
+def reduce(maps: Maps, reduction: str, roi: Roi = None) -> Values:
+    """Returns the "max" of each map, or the mean of its highest hundredth of pixels ("top1").
+
+    With a region of interest, maps are 0 outside and not negative.
+    """
     flat = maps.reshape(maps.shape[0], -1)
     if reduction == "max":
         return flat.max(1)
-    count = math.ceil(flat.shape[1] / 100)
+    count = math.ceil((flat.shape[1] if roi is None else int(roi.sum())) / 100)
     if isinstance(flat, np.ndarray):  # takes a tenth of the time, and compiles nothing
         return _mean_of_highest(flat, count)
     return lax.top_k(flat, count)[0].mean(1)
@@ -221,7 +232,8 @@ def score_table(
         definitions += [(weights, flag) for flag in (False, True) if can_standardize or not flag]
     rows = []
     for weights, flag in definitions:
-        formula = ScoreFormula(weights).standardized(deviations) if flag else ScoreFormula(weights)
+        formula = ScoreFormula(weights, roi=moments.roi)
+        formula = formula.standardized(deviations) if flag else formula
         for reduction, values in _all_scores(formula, terms, moments, asymmetry).items():
             definition = weights, flag, reduction
             row = ScoreTableRow(
@@ -240,13 +252,15 @@ def score_table(
 
 def _all_scores(formula, terms, moments, asymmetry):
     """Returns the scores by all reductions, and the calibrated one."""
-    statistics = moments.statistics(formula.weights)
+    statistics, roi = moments.statistics(formula.weights), formula.roi
     parts = {name: [] for name in (*REDUCTIONS, CALIBRATED) if name != "mean"}
     for start in range(0, len(next(iter(terms.map.values()))), _BLOCK):
         maps = {name: np.asarray(m[start : start + _BLOCK]) for name, m in terms.map.items()}
         combined = _weighted_sum(formula.weights, maps)
         for name, part in parts.items():
-            part.append(calibrated_score(combined, statistics) if name == CALIBRATED else reduce(combined, name))
+            part.append(
+                calibrated_score(combined, statistics, roi) if name == CALIBRATED else reduce(combined, name, roi)
+            )
     reduced = {name: np.concatenate(part) for name, part in parts.items()}
     if asymmetry is not None:
         reduced[CALIBRATED] = reduced[CALIBRATED] + asymmetry

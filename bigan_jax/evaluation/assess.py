@@ -46,6 +46,7 @@ from bigan_jax.metrics.thresholds import (
     pixel_threshold,
 )
 from bigan_jax.metrics.volumes import TOP_SLICES, volume_scores
+from bigan_jax.nn.pixel_statistics import Roi
 from bigan_jax.runtime.run_config import package_version
 
 _SURPRISING = 0.001  # probability of as many false alarms
@@ -92,7 +93,8 @@ def assess(
     """
     normal = dataset.calibration
     train = dataset.train
-    ratio = symmetry.symmetry_ratio(train.image, train.group)
+    # Mirror images of a region of interest would be compared with what is outside.
+    ratio = None if scorer.formula.roi is not None else symmetry.symmetry_ratio(train.image, train.group)
     symmetric = symmetry.is_symmetric(ratio, len(train.image))
     use_asymmetry = score.symmetry == "on" or (score.symmetry == "auto" and symmetric)
     deviations, moments = scorer.fit(train.image, train.condition, score.standardize, refits, use_asymmetry)
@@ -173,8 +175,10 @@ def measure(
             calibration_scores=normal_scores.tolist(),
         )
 
-    pixel_cutoff, pixel_promise = pixel_threshold(calibration.error_map, threshold.pixel_rate, groups, fold)
-    pixel, raw_intensity = _pixel_results(test, scores, pixel_cutoff)
+    roi = scorer.formula.roi
+    normal_maps = _pixels_inside(calibration.error_map, roi)
+    pixel_cutoff, pixel_promise = pixel_threshold(normal_maps, threshold.pixel_rate, groups, fold)
+    pixel, raw_intensity = _pixel_results(test, scores, pixel_cutoff, roi)
     values = scores.terms.value
     results = {name: score_result(name) for name in SCORE_NAMES if name in scores.by_name}
     main = results[score.name], scores.by_name[score.name]
@@ -201,7 +205,7 @@ def measure(
         score_table=list(table),
         score_table_note=anomaly_score.TABLE_NOTE if table else "",
         symmetry=tested,
-        color_limits=color_limits(calibration),
+        color_limits=color_limits(calibration, roi),
         notes=[*dataset.notes, *baselines.fitting_note(train.image), *symmetry.notes(tested)],
         warnings=[*scorer.notes, *_promise_warnings(main, test, dataset, calibrated_on, threshold)],
         versions={name: package_version(name) for name in ("bigan_jax", "jax", "flax")},
@@ -272,7 +276,12 @@ def _volume_result(score: Float[np.ndarray, "n"], test: Images) -> VolumeResult 
     return VolumeResult(TOP_SLICES, len(volumes.label) - n_anomalous, n_anomalous, area)
 
 
-def _pixel_results(test: Images, scores: Scores, threshold: float) -> tuple[PixelResult, PixelMetrics]:
+def _pixels_inside(maps: Shaped[np.ndarray, "*n h w"], roi: Roi) -> Shaped[np.ndarray, "*n pixels _"]:
+    """Returns the maps as they are, or the pixels of the region of interest, [*n p 1]."""
+    return maps if roi is None else maps[..., roi, None]
+
+
+def _pixel_results(test: Images, scores: Scores, threshold: float, roi: Roi) -> tuple[PixelResult, PixelMetrics]:
     """Returns the metrics of the error maps, and those of the images' intensity as a baseline."""
     chosen = test.has_mask
     if not test.mask[chosen].any():
@@ -280,9 +289,9 @@ def _pixel_results(test: Images, scores: Scores, threshold: float) -> tuple[Pixe
         return PixelResult(**undefined, dice=None, intervals=None), PixelMetrics(**undefined)
     if chosen.all():
         chosen = slice(None)  # avoids a copy of millions of pixels
-    masks, maps = test.mask[chosen], scores.error_map[chosen]
-    weights = region_weights(masks)
-    channels = np.moveaxis(test.image[chosen], -1, 0)
+    weights = region_weights(test.mask[chosen])
+    pixels = test.mask[chosen], scores.error_map[chosen], np.moveaxis(_in_memory(test)[chosen], -1, 0)
+    masks, maps, channels = (_pixels_inside(x, roi) for x in pixels)
     # The sum ranks as the mean does.
     intensity = functools.reduce(np.add, (channel.astype(np.uint16) for channel in channels))
     baseline = pixel_metrics(intensity, masks, weights=weights)
@@ -296,7 +305,10 @@ def _pixel_results(test: Images, scores: Scores, threshold: float) -> tuple[Pixe
     return pixel, PixelMetrics(**baseline)
 
 
-def color_limits(normal: Scores) -> dict[str, float]:
+def color_limits(normal: Scores, roi: Roi = None) -> dict[str, float]:
     """Returns the error shown in the brightest color, by score term and for the "combined" map."""
     maps = {**normal.terms.map, "combined": normal.error_map}
-    return {name: float(np.quantile(np.asarray(errors), _COLOR_QUANTILE)) for name, errors in maps.items()}
+    return {
+        name: float(np.quantile(_pixels_inside(np.asarray(errors), roi), _COLOR_QUANTILE))
+        for name, errors in maps.items()
+    }

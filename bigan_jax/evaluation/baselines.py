@@ -138,7 +138,7 @@ def _cross_fitted_statistics(
         for images in _blocks(train[fold == k]):
             for name, x in reconstruct(images).items():
                 maps = compute_terms(images, x.reshape(images.shape)).map
-                moments.setdefault(name, MapMoments(list(maps))).add(maps)
+                moments.setdefault(name, MapMoments(list(maps), formula.roi)).add(maps)
     return {name: m.statistics(formula.weights) for name, m in moments.items()}
 
 

@@ -15,7 +15,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bigan_jax.errors import UserError
-from bigan_jax.nn.pixel_statistics import MIN_DEVIATION, PixelStatistics, regularized, smooth, standardize
+from bigan_jax.nn.pixel_statistics import (
+    MIN_DEVIATION,
+    PixelStatistics,
+    Roi,
+    mean_inside,
+    regularized,
+    smooth,
+    standardize,
+)
 from bigan_jax.runtime.files import read_bounded, write_atomic
 
 AnyArray = Array | np.ndarray
@@ -25,11 +33,13 @@ DISPLAY_SIGMA = 2.0  # pixels, of the smoothing of error maps that are shown and
 _MAP_SIGMA = 1.0  # pixels, of the smoothing of maps before they are compared
 
 
-def calibrated_score(maps: Float[AnyArray, "n h w"], statistics: PixelStatistics) -> Float[AnyArray, "n"]:
+def calibrated_score(
+    maps: Float[AnyArray, "n h w"], statistics: PixelStatistics, roi: Roi = None
+) -> Float[AnyArray, "n"]:
     """Returns the mean over pixels of max(0, z)^2, with z the standardized error of the smoothed maps."""
     xp = np if isinstance(maps, np.ndarray) else jnp
-    z = standardize(smooth(maps, _MAP_SIGMA), statistics)
-    return xp.square(xp.maximum(z, 0)).mean((1, 2))
+    z = standardize(smooth(maps, _MAP_SIGMA, roi), statistics)
+    return mean_inside(xp.square(xp.maximum(z, 0)), roi)
 
 
 class MapMoments:
@@ -38,14 +48,14 @@ class MapMoments:
     They give the statistics of every weighted sum of the maps after one pass over the images.
     """
 
-    def __init__(self, names: Sequence[str]):
-        self.names, self.count = tuple(names), 0
+    def __init__(self, names: Sequence[str], roi: Roi = None):
+        self.names, self.roi, self.count = tuple(names), roi, 0
         self._mean: np.ndarray | float = 0.0
         self._scatter: np.ndarray | float = 0.0  # sum of products of deviations from the mean, [t t h w]
 
     def add(self, maps: Mapping[str, Float[AnyArray, "n h w"]]) -> None:
         """Adds the maps of n images, by Chan's update of means and sums of products."""
-        stack = np.stack([np.asarray(smooth(maps[name], _MAP_SIGMA), np.float64) for name in self.names])
+        stack = np.stack([np.asarray(smooth(maps[name], _MAP_SIGMA, self.roi), np.float64) for name in self.names])
         n, mean = stack.shape[1], stack.mean(1)
         stack -= mean[:, None]
         scatter = np.einsum("inhw,jnhw->ijhw", stack, stack)
@@ -60,7 +70,7 @@ class MapMoments:
         w = np.array([weights.get(name, 0.0) for name in self.names])
         mean = np.einsum("i,ihw->hw", w, self._mean)
         variance = np.einsum("i,j,ijhw->hw", w, w, self._scatter) / self.count
-        return regularized(mean, variance)
+        return regularized(mean, variance, self.roi)
 
 
 def write_statistics(workdir: Path, *statistics: PixelStatistics) -> None:

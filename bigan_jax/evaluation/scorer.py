@@ -21,11 +21,13 @@ from bigan_jax.evaluation.latent_search import LatentSearcher
 from bigan_jax.evaluation.result import CALIBRATED, NATIVE, PAPER, SCORE_NAMES
 from bigan_jax.evaluation.symmetry import asymmetry_statistics
 from bigan_jax.metrics.thresholds import decide
+from bigan_jax.nn.pixel_statistics import Roi, blank_outside
 from bigan_jax.nn.symmetry import asymmetry_score
 from bigan_jax.nn.vgg16 import weights as pretrained
 from bigan_jax.nn.vgg16.network import VGG16
 from bigan_jax.runtime.progress_bar import progress_bar
 
+AnyArray = Array | np.ndarray
 _VGG16_LAYERS = ("relu2_2", "relu3_3")  # whose features the perceptual term compares
 MAP = "map"  # the only map of a detector that does not reconstruct
 _MAX_FITTED = 512  # training images that the statistics come from; more change them by little
@@ -114,6 +116,7 @@ class AnomalyScorer:
         conditions: Sequence[str] = (),
         window: bool = False,
         fit: str = "stretch",
+        roi: Roi = None,
     ):
         """Prepares the networks; they are compiled by the first call.
 
@@ -130,8 +133,9 @@ class AnomalyScorer:
           conditions: the names of the conditions that the model takes; empty for most models.
           window: whether the contrast of new images is stretched, as in training.
           fit: how new images that are not square become square, as in training.
+          roi: the pixels that count; None for all.
         """
-        self.formula, self.shape, self.threshold = formula, shape, threshold
+        self.formula, self.shape, self.threshold = formula._replace(roi=roi), shape, threshold
         self.name, self.statistics, self.asymmetry = name, statistics, asymmetry
         self.image_format = ImageFormat(*shape[1:], window, fit)
         self.calibration, self.conditions = calibration, tuple(conditions)
@@ -145,8 +149,8 @@ class AnomalyScorer:
             vgg16 = VGG16(_VGG16_LAYERS, loaded.convention, unit_features=unit_features)
         self._names = score_names(detector)
         self._reconstructs = detector.reconstruct is not None
-        self._apply_traced = partial(_reconstruct if self._reconstructs else _score_and_map, detector)
-        self._compute_traced = partial(_compute_scores, vgg16, formula.reduction)
+        self._apply_traced = partial(_reconstruct if self._reconstructs else _score_and_map, detector, roi)
+        self._compute_traced = partial(_compute_scores, vgg16, formula.reduction, roi)
         self._apply, self._compute_scores = jax.jit(self._apply_traced), jax.jit(self._compute_traced)
         self._compute_asymmetry = jax.jit(asymmetry_score)
 
@@ -169,6 +173,10 @@ class AnomalyScorer:
     def search_steps(self) -> int:
         """The number of latent search steps per reconstruction; 0 for most models."""
         return self._searcher.steps
+
+    def inside(self, images: UInt8[AnyArray, "*n h w c"]) -> Any:
+        """Returns the images as the networks see them: black outside of the region of interest, if there is one."""
+        return images if self.formula.roi is None else images * self.formula.roi[:, :, None]
 
     @no_type_check  # wrong input is reported as a UserError
     def score(
@@ -203,7 +211,7 @@ class AnomalyScorer:
         )
         for indices in batches:
             keys = jnp.broadcast_to(key, len(indices))
-            batch = Batch(jnp.asarray(images[indices]) / 255, jnp.asarray(condition[indices]))
+            batch = Batch(jnp.asarray(self.inside(images[indices])) / 255, jnp.asarray(condition[indices]))
             batch = self._searcher(*self._variables, batch, keys, bar.update)
             if self._reconstructs:
                 reconstruction, native = self._apply(*self._variables, batch, keys)
@@ -238,7 +246,7 @@ class AnomalyScorer:
         Unlike `score`, it checks nothing. It is not for detectors with a latent search.
         """
         keys = jnp.broadcast_to(jax.random.key(self._variables[0].seed), images.shape[:1])
-        batch, statistics = Batch(images / 255, condition), self._statistics_or_any()
+        batch, statistics = Batch(self.inside(images) / 255, condition), self._statistics_or_any()
         scores: Any
         if self._reconstructs:
             reconstruction, _ = self._apply_traced(*self._variables, batch, keys)
@@ -288,7 +296,7 @@ class AnomalyScorer:
             for block in np.array_split(indices, -(-len(indices) // _FITTED_TOGETHER)):
                 terms = self.score(drawn[block], condition[block], progress="score statistics").terms
                 values.append(terms.value)
-                moments = moments if moments.names else MapMoments(list(terms.map))
+                moments = moments if moments.names else MapMoments(list(terms.map), self.formula.roi)
                 moments.add(terms.map)
         self._variables = trained
         deviations = anomaly_score.standard_deviations(jax.tree.map(lambda *x: np.concatenate(x), *values))
@@ -408,16 +416,20 @@ def _checked_conditions(condition, n_images, names):
     return condition.astype(np.int32)
 
 
-def _reconstruct(detector, state, frozen, batch, keys):
+def _reconstruct(detector, roi, state, frozen, batch, keys):
     net = inference_net(detector, state, frozen)
     native = detector.native_score and detector.native_score(net, batch, keys)
-    return detector.reconstruct(net, batch, keys), native
+    reconstruction = detector.reconstruct(net, batch, keys)
+    if roi is not None:
+        reconstruction = jnp.where(roi[:, :, None], reconstruction, 0)
+    return reconstruction, native
 
 
-def _score_and_map(detector, state, frozen, statistics, batch, keys):
+def _score_and_map(detector, roi, state, frozen, statistics, batch, keys):
     """The scores of a detector that does not reconstruct."""
     score, anomaly_map = detector.score_and_map(inference_net(detector, state, frozen), batch, keys)
-    by_name = {NATIVE: score, CALIBRATED: calibrated_score(anomaly_map, statistics)}
+    anomaly_map = blank_outside(anomaly_map, roi)
+    by_name = {NATIVE: score, CALIBRATED: calibrated_score(anomaly_map, statistics, roi)}
     return {
         "by_name": {name: by_name[name] for name in score_names(detector)},
         "terms": ScoreTerms({}, {MAP: anomaly_map}),
@@ -426,13 +438,13 @@ def _score_and_map(detector, state, frozen, statistics, batch, keys):
     }
 
 
-def _compute_scores(vgg16, reduction, vgg16_variables, weights, statistics, image, reconstruction):
+def _compute_scores(vgg16, reduction, roi, vgg16_variables, weights, statistics, image, reconstruction):
     features = vgg16 and (vgg16.apply(vgg16_variables, image), vgg16.apply(vgg16_variables, reconstruction))
-    terms = anomaly_score.terms(image, reconstruction, features)
-    formula = ScoreFormula(weights, reduction)
+    terms = anomaly_score.terms(image, reconstruction, features, roi)
+    formula = ScoreFormula(weights, reduction, roi)
     return {
         "by_name": anomaly_score.scores(formula, terms, statistics),
         "terms": terms,
-        "error_map": smooth(anomaly_score.combined_map(formula, terms), DISPLAY_SIGMA),
+        "error_map": smooth(anomaly_score.combined_map(formula, terms), DISPLAY_SIGMA, roi),
         "reconstruction": jnp.round(reconstruction * 255).astype(jnp.uint8),
     }

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from bigan_jax.detector import Detector, FitPass
 from bigan_jax.nn import classical, feature_maps
 from bigan_jax.nn.feature_maps import FeatureNetwork
+from bigan_jax.nn.pixel_statistics import Roi
 from bigan_jax.value_checks import POSITIVE_INTEGER, UNIT, Range
 
 FIELD_RANGES = {
@@ -37,6 +38,7 @@ def create(
     axes: int = 128,
     images: int = classical.MAX_EXACT,
     top: float = 0.03,
+    roi: Roi = None,
 ) -> Detector:
     """Creates a PCA of features on a grid.
 
@@ -50,12 +52,13 @@ def create(
       axes: number of principal axes; at most one less than images.
       images: training images, at most: always the same draw. At the defaults, each takes 0.1 MB in the fit's sums.
       top: share of the cells, those with the longest residuals, whose mean is the score.
+      roi: the pixels that count; None for all. Cells without one are left out.
 
     Raises:
       UserError: the network's file or VGG16's weights are missing or invalid, or a layer is unknown.
     """
     loaded = feature_maps.load_network(network, vgg16_weights, feature_layers, dtype)
-    features = feature_maps.GridFeatures(loaded, shape, grid)
+    features = feature_maps.GridFeatures(loaded, shape, grid, roi)
     length = features.cells * min(components, features.channels)  # of an image's map
 
     def init(key):
@@ -88,7 +91,7 @@ def create(
         maps = features.projected(net, batch.image).reshape(-1, length) - net.fitted["mean"]
         residual = maps - maps @ net.fitted["axes"].T @ net.fitted["axes"]
         cells = jnp.sqrt(jnp.square(residual).reshape(maps.shape[0], features.cells, -1).sum(-1))
-        return feature_maps.top_mean(cells, top), feature_maps.to_image_size(cells, shape)
+        return feature_maps.top_mean(cells, top), features.to_image_size(cells)
 
     passes = features.scale_pass(), FitPass("maps", keep, finish, images)
     return feature_maps.fitted_detector(loaded, score_and_map, init, passes)

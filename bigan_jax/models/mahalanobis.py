@@ -6,7 +6,8 @@ from jax.typing import DTypeLike
 from bigan_jax.data.thumbnails import thumbnails
 from bigan_jax.detector import Detector, Fit, FitPass
 from bigan_jax.nn import classical
-from bigan_jax.nn.resizing import resize_linear
+from bigan_jax.nn.pixel_statistics import Roi
+from bigan_jax.nn.resizing import GridCells, resize_linear
 from bigan_jax.value_checks import POSITIVE_INTEGER
 
 FIELD_RANGES = {"size": POSITIVE_INTEGER}
@@ -14,27 +15,30 @@ _CENTER = 0.5  # subtracted before sums of powers, which lose digits far from 0
 
 
 def create(
-    *, shape: tuple[int, int, int], conditions: int = 1, dtype: DTypeLike = jnp.float32, size: int = 16
+    *, shape: tuple[int, int, int], conditions: int = 1, dtype: DTypeLike = jnp.float32, size: int = 16, roi: Roi = None
 ) -> Detector:
     """Creates a Gaussian of thumbnails of `size` x `size` pixels.
 
-    The score is the squared distance, and the map its parts by pixel of the thumbnail, enlarged.
+    The score is the squared distance, and the map its parts by pixel of the thumbnail, enlarged. With `roi`, the pixels
+    that count, the thumbnail has no others.
     """
-    features = size * size * shape[-1]
+    cells = GridCells(size, roi)
+    features = cells.count * shape[-1]
 
     def init(key):
         return classical.Gaussian(jnp.zeros(features), jnp.zeros((features, features)))
 
     def features_of(images):
-        return thumbnails(images, size) - _CENTER
+        small = thumbnails(images, size).reshape(images.shape[0], size * size, -1)
+        return cells.select(small).reshape(images.shape[0], -1) - _CENTER
 
     def sums(net, batch):
         return classical.moment_sums(features_of(batch.image), batch.weight)
 
     def score_and_map(net, batch, keys):
         squares = jnp.square(classical.whitened(features_of(batch.image), net.fitted))
-        cells = squares.reshape(-1, size, size, shape[-1]).sum(-1)
-        return squares.sum(1), resize_linear(cells, *shape[:2])
+        by_cell = cells.fill(squares.reshape(-1, cells.count, shape[-1]).sum(-1))
+        return squares.sum(1), resize_linear(by_cell.reshape(-1, size, size), *shape[:2])
 
     fit = Fit(init, (FitPass("moments", sums, lambda params, sums: classical.ledoit_wolf(sums)[0]),))
     return Detector({}, {}, score_and_map=score_and_map, fit=fit)

@@ -14,6 +14,7 @@ from bigan_jax.detector import Detector, FitPass
 from bigan_jax.nn import classical, feature_maps
 from bigan_jax.nn.coreset import k_center_greedy
 from bigan_jax.nn.feature_maps import FeatureNetwork
+from bigan_jax.nn.pixel_statistics import Roi
 from bigan_jax.value_checks import POSITIVE_INTEGER, UNIT
 
 FIELD_RANGES = {**dict.fromkeys(("grid", "components", "candidates", "bank"), POSITIVE_INTEGER), "top": UNIT}
@@ -34,6 +35,7 @@ def create(
     candidates: int = 50_000,
     bank: int = 5_000,
     top: float = 0.03,
+    roi: Roi = None,
 ) -> Detector:
     """Creates a memory bank of the patches of training images, the cells of a grid.
 
@@ -50,12 +52,13 @@ def create(
       bank: cells that are kept, at most. They are chosen so that the others are near them. Time to choose them and to
         score an image is proportional to their number.
       top: share of the cells, the most distant ones, whose mean distance is the score.
+      roi: the pixels that count; None for all. Cells without one are left out.
 
     Raises:
       UserError: the network's file or VGG16's weights are missing or invalid, or a layer is unknown.
     """
     loaded = feature_maps.load_network(network, vgg16_weights, feature_layers, dtype)
-    features = feature_maps.GridFeatures(loaded, shape, grid)
+    features = feature_maps.GridFeatures(loaded, shape, grid, roi)
     cells, components = features.cells, min(components, features.channels)
     bank = min(bank, candidates)
 
@@ -89,7 +92,7 @@ def create(
         among = classical.neighbors(net.fitted["bank"], jnp.zeros(components), is_used)
         # Image by image: the distances of a batch's cells to the bank would take hundreds of megabytes.
         distance = lax.map(lambda x: classical.nearest_distance(x, among), features.projected(net, batch.image))
-        return feature_maps.top_mean(distance, top), feature_maps.to_image_size(distance, shape)
+        return feature_maps.top_mean(distance, top), features.to_image_size(distance)
 
     passes = features.scale_pass(), FitPass("cells", draw, finish, candidates)
     return feature_maps.fitted_detector(loaded, score_and_map, init, passes)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from bigan_jax.detector import Detector, FitPass
 from bigan_jax.nn import classical, feature_maps
 from bigan_jax.nn.feature_maps import FeatureNetwork
+from bigan_jax.nn.pixel_statistics import Roi
 from bigan_jax.value_checks import POSITIVE_INTEGER, UNIT
 
 FIELD_RANGES = {"grid": POSITIVE_INTEGER, "components": POSITIVE_INTEGER, "shrinkage": UNIT, "top": UNIT}
@@ -37,6 +38,7 @@ def create(
     components: int = 200,
     shrinkage: float = 0.05,
     top: float = 0.03,
+    roi: Roi = None,
 ) -> Detector:
     """Creates the Gaussians of features on a grid.
 
@@ -50,12 +52,13 @@ def create(
       components: dimensions that the features of a cell are projected to.
       shrinkage: share of a multiple of the identity in each cell's covariance.
       top: share of the cells, the most distant ones, whose mean distance is the local part.
+      roi: the pixels that count; None for all. Cells without one are left out.
 
     Raises:
       UserError: the network's file or VGG16's weights are missing or invalid, or a layer is unknown.
     """
     loaded = feature_maps.load_network(network, vgg16_weights, feature_layers, dtype)
-    features = feature_maps.GridFeatures(loaded, shape, grid)
+    features = feature_maps.GridFeatures(loaded, shape, grid, roi)
     cells, components = features.cells, min(components, features.channels)
 
     def init(key):
@@ -118,7 +121,7 @@ def create(
         squared = sum(jnp.square(classical.whitened(mean, layer)).sum(1) for mean, layer in layers)
         logs = _logs(feature_maps.top_mean(distance, top), squared)
         score = ((logs - fitted["log_mean"]) / fitted["log_deviation"]).max(1)
-        return score, feature_maps.to_image_size(distance, shape)
+        return score, features.to_image_size(distance)
 
     passes = (features.scale_pass(), FitPass("moments", sum_moments, finish_moments))
     return feature_maps.fitted_detector(loaded, score_and_map, init, passes)

@@ -20,7 +20,8 @@ from scipy.ndimage import uniform_filter1d
 from bigan_jax.area_average import area_average
 from bigan_jax.detector import Detector, Fit, FitPass, Net, Variables
 from bigan_jax.nn import exported_network, losses
-from bigan_jax.nn.resizing import resize_linear
+from bigan_jax.nn.pixel_statistics import Roi
+from bigan_jax.nn.resizing import GridCells, resize_linear
 from bigan_jax.nn.vgg16 import weights as vgg16
 from bigan_jax.nn.vgg16.network import VGG16
 
@@ -112,15 +113,16 @@ def _averages(length: int, grid: int) -> np.ndarray:
 
 
 class GridFeatures:
-    """The features of images on a grid of cells, by layer, each scaled to a variance over all channels of 1.
+    """The features of images on the cells of a grid, by layer, each scaled to a variance over all channels of 1.
 
     The parameters of the scaling are among those of a fit (`net.fitted`): `init` has them before the first pass, which
     is `scale_pass`.
     """
 
-    def __init__(self, network: FeatureNetwork, shape: tuple[int, int, int], grid: int):
-        """Takes the network, the (height, width, channels) of images and the cells per side."""
-        self.cells, self._grid = grid * grid, grid
+    def __init__(self, network: FeatureNetwork, shape: tuple[int, int, int], grid: int, roi: Roi = None):
+        """Takes the network, the (height, width, channels) of images, the cells per side and the pixels that count."""
+        self._cells, self._shape = GridCells(grid, roi), shape
+        self.cells = self._cells.count  # those with a pixel that counts
         self.widths = channels(network, shape)
         self._ends = np.cumsum(self.widths)
         self.channels = int(self._ends[-1])
@@ -133,7 +135,7 @@ class GridFeatures:
         """Returns the pass over a draw of the training images that measures each layer's mean and scale."""
 
         def sums(net, batch):
-            features = jnp.concatenate(grid_features(net, batch.image, self._grid), -1)
+            features = jnp.concatenate(self._features(net, batch.image), -1)
             weighted = features * batch.weight[:, None, None]
             return {
                 "count": batch.weight.sum(),
@@ -149,15 +151,22 @@ class GridFeatures:
 
         return FitPass("scales", sums, finish, _SCALE_IMAGES)
 
+    def _features(self, net, images):
+        return [self._cells.select(x) for x in grid_features(net, images, self._cells.grid)]
+
     def layers(self, net: Net, images: Float[Array, "b h w c"]) -> list[Float[Array, "b cells _"]]:
         """Returns the scaled features of each layer."""
-        layers = grid_features(net, images, self._grid)
+        layers = self._features(net, images)
         center = jnp.split(net.fitted["center"], self._ends[:-1])
         return [(x - c) / s for x, c, s in zip(layers, center, net.fitted["scale"], strict=True)]
 
     def projected(self, net: Net, images: Float[Array, "b h w c"]) -> Float[Array, "b cells d"]:
         """Returns the scaled features of all layers, projected by the fit's parameter "projection"."""
         return jnp.concatenate(self.layers(net, images), -1) @ net.fitted["projection"]
+
+    def to_image_size(self, cells: Float[Array, "b cells"]) -> Float[Array, "b h w"]:
+        """Enlarges values of cells linearly to the size of images."""
+        return to_image_size(self._cells.fill(cells), self._shape)
 
 
 def random_projection(key: Key[Array, ""], channels: int, components: int) -> Float[Array, "channels d"]:

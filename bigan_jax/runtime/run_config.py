@@ -14,11 +14,12 @@ from bigan_jax.runtime.files import read_bounded, write_json
 FORMAT = 4  # of a run's folder; raise it with each change that other versions would misread
 
 # Fields, and groups of them, that may change between two starts of one run: training does not depend on them, or the
-# change is checked elsewhere (split.csv lists the training images, vgg16.sha256 has the digest of frozen networks).
+# change is checked elsewhere (split.csv lists the training images, vgg16.sha256 has the digest of frozen networks,
+# roi.png is the region of interest).
 _CHANGEABLE_FIELDS = (
     *("score.", "sweep.", "checkpoint.", "vgg16.", "on_nan", "loggers"),
     *("threshold.rule", "threshold.false_alarm_rate", "threshold.pixel_rate", "threshold.value"),
-    *("data.dir", "data.tfds_dir", "data.stream", "data.skip_unreadable", "model.network"),
+    *("data.dir", "data.tfds_dir", "data.stream", "data.skip_unreadable", "data.roi", "model.network"),
 )
 
 _GROUPS = ("data", "augment", "score", "vgg16", "threshold", "checkpoint", "model", "optimizers", "phases")

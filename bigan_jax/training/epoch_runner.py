@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from bigan_jax.data.streaming import prefetch
 from bigan_jax.detector import Detector, TrainState, tree_mean
 from bigan_jax.errors import UserError
+from bigan_jax.nn.pixel_statistics import Roi
 from bigan_jax.training import batchnorm_statistics, train_step
 from bigan_jax.training.augmentation import AugmentationSettings
 from bigan_jax.training.device_layout import DeviceLayout, scatter
@@ -67,6 +68,7 @@ class EpochRunner:
         training_set: TrainingSet,
         scanned: bool | None = None,
         seeds: int = 0,
+        roi: Roi = None,
     ):
         """Builds the programs; each is compiled when it is first used, or by `compile_ahead`.
 
@@ -76,6 +78,7 @@ class EpochRunner:
             placed on the devices that use them.
           scanned: whether an epoch, or a chunk of a streamed one, is one program; by default except on CPUs.
           seeds: number of states trained in parallel; 0 for a single one without an axis of seeds.
+          roi: the pixels that count, outside of which the training images are black; None for all.
         """
         self.frozen, self.training_set, self.layout = frozen, training_set, DeviceLayout(seeds)
         self._streamed = not isinstance(training_set.image, jax.Array)
@@ -83,7 +86,7 @@ class EpochRunner:
         vmap, pmap = self.layout.vmap_over_seeds, self.layout.pmap
 
         def prepare(settings):
-            return vmap(partial(train_step.prepare_batch, augmentation=settings), 0, None, 0)
+            return vmap(partial(train_step.prepare_batch, augmentation=settings, roi=roi), 0, None, 0)
 
         def program(step, **options):  # of one step, which is a part of the epoch's program if that is scanned
             return step if self._scanned else pmap(step, **options)

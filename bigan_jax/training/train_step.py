@@ -17,6 +17,7 @@ from jaxtyping import Array, Int, Key, PyTree, UInt8
 from bigan_jax.data.streaming import LazyImages
 from bigan_jax.detector import Batch, Detector, Logs, Net, TrainState, Variables, example_keys, network_variables
 from bigan_jax.nn.blocks import BATCH_AXIS
+from bigan_jax.nn.pixel_statistics import Roi
 from bigan_jax.training.augmentation import AugmentationSettings, augment
 
 
@@ -28,13 +29,20 @@ class TrainingSet(NamedTuple):
 
 
 def prepare_batch(
-    state: TrainState, training_set: TrainingSet, indices: Int[Array, "b"], augmentation: AugmentationSettings
+    state: TrainState,
+    training_set: TrainingSet,
+    indices: Int[Array, "b"],
+    augmentation: AugmentationSettings,
+    roi: Roi = None,
 ) -> Batch:
-    """Returns this device's batch: gathered by index, scaled to [0, 1] and augmented."""
+    """Returns this device's batch: gathered by index, scaled to [0, 1] and augmented within the region of interest."""
     assert not isinstance(training_set.image, LazyImages)  # the runner has read its images
     image = training_set.image[indices].astype(jnp.float32) / 255
     keys = step_keys(state, 0, len(indices))
-    return Batch(augment(keys, image, augmentation), training_set.condition[indices])
+    image = augment(keys, image, augmentation)
+    if roi is not None:  # augmentation moves pixels
+        image = jnp.where(roi[:, :, None], image, 0)
+    return Batch(image, training_set.condition[indices])
 
 
 def update(

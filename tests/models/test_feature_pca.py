@@ -78,3 +78,23 @@ def test_a_fixed_draw_is_kept_of_more_images(fitted):
     chosen = np.sort(np.random.default_rng(0).choice(21, 10, replace=False))
     cells = reference(state, training[chosen], images, AXES)
     np.testing.assert_allclose(score, np.sort(cells, axis=1)[:, -4:].mean(1), rtol=2e-3)
+
+
+def test_region_of_interest_leaves_out_other_cells(fitted):
+    roi = np.zeros((16, 16), bool)
+    roi[4:, 8:] = True
+    inside = (np.arange(4)[:, None] > 0) & (np.arange(4) > 1)
+    detector = create(roi=roi)
+    state = features.fit(detector, features.random_images(21))
+    images, params = features.random_images(6, seed=1), state.params[FITTED]
+    score, anomaly_map = features.score(detector, state, images)
+    training, new = (
+        features.reference_projection(x, params)[:, inside.ravel()] for x in (features.random_images(21), images)
+    )
+    pca = PCA(AXES, svd_solver="full").fit(training.reshape(21, -1))
+    flat = new.reshape(6, -1)
+    cells = np.linalg.norm((flat - pca.inverse_transform(pca.transform(flat))).reshape(new.shape), axis=-1)
+    np.testing.assert_allclose(score, np.sort(cells, axis=1)[:, -2:].mean(1), rtol=2e-3)  # 20 % of 6 cells, rounded up
+    grid = np.pad(cells.reshape(6, 3, 2), ((0, 0), (1, 0), (2, 0)), "edge")  # others have the nearest value
+    expected = jax.image.resize(grid, (6, 16, 16), "linear")
+    np.testing.assert_allclose(anomaly_map, expected, rtol=2e-3, atol=1e-3)

@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,13 @@ def _write_checked(files, temporary, output, check_folder) -> Checked:
 
 def _calibration_images(config: ConfigDict, workdir: Path):
     """Returns the calibration images; of several folds, those of the first."""
-    settings = parse_settings(config)
+    settings = parse_settings(config, workdir)
     if settings.threshold.folds:
         workdir, config = next(iter(fold_configs(config, workdir).items()))
-        settings = parse_settings(config)
+        settings = parse_settings(config, workdir)
     try:
-        images = load_dataset(settings.data, trained_paths(workdir)).calibration
+        # Also what is outside of a region of interest, so that the check shows that the graph ignores it.
+        images = load_dataset(replace(settings.data, roi=""), trained_paths(workdir)).calibration
     except UserError as error:
         raise UserError(f"An export is checked with the run's calibration images: {error}") from error
     return np.asarray(images.image), images.condition

@@ -211,6 +211,12 @@ def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None =
     return pad_mask((cover > 0) & (cover >= min(0.5, cover.max()) - 1e-6), size)
 
 
+def read_whole_mask(source: Source) -> Bool[np.ndarray, "h w"]:
+    """Decode a mask like `read_mask`, but at its own size."""
+    with _defect(source) as mask:
+        return mask
+
+
 def merge_masks(contents: Mapping[str, bytes]) -> bytes:
     """Return the union of encoded masks, given by name, as a PNG with 255 for defect.
 
@@ -222,14 +228,10 @@ def merge_masks(contents: Mapping[str, bytes]) -> bytes:
             raise UserError(f"{name}: {result.reason}")
         return result
 
-    def decode(content):
-        with _defect(content) as mask:
-            return mask
-
     union = None
     with memory_budget.hold(max(read(name, full_size_bytes)[1] for name in contents)):
         for name in contents:
-            mask = read(name, decode)
+            mask = read(name, read_whole_mask)
             union = mask if union is None else union
             if mask.shape != union.shape:
                 first, second = ("x".join(map(str, shape[::-1])) for shape in (union.shape, mask.shape))
