@@ -77,7 +77,7 @@ def unavailable_platforms() -> str:
 
 
 def require_platforms(command: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
-    """Let a function raise a UserError in place of JAX's error if JAX_PLATFORMS names a device that is not here."""
+    """Lets a function raise a UserError in place of JAX's error if JAX_PLATFORMS names a device that is not here."""
 
     @functools.wraps(command)
     def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:

@@ -20,7 +20,7 @@ MAX_NAMED_PAIRS = 20  # pairs in an error
 
 
 def audit_dataset(dataset: Dataset, policy: str = "stop") -> Audit:
-    """Find duplicates, groups and file number neighbors across splits, and shortcut features.
+    """Finds duplicates, groups and file number neighbors across splits, and shortcut features.
 
     `policy` is what `drop_duplicates` will do: "stop" if there are exact duplicates across splits, "drop" them from
     training and calibration, "drop_near" also near duplicates, or "keep" all.
@@ -66,7 +66,7 @@ def audit_dataset(dataset: Dataset, policy: str = "stop") -> Audit:
 
 
 def drop_duplicates(dataset: Dataset, audit: Audit) -> Dataset:
-    """Return the dataset without the images that the audit's policy drops, and with a note about them.
+    """Returns the dataset without the images that the audit's policy drops, and with a note about them.
 
     Raises UserError if the policy is "stop" and there are exact duplicates across splits, or a split becomes empty.
     """
@@ -96,7 +96,7 @@ def _test_header_features(open_file, images):
 
 
 def _class_balance(dataset: Dataset) -> list[dict]:
-    """Count the normal and anomalous images of each split and condition."""
+    """Counts the normal and anomalous images of each split and condition."""
     rows = []
     for split in SPLITS[::-1]:
         images = getattr(dataset, split)
@@ -116,7 +116,7 @@ def _split_rows(images, pixel_hash, dropped, conditions) -> list[SplitRow]:
 
 
 def _listed_duplicates(exact: Pairs, near: Pairs, images: AllImages, dataset: Dataset) -> list[Duplicate]:
-    """List pairs across splits first, then pairs within a split, each by distance."""
+    """Lists pairs across splits first, then pairs within a split, each by distance."""
     first, second, distance = map(np.concatenate, zip(exact, near, strict=True))
     within = images.split[first] == images.split[second]
     order = np.lexsort((distance, within))[:MAX_PAIRS]

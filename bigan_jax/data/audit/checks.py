@@ -14,12 +14,12 @@ SIMILAR_AUROC = 0.7
 
 
 def exact_duplicates_across_splits(pairs: Pairs, images: AllImages, policy: str) -> Finding:
-    """Report images in two splits with the same pixels."""
+    """Reports images in two splits with the same pixels."""
     return _duplicates_across_splits("exact", pairs, images, policy, ("drop", "drop_near"))
 
 
 def near_duplicates_across_splits(pairs: Pairs, images: AllImages, policy: str) -> Finding:
-    """Report images in two splits that were re-encoded, scaled or brightened."""
+    """Reports images in two splits that were re-encoded, scaled or brightened."""
     return _duplicates_across_splits("near", pairs, images, policy, ("drop_near",))
 
 
@@ -43,7 +43,7 @@ def _duplicates_across_splits(kind, pairs, images, policy, dropping_policies):
 
 
 def duplicates_within_split(exact: Pairs, near: Pairs, images: AllImages) -> Finding:
-    """Report duplicates in one split, which count twice and may make intervals too narrow."""
+    """Reports duplicates in one split, which count twice and may make intervals too narrow."""
     counts = []
     for split in SPLITS[::-1]:
         inside = images.split == split
@@ -54,7 +54,7 @@ def duplicates_within_split(exact: Pairs, near: Pairs, images: AllImages) -> Fin
 
 
 def conflicting_labels(exact: Pairs, near: Pairs, images: AllImages) -> Finding:
-    """Report duplicates of which one is normal and the other anomalous."""
+    """Reports duplicates of which one is normal and the other anomalous."""
     name, label = "conflicting labels", images.label
     n_pairs = sum(int(np.count_nonzero(label[p.first] != label[p.second])) for p in (exact, near))
     if not n_pairs:
@@ -64,7 +64,7 @@ def conflicting_labels(exact: Pairs, near: Pairs, images: AllImages) -> Finding:
 
 
 def groups_across_splits(images: AllImages) -> Finding:
-    """Report groups, such as patients or camera blocks, with images in more than one split."""
+    """Reports groups, such as patients or camera blocks, with images in more than one split."""
     name, splits_of = "groups across splits", {}
     for group, split in zip(images.group.tolist(), images.split.tolist(), strict=True):
         splits_of.setdefault(group, set()).add(split)
@@ -78,7 +78,7 @@ def groups_across_splits(images: AllImages) -> Finding:
 
 
 def neighboring_file_numbers(pairs: Pairs, auroc: float | None, images: AllImages) -> Finding:
-    """Report files with neighboring numbers in two splits, if such files are similar."""
+    """Reports files with neighboring numbers in two splits, if such files are similar."""
     name = "neighboring file numbers"
     if auroc is None:
         return Finding(name, "too few pairs")
@@ -97,7 +97,7 @@ def neighboring_file_numbers(pairs: Pairs, auroc: float | None, images: AllImage
 
 
 def shortcut_features(aurocs: Mapping[str, float], significant: Mapping[str, float]) -> Finding:
-    """Report features without relation to a defect that predict the label."""
+    """Reports features without relation to a defect that predict the label."""
     name = "shortcut features"
     if not aurocs:
         return Finding(name, "the test has one class only")
@@ -114,7 +114,7 @@ def shortcut_features(aurocs: Mapping[str, float], significant: Mapping[str, flo
 
 
 def conditions_without_training_images(dataset: Dataset) -> Finding | None:
-    """Report conditions that are tested but not trained; None if there are none."""
+    """Reports conditions that are tested but not trained; None if there are none."""
     n_test, n_train = (
         np.bincount(images.condition, minlength=len(dataset.conditions)) for images in (dataset.test, dataset.train)
     )
@@ -124,7 +124,7 @@ def conditions_without_training_images(dataset: Dataset) -> Finding | None:
 
 
 def conditions_with_one_class(dataset: Dataset) -> Finding | None:
-    """Report conditions, of several, with test images of one class only; None if there are none."""
+    """Reports conditions, of several, with test images of one class only; None if there are none."""
     test, n_conditions = dataset.test, len(dataset.conditions)
     has_normal, has_anomalous = (
         np.bincount(test.condition[test.label == label], minlength=n_conditions) > 0 for label in (False, True)

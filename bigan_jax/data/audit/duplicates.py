@@ -29,12 +29,12 @@ class Pairs(NamedTuple):
     distance: Float[np.ndarray, "p"]
 
     def select(self, selected: Bool[np.ndarray, "p"]) -> "Pairs":
-        """Return the pairs for which `selected` is True."""
+        """Returns the pairs for which `selected` is True."""
         return Pairs(*(field[selected] for field in self))
 
 
 def across_splits(pairs: Pairs, split: Shaped[np.ndarray, "n"]) -> Pairs:
-    """Return the pairs of rows in two splits."""
+    """Returns the pairs of rows in two splits."""
     return pairs.select(split[pairs.first] != split[pairs.second])
 
 
@@ -99,7 +99,7 @@ def near_duplicates(
 
 
 def file_number_neighbors(paths: Sequence[str], max_difference: int = 2) -> Pairs:
-    """Find pairs of files whose names differ only in the last number, by at most `max_difference`.
+    """Finds pairs of files whose names differ only in the last number, by at most `max_difference`.
 
     Such files often show the same object. The distance is the difference of the numbers.
     """

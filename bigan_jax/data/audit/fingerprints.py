@@ -25,7 +25,7 @@ class Fingerprints(NamedTuple):
 
 
 def fingerprint(images: Images) -> Fingerprints:
-    """Compute fingerprints block by block, so that `images.image` may be decoded on demand.
+    """Computes fingerprints block by block, so that `images.image` may be decoded on demand.
 
     Features are in [0, 1] and of the gray image, except for saturation (mean of max - min over the channels). The
     corner contrast is the largest difference between two corners; sharpness is that of neighboring pixels (mean).
@@ -48,7 +48,7 @@ def fingerprint(images: Images) -> Fingerprints:
 
 
 def normalize_rows(values: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Subtract the mean of each row and scale it to length 1; a constant row becomes 0."""
+    """Subtracts the mean of each row and scales it to length 1; a constant row becomes 0."""
     centered = values - values.mean(1, keepdims=True)
     length = np.linalg.norm(centered, axis=1, keepdims=True)
     return centered / np.where(length > 1e-4, length, np.inf)

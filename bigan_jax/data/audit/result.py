@@ -94,11 +94,11 @@ class Audit(NamedTuple):
         return [f"Leak audit, {f.check}: {f.result}. {f.meaning}" for f in self.findings if f.meaning]
 
     def write(self, workdir: Path) -> None:
-        """Write audit.json. Raises UserError if it cannot be written."""
+        """Writes audit.json. Raises UserError if it cannot be written."""
         write_json(workdir / "audit.json", self.as_dict())
 
     def write_split(self, workdir: Path) -> None:
-        """Write split.csv when a run starts or resumes. Raises UserError if this fails.
+        """Writes split.csv when a run starts or resumes. Raises UserError if this fails.
 
         Rows of images that were trained on earlier, but are no longer, are kept: they are never used for a test.
         """
@@ -107,16 +107,16 @@ class Audit(NamedTuple):
         write_csv(workdir / "split.csv", [SplitRow._fields, *self.split, *removed])
 
     def count_trained(self, workdir: Path) -> int:
-        """Count the images the run was trained on: by its split.csv, else by the current split."""
+        """Counts the images the run was trained on: by its split.csv, else by the current split."""
         return len(_read_trained(workdir)) or len(self._training_hashes())
 
     def count_added_later(self, workdir: Path) -> int:
-        """Count the current training images that the run in `workdir` was not trained on."""
+        """Counts the current training images that the run in `workdir` was not trained on."""
         trained = {row.pixel_hash for row in _read_trained(workdir)}
         return len(self._training_hashes() - trained) if trained else 0
 
     def require_same_training_images(self, workdir: Path) -> None:
-        """Check that the run in `workdir` can be resumed or evaluated with this split.
+        """Checks that the run in `workdir` can be resumed or evaluated with this split.
 
         The config alone cannot show this: names, metadata.csv and therefore the split may have changed. Images are
         compared by the hash of their pixels. Raises UserError if the run was trained on none of the current training
@@ -140,7 +140,7 @@ class Audit(NamedTuple):
         return {row.pixel_hash for row in self.split if row.split == "train"}
 
     def as_dict(self, images: bool = False) -> dict:
-        """Return the content of audit.json; with `images`, also the pixels shown in the report."""
+        """Returns the content of audit.json; with `images`, also the pixels shown in the report."""
 
         def image_dict(image: AuditImage) -> dict:
             *fields, pixels = image._asdict().items()
@@ -159,7 +159,7 @@ class Audit(NamedTuple):
         }
 
     def message(self) -> str:
-        """Format the audit for a terminal: one line, or a table if a finding is alarming."""
+        """Formats the audit for a terminal: one line, or a table if a finding is alarming."""
         if any(f.meaning for f in self.findings):
             return self._table()
         n_dropped = sum(map(len, self.dropped.values()))
@@ -167,7 +167,7 @@ class Audit(NamedTuple):
         return f"Data check: no leakage found{dropped} (details in report.html)"
 
     def _table(self) -> str:
-        """Format class counts, findings, and the meaning of those that are alarming."""
+        """Formats class counts, findings, and the meaning of those that are alarming."""
         lines = ["Data check", *_columns([["", "normal", "anomalous"], *self._class_counts()]), ""]
         lines += _columns([["! " * bool(f.meaning) + f.check, f.result] for f in self.findings])
         if aurocs := self.shortcut_aurocs:
@@ -191,7 +191,7 @@ def trained_paths(workdir: Path) -> set[str]:
 
 
 def _read_trained(workdir: Path) -> list[SplitRow]:
-    """Read the training images from split.csv; [] if it does not exist or has other columns."""
+    """Reads the training images from split.csv; [] if it does not exist or has other columns."""
     try:
         text = read_bounded(workdir / "split.csv", MAX_SPLIT_BYTES).decode("utf-8", "surrogateescape")
         lines = csv.DictReader(io.StringIO(text, newline=""))

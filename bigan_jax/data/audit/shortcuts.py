@@ -44,7 +44,7 @@ def shortcut_aurocs(
 
 
 def _cross_validated_auroc(values, label, group):
-    """Return the AUROC of a logistic regression on images to which it was not fitted."""
+    """Returns the AUROC of a logistic regression on images to which it was not fitted."""
     grouped = len(np.unique(group)) < len(group)  # if not, the slow grouped split is not needed
     folds = StratifiedGroupKFold if grouped else StratifiedKFold
     model = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky"))
@@ -54,7 +54,7 @@ def _cross_validated_auroc(values, label, group):
 
 
 def best_sign_auroc(score: Num[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> float:
-    """Return the AUROC of `score` or of its negative, whichever is higher."""
+    """Returns the AUROC of `score` or of its negative, whichever is higher."""
     value = _auroc(score, label)
     return max(value, 1 - value)
 

@@ -170,7 +170,7 @@ def _format_bytes(n):
 
 
 def _relative_path(name, archive) -> str | None:
-    """Return the path of a member in the target folder; None for hidden files (skipped)."""
+    """Returns the path of a member in the target folder; None for hidden files (skipped)."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:/", path.as_posix()):
         raise UserError(

@@ -26,7 +26,7 @@ class Reorientation(NamedTuple):
     flip_columns: bool = False  # left and right
 
     def apply(self, pixels: Num[np.ndarray, "h w *c"]) -> Num[np.ndarray, "h2 w2 *c"]:
-        """Return the frame as shown."""
+        """Returns the frame as shown."""
         pixels = pixels.swapaxes(0, 1) if self.transpose else pixels
         return pixels[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
@@ -40,7 +40,7 @@ class _BoundedReader(io.BufferedReader):
 
 
 def read_header(pydicom: ModuleType, file: Path) -> Any:
-    """Read a file up to its pixels."""
+    """Reads a file up to its pixels."""
     with _BoundedReader(file.open("rb", buffering=0)) as stream:
         pydicom.filereader.read_preamble(stream, force=False)
         # Read like dcmread does, which decompresses a deflated file at once.
@@ -52,7 +52,7 @@ def read_header(pydicom: ModuleType, file: Path) -> Any:
 
 
 def frames_shape(header: Any) -> tuple[int, int, int]:
-    """Return width and height of the first frame as shown, and the number of frames."""
+    """Returns width and height of the first frame as shown, and the number of frames."""
     if "Rows" not in header or "Columns" not in header:
         raise UserError("a DICOM file without an image")
     if empty := [name for name in _REQUIRED if header.get(name) in (None, "")]:
@@ -64,7 +64,7 @@ def frames_shape(header: Any) -> tuple[int, int, int]:
 
 
 def reorientation(header: Any, frame: int) -> Reorientation:
-    """Return what shows a frame in the standard view of the plane that is closest to its own.
+    """Returns what shows a frame in the standard view of the plane that is closest to its own.
 
     Axial frames have the patient's left on the right and posterior at the bottom, coronal ones left and inferior,
     sagittal ones posterior and inferior (DICOM PS3.3, C.7.6.2.1.1: x grows to the left, y to posterior, z to superior).
@@ -172,7 +172,7 @@ def _is_padding(header, pixels):
 
 
 def require_same_plane(pydicom: ModuleType, image: Path, mask: Path, frame: int) -> None:
-    """Raise a UserError if a mask's orientation or position differ from those of its image, where both are known."""
+    """Raises a UserError if a mask's orientation or position differ from those of its image, where both are known."""
     headers = [read_header(pydicom, file) for file in (image, mask)]
     orientations = [_orientation(header, frame) for header in headers]
     positions = [
@@ -195,7 +195,7 @@ def require_same_plane(pydicom: ModuleType, image: Path, mask: Path, frame: int)
 
 
 def no_orientation_error(image: Path) -> UserError:
-    """Return the error for a mask without an orientation whose image is not stored as it is shown."""
+    """Returns the error for a mask without an orientation whose image is not stored as it is shown."""
     return UserError(
         f"it has no orientation, and its image {image.name} is not stored as it is shown: save the mask in the format "
         "of the image, with the image's orientation"

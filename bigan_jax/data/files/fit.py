@@ -12,7 +12,7 @@ Box = tuple[int | float, int | float, int | float, int | float]  # left, top, ri
 
 
 def source_box(width: int, height: int, fit: str) -> Box:
-    """Return the part of an image that is shown: the central square for "crop", else all of it."""
+    """Returns the part of an image that is shown: the central square for "crop", else all of it."""
     if fit != "crop":
         return 0, 0, width, height
     side = min(width, height)
@@ -21,7 +21,7 @@ def source_box(width: int, height: int, fit: str) -> Box:
 
 
 def target_size(width: int, height: int, size: int, fit: str) -> tuple[int, int]:
-    """Return width and height of that part in the square of `size` pixels; "pad" keeps the aspect ratio."""
+    """Returns width and height of that part in the square of `size` pixels; "pad" keeps the aspect ratio."""
     if fit != "pad":
         return size, size
     longer = max(width, height)
@@ -29,13 +29,13 @@ def target_size(width: int, height: int, size: int, fit: str) -> tuple[int, int]
 
 
 def target_slices(width: int, height: int, size: int) -> tuple[slice, slice]:
-    """Return the rows and columns that a part of `target_size` takes in the square: its center."""
+    """Returns the rows and columns that a part of `target_size` takes in the square: its center."""
     left, top = (size - width) // 2, (size - height) // 2
     return slice(top, top + height), slice(left, left + width)
 
 
 def pad_image(pixels: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "size size c"]:
-    """Center an image in a square that is filled with the median of its border, channel by channel."""
+    """Centers an image in a square that is filled with the median of its border, channel by channel."""
     if pixels.shape[:2] == (size, size):
         return pixels
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -46,7 +46,7 @@ def pad_image(pixels: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray
 
 
 def pad_mask(mask: Bool[np.ndarray, "h w"], size: int) -> Bool[np.ndarray, "size size"]:
-    """Center a mask in a square without defects."""
+    """Centers a mask in a square without defects."""
     square = np.zeros((size, size), bool)
     square[target_slices(mask.shape[1], mask.shape[0], size)] = mask
     return square
@@ -55,6 +55,6 @@ def pad_mask(mask: Bool[np.ndarray, "h w"], size: int) -> Bool[np.ndarray, "size
 def unpad(
     values: Shaped[np.ndarray, "size size"], width: int, height: int, fit: str
 ) -> Shaped[np.ndarray, "target_height target_width"]:
-    """Return the part of a square map that shows an image of `width` x `height`: all of it, except for "pad"."""
+    """Returns the part of a square map that shows an image of `width` x `height`: all of it, except for "pad"."""
     size = len(values)
     return values[target_slices(*target_size(width, height, size, fit), size)]

@@ -57,25 +57,25 @@ class DataFolder(NamedTuple):
     unlistable: tuple[UnreadableFile, ...] = ()  # folders
 
     def images(self, inside: str = "") -> list[str]:
-        """List the images below the folder `inside`, sorted, as paths relative to it."""
+        """Lists the images below the folder `inside`, sorted, as paths relative to it."""
         prefix = f"{inside}/" if inside else ""
         names = (file[len(prefix) :] for file in self.files if file.startswith(prefix))
         return sorted(name for name in names if not _is_metadata(name))
 
     def metadata_files(self) -> list[str]:
-        """List the files named metadata.csv, sorted."""
+        """Lists the files named metadata.csv, sorted."""
         return sorted(filter(_is_metadata, self.files))
 
     def subfolders(self, inside: str = "") -> set[str]:
-        """Return the names of the folders directly in `inside` with images at any depth."""
+        """Returns the names of the folders directly in `inside` with images at any depth."""
         return {path.partition("/")[0] for path in self.images(inside) if "/" in path}
 
     def group(self, path: str) -> str:
-        """Return the group of an image (`medical.image_group`); most are a group of their own."""
+        """Returns the group of an image (`medical.image_group`); most are a group of their own."""
         return path if is_remote(self.root) else medical.image_group(Path(self.root), path)
 
     def subfolder(self, inside: str) -> "DataFolder":
-        """Return the folder `inside` of this one; "" is this folder itself."""
+        """Returns the folder `inside` of this one; "" is this folder itself."""
         if not inside:
             return self
         prefix = f"{inside}/"
@@ -89,7 +89,7 @@ class DataFolder(NamedTuple):
 
 
 def resolve_path(path: str | os.PathLike) -> epath.Path:
-    """Return an absolute path, local or in a bucket. Raises UserError for unknown schemes and unreachable buckets."""
+    """Returns an absolute path, local or in a bucket. Raises UserError for unknown schemes and unreachable buckets."""
     try:
         resolved = epath.Path(path).expanduser()
     except KeyError as error:
@@ -116,22 +116,22 @@ def is_remote(path: epath.Path) -> bool:
 
 
 def path_hash(path: epath.Path) -> str:
-    """Return twelve hexadecimal digits that identify a path; it need not exist."""
+    """Returns twelve hexadecimal digits that identify a path; it need not exist."""
     return blake2b(os.fsencode(path), digest_size=6).hexdigest()
 
 
 def tfds_data_dir(tfds_dir: str | os.PathLike) -> epath.Path:
-    """Return the folder of prepared data: `tfds_dir`, TFDS_DATA_DIR or the default of TFDS."""
+    """Returns the folder of prepared data: `tfds_dir`, TFDS_DATA_DIR or the default of TFDS."""
     return resolve_path(tfds_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def local_folder(folder: epath.Path) -> Path:
-    """Return `folder` if it is local, and a local cache for its content if it is in a bucket."""
+    """Returns `folder` if it is local, and a local cache for its content if it is in a bucket."""
     return user_cache_dir() / path_hash(folder) if is_remote(folder) else Path(folder)
 
 
 def open_folder(root: epath.Path) -> DataFolder:
-    """List a folder as `walk` does, with metadata.csv in the folders above its images.
+    """Lists a folder as `walk` does, with metadata.csv in the folders above its images.
 
     A folder that does not exist has no files. Raises UserError if a bucket cannot be listed.
     """
@@ -154,7 +154,7 @@ class Walk(NamedTuple):
 
 
 def walk(folder: Path) -> Walk:
-    """List the files below a folder.
+    """Lists the files below a folder.
 
     A file with several slices is listed slice by slice (`medical`). Linked folders are not entered: what lies inside
     `folder` is listed where it is. A link that leads out is listed among the images, so that reading it reports the
@@ -186,7 +186,7 @@ def walk(folder: Path) -> Walk:
 
 
 def unread_files(folder: DataFolder) -> list[UnreadableFile]:
-    """Return the files and folders that are not read, each with its reason; files of a bucket are not opened."""
+    """Returns the files and folders that are not read, each with its reason; files of a bucket are not opened."""
 
     def explain(name: str) -> UnreadableFile:
         if name.endswith("/"):
@@ -211,13 +211,13 @@ def is_hidden(name: str) -> bool:
 
 
 def select_files(root: epath.Path, names: Sequence[str]) -> DataFolder:
-    """Return a data folder that contains only the files or slices with these names."""
+    """Returns a data folder that contains only the files or slices with these names."""
     stamps = {name: file_stamp(root / split_slice(name)[0]) for name in names}
     return DataFolder(root, stamps, (_bucket_reader if is_remote(root) else _reader)(root))
 
 
 def file_stamp(file: epath.Path) -> FileStamp:
-    """Return the stamp of a file; zeros if there is none."""
+    """Returns the stamp of a file; zeros if there is none."""
     # Not epath's stat(): it has no time of modification on S3, and fails for a user without a name, as in containers.
     if is_remote(file):
         import fsspec

@@ -66,12 +66,12 @@ class ImageFormat(NamedTuple):
 
 
 def image_names(file: Path) -> list[str]:
-    """List the images in one file: its name, or `scan.nii.gz#000` and so on for its slices."""
+    """Lists the images in one file: its name, or `scan.nii.gz#000` and so on for its slices."""
     return medical.slice_names(file) if medical.is_medical(file.name) else [file.name]
 
 
 def read_image(source: Source, size: int, channels: int, window: bool = False, fit: str = "stretch") -> Pixels:
-    """Decode one image to an `ImageFormat`, with its EXIF orientation applied.
+    """Decodes one image to an `ImageFormat`, with its EXIF orientation applied.
 
     Gray is the luma 0.299 R + 0.587 G + 0.114 B, 16-bit gray is divided by 257, and transparent pixels become white.
     The image is resized with an antialiasing bilinear filter. A `window` is applied at the image's own depth, before
@@ -91,7 +91,7 @@ def read_image(source: Source, size: int, channels: int, window: bool = False, f
 
 
 def to_format(image: Image.Image, size: int, channels: int, window: bool = False, fit: str = "stretch") -> Pixels:
-    """Convert an open image like `read_image`, with the same arguments and errors."""
+    """Converts an open image like `read_image`, with the same arguments and errors."""
     _require_size(*image.size)
     return _to_format(image, header_bytes(image), size, channels, window, fit)
 
@@ -117,7 +117,7 @@ def _to_format(image, least, size, channels, window, fit):
 
 
 def read_full_size(source: Source, window: bool = False) -> Image.Image:
-    """Decode one image like `read_image`, but at its own size; its mode is L or RGB.
+    """Decodes one image like `read_image`, but at its own size; its mode is L or RGB.
 
     A JPEG 2000 image whose decoder needs more than MAX_DECODING_BYTES is decoded at half its size, or a quarter.
     """
@@ -135,7 +135,7 @@ def read_full_size(source: Source, window: bool = False) -> Image.Image:
 
 
 def full_size_bytes(source: Source, window: bool = False) -> tuple[int, int]:
-    """Return the pixels of what `read_full_size` returns, and the bytes that it needs, read from the header."""
+    """Returns the pixels of what `read_full_size` returns, and the bytes that it needs, read from the header."""
     with _open_full_size(source) as (image, least):
         return image.width * image.height, least + decoding_bytes(image, window) + _result_bytes(image)
 
@@ -162,7 +162,7 @@ def _narrow_pixels(image, columns):
 
 @contextmanager
 def _hold_memory(image, least, more, window=False):
-    """Hold what an image needs: its `header_bytes`, `decoding_bytes` and `more`.
+    """Holds what an image needs: its `header_bytes`, `decoding_bytes` and `more`.
 
     Raises UserError if decoding needs too many.
     """
@@ -178,13 +178,13 @@ def _hold_memory(image, least, more, window=False):
 
 
 def _upright(pixels, exif):
-    """Apply the EXIF orientation, which Pillow itself has applied to TIFF."""
+    """Applies the EXIF orientation, which Pillow itself has applied to TIFF."""
     transposition = _TRANSPOSITIONS.get(exif.get(_ORIENTATION, 1))
     return pixels if transposition is None else pixels.transpose(transposition)
 
 
 def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None = None, fit: str = "stretch") -> Mask:
-    """Decode one mask: True where at least half of a cell of the `size` x `size` grid is defect.
+    """Decodes one mask: True where at least half of a cell of the `size` x `size` grid is defect.
 
     Every value except zero is defect, in any channel. Transparent pixels are not; if all pixels have one color, the
     opaque ones are defect. A defect too small for that rule is kept in the
@@ -212,13 +212,13 @@ def read_mask(source: Source, size: int, expected_size: tuple[int, int] | None =
 
 
 def read_whole_mask(source: Source) -> Bool[np.ndarray, "h w"]:
-    """Decode a mask like `read_mask`, but at its own size."""
+    """Decodes a mask like `read_mask`, but at its own size."""
     with _defect(source) as mask:
         return mask
 
 
 def merge_masks(contents: Mapping[str, bytes]) -> bytes:
-    """Return the union of encoded masks, given by name, as a PNG with 255 for defect.
+    """Returns the union of encoded masks, given by name, as a PNG with 255 for defect.
 
     Raises UserError with the name of the first that cannot be read, or whose size is another.
     """
@@ -260,7 +260,7 @@ def image_size(source: Path | BinaryIO | io.BytesIO) -> tuple[int, int]:
 
 
 def read_encoded(source: Source, mask: bool = False) -> bytes:
-    """Return the bytes of a file. A slice becomes a PNG: stretched, or if it is a mask with 255 except for zeros."""
+    """Returns the bytes of a file. A slice becomes a PNG: stretched, or if it is a mask with 255 except for zeros."""
     if (values := _slice_values(source)) is None:
         assert isinstance(source, Path)
         return source.read_bytes()
@@ -348,7 +348,7 @@ def _require_size(width, height):
 
 
 def map_in_threads(work: Callable, items: Sequence, description: str) -> list:
-    """Return `work(item)` for all `items`, in order; with a progress bar if there are many."""
+    """Returns `work(item)` for all `items`, in order; with a progress bar if there are many."""
     disable = len(items) < PROGRESS_BAR_MIN_ITEMS or None  # None: disabled without a terminal
     # Decoders release the GIL, but not all the time: on two cores four threads were fastest.
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
@@ -359,7 +359,7 @@ def map_in_threads(work: Callable, items: Sequence, description: str) -> list:
 def read_files(
     read: Callable[[Source, str], Result], root: Path, paths: Sequence[str], description: str
 ) -> list[Result | UnreadableFile]:
-    """Return `read(source, path)` for all `paths` below `root`, in order; an `UnreadableFile` where it raised.
+    """Returns `read(source, path)` for all `paths` below `root`, in order; an `UnreadableFile` where it raised.
 
     Files are read by several threads, and consecutive slices of one file in one pass. A path or link that leads out
     of `root` is not read.

@@ -14,7 +14,7 @@ _HEADER_BYTES = 2**20  # of a file, in which the codestream begins
 
 
 def reduce(image: Image.Image, accepts: Callable[[int, int], bool]) -> None:
-    """Let a JPEG 2000 image that is not decoded yet be decoded at the smallest size that is acceptable.
+    """Lets a JPEG 2000 image that is not decoded yet be decoded at the smallest size that is acceptable.
 
     Args:
       image: any image; others than JPEG 2000 stay as they are.
@@ -38,12 +38,12 @@ def reduce(image: Image.Image, accepts: Callable[[int, int], bool]) -> None:
 
 
 def full_size(image: Image.Image) -> tuple[int, int]:
-    """Return the width and height that an image has without `reduce`."""
+    """Returns the width and height that an image has without `reduce`."""
     return image.info.get(_REDUCED, (0, image.size))[1]
 
 
 def to_reduced(image: Image.Image, box: Box) -> Box:
-    """Convert a box of an image at its full size to pixels of the image as it is decoded.
+    """Converts a box of an image at its full size to pixels of the image as it is decoded.
 
     The samples that remain lie where the first of two, four and so on were, not between these. The right and lower
     edges may therefore be beyond the last sample, by less than half of one, which is left out.

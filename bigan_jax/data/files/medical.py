@@ -39,20 +39,20 @@ def is_dicom(name: str | Path) -> bool:
 
 
 def split_slice(name: str) -> tuple[str, int | None]:
-    """Return ("a/scan.nii.gz", 37) for "a/scan.nii.gz#037", and (name, None) for other names."""
+    """Returns ("a/scan.nii.gz", 37) for "a/scan.nii.gz#037", and (name, None) for other names."""
     match = _SLICE.fullmatch(name)
     return (match[1], int(match[2])) if match else (name, None)
 
 
 def stem(name: str) -> tuple[str, int | None]:
-    """Return a name without its suffix, and its slice: the same for an image and its mask."""
+    """Returns a name without its suffix, and its slice: the same for an image and its mask."""
     file, number = split_slice(name)
     file = file[:-3] if file.lower().endswith(".nii.gz") else file
     return PurePosixPath(file).with_suffix("").as_posix(), number
 
 
 def image_group(root: Path, name: str) -> str:
-    """Return the group of the image `root / name`: its volume, or for DICOM its patient.
+    """Returns the group of the image `root / name`: its volume, or for DICOM its patient.
 
     A patient (or the study, if there is no patient ID) is represented by a hash, so that reports do not disclose it.
     """
@@ -69,7 +69,7 @@ def image_group(root: Path, name: str) -> str:
 
 
 def slice_notes(requested: Iterable[str], accounted_for: Iterable[str]) -> tuple[str, ...]:
-    """Return notes about the slices among `requested` images; those not `accounted_for` count as skipped."""
+    """Returns notes about the slices among `requested` images; those not `accounted_for` count as skipped."""
     slices = {name for name in requested if is_medical(name)}
     counts = {
         "DICOM or NIfTI slices, each displayed from its 1st to 99th percentile": len(slices),
@@ -79,7 +79,7 @@ def slice_notes(requested: Iterable[str], accounted_for: Iterable[str]) -> tuple
 
 
 def slice_names(file: Path) -> list[str]:
-    """List the images in a file: its own name, or one name per slice if there are several.
+    """Lists the images in a file: its own name, or one name per slice if there are several.
 
     An unreadable file keeps its name: reading it reports the reason. Raises UserError if its library is missing.
     """
@@ -94,7 +94,7 @@ def slice_names(file: Path) -> list[str]:
 
 
 def volume_shape(file: Path) -> tuple[int, int, int]:
-    """Return width, height and number of slices. Raises UserError for other shapes, or more data than the file has."""
+    """Returns width, height and number of slices. Raises UserError for other shapes, or more data than the file has."""
     library = _import_library(file)
     if is_dicom(file):
         shape = dicom.frames_shape(dicom.read_header(library, file))
@@ -108,7 +108,7 @@ def volume_shape(file: Path) -> tuple[int, int, int]:
 
 
 def read_slices(file: Path, numbers: Sequence[int | None]) -> Iterator[Slice]:
-    """Read slices one by one; None is the only slice of a file.
+    """Reads slices one by one; None is the only slice of a file.
 
     DICOM lookup tables and rescaling and NIfTI scaling are applied, and MONOCHROME1, in which high values are dark, is
     negated. All slices are shown in one orientation, however they are stored: `nifti.read_slices` and
@@ -125,7 +125,7 @@ def read_slices(file: Path, numbers: Sequence[int | None]) -> Iterator[Slice]:
 
 
 def require_same_space(image: Path, mask: Path) -> None:
-    """Raise a UserError that names both unless an image (or slice) and its mask show the same part of the patient."""
+    """Raises a UserError that names both unless an image (or slice) and its mask show the same part of the patient."""
     (image_file, number), (mask_file, _) = (split_slice(str(path)) for path in (image, mask))
     if not is_medical(image_file):
         return
@@ -140,7 +140,7 @@ def require_same_space(image: Path, mask: Path) -> None:
 
 
 def slice_to_uint8(values: Slice) -> UInt8[np.ndarray, "h w *c"]:
-    """Convert physical values to gray by `percentile_stretch`; color is returned unchanged."""
+    """Converts physical values to gray by `percentile_stretch`; color is returned unchanged."""
     # MR intensities have no unit, and the range of CT is far wider than the contrast within a slice.
     return values if values.ndim == 3 else percentile_stretch(values)
 

@@ -15,7 +15,7 @@ class MemoryBudget:
 
     @contextmanager
     def hold(self, n_bytes: int) -> Iterator[None]:
-        """Hold `n_bytes` until the context ends; first wait until they fit, or no other thread holds any.
+        """Holds `n_bytes` until the context ends; first wait until they fit, or no other thread holds any.
 
         A thread that holds bytes already does not wait again.
         """

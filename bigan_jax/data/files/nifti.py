@@ -56,7 +56,7 @@ def open_nifti(nibabel: ModuleType, file: Path, **options: Any) -> Any:
 
 
 def _check_extensions(stream, start, header):
-    """Check the sizes of header extensions, because nibabel reads each with the size it claims."""
+    """Checks the sizes of header extensions, because nibabel reads each with the size it claims."""
     end = header["vox_offset"]
     if not start <= end <= MAX_HEADER:
         raise UserError(f"corrupt: its header ends at byte {end:.0f}")
@@ -70,7 +70,7 @@ def _check_extensions(stream, start, header):
 
 
 def read_grid(nibabel: ModuleType, file: Path) -> Grid:
-    """Read the grid of a volume. Raises UserError for other shapes, or more data than the file has."""
+    """Reads the grid of a volume. Raises UserError for other shapes, or more data than the file has."""
     return _grid(nibabel, open_nifti(nibabel, file), file)
 
 
@@ -94,7 +94,7 @@ def _grid(nibabel, image, file) -> Grid:
 
 
 def require_same_grid(nibabel: ModuleType, volume: Path, mask: Path) -> None:
-    """Raise a UserError unless a mask has the voxels of its volume, in any order of storage."""
+    """Raises a UserError unless a mask has the voxels of its volume, in any order of storage."""
     grids = [read_grid(nibabel, file) for file in (volume, mask)]
     corners = [_corners(grid) for grid in grids]
     voxel = np.linalg.norm(grids[0].affine[:3, :3], axis=0)
@@ -115,7 +115,7 @@ def _corners(grid):
 
 
 def read_slices(nibabel: ModuleType, file: Path, numbers: Sequence[int]) -> Iterator[Num[np.ndarray, "h w"]]:
-    """Read slices one by one, scaled, with the axes of `Grid.plane` to the right and up."""
+    """Reads slices one by one, scaled, with the axes of `Grid.plane` to the right and up."""
     # The file is kept open, so that a compressed file is decompressed once.
     image = open_nifti(nibabel, file, keep_file_open=True)
     if image.get_data_dtype().fields or image.get_data_dtype().kind == "c":

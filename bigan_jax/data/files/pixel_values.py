@@ -112,7 +112,7 @@ class PixelValues:
 
 
 def image_strips(image: Image.Image) -> Iterator[Image.Image]:
-    """Yield copies of an image's rows from top to bottom, of about STRIP_PIXELS each."""
+    """Yields copies of an image's rows from top to bottom, of about STRIP_PIXELS each."""
     width, height = image.size
     for top, bottom in _row_ranges(width, 0, height):
         yield image.crop((0, top, width, bottom))
@@ -136,7 +136,7 @@ class DeepColor:
         self.exif = Image.Exif()
 
     def strips(self) -> Iterator[tuple[UInt16[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 1"] | None]]:
-        """Yield colors and alpha (None without) from top to bottom."""
+        """Yields colors and alpha (None without) from top to bottom."""
         width = self._image.width
         for start, end in self._sections:
             high, low = self._kept or (self._high_bytes(start, end), self._decode(self._tiles[1]))
@@ -197,7 +197,7 @@ def _over_white(values, alpha, top):
 
 
 def require_finite_values(values: Num[np.ndarray, "..."]) -> None:
-    """Raise a UserError if a value is NaN or infinite."""
+    """Raises a UserError if a value is NaN or infinite."""
     if not np.isfinite(values).all():
         raise UserError("has values that are not finite (NaN or infinite)")
 
@@ -214,21 +214,21 @@ def stretch(values: Num[np.ndarray, "h w *c"], low: float, high: float) -> UInt8
 
 
 def row_strips(values: Num[np.ndarray, "h w *c"]) -> Iterator[Num[np.ndarray, "rows w *c"]]:
-    """Yield views of an array from top to bottom, of about STRIP_PIXELS each."""
+    """Yields views of an array from top to bottom, of about STRIP_PIXELS each."""
     rows = max(1, STRIP_PIXELS // max(1, values.shape[1]))
     for top in range(0, len(values), rows):
         yield values[top : top + rows]
 
 
 def countable(values: Num[np.ndarray, "..."]) -> Num[np.ndarray, "..."]:
-    """Convert values to a type that `percentiles` counts: uint8, uint16, int32 or float32."""
+    """Converts values to a type that `percentiles` counts: uint8, uint16, int32 or float32."""
     if values.dtype in (np.uint8, np.uint16, np.int32, np.float32) and values.dtype.isnative:
         return values
     return values.astype(np.int32 if values.dtype.kind == "i" and values.dtype.itemsize < 4 else np.float32)
 
 
 def percentiles(strips: Callable[[], Iterable[Num[np.ndarray, "..."]]]) -> tuple[float, float]:
-    """Return the 1st and 99th percentile of all values in `strips()`, as `numpy.percentile` does.
+    """Returns the 1st and 99th percentile of all values in `strips()`, as `numpy.percentile` does.
 
     The values are counted in place of sorted, so no copy of the image is needed. They must be finite, and all of one
     type that is `countable`. `strips` is called several times. Without values both are 0.

@@ -46,7 +46,7 @@ _REASONS = {
 
 
 def try_read(path: str, work: Callable[[], Result]) -> Result | UnreadableFile:
-    """Return `work()`, or an `UnreadableFile` with the reason if it raises an exception."""
+    """Returns `work()`, or an `UnreadableFile` with the reason if it raises an exception."""
     try:
         return work()
     except Exception as error:  # decoders raise nearly any exception for a corrupt file
@@ -54,12 +54,12 @@ def try_read(path: str, work: Callable[[], Result]) -> Result | UnreadableFile:
 
 
 def unreadable_file(path: str, error: Exception) -> UnreadableFile:
-    """Return the file with the exception's message as the reason."""
+    """Returns the file with the exception's message as the reason."""
     return UnreadableFile(path, _REASONS.get(type(error)) or one_line(error, MAX_REASON_LENGTH))
 
 
 def split_unreadable(results: Sequence[Result | UnreadableFile]) -> tuple[list[Result | None], list[UnreadableFile]]:
-    """Return the results with None in place of unreadable files, and the unreadable files."""
+    """Returns the results with None in place of unreadable files, and the unreadable files."""
     unreadable = [result for result in results if isinstance(result, UnreadableFile)]
     return [None if isinstance(r, UnreadableFile) else r for r in results], unreadable
 
@@ -70,7 +70,7 @@ def is_within_folder(path: str | os.PathLike, folder: str | os.PathLike) -> bool
 
 
 def require_file(path: Path, folder: Path) -> None:
-    """Raise a UserError unless `path` is a file below `folder`, or a link to one, and not empty or of another kind."""
+    """Raises a UserError unless `path` is a file below `folder`, or a link to one, and not empty or of another kind."""
     if any("\udc80" <= c <= "\udcff" for c in str(path)):  # bytes that are not UTF-8
         raise UserError("its name, or its folder's, is not UTF-8: rename it")
     if not is_within_folder(path, folder):
@@ -86,7 +86,7 @@ def require_file(path: Path, folder: Path) -> None:
 
 
 def require_image_content(start: bytes) -> None:
-    """Raise a UserError if the first bytes of a file show that it is no image, or of a kind that is not read."""
+    """Raises a UserError if the first bytes of a file show that it is no image, or of a kind that is not read."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     brands = start[8:64] if start[4:8] == b"ftyp" else b""
     if start.startswith(b"version https://git-lfs"):
@@ -106,7 +106,7 @@ def require_image_content(start: bytes) -> None:
 
 
 def explain_kind(suffix: str, start: bytes) -> str:
-    """Return why a file is not read, by its suffix and its first bytes: b"" if they are unknown."""
+    """Returns why a file is not read, by its suffix and its first bytes: b"" if they are unknown."""
     kind = suffix or "files without a suffix"
     for position, magic, name, right in _MISNAMED:
         if start[position:].startswith(magic):
@@ -119,7 +119,7 @@ def explain_kind(suffix: str, start: bytes) -> str:
 def unreadable_error(
     unreadable: Sequence[UnreadableFile], root: str | os.PathLike, n_files: int, description: str
 ) -> UserError:
-    """Return the error that lists unreadable files, of `n_files` (what `description` calls them) to be read."""
+    """Returns the error that lists unreadable files, of `n_files` (what `description` calls them) to be read."""
     unreadable = sorted(unreadable)
     lines = [f"  {_format(file)}" for file in unreadable[:MAX_LISTED]]
     if len(unreadable) > MAX_LISTED:
@@ -133,7 +133,7 @@ def unreadable_error(
 
 
 def unreadable_note(unreadable: Sequence[UnreadableFile]) -> tuple[str, ...]:
-    """Return the note of a dataset that was loaded without some files; () if there are none."""
+    """Returns the note of a dataset that was loaded without some files; () if there are none."""
     if not unreadable:
         return ()
     listed = "; ".join(map(_format, sorted(unreadable)[:MAX_LISTED]))

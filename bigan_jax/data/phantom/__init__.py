@@ -21,7 +21,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def records(categories: tuple[str, ...], n_normal: int, n_anomalous: int) -> list[ImageRecord]:
-    """List `n_normal` and `n_anomalous` images of each category; defect types alternate."""
+    """Lists `n_normal` and `n_anomalous` images of each category; defect types alternate."""
     listed = []
     for condition, category in enumerate(categories):
         defect_types = list(DOMAINS[category].DEFECTS)
@@ -34,7 +34,7 @@ def records(categories: tuple[str, ...], n_normal: int, n_anomalous: int) -> lis
 
 
 def index_of(path: str) -> int:
-    """Return the index of an image from its path in `records`."""
+    """Returns the index of an image from its path in `records`."""
     return int(PurePosixPath(path).stem)
 
 

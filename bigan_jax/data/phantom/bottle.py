@@ -29,7 +29,7 @@ class Bottle(NamedTuple):
 
 
 def scene(rng: np.random.Generator, c: Canvas) -> tuple[Paint, Bottle]:
-    """Draw a bottle with random position, size, roundness, rings, reflections and exposure."""
+    """Draws a bottle with random position, size, roundness, rings, reflections and exposure."""
     size = len(c.x)
     center = tuple(rng.normal(0, 0.015, 2).tolist())
     scale = rng.normal(1, 0.014)

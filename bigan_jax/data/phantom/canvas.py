@@ -23,7 +23,7 @@ class Canvas(NamedTuple):
 
 @lru_cache(maxsize=4)
 def make_canvas(size: int) -> Canvas:
-    """Return the canvas of `size` x `size` pixels."""
+    """Returns the canvas of `size` x `size` pixels."""
     line = ((np.arange(size, dtype=np.float32) + 0.5) * 2 / size - 1).astype(np.float32)
     return Canvas(*np.meshgrid(line, line), 2 / size)
 

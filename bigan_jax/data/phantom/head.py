@@ -22,7 +22,7 @@ class Head(NamedTuple):
 
 
 def scene(rng: np.random.Generator, c: Canvas) -> tuple[Paint, Head]:
-    """Draw a slice with random pose, proportions, folds, contrast and coil shading."""
+    """Draws a slice with random pose, proportions, folds, contrast and coil shading."""
     size = len(c.x)
     atlas = np.random.default_rng(7)  # shared by all heads
     rotation = rng.normal(0, 0.05)

@@ -21,7 +21,7 @@ class Leaf(NamedTuple):
 
 
 def scene(rng: np.random.Generator, c: Canvas) -> tuple[Paint, Leaf]:
-    """Draw a leaf with random pose, outline, veins, color and light."""
+    """Draws a leaf with random pose, outline, veins, color and light."""
     size = len(c.x)
     rotation = rng.normal(0, 0.05)
     cx, cy = rng.normal(0, 0.012), rng.normal(-0.04, 0.012)
