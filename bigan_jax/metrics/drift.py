@@ -55,18 +55,18 @@ class Drift:
                 f"(p = {self.p_value:.1g} if they were alike). The threshold's promise does not hold for such images. "
                 f"Check {causes}."
             )
+        missed = ""
+        if self.n_possibly_missed:
+            missed = f", without the {self.n_possibly_missed:,} highest, which may be missed defects"
         if self.verdict == "none":
-            missed = ""
-            if self.n_possibly_missed:
-                missed = f"; without the {self.n_possibly_missed:,} highest, which may be missed defects"
             return (
                 f"No drift found: {self.n_compared:,} new images below the threshold score like {self.n_calibration:,} "
-                f"calibration images (p = {self.p_value:.2g}{missed})."
+                f"calibration images (p = {self.p_value:.2g}){missed}."
             )
         if self.n_independent_calibration < MIN_IMAGES:
-            images, available = "calibration images", self.n_independent_calibration
+            images, available = "calibration images", f"{self.n_independent_calibration}"
         else:
-            images, available = "new images", self.n_independent
+            images, available = "new images", f"{self.n_independent}{missed}"
         outlook = ""
         if 2 * self.n_anomalous > self.n_images >= MIN_IMAGES:
             outlook = (
