@@ -44,15 +44,14 @@ def find_regions(
     columns, x = _grid(errors.shape[1], right - left)
     errors = errors[np.ix_(rows, columns)]
     mask = decide(errors, threshold)
-    labels = np.empty(mask.shape, np.int32)
-    n_regions = ndimage.label(mask, np.ones((3, 3)), output=labels)
-    if not n_regions:
+    labels = _label(mask, np.ones((3, 3)))
+    if not mask.any():
         return []
     pixels = np.outer(np.diff(y), np.diff(x))[mask]  # of the image, for each marked pixel of the map
     label, marked = labels[mask] - 1, errors[mask].astype(np.float64)
     areas = np.bincount(label, pixels).astype(int)
     means = np.bincount(label, pixels * marked) / areas
-    peaks = np.full(n_regions, -np.inf)
+    peaks = np.full(len(areas), -np.inf)
     np.maximum.at(peaks, label, marked)
     polygons = _polygons(mask, labels, x + left, y + top)
     regions = []
@@ -89,7 +88,7 @@ def _polygons(mask: Bool[np.ndarray, "h w"], labels: Int[np.ndarray, "h w"], x, 
     edge, then the third and fourth, and in a column likewise. Where two pixels touch only at a corner, each has a
     corner of its own, so that no ring crosses itself or another one.
     """
-    parts = ndimage.label(mask)[0]
+    parts = _label(mask)
     padded = np.pad(mask, 1)
     nw, ne, sw, se = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
     falling, rising = nw & se & ~ne & ~sw, ne & sw & ~nw & ~se
@@ -105,8 +104,7 @@ def _polygons(mask: Bool[np.ndarray, "h w"], labels: Int[np.ndarray, "h w"], x, 
     vertical[by_column] = by_column[:, ::-1]
     next_corner, points = vertical.tolist(), list(zip(x[column].tolist(), y[row].tolist(), strict=True))
 
-    rings: dict[int, Polygon] = defaultdict(list)  # by 4-connected part
-    label_of: dict[int, int] = {}
+    rings: dict[tuple[int, int], Polygon] = defaultdict(list)  # by label and 4-connected part
     visited = bytearray(len(points))
     for start in range(0, len(points), 2):  # the upper left corner of a ring comes before its others
         ring, corner = [], start
@@ -118,9 +116,15 @@ def _polygons(mask: Bool[np.ndarray, "h w"], labels: Int[np.ndarray, "h w"], x, 
             r, c = row[start], column[start]
             is_hole = r == len(mask) or c == mask.shape[1] or not mask[r, c]
             inside = (r - 1, c - 1) if is_hole else (r, c)
-            rings[int(parts[inside])].append([ring[0], *ring[:0:-1]] if is_hole else ring)
-            label_of[int(parts[inside])] = int(labels[inside])
+            rings[int(labels[inside]), int(parts[inside])].append([ring[0], *ring[:0:-1]] if is_hole else ring)
     polygons: dict[int, list[Polygon]] = defaultdict(list)
-    for part, polygon in rings.items():  # an outer ring comes before its holes
-        polygons[label_of[part]].append(polygon)
+    for (label, _), polygon in rings.items():  # an outer ring comes before its holes
+        polygons[label].append(polygon)
     return polygons
+
+
+def _label(mask: Bool[np.ndarray, "h w"], neighbors: np.ndarray | None = None) -> Int[np.ndarray, "h w"]:
+    """Returns the number of each pixel's connected region, from 1; 0 outside. Without `neighbors` 4-connected."""
+    labels = np.empty(mask.shape, np.int32)
+    ndimage.label(mask, neighbors, output=labels)
+    return labels
