@@ -30,7 +30,7 @@ class Drift:
     p_value: float | None  # if the new normal images were like the calibration images; None if nothing was compared
     n_images: int
     n_anomalous: int  # score at or above the threshold; not compared
-    n_possibly_missed: int  # of the others, the highest: left out of the search for higher scores
+    n_possibly_missed: int  # of the others, the highest, which were left out of the comparison
     n_compared: int
     n_independent: int  # the number of independent images that the compared ones count as
     n_calibration: int  # calibration images below the threshold
@@ -143,15 +143,16 @@ def find_drift(
     p_value = min(1.0, len(tested) * min(tested.values())) if tested else None
     if p_value is not None and p_value < LEVEL:
         verdict = "higher" if min(tested, key=tested.__getitem__) == "higher" else "lower"
-    shown = "lower" if verdict == "lower" else "higher"
+    # What the sentence is about: all images below the threshold, or those without the highest.
+    without_highest = verdict != "lower" and min(sizes["lower"], n_reference) >= MIN_IMAGES
     return Drift(
         verdict=verdict,
         p_value=p_value,
         n_images=len(scores),
         n_anomalous=int(decide(scores, threshold).sum()),
-        n_possibly_missed=missed,
-        n_compared=len(sample) if shown == "lower" else kept,
-        n_independent=int(sizes[shown]),
+        n_possibly_missed=missed if without_highest else 0,
+        n_compared=kept if without_highest else len(sample),
+        n_independent=int(sizes["higher" if without_highest else "lower"]),
         n_calibration=len(reference),
         n_independent_calibration=int(n_reference),
     )

@@ -65,7 +65,8 @@ def write_overlays(
                 drawn.save(path, compress_level=3)  # more takes longer and saves little
             thumbnail = output / thumbnail_name(name)
             thumbnail.parent.mkdir(exist_ok=True)
-            images[1].thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            # Reduced by a whole factor first, which takes a third of the time.
+            images[1].thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BILINEAR, reducing_gap=1.0)
             images[1].save(thumbnail, quality=80)
         return None
 
