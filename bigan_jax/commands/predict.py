@@ -207,12 +207,14 @@ def _predictions(scorer, evaluation, contents, names, scores, rows, kept, maps):
 def _find_drift(evaluation, folder, scores):
     """Compares new scores, by image name, with the calibration scores."""
     main = evaluation.main
+    numbers: dict[str, int] = {}  # of groups
+    groups = [numbers.setdefault(folder.group(name), len(numbers)) for name in scores]
     return find_drift(
         np.array(main.calibration_scores),
         np.array(list(scores.values()), np.float64),
         main.threshold,
         n_calibration_groups=evaluation.n_calibration_groups,
-        groups=np.array([folder.group(name) for name in scores]),
+        groups=np.array(groups),
         recall=main.recall,
         lowest_of_folds=bool(main.promise and main.promise.folds),
     )

@@ -48,7 +48,8 @@ class Drift:
             causes = {
                 "higher": "camera, light and preprocessing, or calibrate with such images; many weak defects below the "
                 "threshold have the same effect",
-                "lower": "that the camera still sees the objects: repeated, empty or blurred images have low scores",
+                "lower": "that the camera still sees the objects: repeated, empty, blurred and training images have "
+                "low scores",
             }[self.verdict]
             return (
                 f"Drift: new images below the threshold score {self.verdict} than the calibration images "
