@@ -3,7 +3,7 @@
     import bigan_jax
     bigan_jax.train(config, workdir)               # as `python launch.py` does
     bigan_jax.load(workdir).score(images).score    # uint8 [n, h, w, c] -> float [n]
-    bigan_jax.predict(workdir, "new/", "results")  # scores.csv, error maps, overlays
+    bigan_jax.predict(workdir, "new/", "results")  # report.html, scores, maps, regions
     bigan_jax.compare("runs/*", "comparison")      # tables over models, datasets and seeds
     bigan_jax.AnomalyDetector("cae").fit(images)   # as scikit-learn's outlier detectors
 

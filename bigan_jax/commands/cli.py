@@ -35,7 +35,7 @@ _MODE = flags.DEFINE_enum(
 _INPUT = flags.DEFINE_string("input", None, "images to score: an image, folder, archive, or pattern like 'new/*.png'")
 _CONDITION = flags.DEFINE_string("condition", "", "condition of the images; default: the name of their folder")
 _MAPS = flags.DEFINE_bool(
-    "maps", True, "whether predict writes error maps, overlays and masks in addition to scores.csv"
+    "maps", True, "whether predict writes error maps, overlays, masks, regions and a report in addition to scores"
 )
 _WORKDIRS = flags.DEFINE_multi_string("workdirs", [], "folders of runs, or a pattern like 'runs/*'; may be repeated")
 _OUTPUT = flags.DEFINE_string("output", None, "folder for results; default: comparison (compare), runs (sweep)")

@@ -1,9 +1,10 @@
-"""The predict command: scores, error maps, overlays and masks of new images, from a run's folder alone.
+"""The predict command: scores, maps, regions and a report of new images, from a run's folder alone.
 
 Images are processed in blocks: memory use does not depend on their number, and finished blocks are kept.
 """
 
 import csv
+import dataclasses
 import io
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from etils import epath
 
 from bigan_jax import errors
 from bigan_jax.commands.load import load
-from bigan_jax.data.files.images import map_in_threads, read_image
+from bigan_jax.data.files.images import image_size, map_in_threads, read_image
 from bigan_jax.data.files.medical import split_slice
 from bigan_jax.data.files.unreadable import MAX_LISTED, UnreadableFile, is_within_folder, try_read
 from bigan_jax.data.inputs import open_inputs
@@ -23,12 +24,16 @@ from bigan_jax.data.loading import is_dark
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.result import require_evaluation
 from bigan_jax.evaluation.scorer import AnomalyScorer
+from bigan_jax.metrics.drift import Drift, find_drift
 from bigan_jax.reports.evaluation_files import score_rows
-from bigan_jax.reports.overlays import write_overlays
-from bigan_jax.runtime.files import csv_cell
+from bigan_jax.reports.gallery import write_gallery
+from bigan_jax.reports.overlays import output_name, write_overlays
+from bigan_jax.reports.prediction_files import ImagePrediction, append_predictions, write_coco
+from bigan_jax.reports.regions import find_regions
+from bigan_jax.runtime.files import csv_cell, write_json
 from bigan_jax.runtime.jax_setup import require_platforms
 from bigan_jax.runtime.progress_bar import progress_bar
-from bigan_jax.runtime.run_config import read_config
+from bigan_jax.runtime.run_config import package_version, read_config
 
 BLOCK = 64  # images in memory at a time, as files and in the model's size; fewer if the files are large
 BLOCK_BYTES = 2**28
@@ -39,6 +44,7 @@ class Predicted(NamedTuple):
     anomalous: int  # number of these that were decided to be anomalous
     unreadable: list[UnreadableFile]  # not scored
     output: Path  # folder of the files
+    drift: Drift  # whether images that look normal are like the calibration images
 
 
 @require_platforms
@@ -47,17 +53,18 @@ def predict(
 ) -> Predicted:
     """Scores images with the detector of a finished run, and writes the results to a folder.
 
-    scores.csv has a row for each image, with the warning "dark" if it is nearly black. error_maps/, overlays/ and
-    masks/ (of the pixels that reach the pixel threshold) have a PNG for each image, in the image's own size and named
-    by `output_name`. unreadable.csv lists all other files, with the reason why they are not scored. The run's training
-    data are not needed.
+    scores.csv and predictions.jsonl have a row for each image, with the warning "dark" if it is nearly black.
+    error_maps/, overlays/ and masks/ (of the pixels that reach the pixel threshold) have a PNG for each image, in the
+    image's own size and named by `output_name`. predictions.jsonl and coco.json have the regions of the masks,
+    report.html shows all images, and drift.json compares them with the calibration images. unreadable.csv lists all
+    other files, with the reason why they are not scored. The run's training data are not needed.
 
     Args:
       workdir: folder of the run.
       source: an image, a folder with images at any depth, an archive, or a pattern such as 'new/*.png'.
       output: folder for the results, new or empty.
       condition: condition of all images; by default `infer_conditions` takes it from their folders.
-      maps: whether error maps, overlays and masks are written.
+      maps: whether error maps, overlays, masks, regions and the report are written.
 
     Raises:
       UserError: the run is not finished, an argument is wrong, or the disk is full.
@@ -118,8 +125,10 @@ def _predict(scorer, evaluation, folder, conditions, not_read, output, maps):
     n_blocks = min(len(conditions), max(-(-len(conditions) // BLOCK), -(-n_bytes // BLOCK_BYTES)))
     blocks = np.array_split(np.array(list(conditions), object), n_blocks)
     scored = anomalous = n_dark = 0
+    all_scores: dict[str, float] = {}  # by name
     unreadable: list[UnreadableFile] = not_read
     _append_unreadable(not_read, output / "unreadable.csv")
+    append_predictions(output, [])
     with (
         (output / "scores.csv").open("w", newline="", encoding="utf-8") as file,
         progress_bar(len(conditions), "images", unit="image") as bar,
@@ -140,18 +149,30 @@ def _predict(scorer, evaluation, folder, conditions, not_read, output, maps):
                 dark = [is_dark(scorer.inside(image), scorer.image_format.window) for image in images.values()]
                 after = {"percentile": percentiles, "warning": ["dark" if flag else "" for flag in dark]}
                 rows = score_rows(list(images), scores, scorer.decide(scores), {}, after)
-                rows = [r for name, r in zip(images, rows, strict=True) if name not in skipped]
+                kept = [i for i, name in enumerate(images) if name not in skipped]
+                predictions = _predictions(scorer, evaluation, contents, list(images), scores, rows, kept, maps)
+                rows = [rows[i] for i in kept]
                 if rows and not scored:
                     table.writerow(rows[0])
                 table.writerows(map(csv_cell, row.values()) for row in rows)
                 file.flush()
+                append_predictions(output, predictions)
+                all_scores |= {
+                    name: score for name, score in zip(images, scores.score, strict=True) if name not in skipped
+                }
                 scored += len(rows)
                 anomalous += sum(row["decision"] == "anomalous" for row in rows)
                 n_dark += sum(bool(row["warning"]) for row in rows)
             unreadable += block_unreadable
             _append_unreadable(block_unreadable, output / "unreadable.csv")
             bar.update(len(names))
-    result = Predicted(scored, anomalous, unreadable, output)
+    drift = _find_drift(evaluation, folder, all_scores)
+    write_json(output / "drift.json", dataclasses.asdict(drift) | {"sentence": drift.sentence})
+    if maps:
+        description = f"anomalies found by {evaluation.model}, trained on {evaluation.dataset} {evaluation.category}"
+        write_coco(output, {"description": description.strip(), "version": package_version("bigan_jax")})
+        write_gallery(output, evaluation, drift, unreadable)
+    result = Predicted(scored, anomalous, unreadable, output, drift)
     _print_summary(result, evaluation.main, maps)
     if n_dark:
         print(
@@ -161,6 +182,42 @@ def _predict(scorer, evaluation, folder, conditions, not_read, output, maps):
             file=sys.stderr,
         )
     return result
+
+
+def _predictions(scorer, evaluation, contents, names, scores, rows, kept, maps):
+    """Yields the predictions of the images at the indices `kept`, whose rows of scores.csv are `rows`."""
+    percentile = scorer.percentile(scores)
+    for i in kept:
+        # Not the size as decoded, which is smaller for large JPEG 2000 files.
+        size = image_size(io.BytesIO(contents[names[i]]))
+        map_and_threshold = scores.error_map[i], evaluation.pixel_threshold
+        yield ImagePrediction(
+            file=names[i],
+            score=float(scores.score[i]),
+            percentile=float(percentile[i]),
+            decision=rows[i]["decision"],
+            threshold=evaluation.main.threshold,
+            warning=rows[i]["warning"],
+            size=size,
+            png=output_name(names[i]) if maps else None,
+            regions=find_regions(*map_and_threshold, size, scorer.image_format.fit) if maps else None,
+        )
+
+
+def _find_drift(evaluation, folder, scores):
+    """Compares new scores, by image name, with the calibration scores."""
+    main = evaluation.main
+    numbers: dict[str, int] = {}  # of groups
+    groups = [numbers.setdefault(folder.group(name), len(numbers)) for name in scores]
+    return find_drift(
+        np.array(main.calibration_scores),
+        np.array(list(scores.values()), np.float64),
+        main.threshold,
+        n_calibration_groups=evaluation.n_calibration_groups,
+        groups=np.array(groups),
+        recall=main.recall,
+        lowest_of_folds=bool(main.promise and main.promise.folds),
+    )
 
 
 def _read(folder, names, image_format):
@@ -188,12 +245,13 @@ def _append_unreadable(unreadable, path):
 
 
 def _print_summary(result, decided_by, maps):
-    scored, anomalous, unreadable, output = result
+    scored, anomalous, unreadable, output, drift = result
     if scored:
         print(f"{scored} images scored, {anomalous} anomalous (score of at least {decided_by.threshold:.4g})")
         if decided_by.promise:
             print(f"Threshold: {decided_by.promise.sentence}")
-        print(f"{'Scores, error maps, overlays and masks' if maps else 'Scores'}: {output}")
+        print(drift.sentence)
+        print(f"Report: {output / 'report.html'}" if maps else f"Scores: {output}")
     else:
         print("0 images scored")
     if unreadable:

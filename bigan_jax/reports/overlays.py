@@ -1,4 +1,4 @@
-"""Error maps, overlays and masks of new images, as PNG files of the images' own sizes."""
+"""Error maps, overlays and masks of new images, as PNG files of the images' own sizes; thumbnails of the overlays."""
 
 import io
 import re
@@ -20,6 +20,7 @@ from bigan_jax.reports.charts import ERROR_PALETTE, error_levels
 
 MAX_OPACITY = 0.8  # of the highest error on an overlay; an error of 0 is transparent
 OVERLAY_BYTES = 12  # a pixel: the image and its overlay in color, and three of 1 byte
+THUMBNAIL_SIDE = 400  # pixels of the longer side, at most
 MAX_NAME_BYTES = 200  # of a file or folder; file systems allow 255
 
 
@@ -33,6 +34,8 @@ def write_overlays(
     image_format: ImageFormat,
 ) -> list[UnreadableFile]:
     """Writes an `overlay` and a `marked` mask of each named image to error_maps/, overlays/ and masks/ in `output`.
+
+    The overlay is also written to thumbnails/, smaller and as JPEG.
 
     Args:
       contents: the bytes of the image files, by name.
@@ -62,6 +65,11 @@ def write_overlays(
                 path = output / folder / output_name(name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 drawn.save(path, compress_level=3)  # more takes longer and saves little
+            thumbnail = output / thumbnail_name(name)
+            thumbnail.parent.mkdir(exist_ok=True)
+            # Reduced by a whole factor first, which takes a third of the time.
+            images[1].thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BILINEAR, reducing_gap=1.0)
+            images[1].save(thumbnail, quality=80)
         return None
 
     return [file for file in map_in_threads(write_one, range(len(names)), "overlays") if file]
@@ -115,6 +123,11 @@ def output_name(path: str) -> str:
     # No folder is called . or .., or as the PNG file of another image may be.
     folders = [re.sub(r"\.(png)?$", r"%2E\1", name, flags=re.IGNORECASE) for name in folders]
     return "/".join([*folders, f"{file}.png"])
+
+
+def thumbnail_name(path: str) -> str:
+    """Returns the path of an image's thumbnail below the output folder: no name of a folder or image is in it."""
+    return f"thumbnails/{blake2b(path.encode('utf-8', 'surrogateescape'), digest_size=8).hexdigest()}.jpg"
 
 
 def _safe_name(name: str) -> str:

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import bigan_jax
 from bigan_jax.commands import setup
@@ -14,6 +15,7 @@ from bigan_jax.configs import fcae
 from bigan_jax.data.audit import Audit
 from bigan_jax.data.loading import load_dataset
 from bigan_jax.errors import UserError
+from bigan_jax.metrics.drift import find_drift
 from bigan_jax.metrics.thresholds import cross_conformal_threshold
 from bigan_jax.runtime.run_config import read_config
 from tests.helpers.runs import TINY_FCAE, configured
@@ -67,6 +69,21 @@ def test_threshold_comes_from_out_of_fold_scores_and_the_lowest_score_decides(ru
         scores.error_map, np.min([s.score(images).error_map for s in scorers], axis=0), rtol=1e-5
     )
     np.testing.assert_array_equal(together.decide(scores), lowest >= together.threshold)
+
+
+def test_prediction_does_not_take_lower_scores_for_drift(run, datasets, tmp_path):
+    """The lowest score of all detectors is lower than the out-of-fold scores, also without drift."""
+    workdir, _, evaluation = run
+    images = datasets[0].train.image
+    lowest = images[np.argmin(bigan_jax.load(workdir).score(images).score)]
+    (tmp_path / "new").mkdir()
+    for index in range(40):
+        Image.fromarray(lowest[..., 0]).save(tmp_path / f"new/{index}.png")
+    result = bigan_jax.predict(workdir, tmp_path / "new", tmp_path / "out")
+    assert result.scored == 40 and not result.drift.found
+    calibration = np.array(evaluation["scores"][evaluation["score_name"]]["calibration_scores"])
+    scores = bigan_jax.load(workdir).score(np.repeat(lowest[None], 40, axis=0)).score
+    assert find_drift(calibration, scores, np.inf).verdict == "lower"
 
 
 def test_evaluation_is_repeated_without_training(run):

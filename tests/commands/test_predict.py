@@ -1,6 +1,7 @@
 """Prediction of new images: forms of input, files, errors. The training data are not needed."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -8,11 +9,13 @@ import tarfile
 import zipfile
 from pathlib import PurePosixPath
 
+import markupsafe
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 import bigan_jax
 from bigan_jax.commands import predict as prediction
@@ -26,6 +29,8 @@ from bigan_jax.reports.overlays import output_name
 from tests.helpers.runs import configured, launch
 from tests.helpers.untrained import write_untrained_run
 
+FILES = ["coco.json", "drift.json", "error_maps", "masks", "overlays", "predictions.jsonl", "report.html", "scores.csv"]
+FILES += ["thumbnails"]
 SMALL = {"data.image_size": 32, "batch_size": 16, "phases.phase1.epochs": 1}
 
 
@@ -43,6 +48,7 @@ def trained(tmp_path_factory):
         "data.dir": str(home / "data"),
         "data.calibration_fraction": 0.3,
         "threshold.false_alarm_rate": 0.3,
+        "threshold.pixel_rate": 0.3,
         "model.hidden": (16, 8),
     }
     bigan_jax.train(configured(fcae, "folder", fields), home / "trained")
@@ -63,6 +69,10 @@ def predicted(trained, tmp_path_factory):
 def table(output, name="scores.csv"):
     with (output / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def predictions(output):
+    return [json.loads(line) for line in (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def rgb(path):
@@ -196,7 +206,7 @@ def test_forms_of_input(form, trained, predicted, tmp_path):
         # Other images do not change a map's colors, but for rounding.
         expected_map = rgb(predicted / "error_maps" / f"{other['path']}.png")
         assert (error_map != expected_map).any(-1).mean() < 0.01
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["error_maps", "masks", "overlays", "scores.csv"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
 
 
 def test_error_maps_and_overlays_have_the_size_of_the_image(trained, tmp_path):
@@ -392,7 +402,10 @@ def test_errors_leave_output_unchanged(trained, tmp_path):
 def test_maps_false_writes_scores_only(trained, predicted, tmp_path, capsys):
     workdir, images = trained
     predict(workdir, images / "anomalous", tmp_path / "out", maps=False)
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["scores.csv"]
+    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert written == ["drift.json", "predictions.jsonl", "scores.csv"]
+    lines = predictions(tmp_path / "out")
+    assert [line["size"] for line in lines] == [[48, 48]] * 5 and {line["regions"] for line in lines} == {None}
     assert f"\nScores: {tmp_path / 'out'}" in capsys.readouterr().out
     expected = [float(row["calibrated"]) for row in table(predicted)[:5]]
     scores = [float(row["calibrated"]) for row in table(tmp_path / "out")]
@@ -428,8 +441,110 @@ def test_interrupt_keeps_finished_blocks(trained, tmp_path, monkeypatch):
         predict(workdir, images, tmp_path / "out")
     rows = table(tmp_path / "out")
     assert max(blocks) == 10 and len(rows) == sum(blocks[:2])
+    assert [line["file"] for line in predictions(tmp_path / "out")] == [row["path"] for row in rows]
     written = {str(p.relative_to(tmp_path / "out/overlays")) for p in tmp_path.rglob("overlays/*/*")}
     assert written == {f"{row['path']}.png" for row in rows}
+
+
+def test_predictions_agree_with_scores_and_masks(trained, predicted):
+    evaluation = json.loads((trained[0] / "evaluation.json").read_text())
+    rows, lines = table(predicted), predictions(predicted)
+    assert [line["file"] for line in lines] == [row["path"] for row in rows]
+    for row, line in zip(rows, lines, strict=True):
+        assert line["score"] == pytest.approx(float(row["calibrated"]), rel=1e-6)
+        assert line["percentile"] == pytest.approx(float(row["percentile"]), rel=1e-3)
+        assert (line["decision"], line["warning"]) == (row["decision"], row["warning"])
+        assert line["threshold"] == evaluation["scores"]["calibrated"]["threshold"]
+        mask = np.asarray(Image.open(predicted / "masks" / line["png"]))
+        assert line["size"] == [*mask.shape[::-1]] == [48, 48]
+        labels, n_regions = ndimage.label(mask, np.ones((3, 3)))
+        assert len(line["regions"]) == n_regions
+        assert sorted(r["area"] for r in line["regions"]) == sorted(np.bincount(labels.ravel())[1:])
+        boxes = [(c.start, r.start, c.stop - c.start, r.stop - r.start) for r, c in ndimage.find_objects(labels)]
+        assert sorted(tuple(region["box"]) for region in line["regions"]) == sorted(boxes)
+    assert sum(len(line["regions"]) for line in lines) > 5
+
+
+def test_coco_has_the_regions_of_anomalous_images(predicted):
+    content = json.loads((predicted / "coco.json").read_text(encoding="utf-8"))
+    assert content.keys() == {"info", "licenses", "categories", "images", "annotations"}
+    assert content["categories"] == [{"id": 1, "name": "anomaly", "supercategory": ""}]
+    lines = predictions(predicted)
+    shown = ("file_name", "width", "height", "decision", "score")
+    assert [[image[key] for key in shown] for image in content["images"]] == [
+        [line["file"], *line["size"], line["decision"], line["score"]] for line in lines
+    ]
+    ids = {image["id"]: image["file_name"] for image in content["images"]}
+    assert len(ids) == len(lines) and len({a["id"] for a in content["annotations"]}) == len(content["annotations"])
+    found = [(ids[a["image_id"]], a["bbox"], a["area"], a["score"]) for a in content["annotations"]]
+    anomalous = [line for line in lines if line["decision"] == "anomalous"]
+    assert found == [(i["file"], r["box"], r["area"], r["peak"]) for i in anomalous for r in i["regions"]]
+    assert found and {(a["category_id"], a["iscrowd"]) for a in content["annotations"]} == {(1, 0)}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
+def test_coco_loads_in_pycocotools(predicted):
+    coco = pytest.importorskip("pycocotools.coco").COCO(predicted / "coco.json")
+    for index in coco.getImgIds(catIds=1):
+        masks = [coco.annToMask(annotation) for annotation in coco.loadAnns(coco.getAnnIds(index))]
+        mask = np.asarray(Image.open(predicted / "masks" / f"{coco.loadImgs(index)[0]['file_name']}.png"))
+        np.testing.assert_array_equal(255 * sum(masks), mask)
+
+
+def test_drift_is_reported(trained, tmp_path, capsys):
+    workdir, images = trained
+    result = predict(workdir, images / "normal", tmp_path / "same", maps=False)
+    assert not result.drift.found and f"\n{result.drift.sentence}\n" in capsys.readouterr().out
+    assert result.drift.n_images == 60 and result.drift.n_calibration < 18
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    main = evaluation["scores"]["calibrated"]
+    # As of a run with more calibration images, all of which score higher than these.
+    main["calibration_scores"] = np.linspace(1000, 2000, 100).tolist()
+    main["threshold"], evaluation["n_calibration_groups"] = 1950.0, 100
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run/evaluation.json").write_text(json.dumps(evaluation))
+    result = predict(tmp_path / "run", images / "normal", tmp_path / "out")
+    assert result.drift.verdict == "lower" and "Drift: " in capsys.readouterr().out
+    content = json.loads((tmp_path / "out/drift.json").read_text())
+    assert content == dataclasses.asdict(result.drift) | {"sentence": result.drift.sentence}
+    assert markupsafe.escape(result.drift.sentence) in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+
+
+def test_slices_of_a_stack(trained, tmp_path):
+    """Each has regions in its own size, and all count as one image for drift."""
+    nibabel = pytest.importorskip("nibabel")
+    values = np.random.default_rng(0).integers(0, 255, (40, 56, 30)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii.gz")
+    result = predict(trained[0], tmp_path / "scan.nii.gz", tmp_path / "out")
+    lines = predictions(tmp_path / "out")
+    assert [line["file"] for line in lines] == [f"scan.nii.gz#{i:03}" for i in range(30)]
+    assert {tuple(line["size"]) for line in lines} == {(40, 56)}
+    assert result.drift.verdict == "undecided" and result.drift.n_independent <= 1
+    for line in lines[:3]:
+        mask = np.asarray(Image.open(tmp_path / "out/masks" / line["png"])) > 0
+        assert sum(region["area"] for region in line["regions"]) == mask.sum()
+
+
+def test_rotated_photo_has_regions_as_it_is_displayed(trained, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 70), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
+    predict(trained[0], tmp_path / "a.jpg", tmp_path / "out")
+    (line,) = predictions(tmp_path / "out")
+    mask = np.asarray(Image.open(tmp_path / "out/masks/a.jpg.png")) > 0
+    assert line["size"] == [30, 70] == [*mask.shape[::-1]]
+    assert sum(region["area"] for region in line["regions"]) == mask.sum()
+
+
+def test_only_unreadable_files(trained, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/torn.png").write_bytes(b"\x89PNG\r\n")
+    assert predict(trained[0], tmp_path / "new", tmp_path / "out").scored == 0
+    assert predictions(tmp_path / "out") == []
+    content = json.loads((tmp_path / "out/coco.json").read_text())
+    assert content["images"] == content["annotations"] == []
+    assert "torn.png" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
 
 def test_condition_comes_from_flag_or_nearest_folder(tmp_path):

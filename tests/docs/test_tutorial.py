@@ -56,7 +56,7 @@ def test_own_images(folder):
         and "80 calibration images" in output
     )
     assert "Baseline check: PCA, 64 components scores" in output
-    run(predict)
+    assert "Report: results/report.html" in run(predict)
     with open("results/scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6 and any(row["decision"] == "anomalous" for row in rows)

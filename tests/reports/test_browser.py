@@ -96,25 +96,31 @@ FIELDS = {
 
 
 def open_in_browser(tmp_path, page, *flags, width=None):
-    """Returns the result of INSPECTION on the page, and the messages of the browser's console.
-
-    With `width` the page is opened in a frame, since windows have a minimum width.
-    """
+    """Returns the result of INSPECTION on the page, and the messages of the browser's console."""
     inspection = INSPECTION.replace("CHOICES", json.dumps(CHOICES))
+    return run_chromium(tmp_path / "page.html", page, inspection, "script-src ", *flags, width=width)
+
+
+def run_chromium(path, page, inspection, directive, *flags, width=None):
+    """Writes a page to `path`, runs a script in it, and returns what it writes to #result, and the console's messages.
+
+    The page's security policy allows the script, before its first `directive`. With `width` the page is opened in a
+    frame, since windows have a minimum width.
+    """
     allowed = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'"
         for s in (ERROR_LISTENER, inspection)
     )
-    page = page.replace("script-src ", f"script-src {allowed} ", 1)
+    policy = f"script-src {allowed} " if directive == "script-src " else f"script-src {allowed}; {directive}"
+    page = page.replace(directive, policy, 1)
     page = page.replace("<title>", f"<script>{ERROR_LISTENER}</script><title>", 1)
     page = page.replace("</body>", f"<script>{inspection}</script></body>", 1)
     if width:
         frame = f'<iframe style="border: 0" width="{width}" height="800" srcdoc='
         page = f'<!doctype html><meta charset="utf-8"><body>{frame}"{html.escape(page)}"></iframe>'
-    path = tmp_path / "page.html"
     path.write_text(page, encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    command += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--disable-background-networking", f"--user-data-dir={path.parent / 'profile'}"]
     command += ["--enable-logging=stderr", "--window-size=1200,900", *flags, "--dump-dom"]
     result = subprocess.run([*command, path.as_uri()], capture_output=True, timeout=60, encoding="utf-8")
     output = re.search(r'<pre id="result">(.*?)</pre>', result.stdout, re.S)

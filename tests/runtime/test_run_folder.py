@@ -172,6 +172,7 @@ def test_files_of_a_run_are_written_atomically():
         "runtime/launchers.py",  # log.txt of other processes
         "nn/vgg16/formats.py",  # the user's cache
         "commands/predict.py",  # a new folder
+        "reports/prediction_files.py",  # likewise, image by image
         "commands/exporting/artifact.py",  # a temporary folder, renamed when complete
         "training/saving/orbax_extras.py",  # within a checkpoint that Orbax renames when complete
     }
