@@ -2,8 +2,8 @@
 
     python launch.py --config=configs/improved_bigan.py:phantom
 
-Ablations: no_se, no_residual, no_perceptual, no_ssim, no_adversarial, no_pretrain, and plain, which leaves the parts
-of a classical BiGAN.
+Ablations: no_se, no_residual, no_perceptual, no_ssim, no_adversarial, no_pretrain, one_reconstruction (per step of the
+second phase, in place of three), and plain, which leaves the parts of a classical BiGAN.
 
 The paper does not give the weight of the adversarial loss. At 0.01, with 10 for reconstruction, calibration images
 are reconstructed better than at 1 on phantom, bottle and plant; at 1 the second phase undoes the first on phantom and
@@ -26,6 +26,7 @@ ABLATIONS = {
         "phases.phase2.objectives.adversarial.times": 0,
     },
     "no_pretrain": {"phases.phase1.epochs": 0},
+    "one_reconstruction": {"phases.phase2.objectives.reconstruction.times": 1},
     # Reconstructs pretrained features in place of images: no term of the loss requires VGG16 once more.
     "features": {
         "group": "features",
