@@ -22,6 +22,8 @@ from jax.custom_batching import custom_vmap
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from bigan_jax.nn import winograd
+
 AnyArray = Array | np.ndarray  # cotangents may be NumPy arrays
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -51,9 +53,9 @@ def _kernel_gradient(image, code):
 @jax.custom_vjp
 def same(image: Float[AnyArray, "b h w c"], kernel: Float[AnyArray, "3 3 c d"]) -> Float[Array, "b h w d"]:
     """Convolution with stride 1 and one pixel of zero padding."""
-    if _on_cpu() or not _is_at_image(kernel):
-        return _direct_same(image, kernel)
-    return _same_by_product(image, kernel)
+    if _on_cpu():
+        return (_winograd if winograd.is_faster(image, kernel) else _direct_same)(image, kernel)
+    return (_same_by_product if _is_at_image(kernel) else _direct_same)(image, kernel)
 
 
 @jax.custom_vjp
@@ -169,6 +171,7 @@ def _gradient(image, code, stride, size):
 _direct_downsample = _one_seed_at_a_time(partial(_convolution, stride=2))
 _direct_upsample = _one_seed_at_a_time(partial(_adjoint, stride=2))
 _direct_kernel_gradient = _one_seed_at_a_time(partial(_gradient, stride=2, size=4))
+_winograd = _one_seed_at_a_time(winograd.convolve)
 _direct_same = _one_seed_at_a_time(partial(_convolution, stride=1))
 _direct_same_adjoint = _one_seed_at_a_time(partial(_adjoint, stride=1))
 _direct_same_kernel_gradient = _one_seed_at_a_time(partial(_gradient, stride=1, size=3))

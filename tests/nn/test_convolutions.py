@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.test_util import check_grads
 
 from benchmarks.convolutions import implementations
-from bigan_jax.nn import convolutions
+from bigan_jax.nn import convolutions, winograd
 
 SIZES = [(2, 1, 3, 5, 7), (1, 4, 4, 8, 1), (3, 8, 6, 2, 16), (2, 16, 16, 4, 3)]  # b, h, w, d, c
 SIZES += [(1, 2, 3, 68, 17)]  # with many channels on both sides
@@ -126,6 +127,50 @@ def test_accelerator_implementations_in_bfloat16(operation, monkeypatch):
     rounded = operation(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
     assert rounded.dtype == jnp.bfloat16
     assert_near(rounded, operation(x, kernel), jnp.bfloat16)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 12), (1, 7, 5), (3, 1, 2)])
+def test_winograd_equals_a_convolution_in_float64(shape):
+    image, kernel = draw(0, (*shape, 6)), draw(1, (3, 3, 6, 5))
+    _, h, w = shape
+    padded = np.pad(np.asarray(image, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    taps = np.asarray(kernel, np.float64)
+    expected = sum(padded[:, i : i + h, j : j + w] @ taps[i, j] for i in range(3) for j in range(3))
+    np.testing.assert_allclose(jax.jit(winograd.convolve)(image, kernel), expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_winograd_takes_large_float32_layers_on_cpus_only():
+    def primitives(dtype, depth=128, target="cpu"):
+        image = jax.ShapeDtypeStruct((2, 32, 32, 128), dtype)
+        kernel, bias = jax.ShapeDtypeStruct((3, 3, 128, depth), dtype), jnp.zeros(depth, dtype)
+        layer = convolutions.conv3x3(depth)
+        with convolutions.traced_for(target):
+            return str(
+                jax.make_jaxpr(lambda x, k: layer.apply({"params": {"kernel": k, "bias": bias}}, x))(image, kernel)
+            )
+
+    assert "conv_general_dilated" not in primitives(jnp.float32)
+    assert "conv_general_dilated" in primitives(jnp.bfloat16)
+    assert "conv_general_dilated" in primitives(jnp.float32, depth=8)
+    assert "conv_general_dilated" in primitives(jnp.float32, target="gpu")
+    assert "conv_general_dilated" in primitives(jnp.float32, target=convolutions.PLAIN)
+
+
+def test_gradients_by_winograd_equal_xlas(monkeypatch):
+    monkeypatch.setattr(winograd, "is_faster", lambda *_: True)
+    x, kernel = draw(0, (2, 6, 9, 4)), draw(1, (3, 3, 4, 5))
+
+    def xla(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def gradients(convolve):
+        y, back = jax.vjp(convolve, x, kernel)
+        return back(draw(2, y.shape))
+
+    for actual, expected in zip(gradients(convolutions.same), gradients(xla), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-4)
+    seeds = jax.vmap(convolutions.same, (0, None))(jnp.stack([x, 2 * x]), kernel)
+    np.testing.assert_allclose(seeds[1], 2 * xla(x, kernel), atol=1e-3)
 
 
 def test_implementations_in_the_benchmark_agree():
