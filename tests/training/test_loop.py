@@ -55,7 +55,7 @@ def train_recorded(workdir, monkeypatch, scanned, ahead=True):
             patch.setattr(loop, "_LONG_EPOCH", 0)
         with prepare_jobs({workdir: config}) as (job,):
             train.fit(job)
-            like = jax.eval_shape(partial(job.init_state, config.seed))
+            like = job.init_state.eval_shape(config.seed)
             checkpoints = CheckpointManager(workdir, EPOCHS)
             states = {name: checkpoints._read(name, like)[1] for name in checkpoints.names()}
             checkpoints.close()
