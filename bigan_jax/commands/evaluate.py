@@ -79,8 +79,9 @@ def evaluate_run(
 ) -> dict:
     """Evaluates a state after `epochs` epochs, writes all files, and returns the content of evaluation.json.
 
-    A detector that is fitted is fitted again on parts of the images by `fitter`, if it is given, whose programs are
-    compiled. config.json is replaced only once the scores are computed, so that an error leaves an earlier evaluation as it is.
+    A detector that is fitted is fitted again on parts of the images: by `fitter`, whose programs are compiled, if it is
+    given. config.json is replaced only once the scores are computed, so that an error leaves an earlier evaluation as
+    it is.
 
     Raises:
       UserError: a score is not finite, or a file cannot be written.

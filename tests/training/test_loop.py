@@ -2,7 +2,6 @@
 
 import threading
 from concurrent.futures import wait
-from functools import partial
 
 import jax
 import numpy as np
