@@ -140,7 +140,7 @@ def _medians(name, rows):
 
 def table_row(row: Mapping) -> str:
     """Returns a row of the Markdown table."""
-    cells = [f"{row[c]:.0f}" if c == "compiled" else f"{row[c]:.2f}" if c in row else "" for c in COLUMNS]
+    cells = [f"{row[c]:.{0 if c == 'compiled' else 2}f}" if c in row else "" for c in COLUMNS]
     return f"| {' | '.join([row['name'], *cells])} |"
 
 
