@@ -4,9 +4,8 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import optax
 
 from bigan_jax.data.audit import Audit
@@ -66,7 +65,7 @@ class TrainingJob(NamedTuple):
     weights: str  # digest of the frozen networks' weights; "" if there are none
     steps_per_epoch: int
     batch_size: int  # over all devices
-    init_state: jax.stages.Wrapped  # a compiled function from a seed to the TrainState before the first step
+    init_state: Any  # a function of jax.jit from a seed to the TrainState before the first step
     make_runner: Callable[..., EpochRunner]  # from the scale of learning rates, and optionally `scanned` and `seeds`
     fitter: Fitter | None  # of a detector that is fitted
     workdir: Path
