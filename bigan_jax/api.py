@@ -363,7 +363,8 @@ def _train(config: ConfigDict, source: ImageSource, workdir: Path) -> None:
         if started and (audit.count_added_later(workdir) or audit.count_trained(workdir) != n_train):
             raise UserError(f"{workdir} holds a detector that was fitted on other images. Use another workdir.")
         state = fit(job)
-        evaluate_run(config, job.dataset, audit, job.built.detector, state, job.epochs, workdir)
+        evaluated = job.dataset, audit, job.built.detector, state, job.epochs, job.workdir
+        evaluate_run(config, *evaluated, job.fitter)
 
 
 @no_type_check

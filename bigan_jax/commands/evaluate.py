@@ -78,10 +78,13 @@ def evaluate_run(
     state: TrainState,
     epochs: int,
     workdir: Path,
+    fitter: Fitter | None = None,
 ) -> dict:
     """Evaluates a state after `epochs` epochs, writes all files, and returns the content of evaluation.json.
 
-    config.json is replaced only once the scores are computed, so that an error leaves an earlier evaluation as it is.
+    A detector that is fitted is fitted again on parts of the images: by `fitter`, whose programs are compiled, if it is
+    given. config.json is replaced only once the scores are computed, so that an error leaves an earlier evaluation as
+    it is.
 
     Raises:
       UserError: a score is not finite, or a file cannot be written.
@@ -90,7 +93,7 @@ def evaluate_run(
     scorer = make_scorer(settings, detector, state, batch_size=settings.batch_size, name=settings.score.name)
     refits = None
     if detector.fit:
-        fitter = Fitter(detector, settings.data.image_shape, settings.batch_size)
+        fitter = fitter or Fitter(detector, settings.data.image_shape, settings.batch_size)
         refits = partial(cross_fit, fitter, settings.seed)
     assessment = assess(scorer, dataset, settings.score, settings.threshold, settings.identity, refits)
     write_config(workdir, config)

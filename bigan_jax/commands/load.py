@@ -55,6 +55,7 @@ def load(workdir: str | Path) -> AnomalyScorer:
             settings,
             detector,
             state,
+            batch_size=settings.batch_size,  # as in the evaluation, whose programs the compilation cache has
             name=result.score_name,
             statistics=statistics[0] if statistics else None,
             asymmetry=statistics[1] if len(statistics) > 1 else None,

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from bigan_jax.data.files.medical import split_slice
 from bigan_jax.data.files.unreadable import MAX_LISTED, UnreadableFile, is_within_folder, try_read
 from bigan_jax.data.inputs import open_inputs
 from bigan_jax.data.loading import is_dark
+from bigan_jax.data.streaming import prefetch
 from bigan_jax.errors import UserError
 from bigan_jax.evaluation.result import require_evaluation
 from bigan_jax.evaluation.scorer import AnomalyScorer
@@ -35,8 +37,8 @@ from bigan_jax.runtime.jax_setup import require_platforms
 from bigan_jax.runtime.progress_bar import progress_bar
 from bigan_jax.runtime.run_config import package_version, read_config
 
-BLOCK = 64  # images in memory at a time, as files and in the model's size; fewer if the files are large
-BLOCK_BYTES = 2**28
+BLOCK = 64  # images per block, as files and in the model's size; fewer if the files are large. Two are in memory.
+BLOCK_BYTES = 2**27
 
 
 class Predicted(NamedTuple):
@@ -132,10 +134,11 @@ def _predict(scorer, evaluation, folder, conditions, not_read, output, maps):
     with (
         (output / "scores.csv").open("w", newline="", encoding="utf-8") as file,
         progress_bar(len(conditions), "images", unit="image") as bar,
+        # A block is read while the one before is scored and drawn.
+        closing(prefetch(lambda names: _read(folder, names.tolist(), scorer.image_format), blocks, 1)) as reading,
     ):
         table = csv.writer(file)
-        for names in blocks:
-            contents, images, block_unreadable = _read(folder, names.tolist(), scorer.image_format)
+        for names, contents, images, block_unreadable in reading:
             if images:
                 indices = np.array([conditions[name] for name in images], np.int32)
                 search = "search" if scorer.search_steps else ""
@@ -221,7 +224,7 @@ def _find_drift(evaluation, folder, scores):
 
 
 def _read(folder, names, image_format):
-    """Returns the files' bytes and the images in the format of the networks, by name, and unreadable files."""
+    """Returns the names, the files' bytes and the decoded images by name, and the unreadable files."""
     contents = dict(zip(names, folder.read(names, False), strict=True))
 
     def decode(name):
@@ -232,7 +235,7 @@ def _read(folder, names, image_format):
     results = dict(zip(names, map_in_threads(decode, names, "images"), strict=True))
     unreadable = [result for result in results.values() if isinstance(result, UnreadableFile)]
     images = {n: r for n, r in results.items() if not isinstance(r, UnreadableFile)}
-    return contents, images, unreadable
+    return names, contents, images, unreadable
 
 
 def _append_unreadable(unreadable, path):

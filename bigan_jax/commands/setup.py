@@ -24,6 +24,7 @@ from bigan_jax.detector import init_state
 from bigan_jax.errors import UserError, printable
 from bigan_jax.nn.vgg16 import weights as vgg16_weights
 from bigan_jax.runtime import distributed
+from bigan_jax.runtime.jax_setup import fast_compilation
 from bigan_jax.runtime.lock import exclusive_lock
 from bigan_jax.runtime.run_config import require_same_config, write_config
 from bigan_jax.training import device_layout, epoch_runner
@@ -79,10 +80,12 @@ def prepare_jobs(configs: Mapping[Path, ConfigDict], source: ImageSource | None 
 
         shape, fitter = settings.data.image_shape, None
         # Compiled alone, so that the initial values do not depend on the fusion of operations.
-        init = jax.jit(partial(init_state, built.detector, built.optimizers, shape=shape))
+        init = jax.jit(
+            partial(init_state, built.detector, built.optimizers, shape=shape), compiler_options=fast_compilation()
+        )
         if built.detector.fit:
             fitter = Fitter(built.detector, shape, settings.batch_size)
-            init = fitter.init_state
+            init = fitter.init
         make_runner = cache(partial(_make_runner, settings, built, dataset.train, steps))
         policies = settings.on_nan, settings.checkpointing
         shared = built, dataset, audit, weights, steps, batch_size, init, make_runner, fitter

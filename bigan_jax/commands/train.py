@@ -86,7 +86,8 @@ def train_and_evaluate(job: TrainingJob, config: ConfigDict) -> dict:
     with distributed.primary_first(f"evaluation of {job.workdir.name}"):
         if not distributed.is_primary():
             return {}
-        return evaluate_run(config, job.dataset, job.audit, job.built.detector, state, job.epochs, job.workdir)
+        evaluated = job.dataset, job.audit, job.built.detector, state, job.epochs, job.workdir
+        return evaluate_run(config, *evaluated, job.fitter)
 
 
 def fit(job: TrainingJob) -> TrainState:

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -69,7 +69,7 @@ def fixed_draw(n: int, limit: int) -> Int[np.ndarray, "m"]:
     return np.sort(np.random.default_rng(0).choice(n, limit, replace=False))
 
 
-def prefetch(read: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2) -> Iterator[Result]:
+def prefetch(read: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2) -> Generator[Result]:
     """Yields `read(item)` for each item in order, read ahead by a thread.
 
     At most `ahead` results are read in advance. Exceptions of `read` are raised when their result is due. The thread

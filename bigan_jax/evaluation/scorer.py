@@ -170,6 +170,12 @@ class AnomalyScorer:
         return int(self._variables[0].step)
 
     @property
+    def _device(self):
+        """The device of the detector's state; None if that is on the host."""
+        step = self._variables[0].step
+        return step.sharding if isinstance(step, jax.Array) and step.committed else None
+
+    @property
     def search_steps(self) -> int:
         """The number of latent search steps per reconstruction; 0 for most models."""
         return self._searcher.steps
@@ -199,7 +205,7 @@ class AnomalyScorer:
             raise UserError(f"images must be uint8 (n, {shape}) for this detector (got {images.dtype} {images.shape}).")
         condition = _checked_conditions(condition, len(images), self.conditions)
         # All images share a key: an image's position must not affect its result.
-        key = jax.random.key(self._variables[0].seed)
+        seed = self._variables[0].seed
         scores: dict[str, Any] = {}
         batches = self._batches(len(images))
         bar = progress_bar(
@@ -210,8 +216,7 @@ class AnomalyScorer:
             leave=False,
         )
         for indices in batches:
-            keys = jnp.broadcast_to(key, len(indices))
-            batch = Batch(jnp.asarray(self.inside(images[indices])) / 255, jnp.asarray(condition[indices]))
+            batch, keys = _make_batch(seed, self.inside(images[indices]), condition[indices])
             batch = self._searcher(*self._variables, batch, keys, bar.update)
             if self._reconstructs:
                 reconstruction, native = self._apply(*self._variables, batch, keys)
@@ -360,7 +365,9 @@ class AnomalyScorer:
         """Returns the score terms of reconstructions by another method; both arrays are in [0, 1]."""
         parts = []
         for indices in self._batches(len(images)):
-            terms = self._score_batch(images[indices], reconstructions[indices])["terms"]
+            # Committed to the device as in `score`, or the program would be compiled again.
+            compared = jax.device_put((images[indices], reconstructions[indices]), self._device)
+            terms = self._score_batch(*compared)["terms"]
             parts.append(jax.tree.map(partial(_first, indices[-1] + 1 - indices[0]), terms))
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
@@ -385,6 +392,12 @@ class AnomalyScorer:
     def _statistics_or_any(self):
         """Returns the pixel statistics, or any before they are fitted."""
         return self.statistics or PixelStatistics(*np.stack([np.zeros(self.shape[:2]), np.ones(self.shape[:2])]))
+
+
+@jax.jit
+def _make_batch(seed, images, condition):
+    """One program, as each operation outside of one would be compiled by itself."""
+    return Batch(images / 255, condition), jnp.broadcast_to(jax.random.key(seed), len(images))
 
 
 def _range(name, values):

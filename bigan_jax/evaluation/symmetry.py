@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
-from sklearn.metrics.pairwise import euclidean_distances
 
 from bigan_jax.data.streaming import LazyImages, fixed_draw
 from bigan_jax.data.thumbnails import thumbnails
@@ -34,6 +33,8 @@ def symmetry_ratio(images: TrainingImages, group: Shaped[np.ndarray, "n"]) -> fl
     smoothed as asymmetry is. A fixed draw of them is compared. None if there is one group only, or if images of
     different groups are the same.
     """
+    from sklearn.metrics.pairwise import euclidean_distances  # takes a second to import
+
     chosen = fixed_draw(len(images), _MAX_IMAGES)
     small = np.concatenate([_small(images, block) for block in _blocks(chosen)])
     mirror = symmetry.mirrored(small, symmetry.mirror_shift(small))

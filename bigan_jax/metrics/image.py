@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from scipy.stats import rankdata
-from sklearn.metrics import average_precision_score
 
 from bigan_jax.metrics.thresholds import decide
 from bigan_jax.value_checks import require_finite
@@ -75,6 +73,8 @@ def auroc(score: Float[np.ndarray, "n"], label: Bool[np.ndarray, "n"]) -> float 
     score = require_finite(score, "score")
     if label.all() or not label.any():
         return None
+    from scipy.stats import rankdata  # takes a second to import, which commands without metrics need not wait for
+
     n_anomalous = int(label.sum())
     pairs_won = rankdata(score)[label].sum() - n_anomalous * (n_anomalous + 1) / 2
     return float(pairs_won / (n_anomalous * (len(label) - n_anomalous)))
@@ -87,7 +87,11 @@ def _resampled_auroc(samples):
 
 
 def _average_precision(score, label, counts):
-    return float(average_precision_score(label, score)) if counts.anomalous and counts.normal else None
+    if not (counts.anomalous and counts.normal):
+        return None
+    from sklearn.metrics import average_precision_score  # as above
+
+    return float(average_precision_score(label, score))
 
 
 def _resampled_average_precision(samples):

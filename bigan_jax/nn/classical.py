@@ -11,7 +11,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 from scipy.linalg import eigh
-from sklearn.decomposition import PCA
 
 AnyArray = Array | np.ndarray
 
@@ -34,6 +33,8 @@ def principal_axes(centered: Float[np.ndarray, "n f"], count: int) -> Float[np.n
     if count < 1:  # a single row, as in the folds of two images
         return centered[:0]
     if len(centered) > MAX_EXACT:
+        from sklearn.decomposition import PCA  # takes a second to import
+
         return np.asarray(PCA(count, svd_solver="randomized", random_state=0).fit(centered).components_)
     last = len(centered) - 1
     products = (centered @ centered.T).astype(np.float64)

@@ -14,8 +14,6 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import precision_recall_curve as precision_recall_points
-from sklearn.metrics import roc_curve as roc_points
 
 from bigan_jax.metrics.thresholds import decide
 
@@ -122,7 +120,9 @@ def roc_curve(
     if _prepare_curve(axes, label):
         axes.plot([0, 1], [0, 1], color=MUTED_COLOR, linestyle=":", label="chance")
         _draw_band(axes, band)
-        false_positive_rate, recall, _ = roc_points(label, score)
+        from sklearn.metrics import roc_curve  # takes a second to import
+
+        false_positive_rate, recall, _ = roc_curve(label, score)
         axes.plot(false_positive_rate, recall, color=NORMAL_COLOR, linewidth=2, label="this model")
         if threshold is not None:
             decision = decide(score, threshold)
@@ -141,7 +141,9 @@ def precision_recall_curve(
         prevalence = float(np.mean(label))
         axes.axhline(prevalence, color=MUTED_COLOR, linestyle=":", label=f"chance ({prevalence:.2f})")
         _draw_band(axes, band)
-        precision, recall, _ = precision_recall_points(label, score)
+        from sklearn.metrics import precision_recall_curve as curve  # takes a second to import
+
+        precision, recall, _ = curve(label, score)
         defined = recall > 0  # at recall 0, precision is 0, or 1 by scikit-learn's convention
         style = {"where": "post", "color": NORMAL_COLOR, "linewidth": 2, "label": "this model"}
         axes.step(recall[defined], precision[defined], **style)

@@ -59,6 +59,16 @@ def enable_compilation_cache(folder: str = "", max_bytes: int = _MAX_CACHE_BYTES
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
+def fast_compilation() -> dict[str, int] | None:
+    """Returns the `compiler_options` of `jax.jit` for a program that runs once, which takes less time than to compile.
+
+    On a CPU, LLVM optimizes less, in a third of the time; the results are the same, bit by bit.
+    """
+    import jax
+
+    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+
+
 def unavailable_platforms() -> str:
     """Returns the message for a JAX_PLATFORMS of which there is no device here; "" if JAX has one or is not used."""
     platforms = os.environ.get("JAX_PLATFORMS", "")

@@ -1,6 +1,7 @@
 """Runs epochs of training steps on the devices of one or several processes."""
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -123,7 +124,7 @@ class EpochRunner:
         """
         if not len(indices):
             return state, []
-        self._wait_for_compilation(objectives)
+        self._wait_for_compilation(*self._program_names(objectives))
         self._dispatched.add(objectives)
         run = self._epoch_program(objectives) if self._scanned else partial(self._step, objectives)
         all_logs, done = [], 0
@@ -221,23 +222,39 @@ class EpochRunner:
         """Starts to compile epochs in parallel, as each may take a minute; `dispatch` waits for its own.
 
         The epochs are compiled in the order of `programs`, and the program of BatchNorm statistics, if there are any,
-        last. Only the shapes of the state and of the indices of an epoch matter.
+        after the first. Only the shapes of the state and of the indices of an epoch matter. Nothing is compiled ahead
+        for images that are streamed.
         """
-        inputs = state, self.frozen, self.training_set, scatter(self.layout.shard_indices(indices))
-        functions: dict[Objectives, tuple] = {
-            objectives: (self._epoch_program(objectives), inputs) for objectives in programs
-        }
+        if self._streamed:
+            return
+        shards = self.layout.shard_indices(indices)
+        inputs = state, self.frozen, self.training_set, scatter(shards if self._scanned else shards[:, 0])
+        batch = None if self._scanned else self._prepare(state, *inputs[2:])
+        functions: dict[Objectives, tuple] = {}
+        for objectives in programs:
+            for name in self._program_names(objectives):
+                if self._scanned:
+                    functions[name] = self._epoch_program(objectives), inputs
+                else:
+                    functions[name] = self._updates[name[0]], (*inputs[:2], batch, 1)
         if statistics := batchnorm_statistics.current_statistics(state):
-            functions[STATISTICS] = self._add_statistics, (_no_batches(), statistics, *inputs)
-        self._compilers = ThreadPoolExecutor(thread_name_prefix="compile")
+            first, *others = functions.items()
+            of_statistics = STATISTICS, (self._add_statistics, (_no_batches(), statistics, *inputs))
+            functions = dict([first, of_statistics, *others])
+        # On a CPU, more programs than cores would delay the first, for which the training waits.
+        workers = None if self._scanned else max(2, os.cpu_count() or 2)
+        self._compilers = ThreadPoolExecutor(workers, thread_name_prefix="compile")
         for name, (function, arguments) in functions.items():
-            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments)
-            # JAX keeps the result with the function and uses it at the call.
-            self._compiling[name] = self._compilers.submit(function.lower(*shapes).compile)
+            self._compiling[name] = self._compilers.submit(_compile, function, jax.tree.map(_shape, arguments))
 
-    def _wait_for_compilation(self, name):
-        if name in self._compiling:
-            self._compiling.pop(name).result()
+    def _program_names(self, objectives: Objectives) -> list[Objectives]:
+        """Returns the names of the programs, among those that are compiled ahead, that take an epoch's steps."""
+        return [objectives] if self._scanned else [(name,) for name in dict.fromkeys(objectives)]
+
+    def _wait_for_compilation(self, *names):
+        for name in names:
+            if name in self._compiling:
+                self._compiling.pop(name).result()
 
     def has_run(self, objectives: Objectives) -> bool:
         """Returns whether all programs of an epoch have been called, and therefore are compiled."""
@@ -282,6 +299,15 @@ class EpochRunner:
             return self._add_step(number, statistics, state, frozen, images, of_step), None
 
         return lax.scan(add, (number, statistics), indices)[0]
+
+
+def _compile(function, shapes):
+    """Traces and compiles; JAX keeps the result with the function and uses it at the call."""
+    return function.lower(*shapes).compile()
+
+
+def _shape(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if isinstance(x, jax.Array) else x
 
 
 def _no_batches():

@@ -18,6 +18,7 @@ from bigan_jax.detector import FITTED, Detector, FitBatch, FitPass, Net, TrainSt
 from bigan_jax.errors import UserError
 from bigan_jax.nn.blocks import BATCH_AXIS
 from bigan_jax.runtime import distributed
+from bigan_jax.runtime.jax_setup import fast_compilation
 from bigan_jax.training.device_layout import DeviceLayout, first, replicate, scatter
 
 FOLDS = 5  # of a cross-fit
@@ -38,16 +39,13 @@ class Fitter:
         self._programs = [
             self._layout.pmap(partial(_add_batch, detector, fit_pass), donate_argnums=2) for fit_pass in self.passes
         ]
-        self._init = jax.jit(partial(init_state, detector, {}, shape=shape))
+        # From a seed to the state before the first pass.
+        self.init = jax.jit(partial(init_state, detector, {}, shape=shape), compiler_options=fast_compilation())
         self._frozen = None
-
-    def init_state(self, seed: int) -> TrainState:
-        """Returns the state before the first pass."""
-        return self._init(seed)
 
     def abstract_state(self, seed: int, epochs: int, step: int) -> TrainState:
         """Returns the shapes of the state after some passes and, unless it is 0, a step of the next."""
-        state = jax.eval_shape(self._init, seed)
+        state = self.init.eval_shape(seed)
         return state._replace(opt_state={self.passes[epochs].name: self._shapes(epochs, state)} if step else {})
 
     def steps(self, number: int, images: int) -> int:
@@ -57,7 +55,7 @@ class Fitter:
 
     def fit(self, images: TrainingImages, seed: int) -> TrainState:
         """Returns the state after all passes over the images."""
-        state = self.init_state(seed)
+        state = self.init(seed)
         for number in range(len(self.passes)):
             (sums,) = deque(self.sums(number, state, images), maxlen=1)
             state = self.finish(number, state, sums)

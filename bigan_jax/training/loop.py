@@ -140,8 +140,8 @@ class TrainLoop:
         self.runs_ahead = runner.epoch_is_one_program and not distributed.is_multiprocess()
 
     def compile_ahead(self) -> None:
-        """Starts to compile the programs of all remaining epochs, if an epoch is one program."""
-        if self.runs_ahead:
+        """Starts to compile the programs of all remaining epochs, unless several processes train."""
+        if not distributed.is_multiprocess():
             remaining = range(self.runs[0].progress.epochs, self.job.epochs)
             programs = dict.fromkeys(active_objectives(self._schedule(n)) for n in remaining)
             self.runner.compile_ahead(self.state, programs, self._stack(self._indices(0)))

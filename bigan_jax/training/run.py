@@ -4,9 +4,8 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import optax
 
 from bigan_jax.data.audit import Audit
@@ -66,7 +65,7 @@ class TrainingJob(NamedTuple):
     weights: str  # digest of the frozen networks' weights; "" if there are none
     steps_per_epoch: int
     batch_size: int  # over all devices
-    init_state: Callable[[int], TrainState]  # from a seed
+    init_state: Any  # a function of jax.jit from a seed to the TrainState before the first step
     make_runner: Callable[..., EpochRunner]  # from the scale of learning rates, and optionally `scanned` and `seeds`
     fitter: Fitter | None  # of a detector that is fitted
     workdir: Path
@@ -105,10 +104,9 @@ class TrainingRun:
 
         With several processes, process 0 restores and broadcasts.
         """
-        begin = partial(self.job.init_state, self.job.seed)
-        fitter = self.job.fitter
-        like = partial(fitter.abstract_state, self.job.seed) if fitter else jax.eval_shape(begin)
-        progress, state = self.checkpoints.restore(like) or (Progress(0), begin())
+        init, seed, fitter = self.job.init_state, self.job.seed, self.job.fitter
+        like = partial(fitter.abstract_state, seed) if fitter else init.eval_shape(seed)
+        progress, state = self.checkpoints.restore(like) or (Progress(0), init(seed))
         self.progress = Progress(**distributed.broadcast_json(progress._asdict()))
         self.state = distributed.broadcast(state)
 

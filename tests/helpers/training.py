@@ -77,7 +77,7 @@ def record_trained_states(monkeypatch):
     """Skips evaluations; returns the list that gets the states which they would evaluate."""
     states = []
 
-    def evaluate_run(config, dataset, audit, detector, state, epochs, workdir):
+    def evaluate_run(config, dataset, audit, detector, state, epochs, workdir, fitter=None):
         states.append(state)
         return {}
 

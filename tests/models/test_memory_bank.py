@@ -31,7 +31,7 @@ def one_device(monkeypatch):
 def candidates(detector, images):
     """Returns the candidates of a fit's second pass, and the state before it."""
     fitter = Fitter(detector, features.SHAPE, 8)
-    state = fitter.init_state(3)
+    state = fitter.init(3)
     (sums,) = deque(fitter.sums(0, state, images), maxlen=1)
     state = fitter.finish(0, state, sums)
     (sums,) = deque(fitter.sums(1, state, images), maxlen=1)

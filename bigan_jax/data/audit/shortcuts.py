@@ -4,10 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, Shaped
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from bigan_jax.data.audit.duplicates import Pairs
 from bigan_jax.metrics.image import auroc
@@ -46,6 +42,12 @@ def shortcut_aurocs(
 def _cross_validated_auroc(values, label, group):
     """Returns the AUROC of a logistic regression on images to which it was not fitted."""
     grouped = len(np.unique(group)) < len(group)  # if not, the slow grouped split is not needed
+    # These take a second to import, which commands without an audit need not wait for.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     folds = StratifiedGroupKFold if grouped else StratifiedKFold
     model = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky"))
     options = {"groups": group if grouped else None, "cv": folds(FOLDS, shuffle=True, random_state=0)}
