@@ -7,16 +7,10 @@ Writes docs/results/synthetic.csv, with a row per run and score. Rows of runs th
 
 import argparse
 import csv
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bigan_jax.commands.load import load
-from bigan_jax.commands.settings import parse_settings
-from bigan_jax.commands.setup import load_audited
-from bigan_jax.errors import UserError
-from bigan_jax.evaluation.synthetic_defects import DEFECTS, synthetic_aurocs
-from bigan_jax.runtime.run_config import read_config
+from bigan_jax.commands.synthetic import measure_runs
+from bigan_jax.evaluation.synthetic_defects import DEFECTS
 
 from .runs import RESULTS, find_runs, name_of
 
@@ -32,27 +26,16 @@ def main() -> None:
     rows = read_rows()
     known = set() if arguments.again else {run for run, _ in rows}
     workdirs = [workdir for workdir in find_runs(arguments.folder) if name_of(workdir) not in known]
-    for name, aurocs in measure(workdirs):
+    for workdir, aurocs in measure_runs(workdirs):
+        if isinstance(aurocs, str):
+            print(f"{workdir} is left out: {aurocs}")
+            continue
+        name = name_of(workdir)
         for score, values in aurocs.items():
             rows[name, score] = {"run": name, "score": score} | {k: f"{v:.4f}" for k, v in values.items()}
         write_rows(rows)
         means = (f"{score} {values['mean']:.3f}" for score, values in aurocs.items())
         print(f"{name}: {', '.join(means)}", flush=True)
-
-
-def measure(workdirs: Iterable[Path]) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
-    """Yields for each run its name and the result of `synthetic_aurocs`; runs on equal data share one reading."""
-    by_data = defaultdict(list)
-    for workdir in workdirs:
-        by_data[parse_settings(read_config(workdir)).data].append(workdir)
-    for together in by_data.values():
-        dataset, _ = load_audited(parse_settings(read_config(together[0])))
-        images = dataset.calibration
-        for workdir in together:
-            try:
-                yield name_of(workdir), synthetic_aurocs(load(workdir), images.image, images.condition)
-            except UserError as error:
-                print(f"{workdir} is left out: {error}")
 
 
 def read_rows() -> dict[tuple[str, str], dict[str, str]]:

@@ -16,6 +16,8 @@ from sklearn.metrics import roc_auc_score
 
 import bigan_jax
 from benchmarks.results import pages, runs, selection, synthetic, tables
+from bigan_jax.commands.compare import compare
+from bigan_jax.commands.synthetic import measure_runs
 from bigan_jax.configs import pca
 from bigan_jax.errors import UserError
 from bigan_jax.metrics.bootstrap import paired_auroc_interval
@@ -201,8 +203,12 @@ def test_add_stores_a_finished_run(tmp_path):
     assert "--model.components=4" in row["command"]
     labels = lines[lines[name]["test"]]["label"]
     assert roc_auc_score(labels, lines[name]["scores"]["paper"]) == pytest.approx(float(row["paper_auroc"]))
-    ((of_run, aurocs),) = synthetic.measure([workdir])
-    assert of_run == name and aurocs.keys() == {"paper", "calibrated"} and 0 <= aurocs["paper"]["mean"] <= 1
+
+    measured = dict(measure_runs([workdir]))[workdir]
+    assert measured.keys() == {"paper", "calibrated"} and 0 <= measured["paper"]["mean"] <= 1
+    compared = compare([workdir], tmp_path / "comparison", synthetic=True)
+    assert compared.datasets[0].rows[0].values["synthetic"].mean == measured["calibrated"]["mean"]
+    assert "AUROC of synthetic defects" in (tmp_path / "comparison" / "comparison.md").read_text(encoding="utf-8")
 
     other = json.loads(json.dumps(lines))
     other[lines[name]["test"]]["path"][0] = "another.png"
