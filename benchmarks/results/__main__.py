@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from . import runs, synthetic
-from .pages import pages
+from .pages import OutdatedText, pages
 
 
 def main() -> None:
@@ -24,7 +24,10 @@ def main() -> None:
         runs.add(rows, lines, workdir, arguments.commit)
     runs.write_rows(rows)
     runs.write_lines(lines)
-    files = pages(rows, lines, synthetic.read_rows())
+    try:
+        files = pages(rows, lines, synthetic.read_rows())
+    except OutdatedText as error:
+        raise SystemExit(f"The runs are stored, but the pages are not written. {error}") from error
     for name, text in files.items():
         (runs.RESULTS / name).write_text(text, encoding="utf-8")
     print(f"{len(rows)} runs; {', '.join(files)} in {runs.RESULTS}")

@@ -28,6 +28,7 @@ TITLES = {
     "brain": "brain, by patient",
     "brain_mixed": "brain_mixed",
 }
+_FEATURES = "features"  # a modifier that makes another detector, of pretrained features, and no ablation
 _SEEDS = ("--seed=", "--data.split_seed=")
 _OF_DATASET = ("--data.name=", "--data.channels=", "--data.image_size=")
 
@@ -75,8 +76,10 @@ class Results:
         groups = defaultdict(list)
         for row in self.rows.values():
             flags = [f for f in shlex.split(row["overrides"]) if not f.startswith((*_SEEDS, *_OF_DATASET))]
-            ablations = tuple(filter(None, row["ablations"].split("+")))
-            key = dataset_of(row), row["model"], ablations, row["quick"] == "true", " ".join(flags)
+            modifiers = row["ablations"].split("+") if row["ablations"] else []
+            model = f"{row['model']} ({_FEATURES})" if _FEATURES in modifiers else row["model"]
+            ablations = tuple(name for name in modifiers if name != _FEATURES)
+            key = dataset_of(row), model, ablations, row["quick"] == "true", " ".join(flags)
             groups[key].append(row)
         by_dataset = defaultdict(list)
         for (dataset, *fields), rows in groups.items():
@@ -99,7 +102,7 @@ class Results:
         """Returns the training-free baseline with the highest mean AUROC over the splits, at the size of the models."""
         splits = {}
         for row in self.rows.values():
-            if dataset_of(row) == dataset and row["paper_auroc"]:
+            if dataset_of(row) == dataset and row["paper_auroc"] and row["group"] != _FEATURES:
                 splits.setdefault(row["split_seed"], row)
         values = {
             name: spread(float(text) if (text := row[f"{prefix}baseline_{name}"]) else None for row in splits.values())
@@ -155,10 +158,11 @@ def overview(results: Results, prefix: str = DEFAULT) -> str:
     groups = {}
     for name in columns:
         for detector in results.main_detectors(name):
-            if value := detector.spread(f"{prefix}auroc"):
+            value = detector.spread(f"{prefix}auroc")
+            if value and not (prefix and detector.group == _FEATURES):  # whose error is not that of images
                 cells[detector.model][name] = value
                 groups[detector.model] = detector.group
-    best = {name: max((cells[m][name].mean for m in cells if name in cells[m]), default=0) for name in columns}
+    best = {name: _best([cells[m][name] for m in cells if name in cells[m]]) for name in columns}
     usual = usual_runs(results)
     order = list(MODELS)
     lines = [["model", *(TITLES[name] for name in columns)], ["---", *["---:"] * len(columns)]]
@@ -172,8 +176,14 @@ def overview(results: Results, prefix: str = DEFAULT) -> str:
             row = (_cell(cells[model].get(name), best[name], usual) for name in columns)
             lines.append([code_free(model), *row])
     baselines = [results.baseline(name, prefix) for name in columns]
-    lines.append(["*best training-free baseline*", *(_cell(b and b[1], 2, usual) for b in baselines)])
+    lines.append(["*best training-free baseline*", *(_cell(b and b[1], None, usual) for b in baselines)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _best(values: Sequence[Spread]) -> Spread:
+    """Returns the highest of the values over the most runs: fewer splits may be easier ones."""
+    most = max((value.n for value in values), default=0)
+    return max((value for value in values if value.n == most), default=Spread(2, None, 0))
 
 
 def usual_runs(results: Results) -> int:
@@ -205,8 +215,20 @@ def gains(results: Results) -> Gains:
             default, paper = detector.spread("auroc"), detector.spread("paper_auroc")
             if detector.model in MODELS and default and paper and baseline:
                 differences.append(default.mean - paper.mean)
-                below += default.mean < baseline[1].mean
+                own = detector.spread(f"baseline_{baseline[0]}")  # on the detector's splits
+                below += own is not None and default.mean < own.mean
     return Gains(float(np.mean(differences)), int(np.sum(np.array(differences) > 0)), below, len(differences))
+
+
+def is_best_model(results: Results, model: str, dataset: str) -> bool:
+    """Returns whether a model's mean is above that of each other model of the paper on the other's splits."""
+    detectors = {d.model: d for d in results.main_detectors(dataset) if d.model in MODELS}
+    own = {row["seed"]: float(row["auroc"]) for row in detectors[model].rows}
+    for other in (d for name, d in detectors.items() if name != model):
+        theirs = {row["seed"]: float(row["auroc"]) for row in other.rows if row["seed"] in own}
+        if theirs and np.mean([*theirs.values()]) >= np.mean([own[seed] for seed in theirs]):
+            return False
+    return True
 
 
 class Range(NamedTuple):
@@ -214,21 +236,21 @@ class Range(NamedTuple):
 
     lowest: float  # by the default score
     highest: float
-    paper_highest: float  # by the paper's score
+    paper_mean: float  # by the paper's score
 
 
 def range_of(results: Results, dataset: str, group: str) -> Range:
     """Returns the range of the mean AUROC over the detectors of a group."""
     detectors = [d for d in results.main_detectors(dataset) if d.group == group]
     default, paper = ([v.mean for d in detectors if (v := d.spread(c))] for c in ("auroc", "paper_auroc"))
-    return Range(min(default), max(default), max(paper))
+    return Range(min(default), max(default), float(np.mean(paper)))
 
 
-def _cell(value: Spread | None, best: float, usual: int) -> str:
+def _cell(value: Spread | None, best: Spread | None, usual: int) -> str:
     if value is None:
         return "–"
     mean = f"{value.mean:.3f}"
-    mean = f"**{mean}**" if value.mean >= best - 5e-4 else mean
+    mean = f"**{mean}**" if best and value.n == best.n and value.mean >= best.mean - 5e-4 else mean
     std = "" if value.std is None else f" ± {value.std:.3f}"
     return mean + std + (f" ({value.n})" if value.n != usual else "")
 
@@ -268,7 +290,7 @@ def baseline_table(results: Results, dataset: str) -> Table:
     """Returns the AUROC of each training-free baseline by both scores, over the splits."""
     rows = {}
     for row in results.rows.values():
-        if dataset_of(row) == dataset and row["paper_auroc"]:
+        if dataset_of(row) == dataset and row["paper_auroc"] and row["group"] != _FEATURES:
             rows.setdefault(row["split_seed"], row)
     cells: list[list[Cell]] = [
         [label(name), *(spread(float(t) if (t := r[f"{p}baseline_{name}"]) else None for r in rows.values()) for p in
