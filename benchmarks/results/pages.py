@@ -142,9 +142,9 @@ def aims_table(results: Results) -> str:
         most = max(value.n for value in values.values() if value)
         best = max((m for m in known if values[m].n == most), key=lambda model: known[model])
         cells = [TITLES[name]]
-        for column, (model, aim) in enumerate(zip(("improved_bigan", best), aims, strict=True)):
-            value = known.get(model)
-            text = "–" if value is None else f"{model} {value:.3f}"
+        pairs = ("", known.get("improved_bigan")), (f"{best} ", known[best])
+        for (model, value), aim in zip(pairs, aims, strict=True):
+            text = "–" if value is None else f"{model}{value:.3f}"
             missed = "" if value is None else "met" if round(value, 3) >= aim else f"missed by {aim - value:.3f}"
             cells += [tables.code_free(text), f"{aim:.3f}", missed]
         lines.append(f"| {' | '.join(cells)} |")
@@ -156,7 +156,14 @@ def selection_page(results: Results, synthetic: Mapping[tuple[str, str], Row]) -
     template = (_SOURCE / "selection.md.jinja").read_text(encoding="utf-8")
     by_score = [("", "By the default score"), ("paper", "By the paper's score")]
     text = "\n".join(markdown(selection.table(results, synthetic, score, title)) for score, title in by_score)
-    return jinja2.Template(template, keep_trailing_newline=True).render(generated=_GENERATED, tables=text.rstrip())
+    by_score = {score: selection.cells(results, synthetic, score) for score, _ in by_score}
+
+    def found(score: str, figure: str) -> dict[str, selection.Correlations]:
+        return selection.correlations(by_score[score], figure)
+
+    return jinja2.Template(
+        template, keep_trailing_newline=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+    ).render(generated=_GENERATED, tables=text.rstrip(), found=found, titles=TITLES)
 
 
 def dataset_page(results: Results, name: str) -> str:

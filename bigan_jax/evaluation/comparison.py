@@ -108,7 +108,7 @@ def compare_runs(
         by_dataset[run.result.dataset, run.result.category].append(run)
     order = {name: i for i, name in enumerate(_DATASET_ORDER)}
     keys = sorted(by_dataset, key=lambda key: (order.get(key[0], len(order)), key))
-    return [_compare_on_dataset(*key, by_dataset[key], synthetic or {}) for key in keys]
+    return [_compare_on_dataset(name, category, by_dataset[name, category], synthetic or {}) for name, category in keys]
 
 
 def differing_fields(row: ComparisonRow, other: ComparisonRow) -> dict[str, tuple[str, str]]:

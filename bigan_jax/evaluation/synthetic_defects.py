@@ -47,7 +47,11 @@ def _aurocs(clean: Scored, with_defect: Mapping[str, Scored]) -> dict[str, dict[
     result = {}
     for score, normal in clean.items():
         label = np.arange(2 * len(normal)) >= len(normal)
-        aurocs = {name: auroc(np.concatenate([normal, s[score]]), label) for name, s in with_defect.items()}
+        aurocs = {}
+        for name, scores in with_defect.items():
+            area = auroc(np.concatenate([normal, scores[score]]), label)
+            assert area is not None  # both classes have images
+            aurocs[name] = area
         result[score] = {**aurocs, "mean": float(np.mean([*aurocs.values()]))}
     return result
 
