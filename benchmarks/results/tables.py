@@ -24,8 +24,8 @@ DEFAULT, PAPER = "", "paper_"  # prefixes of columns
 TITLES = {
     "mvtec-bottle": "bottle",
     "plant": "plant",
-    "plant_color": "plant, color",
-    "brain": "brain, by patient",
+    "plant_color": "plant in color",
+    "brain": "brain by patient",
     "brain_mixed": "brain_mixed",
 }
 _FEATURES = "features"  # a modifier that makes another detector, of pretrained features, and no ablation
@@ -252,7 +252,8 @@ def _cell(value: Spread | None, best: Spread | None, usual: int) -> str:
     mean = f"{value.mean:.3f}"
     mean = f"**{mean}**" if best and value.n == best.n and value.mean >= best.mean - 5e-4 else mean
     std = "" if value.std is None else f" ± {value.std:.3f}"
-    return mean + std + (f" ({value.n})" if value.n != usual else "")
+    text = mean + std + (f" ({value.n})" if value.n != usual else "")
+    return text.replace(" ", "\N{NO-BREAK SPACE}")  # tables scroll on a phone
 
 
 def metric_table(title: str, detectors: Sequence[Detector], columns: Mapping[str, str], notes=()) -> Table:
