@@ -9,6 +9,8 @@ regenerates the pages. Without folders it only regenerates them. `--fresh` start
 import argparse
 from pathlib import Path
 
+from bigan_jax.errors import UserError
+
 from . import runs, synthetic
 from .pages import OutdatedText, pages
 
@@ -20,8 +22,11 @@ def main() -> None:
     parser.add_argument("--commit", default=runs.head(), help="commit of the code that made the runs; default: HEAD")
     arguments = parser.parse_args()
     rows, lines = ({}, {}) if arguments.fresh else (runs.read_rows(), runs.read_lines())
-    for workdir in runs.find_runs(arguments.folder):
-        runs.add(rows, lines, workdir, arguments.commit)
+    try:
+        for workdir in runs.find_runs(arguments.folder):
+            runs.add(rows, lines, workdir, arguments.commit)
+    except UserError as error:
+        raise SystemExit(str(error)) from error
     runs.write_rows(rows)
     runs.write_lines(lines)
     try:

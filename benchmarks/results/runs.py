@@ -102,10 +102,16 @@ def add(rows: dict[str, Row], lines: dict[str, Line], workdir: Path, commit: str
     """Adds a finished run to the rows and lines, in place of those of the same name.
 
     Raises:
-      UserError: the run is damaged, or its test images differ from those of other runs on the same split.
+      UserError: the run is damaged, its name is that of a run with another config, or its test images differ from
+        those of other runs on the same split.
     """
     run, name = read_run(workdir), name_of(workdir)
     config = read_config(workdir).to_dict()
+    if name in rows and rows[name]["overrides"] != shlex.join(overrides(config)):
+        raise UserError(
+            f"{workdir}: {name} is stored with another config. If it is to stay, rename this folder to "
+            f"NAME-seed{config['seed']} with a NAME of its own; else start with --fresh."
+        )
     lines[name] = _scores(run, name, test := _test_set(run))
     known = lines.setdefault(test["name"], test)
     if any(known[field] != test[field] for field in ("path", "label", "group")):

@@ -215,5 +215,7 @@ def test_add_stores_a_finished_run(tmp_path):
     other[lines[name]["test"]]["path"][0] = "another.png"
     with pytest.raises(UserError, match="other images"):
         runs.add({}, other, workdir, "abc")
+    with pytest.raises(UserError, match="stored with another config"):
+        runs.add({name: {**row, "overrides": "--model.components=8"}}, {}, workdir, "abc")
     with pytest.raises(UserError, match="no finished run"):
         list(runs.find_runs([tmp_path / "elsewhere"]))
