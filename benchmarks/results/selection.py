@@ -21,7 +21,7 @@ FIGURES = {
     "spread": "low relative spread of these scores",
     "agreement": "agreement of seeds (rank correlation of the scores of test images)",
 }
-_MIN_DETECTORS = 4  # for a rank correlation
+_MIN_DETECTORS = 6  # for a rank correlation; on fewer it is mostly chance
 _MIN_SHARED = 20  # test images of two seeds
 
 
@@ -92,7 +92,7 @@ def _image_scores(results, row, score):
 
 
 def correlations(found: list[Cell], figure: str) -> dict[str, Correlations]:
-    """Returns the correlations of a figure by dataset, where four detectors or more have it."""
+    """Returns the correlations of a figure by dataset, where six detectors or more have it."""
     groups = defaultdict(list)
     for cell in found:
         if figure in cell.figures:
