@@ -38,6 +38,9 @@ _MAPS = flags.DEFINE_bool(
     "maps", True, "whether predict writes error maps, overlays, masks, regions and a report in addition to scores"
 )
 _WORKDIRS = flags.DEFINE_multi_string("workdirs", [], "folders of runs, or a pattern like 'runs/*'; may be repeated")
+_SYNTHETIC = flags.DEFINE_bool(
+    "synthetic", False, "whether compare scores synthetic defects on the calibration images of each run, without labels"
+)
 _OUTPUT = flags.DEFINE_string("output", None, "folder for results; default: comparison (compare), runs (sweep)")
 _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -151,7 +154,7 @@ def main(arguments: Sequence[str]) -> int | None:
         result = bigan_jax.predict(workdir, source, output, _CONDITION.value, maps=_MAPS.value)
         return 2 if result.unreadable else 0
     if mode == "compare":
-        result = bigan_jax.compare(_WORKDIRS.value, output or "comparison")
+        result = bigan_jax.compare(_WORKDIRS.value, output or "comparison", _SYNTHETIC.value)
         return 2 if result.skipped else 0
 
     file = config_flags.get_config_filename(flags.FLAGS["config"])

@@ -59,7 +59,7 @@ class Section(NamedTuple):
     plot: Plot
 
 
-def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> Comparison:
+def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path, synthetic: bool = False) -> Comparison:
     """Compares finished runs and writes comparison.md, .csv, .tex and .html to the output folder.
 
     Unreadable and unfinished runs are skipped; they are listed on stdout, in the files and in the result.
@@ -67,6 +67,7 @@ def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> 
     Args:
       workdirs: folders of runs, or patterns such as "runs/*".
       output: folder of the files.
+      synthetic: whether to score synthetic defects on the calibration images of each run, which needs its data folder.
 
     Raises:
       UserError: there is no such folder, or no finished run.
@@ -83,7 +84,7 @@ def compare(workdirs: str | Path | Iterable[str | Path], output: str | Path) -> 
         lines = [f"There is no finished run in {folders}.", *reasons, hint]
         raise UserError("\n".join(filter(None, lines)))
     output = Path(output)
-    comparison = Comparison(compare_runs(runs), skipped, unfinished, output)
+    comparison = Comparison(compare_runs(runs, _synthetic(runs) if synthetic else {}), skipped, unfinished, output)
     sections = [Section(d, comparison_tables(d), _plot(d)) for d in comparison.datasets]
     page = {"remarks": _remarks(comparison), "overview": overview(comparison.datasets), "sections": sections}
     all_tables = [*page["overview"], *(table for section in sections for table in section.tables)]
@@ -127,6 +128,19 @@ def _read(folders):
         except UserError as error:
             skipped.append((str(folder), str(error)))
     return runs, skipped, unfinished
+
+
+def _synthetic(runs):
+    """Returns the results of synthetic defects by the folders of the runs that can be measured."""
+    from bigan_jax.commands.synthetic import measure_runs  # the import of JAX takes seconds
+
+    measured = {}
+    for workdir, aurocs in measure_runs(run.workdir for run in runs):
+        if isinstance(aurocs, str):
+            print(f"Warning: no synthetic defects for {printable(str(workdir))}: {printable(aurocs)}")
+        else:
+            measured[workdir] = aurocs
+    return measured
 
 
 def _plot(dataset: DatasetComparison) -> Plot:

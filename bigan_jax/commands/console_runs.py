@@ -94,6 +94,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 def add_compare(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of compare."""
     parser.add_argument("workdirs", nargs="+", metavar="RUN", help=_help("workdirs"))
+    parser.add_argument("--synthetic", action=argparse.BooleanOptionalAction, help=_help("synthetic"))
     _add_options(parser, "output")
 
 

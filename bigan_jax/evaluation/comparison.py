@@ -1,7 +1,8 @@
 """Compares runs on the same data set: rows over seeds, paired differences, and notes."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ _BY_SCORE = (*IMAGE_METRICS, "baseline", "calibration_score")
 # Those of the comparison's score, and of both scores, as "paper_auroc".
 VALUES = (
     *(*_BY_SCORE, *(f"{score}_{name}" for score in SCORE_NAMES for name in _BY_SCORE)),
-    *("native", *PIXEL_VALUES, "pixel_baseline"),
+    *("native", *PIXEL_VALUES, "pixel_baseline", "synthetic"),
 )
 
 
@@ -94,14 +95,20 @@ def _score_values(result: ScoreResult) -> dict[str, float | None]:
     return {**result.metrics, "baseline": baseline and baseline[1], "calibration_score": mean}
 
 
-def compare_runs(runs: Sequence[FinishedRun]) -> list[DatasetComparison]:
-    """Returns one comparison per data set and category, in the paper's order."""
+def compare_runs(
+    runs: Sequence[FinishedRun], synthetic: Mapping[Path, Mapping[str, Mapping[str, float]]] | None = None
+) -> list[DatasetComparison]:
+    """Returns one comparison per data set and category, in the paper's order.
+
+    `synthetic` has the results of `synthetic_aurocs` by the folders of runs; their means by the score that decides are
+    shown.
+    """
     by_dataset = defaultdict(list)
     for run in runs:
         by_dataset[run.result.dataset, run.result.category].append(run)
     order = {name: i for i, name in enumerate(_DATASET_ORDER)}
     keys = sorted(by_dataset, key=lambda key: (order.get(key[0], len(order)), key))
-    return [_compare_on_dataset(dataset, category, by_dataset[dataset, category]) for dataset, category in keys]
+    return [_compare_on_dataset(name, category, by_dataset[name, category], synthetic or {}) for name, category in keys]
 
 
 def differing_fields(row: ComparisonRow, other: ComparisonRow) -> dict[str, tuple[str, str]]:
@@ -110,10 +117,10 @@ def differing_fields(row: ComparisonRow, other: ComparisonRow) -> dict[str, tupl
     return {f: (first[f], second[f]) for f in _differing_fields([first, second]) if f != "ablations"}
 
 
-def _compare_on_dataset(dataset, category, runs):
+def _compare_on_dataset(dataset, category, runs, synthetic):
     names = {run.result.score_name for run in runs}
     score = names.pop() if len(names) == 1 else CALIBRATED
-    rows, notes = _rows(runs, score)
+    rows, notes = _rows(runs, score, synthetic)
     baseline = _strongest_baseline(rows, score)
     notes += _notes(dataset, rows, score)
     notes += _baseline_note(baseline)
@@ -157,7 +164,7 @@ def _with_fewer_ablations(row, rows):
     yield from (full for full in fewer if not any(is_ablation_of(other, full) for other in fewer))
 
 
-def _rows(runs, score):
+def _rows(runs, score, synthetic):
     """Returns the rows, and notes on variants and on runs that are left out."""
     by_detector, notes = defaultdict(list), []
     for run in runs:
@@ -167,7 +174,7 @@ def _rows(runs, score):
         name = ", ".join([model, *ablations]) + " (quick)" * quick
         for variant, variant_runs in _variants(detector_runs, name, notes).items():
             seeds = _without_duplicates(variant_runs, notes)
-            run_values = [values(run.result, score) for run in seeds]
+            run_values = [values(run.result, score) | _synthetic_value(run, score, synthetic) for run in seeds]
             row = ComparisonRow(
                 label=f"{name} [{variant}]" if variant else name,
                 model=model,
@@ -188,6 +195,12 @@ def _rows(runs, score):
         return -auroc.mean if auroc else 1, order.get(row.model, len(order)), row.label
 
     return sorted(rows, key=rank), notes
+
+
+def _synthetic_value(run, score, synthetic):
+    """Returns the mean AUROC of synthetic defects, if it was measured."""
+    aurocs = synthetic.get(run.workdir)
+    return {"synthetic": aurocs and aurocs[run.result.name_of(score)]["mean"]}
 
 
 def _variants(runs, name, notes):

@@ -19,6 +19,10 @@ _CALIBRATION_NOTE = (
     "means better reconstruction. Selecting a model by it needs no labels, but a model that copies any input has a low "
     "score too."
 )
+_SYNTHETIC_NOTE = (
+    "Synthetic defects: cracks, spots, fibers, stains, films and pasted patches, drawn on calibration images, against "
+    "the same images without. Selecting a model by it needs no labels."
+)
 _INTERVAL_NOTE = (
     "In parentheses: the 95 % interval of a paired bootstrap. Both sides are tested on the same images, resampled "
     "alike by group, and seeds are averaged. The interval describes other test images, not other seeds. If it "
@@ -113,11 +117,13 @@ def _results(comparison):
         "paper_auroc": ("AUROC", "paper's score"),
         "native": ("AUROC", "native score"),
         "baseline": ("AUROC", "strongest baseline"),
+        "synthetic": ("without labels", "AUROC of synthetic defects"),
         "paper_calibration_score": ("calibration", "mean paper's score"),
         **{name: ("at the threshold", metric.title) for name, metric in IMAGE_METRICS.items() if metric.uses_threshold},
     }
     notes = [_SEED_NOTE, _SCORE_NOTE.format(SCORE_TITLES[comparison.score])]
     notes += [_CALIBRATION_NOTE] * any(row.values["paper_calibration_score"] for row in comparison.rows)
+    notes += [_SYNTHETIC_NOTE] * any(row.values["synthetic"] for row in comparison.rows)
     return _metric_table(f"Results on {comparison.title}", columns, comparison.rows, [*notes, *comparison.notes])
 
 

@@ -121,6 +121,14 @@ def test_scores_that_cannot_be_paired_are_reported(tmp_path, corrupt, reason):
 # --- rows and notes ---
 
 
+def test_runs_without_images_have_no_synthetic_defects(tmp_path, capsys):
+    write_run(tmp_path / "a", seed=0)
+    (tmp_path / "a" / "config.json").write_text("{}")
+    comparison = compare(tmp_path / "a", tmp_path / "out", synthetic=True)
+    assert comparison.datasets[0].rows[0].values["synthetic"] is None
+    assert "Warning: no synthetic defects for" in capsys.readouterr().out
+
+
 def test_row_has_mean_and_std_over_seeds(tmp_path):
     contents = [write_run(tmp_path / f"s{seed}", seed=seed, native=0.5) for seed in range(4)]
     (dataset,) = compare_runs(read_runs(tmp_path))

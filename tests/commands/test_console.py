@@ -90,6 +90,7 @@ def flags_of(arguments, monkeypatch):
         ),
         ("compare a b", "--mode=compare --workdirs=a --workdirs=b"),
         ("compare --output o a", "--mode=compare --workdirs=a --output=o"),
+        ("compare a --synthetic", "--mode=compare --workdirs=a --synthetic=True"),
         (
             "sweep cae:mvtec --sweep.seeds=2 --output=o",
             f"--mode=sweep --config={CAE}:mvtec --output=o --config.sweep.seeds=2",
