@@ -1,6 +1,5 @@
 """The command bigan-jax: its names, its messages, and the flags of launch.py that it sets."""
 
-import json
 import os
 import shlex
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 from bigan_jax.commands import config_files, console, console_runs, doctor, models_table, saved_config
 from bigan_jax.errors import UserError
 from bigan_jax.runtime.run_config import flat_config
-from tests.helpers.runs import ROOT, environment
+from tests.helpers.runs import ROOT, environment, write_config_of_run
 
 CONFIGS = ROOT / "configs"
 CAE = CONFIGS / "cae.py"
@@ -41,10 +40,7 @@ def imported(result):
 @pytest.fixture
 def run_folder(tmp_path):
     """A folder with the config of a run."""
-    config = config_files.load(str(CAE))("phantom")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"format": 4, **config.to_dict()}))
-    return tmp_path / "run"
+    return write_config_of_run(tmp_path)
 
 
 def flags_of(arguments, monkeypatch):
@@ -143,7 +139,7 @@ def test_help_of_a_config_has_the_comments_of_its_fields():
         ("train CAE:folder", ["'CAE'", "Did you mean 'cae'?"]),
         ("train cae:foldr", ["'foldr'", "Did you mean 'folder'?"]),
         ("train improved_bigan:brain,no_ssmi", ["'no_ssmi'", "Did you mean 'no_ssim'?"]),
-        ("train cae:folder --data.dri=x", ["--data.dri", "did you mean --data.dir?"]),
+        ("train cae:folder --data.dirr=x", ["--data.dri", "did you mean --data.dir?"]),
         ("train cae:folder --dir=x", ["--dir", "did you mean --data.dir?"]),
         ("train cae --config.sed=x", ["--sed", "did you mean --seed?"]),
         ("train cae --workdri=x", ["--workdri", "did you mean --workdir?"]),

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import re
 import shlex
+import sys
 from functools import cache
 
 import pytest
@@ -12,12 +13,13 @@ import yaml
 from absl import flags
 from ml_collections import config_flags
 
-from bigan_jax.commands import cli  # noqa: F401  defines the flags
+from bigan_jax.commands import cli, console, console_runs  # noqa: F401  cli defines the flags
 from bigan_jax.commands.settings import parse_settings
 from bigan_jax.commands.sweep_plan import plan
 from bigan_jax.runtime.run_config import flat_config
 from scripts.config_page import model_names
 from tests.docs.pages import PAGES, ROOT, blocks, inline_code, name_of
+from tests.helpers.runs import write_config_of_run
 
 REQUIRED = {
     "train": ["config"],
@@ -33,7 +35,7 @@ def commands(page):
     """The commands of a page, each as one line."""
     shell = [block.content for block in blocks(page) if block.language in ("", "bash", "shell", "yaml")]
     text = "\n".join([*shell, *inline_code(page)]).replace("\\\n", " ")
-    found = re.findall(r"\b(python (?:launch\.py|-m [\w.]+)[^\n\"&;#]*)", text)
+    found = re.findall(r"\b((?:python (?:launch\.py|-m [\w.]+)|bigan-jax \w+)[^\n\"&;#]*)", text)
     for command in re.findall(r"command: (\[python, .*?\])", "\n".join(shell), re.S):
         found.append(shlex.join(yaml.safe_load(command)))
     return [line.replace(" ...", "") for line in found]
@@ -72,6 +74,18 @@ def parse_launch(arguments):
             plan(values["config"].value, file, config_flags.get_override_values(values["config"]), "runs")
 
 
+def parse_console(arguments, monkeypatch, run_folder):
+    """Checks the arguments of `bigan-jax`: its parser, and the flags of launch.py that it sets."""
+    command, *rest = arguments
+    assert command in console.COMMANDS, f"no command {command}"
+    if not rest or "CONFIG" in rest or command in ("app", "export"):  # only named, or not by flags of launch.py
+        return
+    rest = [str(run_folder) if argument == "RUN" or argument.startswith("runs/") else argument for argument in rest]
+    monkeypatch.setattr(sys, "argv", ["bigan-jax", command, *rest])
+    monkeypatch.setattr(console_runs.app, "run", lambda *_, **__: parse_launch(sys.argv[1:]))
+    console.run([command, *rest])
+
+
 def parse_module(module, arguments):
     """Checks that `python -m` names a module, and that its source has the flags."""
     spec = importlib.util.find_spec(module)
@@ -89,12 +103,15 @@ def parse_module(module, arguments):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
-def test_commands_of_a_page(page, monkeypatch):
+def test_commands_of_a_page(page, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
+    run_folder = write_config_of_run(tmp_path, "folder")
     for command in commands(page):
-        _, program, *arguments = shlex.split(command)
+        first, program, *arguments = shlex.split(command)
         try:
-            if program == "launch.py":
+            if first == "bigan-jax":
+                parse_console([program, *arguments], monkeypatch, run_folder)
+            elif program == "launch.py":
                 parse_launch([a for a in arguments if a != "--help"]) if arguments != ["--help"] else None
             elif arguments[0].partition(".")[0] in ("benchmarks", "scripts", "tests"):
                 parse_module(arguments[0], arguments[1:])
@@ -136,6 +153,7 @@ def config_names():
 def test_config_fields_of_a_page(page):
     text = re.sub(r"\]\([^)]*\)", "]", page.read_text(encoding="utf-8"))  # without the targets of links
     fields = set(re.findall(r"(?<![\w./])(?:--)?config\.([a-z][\w.]*\w)", text))
+    fields |= set(re.findall(r"(?<![\w./])--(?!config)([a-z]\w*\.[\w.]*\w)", text))
     assert fields - config_names() - {"json"} == set()  # config.json is a file
 
 

@@ -1,5 +1,6 @@
 """Small runs: their configs, and the command that trains them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -40,6 +41,15 @@ def configured(module, argument, fields):
     with config.unlocked(), config.ignore_type():
         config.update_from_flattened_dict(fields)
     return config
+
+
+def write_config_of_run(parent, dataset="phantom"):
+    """Writes the config of a CAE's run, without the run, and returns its folder."""
+    from bigan_jax.configs import cae
+
+    (folder := parent / "run").mkdir()
+    (folder / "config.json").write_text(json.dumps({"format": 4, **cae.get_config(dataset).to_dict()}))
+    return folder
 
 
 def flags(fields):
