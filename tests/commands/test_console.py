@@ -139,7 +139,7 @@ def test_help_of_a_config_has_the_comments_of_its_fields():
         ("train CAE:folder", ["'CAE'", "Did you mean 'cae'?"]),
         ("train cae:foldr", ["'foldr'", "Did you mean 'folder'?"]),
         ("train improved_bigan:brain,no_ssmi", ["'no_ssmi'", "Did you mean 'no_ssim'?"]),
-        ("train cae:folder --data.dirr=x", ["--data.dri", "did you mean --data.dir?"]),
+        ("train cae:folder --data.dirr=x", ["--data.dirr", "did you mean --data.dir?"]),
         ("train cae:folder --dir=x", ["--dir", "did you mean --data.dir?"]),
         ("train cae --config.sed=x", ["--sed", "did you mean --seed?"]),
         ("train cae --workdri=x", ["--workdri", "did you mean --workdir?"]),

@@ -77,6 +77,8 @@ def parse_launch(arguments):
 def parse_console(arguments, monkeypatch, run_folder):
     """Checks the arguments of `bigan-jax`: its parser, and the flags of launch.py that it sets."""
     command, *rest = arguments
+    if command == "COMMAND":  # a placeholder, as CONFIG and RUN
+        return
     assert command in console.COMMANDS, f"no command {command}"
     if not rest or "CONFIG" in rest or command in ("app", "export"):  # only named, or not by flags of launch.py
         return
