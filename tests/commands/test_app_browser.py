@@ -99,7 +99,9 @@ class Page:
 
     def upload(self, *paths):
         """Chooses files and waits until all have a result."""
+        n_images = self.run("return document.querySelectorAll('.item').length") + len(paths)
         self.choose(*paths)
+        self.wait_for(f"document.querySelectorAll('.item').length == {n_images}")
         self.wait_for("![...document.querySelectorAll('.waiting')].some(node => !node.hidden)")
 
     def results(self):

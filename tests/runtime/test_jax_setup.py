@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import bigan_jax
-from benchmarks import startup
+from benchmarks import waiting
 from bigan_jax.errors import UserError
 from bigan_jax.runtime import jax_setup
 from bigan_jax.runtime.jax_setup import keep_freed_memory
@@ -15,9 +15,8 @@ from tests.helpers.runs import ROOT
 
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
 SMALL = (
-    *("--config=configs/cae.py:phantom", "--config.data.image_size=32"),
-    *("--config.data.phantom_normal=40", "--config.data.phantom_anomalous=5"),
-    *("--config.model.latent=8", "--config.model.widths=(8,16)", "--config.phases.phase1.epochs=1"),
+    *("--data.image_size=32", "--data.phantom_normal=40", "--data.phantom_anomalous=5"),
+    *("--model.latent=8", "--model.widths=(8,16)", "--phases.phase1.epochs=1"),
 )
 
 
@@ -131,15 +130,12 @@ def test_only_the_command_enables_the_cache(tmp_path):
 
 def test_second_run_compiles_nothing(tmp_path):
     """Measured as in the benchmark, with a run too small to compare times."""
-    first, second = startup.measure(SMALL, tmp_path)
-    assert first.compiled > 0 and second.compiled == 0
-    assert second.first_step > 0 and second.imports < second.first_step
-
-
-@pytest.mark.long
-def test_second_run_on_the_phantom_starts_in_half_the_time(tmp_path):
-    first, second = startup.measure(startup.PHANTOM, tmp_path)
-    assert second.compiled == 0 and second.first_step < first.first_step / 2
+    cold, warm = (
+        waiting.measure_case(name, ("train", "cae:phantom", *SMALL, "--workdir=RESULT"), tmp_path, tmp_path / "cache")
+        for name in ("cold", "warm")
+    )
+    assert cold["compiled"] > 0 and warm["compiled"] == 0
+    assert 0 < warm["import"] < warm["step"] < warm["result"]
 
 
 # --- the allocator ---
