@@ -17,6 +17,8 @@ from etils import epath
 
 from bigan_jax import errors
 from bigan_jax.commands.load import load
+from bigan_jax.data.audit.result import trained_paths
+from bigan_jax.data.files.compression import compression_warning
 from bigan_jax.data.files.images import image_size, map_in_threads, read_image
 from bigan_jax.data.files.medical import split_slice
 from bigan_jax.data.files.unreadable import MAX_LISTED, UnreadableFile, is_within_folder, try_read
@@ -79,9 +81,12 @@ def predict(
         scorer = load(workdir)
         conditions = infer_conditions(names, folder.root, scorer, condition)
         try:
-            return _predict(scorer, result, folder, conditions, not_read, output, maps)
+            predicted = _predict(scorer, result, folder, conditions, not_read, output, maps)
         except OSError as error:  # above all, a full disk
             raise UserError(f"{output} is incomplete: {error}") from error
+    if warning := compression_warning(trained_paths(workdir), names):
+        print(f"warning: {warning}", file=sys.stderr)
+    return predicted
 
 
 def _create_output_folder(output: Path, source: str | Path) -> None:

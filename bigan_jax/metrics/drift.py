@@ -20,6 +20,7 @@ from bigan_jax.metrics.thresholds import decide
 LEVEL = 0.001  # of the test: batches are many, and a false alarm is expected once in a thousand
 MIN_IMAGES = 20  # independent ones on both sides; fewer get no verdict
 _UNKNOWN_RECALL = 0.5
+_MIN_MOSTLY = 5  # images, from which on most of them being anomalous is worth a remark
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,16 @@ class Drift:
                 f"No drift found: {self.n_compared:,} new images below the threshold score like {self.n_calibration:,} "
                 f"calibration images (p = {self.p_value:.2g}){missed}."
             )
-        if self.n_independent_calibration < MIN_IMAGES:
-            images, available = "calibration images", f"{self.n_independent_calibration}"
-        else:
-            images, available = "new images", f"{self.n_independent}{missed}"
         outlook = ""
-        if 2 * self.n_anomalous > self.n_images >= MIN_IMAGES:
+        if 2 * self.n_anomalous > self.n_images >= _MIN_MOSTLY:
             outlook = (
                 f" {self.n_anomalous:,} of {self.n_images:,} images are called anomalous: if most of them are not "
                 "defective, new images are no longer like the calibration images."
             )
+        if self.n_independent_calibration < MIN_IMAGES:
+            images, available = "calibration images", f"{self.n_independent_calibration}"
+        else:
+            images, available = "new images", f"{self.n_independent}{missed}"
         return (
             f"No verdict on drift: it requires {MIN_IMAGES} independent {images} below the threshold, and there are "
             f"{available}.{outlook}"
