@@ -9,7 +9,12 @@ python launch.py --mode=sweep --config.sweep.models=all --config.sweep.seeds=5 -
 
 from absl import flags
 
-from bigan_jax.commands import cli
+try:
+    from bigan_jax.commands import cli
+except ModuleNotFoundError as error:
+    if error.name != "bigan_jax.configs":
+        raise
+    raise SystemExit("launch.py requires an editable installation: pip install -e . (or use bigan-jax).") from error
 
 flags.adopt_module_key_flags(cli)  # --help lists the flags of this file only
 

@@ -1,4 +1,4 @@
-"""Reconstruction-based image anomaly detection in JAX.
+"""Image anomaly detection in JAX, trained on normal images only.
 
     import bigan_jax
     bigan_jax.train(config, workdir)               # as `python launch.py` does

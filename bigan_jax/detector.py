@@ -98,6 +98,7 @@ class Detector(NamedTuple):
     frozen: Mapping[str, Variables] = {}  # variables of the frozen networks
     search: LatentSearch | None = None  # runs before `reconstruct` and `native_score`; result in `batch.latent`
     averaging: float = 0.0  # decay of the moving average of weights that is used for scoring; 0 for none
+    enough_images: int = 0  # number of training images below which other detectors of its kind are better
     notes: tuple[str, ...] = ()  # messages about this detector on these data, for the log and the report
 
 

@@ -207,7 +207,11 @@ def measure(
         symmetry=tested,
         color_limits=color_limits(calibration, roi),
         notes=[*dataset.notes, *baselines.fitting_note(train.image), *symmetry.notes(tested)],
-        warnings=[*scorer.notes, *_promise_warnings(main, test, dataset, calibrated_on, threshold)],
+        warnings=[
+            *scorer.notes,
+            *_few_images_warning(len(dataset.train.label), scorer.enough_images),
+            *_promise_warnings(main, test, dataset, calibrated_on, threshold),
+        ],
         versions={name: package_version(name) for name in ("bigan_jax", "jax", "flax")},
     )
     return Assessment(result, calibration, scores, baseline_scores)
@@ -230,6 +234,14 @@ def _reconstruction_warnings(images: UInt8[np.ndarray, "n h w c"], reconstructio
             "The reconstructions are nearly the same for every image (they vary "
             f"{of_reconstructions / of_images:.1%} as much as the images), so scores measure the distance from one "
             "image. Train longer or at a lower learning rate; a VAE also with a lower config.model.beta."
+        )
+
+
+def _few_images_warning(n_train: int, enough: int):
+    if n_train < enough:
+        yield (
+            f"{n_train} training images are few for this detector, which estimates a Gaussian at each position and "
+            f"wants about {enough}. feature_pca and memory_bank need fewer: compare with them."
         )
 
 

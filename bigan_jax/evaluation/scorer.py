@@ -139,7 +139,7 @@ class AnomalyScorer:
         self.name, self.statistics, self.asymmetry = name, statistics, asymmetry
         self.image_format = ImageFormat(*shape[1:], window, fit)
         self.calibration, self.conditions = calibration, tuple(conditions)
-        self._batch_size, self.notes = batch_size, detector.notes
+        self._batch_size, self.notes, self.enough_images = batch_size, detector.notes, detector.enough_images
         self._variables = (state, dict(detector.frozen))
         self._searcher = LatentSearcher(detector)
         self._vgg16, vgg16 = None, None

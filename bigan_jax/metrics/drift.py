@@ -18,7 +18,7 @@ from jaxtyping import Float, Shaped
 from bigan_jax.metrics.thresholds import decide
 
 LEVEL = 0.001  # of the test: batches are many, and a false alarm is expected once in a thousand
-MIN_IMAGES = 20  # independent ones on both sides; fewer get no verdict
+MIN_IMAGES = 15  # independent ones on both sides; fewer get no verdict
 _UNKNOWN_RECALL = 0.5
 _MIN_MOSTLY = 5  # images, from which on most of them being anomalous is worth a remark
 

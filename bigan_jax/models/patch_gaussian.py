@@ -22,6 +22,7 @@ from bigan_jax.value_checks import POSITIVE_INTEGER, UNIT
 FIELD_RANGES = {"grid": POSITIVE_INTEGER, "components": POSITIVE_INTEGER, "shrinkage": UNIT, "top": UNIT}
 
 _FOLDS = 5  # of the training images, for scores by Gaussians that do not know an image
+_ENOUGH_IMAGES = 100  # for the covariances of the cells; AUROC on industrial parts rises up to about this number
 _KEPT = 64  # training images whose scores standardize the two parts
 _MIN_VARIANCE = 1e-6  # of features whose variance over all channels is 1
 
@@ -124,7 +125,8 @@ def create(
         return score, features.to_image_size(distance)
 
     passes = (features.scale_pass(), FitPass("moments", sum_moments, finish_moments))
-    return feature_maps.fitted_detector(loaded, score_and_map, init, passes)
+    detector = feature_maps.fitted_detector(loaded, score_and_map, init, passes)
+    return detector._replace(enough_images=_ENOUGH_IMAGES)
 
 
 def _logs(local, squared):

@@ -105,10 +105,6 @@ def _deserialize(content: bytes) -> tuple[export.Exported, set[str]]:
         exported = export.deserialize(bytearray(content))
         with mlir.make_ir_context():
             operations = _operations(exported.mlir_module(serialized=False).operation)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{error.name} is missing, which exported networks need: pip install 'bigan_jax[network]'"
-        ) from error
     except Exception as error:  # a damaged file makes the parsers raise nearly anything
         message = f"{type(error).__name__}: {one_line(error, 300)}"
         raise UserError(f"the file is damaged or none of jax.export ({message}). {_HOW_TO_EXPORT}") from error

@@ -14,6 +14,9 @@ from bigan_jax.reports.table_formats import Cell, Table
 _HEADINGS = {"auroc": "AUROC", "f1": "F1", "pixel_auroc": "pixel AUROC"}
 _SEED_NOTE = "Mean ± standard deviation over seeds, including their splits where these differ."
 _SCORE_NOTE = "Rows are ranked by {}, which also decides and scores the baseline."
+_NOT_RANKED_NOTE = (
+    "No test set has both normal and anomalous images: rows are in alphabetical order, and nothing says which is best."
+)
 _CALIBRATION_NOTE = (
     "Calibration: mean of the paper's score over the calibration images, which are normal and not trained on. Lower "
     "means better reconstruction. Selecting a model by it needs no labels, but a model that copies any input has a low "
@@ -121,7 +124,8 @@ def _results(comparison):
         "paper_calibration_score": ("calibration", "mean paper's score"),
         **{name: ("at the threshold", metric.title) for name, metric in IMAGE_METRICS.items() if metric.uses_threshold},
     }
-    notes = [_SEED_NOTE, _SCORE_NOTE.format(SCORE_TITLES[comparison.score])]
+    ranked = any(row.values["auroc"] for row in comparison.rows)
+    notes = [_SEED_NOTE, _SCORE_NOTE.format(SCORE_TITLES[comparison.score]) if ranked else _NOT_RANKED_NOTE]
     notes += [_CALIBRATION_NOTE] * any(row.values["paper_calibration_score"] for row in comparison.rows)
     notes += [_SYNTHETIC_NOTE] * any(row.values["synthetic"] for row in comparison.rows)
     return _metric_table(f"Results on {comparison.title}", columns, comparison.rows, [*notes, *comparison.notes])

@@ -133,12 +133,21 @@ def _write_figures_and_report(workdir, config, test, audit, assessment, history)
 def summary(result: EvaluationResult) -> list[str]:
     """Returns the lines that a run prints: image-level and pixel-level results, the promise and the baseline check."""
     main = result.main
+    if not result.n_anomalous:
+        alarms = round((1 - (main.specificity or 0)) * result.n_normal)
+        return [
+            _title(result),
+            "Images: no anomalous test images, so nothing is known about detection. At the threshold "
+            f"{main.threshold:.4g}: {alarms} of {result.n_normal} normal test images called anomalous",
+            _threshold_line(main),
+            "To measure detection, add anomalous images in a folder named anomalous beside the normal ones.",
+        ]
     interval = " (95 % interval {:.3f} to {:.3f})".format(*main.auroc_ci) if main.auroc_ci else ""
     lines = [
-        f"{result.model} on {' '.join(filter(None, [result.dataset, result.category]))}",
+        _title(result),
         f"Images: AUROC {format_cell(main.auroc)}{interval}; at the threshold {main.threshold:.4g}: "
         f"recall {format_cell(main.recall)}, specificity {format_cell(main.specificity)}, F1 {format_cell(main.f1)}",
-        f"Threshold: {main.promise.sentence if main.promise else 'set by hand, which promises nothing.'}",
+        _threshold_line(main),
     ]
     if result.pixel.auroc is not None:
         metrics = (f"{PIXEL_METRICS[name].title} {format_cell(value)}" for name, value in result.pixel.metrics.items())
@@ -153,6 +162,14 @@ def summary(result: EvaluationResult) -> list[str]:
             f"Volumes ({counts}; mean of the {volumes.top} highest slices): AUROC {format_cell(volumes.auroc)}"
         )
     return [*lines, baseline_check(main)]
+
+
+def _title(result):
+    return f"{result.model} on {' '.join(filter(None, [result.dataset, result.category]))}"
+
+
+def _threshold_line(main):
+    return f"Threshold: {main.promise.sentence if main.promise else 'set by hand, which promises nothing.'}"
 
 
 def _print_summary(result: EvaluationResult, workdir: Path) -> None:

@@ -120,10 +120,10 @@ def test_verdict(case):
 
 def test_what_cannot_be_compared_gets_no_verdict():
     new, lower = normal_scores(300, 1), CASES["blurred"][0]
-    few = find_drift(CALIBRATION[:15], new, THRESHOLD)
-    assert few.verdict == "undecided" and "20 independent calibration images" in few.sentence
-    mostly = find_drift(CALIBRATION[:20], np.array([9.0] * 4 + [THRESHOLD - 1]), THRESHOLD).sentence
-    assert "20 independent" in mostly and "4 of 5 images are called anomalous" in mostly
+    few = find_drift(CALIBRATION[: MIN_IMAGES - 1], new, THRESHOLD)
+    assert few.verdict == "undecided" and f"{MIN_IMAGES} independent calibration images" in few.sentence
+    mostly = find_drift(CALIBRATION[:12], np.array([9.0] * 4 + [THRESHOLD - 1]), THRESHOLD).sentence
+    assert f"{MIN_IMAGES} independent" in mostly and "4 of 5 images are called anomalous" in mostly
     volumes = find_drift(CALIBRATION, new, THRESHOLD, groups=np.repeat(["a.nii", "b.nii", "c.nii"], 100))
     assert volumes.verdict == "undecided" and volumes.n_independent <= 3
     # The lowest score of several detectors is lower without drift.

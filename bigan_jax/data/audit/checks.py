@@ -28,16 +28,17 @@ def _duplicates_across_splits(kind, pairs, images, policy, dropping_policies):
     if not len(pairs.first):
         return Finding(name, "none")
     n_tested = len(np.unique(pairs.first[images.split[pairs.first] == "test"]))
+    n_test = np.count_nonzero(images.split == "test")
     result = (
-        f"{n_tested} of {np.count_nonzero(images.split == 'test')} test images; "
-        f"{_count(len(np.unique(pairs.second)), 'training or calibration image')} "
-        f"({_count(len(pairs.first), 'pair')})"
-    )
+        f"{n_tested} of {n_test} test images; " if n_test else ""
+    ) + f"{_count(len(np.unique(pairs.second)), 'training or calibration image')} ({_count(len(pairs.first), 'pair')})"
     if policy in dropping_policies:
         return Finding(name, f"{result}, dropped")
     consequence = "Calibration images were used for training, so the threshold is too low."
     if n_tested:
         consequence = "Test images were used for training or calibration, so the result is too good."
+    if kind == "near":  # objects of one kind look alike
+        consequence = f"If the pairs in the report show the same object: {consequence[0].lower()}{consequence[1:]}"
     remedy = f"--config.data.duplicates={dropping_policies[0]} drops training or calibration images"
     return Finding(name, result, f"{consequence} {remedy} that have duplicates.")
 
