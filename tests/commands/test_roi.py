@@ -12,10 +12,12 @@ from bigan_jax.commands.exporting.artifact import export
 from bigan_jax.commands.load import restore
 from bigan_jax.commands.roi import require_same_roi
 from bigan_jax.commands.settings import parse_settings
+from bigan_jax.commands.web.scoring import load_run
 from bigan_jax.configs import fcae, improved_bigan, mahalanobis, symmetry
 from bigan_jax.data import phantom
 from bigan_jax.data.loading import load_dataset
 from bigan_jax.errors import UserError
+from bigan_jax.reports.prediction_files import read_predictions
 from tests.helpers.runs import TINY_FCAE, configured
 
 SIZE = TINY_FCAE["data.image_size"]
@@ -97,6 +99,16 @@ def test_predictions_are_equal_bytes_where_images_differ_outside(runs, tmp_path)
         assert (one / file).read_bytes() == (other / file).read_bytes()
     for mask in (one / "masks").iterdir():
         assert not np.asarray(Image.open(mask))[~ROI].any()
+
+
+def test_app_and_predictions_call_an_image_dark_by_its_pixels_inside(runs, tmp_path):
+    home, _ = runs
+    file = tmp_path / "dark.png"
+    Image.fromarray(np.where(ROI, 20, 255).astype(np.uint8)).save(file)
+    answer = load_run(home / "plain").score(file.name, file.read_bytes(), "")
+    bigan_jax.predict(home / "plain", file, tmp_path / "results", maps=False)
+    prediction = next(read_predictions(tmp_path / "results"))
+    assert (answer["dark"], answer["score"], prediction.warning) == (True, prediction.score, "dark")
 
 
 def test_runs_are_resumed_and_evaluated_with_the_same_region_only(runs, tmp_path):
