@@ -57,12 +57,12 @@ def _evaluate_folder(workdir: Path, config: ConfigDict | None) -> dict:
         settings = parse_settings(config, workdir)
     require_weights(settings)
     require_same_config(workdir, config)
-    if (roi := config.data.get("roi", "")) != saved_config.data.get("roi", ""):
-        require_same_roi(workdir, roi)
     if settings.threshold.folds:
         for folder, own in fold_configs(config, workdir).items():
             _evaluate_folder(folder, own)
         return evaluate_folds(workdir, config)
+    if (roi := config.data.get("roi", "")) != saved_config.data.get("roi", ""):
+        require_same_roi(workdir, roi)
     with exclusive_lock(workdir):
         dataset, audit = load_audited(settings, [workdir])
         audit.require_same_training_images(workdir)

@@ -9,13 +9,17 @@ import bigan_jax
 from bigan_jax.commands import console
 from bigan_jax.commands.build import build
 from bigan_jax.commands.exporting.artifact import export
+from bigan_jax.commands.folds import fold_configs
 from bigan_jax.commands.load import restore
-from bigan_jax.commands.roi import require_same_roi
+from bigan_jax.commands.roi import require_same_roi, write_roi
 from bigan_jax.commands.settings import parse_settings
+from bigan_jax.commands.web.scoring import load_run
 from bigan_jax.configs import fcae, improved_bigan, mahalanobis, symmetry
 from bigan_jax.data import phantom
 from bigan_jax.data.loading import load_dataset
 from bigan_jax.errors import UserError
+from bigan_jax.reports.prediction_files import read_predictions
+from bigan_jax.runtime.run_config import write_config
 from tests.helpers.runs import TINY_FCAE, configured
 
 SIZE = TINY_FCAE["data.image_size"]
@@ -99,6 +103,16 @@ def test_predictions_are_equal_bytes_where_images_differ_outside(runs, tmp_path)
         assert not np.asarray(Image.open(mask))[~ROI].any()
 
 
+def test_app_and_predictions_call_an_image_dark_by_its_pixels_inside(runs, tmp_path):
+    home, _ = runs
+    file = tmp_path / "dark.png"
+    Image.fromarray(np.where(ROI, 20, 255).astype(np.uint8)).save(file)
+    answer = load_run(home / "plain").score(file.name, file.read_bytes(), "")
+    bigan_jax.predict(home / "plain", file, tmp_path / "results", maps=False)
+    prediction = next(read_predictions(tmp_path / "results"))
+    assert (answer["dark"], answer["score"], prediction.warning) == (True, prediction.score, "dark")
+
+
 def test_runs_are_resumed_and_evaluated_with_the_same_region_only(runs, tmp_path):
     home, (evaluation, _) = runs
     assert bigan_jax.evaluate(home / "plain")["scores"] == evaluation["scores"]
@@ -113,6 +127,19 @@ def test_runs_are_resumed_and_evaluated_with_the_same_region_only(runs, tmp_path
     with pytest.raises(UserError, match=r"config\.data\.roi=.*gone\.png cannot be read"):
         bigan_jax.train(config_with("gone.png"), tmp_path / "new")
     assert not (tmp_path / "new" / "config.json").exists()
+
+
+def test_regions_of_a_run_with_folds_are_compared_with_those_of_its_folds(tmp_path):
+    files = [tmp_path / name for name in ("mask.png", "other.png")]
+    for file, pixels in zip(files, (ROI, ~ROI), strict=True):
+        Image.fromarray(pixels).save(file)
+    config, other = (configured(mahalanobis, "phantom", {"threshold.folds": 2, "data.roi": str(f)}) for f in files)
+    write_config(tmp_path / "run", config)
+    for folder, own in fold_configs(config, tmp_path / "run").items():
+        write_roi(folder, files[0])
+        write_config(folder, own)
+    with pytest.raises(UserError, match=r"fold0 was trained with another region of interest\. Use .*fold0.roi\.png"):
+        bigan_jax.evaluate(tmp_path / "run", other)
 
 
 def test_exported_graph_ignores_what_is_outside(runs, tmp_path, monkeypatch):

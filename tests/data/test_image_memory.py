@@ -20,7 +20,7 @@ from bigan_jax.data.files.memory_budget import MemoryBudget
 from bigan_jax.data.files.pixel_values import PixelValues
 from bigan_jax.errors import UserError
 from bigan_jax.reports import overlays
-from tests.helpers.encoded_images import ppm16, saved, tiff16
+from tests.helpers.encoded_images import ppm16, saved, tiff16, with_double, with_tag
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "AVIF", "JPEG2000"])
@@ -141,6 +141,23 @@ def test_reduced_decoding_holds_what_it_needs_at_any_size(monkeypatch):
             read_image(io.BytesIO(saved(image, kind, **options)), 4, 1)
     n = 320 * 160
     assert held == [6 * n + 4 * 40 * 20 + 4 * 20, 3 * n + 4 * 40 * 20 + 4 * 20, 4 * n + 16 * 40 * 20 + 4 * 20]
+
+
+@pytest.mark.parametrize("sides", [(np.nan, 16), (16, np.nan), (np.inf, 16), (-16, -16)])
+def test_tiles_without_a_valid_size_are_refused_before_their_memory_is_held(sides):
+    content = saved(Image.new("L", (16, 16)), "TIFF", compression="tiff_deflate")
+    for side, tag, new_tag in zip(sides, (278, 284), (322, 323), strict=True):
+        content = with_double(content, tag, side, new_tag)
+    with pytest.raises(UserError, match="size of its tiles is invalid"):
+        full_size_bytes(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("rows", [0.0, -5.0, np.nan, 1.5])
+def test_rows_per_strip_that_are_invalid_count_as_all(rows):
+    content = saved(Image.new("L", (16, 16)), "TIFF", compression="tiff_deflate")
+    needed = full_size_bytes(io.BytesIO(content))
+    invalid = with_tag(content, 278, 0) if rows == 0 else with_double(content, 278, rows)
+    assert full_size_bytes(io.BytesIO(invalid)) == needed
 
 
 def test_narrow_image_does_not_fill_the_memory():

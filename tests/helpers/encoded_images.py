@@ -60,11 +60,21 @@ def ppm16(values, top):
 def with_tag(content, tag, value):
     """A little-endian TIFF of Pillow with another value of a tag."""
     content = bytearray(content)
+    struct.pack_into("<H", content, _entry(content, tag) + 8, value)
+    return bytes(content)
+
+
+def with_double(content, tag, value, new_tag=None):
+    """A little-endian TIFF of Pillow whose tag, or another in its place, is a number of 64 bits."""
+    content = bytearray(content)
+    struct.pack_into("<HHII", content, _entry(content, tag), new_tag or tag, 12, 1, len(content))
+    return bytes(content) + struct.pack("<d", value)
+
+
+def _entry(content, tag):
     (start,) = struct.unpack_from("<I", content, 4)
     (n,) = struct.unpack_from("<H", content, start)
-    at = next(a for a in range(start + 2, start + 2 + 12 * n, 12) if struct.unpack_from("<H", content, a)[0] == tag)
-    struct.pack_into("<H", content, at + 8, value)
-    return bytes(content)
+    return next(a for a in range(start + 2, start + 2 + 12 * n, 12) if struct.unpack_from("<H", content, a)[0] == tag)
 
 
 def png_header(width, height):

@@ -86,7 +86,7 @@ class LoadedRun(NamedTuple):
             "score": float(scores.score[0]),
             "percentile": float(self.scorer.percentile(scores)[0]),
             "anomalous": bool(self.scorer.decide(scores)[0]),
-            "dark": is_dark(image, image_format.window),
+            "dark": is_dark(self.scorer.inside(image), image_format.window),
             "image": data_uri(png_bytes(np.asarray(shown))),
             "box": box.tolist(),
             "map": {

@@ -62,7 +62,7 @@ def _tiff_block_bytes(image):
     width, height = image.size
     if TILE_WIDTH in tags:
         width, height = tags[TILE_WIDTH], tags.get(TILE_LENGTH, 0)
-    else:
-        height = min(height, tags.get(_ROWS_PER_STRIP, height))
+    elif isinstance(rows := tags.get(_ROWS_PER_STRIP), int) and rows > 0:  # libtiff ignores other values
+        height = min(height, rows)
     bits = max(tags.get(_BITS, (1,))) * tags.get(_SAMPLES, 1)
     return width * height * max(4, -(-bits // 8))

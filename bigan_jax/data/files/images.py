@@ -333,8 +333,11 @@ def _open(source: Source) -> Iterator[Image.Image]:
             raise UserError(f"more than {MAX_PIXELS // 10**6} megapixels: scale it down") from error
         _require_size(*image.size)  # known from the header, before anything is decoded
         tags = getattr(image, "tag_v2", {})  # of TIFF
-        if tile := tags.get(decoding_memory.TILE_WIDTH):
-            _require_size(tile, tags.get(decoding_memory.TILE_LENGTH, 0))  # a tile is decoded at once
+        if decoding_memory.TILE_WIDTH in tags:  # a tile is decoded at once
+            tile = tags[decoding_memory.TILE_WIDTH], tags.get(decoding_memory.TILE_LENGTH)
+            if not all(isinstance(side, int) for side in tile):  # NaN would pass every comparison
+                raise UserError("the size of its tiles is invalid: save it again")
+            _require_size(*tile)
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise UserError("has several images (pages or frames): save each as its own file")
         yield image
