@@ -284,6 +284,12 @@ def test_summary_has_both_scores_and_the_promise():
     assert "AUROC –" in summary(make_result(**undefined))[1]
 
 
+def test_summary_without_anomalous_images_says_what_is_unknown():
+    _, images, threshold, advice = summary(make_result(n_anomalous=0, n_normal=25, specificity=0.84, auroc=None))
+    assert "nothing is known about detection" in images and "4 of 25 normal test images called anomalous" in images
+    assert threshold.startswith("Threshold: ") and "a folder named anomalous" in advice
+
+
 def test_gallery_starts_with_the_worst_and_the_best_cases(tmp_path):
     report = page(tmp_path, {"threshold": 0.1}, gallery=list(gallery_images()))
     cases = [a for tag, a in report.tags if "case" in (a.get("class") or "").split()]
