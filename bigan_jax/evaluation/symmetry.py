@@ -72,13 +72,13 @@ def is_symmetric(ratio: float | None, images: int) -> bool:
 def notes(result: SymmetryResult) -> Iterator[str]:
     """Yields sentences for the report: the result of the test, if there is one, and what depends on it."""
     if result.ratio is not None:
-        comparison = f"below {LIMIT:g}" if result.ratio < LIMIT else f"not below {LIMIT:g}"
         if result.ratio < LIMIT and not result.symmetric:
-            comparison += f" but of fewer than {MIN_IMAGES} training images"
-        yield (
-            f"These data are {'' if result.symmetric else 'not '}symmetric: ratio {result.ratio:.3f}, {comparison} "
-            "(the distance of training images from their mirror images, relative to other groups' images)."
-        )
+            finding = f"Whether these data are symmetric is not known: the test requires {MIN_IMAGES} training images."
+        else:
+            comparison = f"below {LIMIT:g}" if result.symmetric else f"not below {LIMIT:g}"
+            finding = f"These data are {'' if result.symmetric else 'not '}symmetric: ratio {result.ratio:.3f}, {comparison}"
+            finding += " (the distance of training images from their mirror images, relative to other groups' images)."
+        yield finding
     if result.used:
         yield "The calibrated score includes the asymmetry between left and right."
 

@@ -41,6 +41,7 @@ _REASONS = {
     UnidentifiedImageError: "not an image, or its first bytes are corrupt",
     PermissionError: "no permission to read it",
     FileNotFoundError: "there is no such file",
+    IsADirectoryError: "a folder, not a file",
     MemoryError: "needs more memory than is available",
 }
 
