@@ -76,7 +76,9 @@ def notes(result: SymmetryResult) -> Iterator[str]:
             finding = f"Whether these data are symmetric is not known: the test requires {MIN_IMAGES} training images."
         else:
             comparison = f"below {LIMIT:g}" if result.symmetric else f"not below {LIMIT:g}"
-            finding = f"These data are {'' if result.symmetric else 'not '}symmetric: ratio {result.ratio:.3f}, {comparison}"
+            finding = (
+                f"These data are {'' if result.symmetric else 'not '}symmetric: ratio {result.ratio:.3f}, {comparison}"
+            )
             finding += " (the distance of training images from their mirror images, relative to other groups' images)."
         yield finding
     if result.used:

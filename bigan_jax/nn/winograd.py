@@ -5,8 +5,6 @@ pixels of the image. Linear maps transform these and the kernel to 6x6 values, w
 matrix products. The maps are matrix products too, which compile faster than sums (docs/development/speed-cpu.md).
 """
 
-import math
-
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -28,6 +26,7 @@ _OF_KERNEL = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 
 _FROM_TILE = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], np.float32)
 _MIN_CHANNELS = 64  # on both sides; with fewer, the maps take longer than the products save
 _MIN_PRODUCT = 64 * 128  # channels times depth
+_EXPORTED_BATCH = 8  # of graphs for any number of images
 _MIN_PIXELS = 2048  # over the batch; with fewer, the same holds for the map of the kernel
 
 
@@ -35,7 +34,9 @@ def is_faster(image: Array | np.ndarray, kernel: Array | np.ndarray) -> bool:
     """Returns whether `convolve` is faster than XLA's convolution on a CPU, and exact enough."""
     channels, depth = kernel.shape[2:]
     large = min(channels, depth) >= _MIN_CHANNELS and channels * depth >= _MIN_PRODUCT
-    return large and math.prod(image.shape[:3]) >= _MIN_PIXELS and image.dtype == kernel.dtype == jnp.float32
+    batch, height, width, _ = image.shape
+    batch = batch if isinstance(batch, int) else _EXPORTED_BATCH
+    return large and batch * height * width >= _MIN_PIXELS and image.dtype == kernel.dtype == jnp.float32
 
 
 def convolve(image: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b h w d"]:
