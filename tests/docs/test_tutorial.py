@@ -49,11 +49,11 @@ def test_own_images(folder):
     train, predict = commands(GET_STARTED / "own-images.md")
     output = run(train)
     assert (
-        "fcae on bottles" in output
+        "patch_gaussian on bottles" in output
         and "at most 5 % of new normal images" in output
         and "80 calibration images" in output
     )
-    assert "Baseline check: PCA, 64 components scores" in output
+    assert "Baseline check: Mahalanobis distance of 16x16 thumbnails scores" in output
     assert "Report: results/report.html" in run(predict)
     with open("results/scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -50,6 +50,17 @@ def test_ssim_map_equals_dm_pix(shape):
         assert (error[:, :5, 5:-5] == error[:, 5:6, 5:-5]).all()
 
 
+def test_ssim_map_is_exact_where_images_are_flat():
+    """A bright image without structure, where float32 loses the variances that SSIM divides by: against float64."""
+    rng = np.random.default_rng(0)
+    x = (0.9 + 0.003 * rng.normal(size=(1, 40, 40, 1))).astype(np.float32)
+    y = (x + 0.01 * rng.normal(size=x.shape)).astype(np.float32)
+    with jax.enable_x64(True):
+        expected = 1 - dm_pix.ssim(jnp.asarray(x, jnp.float64), jnp.asarray(y, jnp.float64), return_map=True)[..., 0]
+    _, error = ssim.ssim_error_and_map(jnp.asarray(x), jnp.asarray(y))
+    np.testing.assert_allclose(error[:, 5:-5, 5:-5], expected, rtol=0, atol=2e-6)
+
+
 def test_ssim_map_is_at_the_center_of_the_window(pair):
     x = pair[0]
     y = x.copy()
