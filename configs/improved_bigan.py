@@ -53,7 +53,7 @@ ABLATIONS["plain"] = {
     "phases.phase2.objectives.discriminator.every": 1,
 }
 
-# Takes two minutes on two CPU cores, with both phases and all losses. VGG16 up to its first layer costs a small part of
+# Takes 80 seconds on two CPU cores, with both phases and all losses. VGG16 up to its first layer costs a small part of
 # the default three blocks; half the batch size doubles the updates at equal cost. An epoch of the second phase takes as
 # long as eight of the first. A fourth of the normal images calibrate: drawn ones cost nothing, and 100 promise 5 %.
 PRESETS = {

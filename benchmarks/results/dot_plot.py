@@ -77,7 +77,7 @@ def _strip(top: float, title: str, detectors: Sequence[Detector], baseline: floa
     below = sum(value < 0.5 for _, value in known)
     lanes, bottom = top + 22, top + 22 + 14 * len(_LANES)
     parts = [f'<text class="title" x="{_LEFT - 8}" y="{top + 8}">{escape(title)}</text>']
-    text = f"best: {best.model} {best_value:.3f}" + (f"; {below} below 0.5" if below else "")
+    text = f"best: {best.model} {best_value:.3f}" + (f"; {below} < 0.5" if below else "")
     parts.append(f'<text class="small" x="{_RIGHT + 6}" y="{top + 8}" text-anchor="end">{escape(text)}</text>')
     parts += [
         f'<line class="grid" x1="{_x(v / 10):.1f}" y1="{lanes - 7}" x2="{_x(v / 10):.1f}" y2="{bottom}"/>'
