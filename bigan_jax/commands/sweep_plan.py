@@ -53,7 +53,7 @@ def plan(config: ConfigDict, file: str, overrides: Mapping[str, object], output:
         raise UserError("config.sweep.splits sets data.split_seed to each seed. Remove one of the two.")
     if config.seeds != 1:
         raise UserError(f"config.seeds must be 1 in a sweep (got {config.seeds}). Use config.sweep.seeds.")
-    variants = {name: _variants(config.sweep.ablations, files[name]) for name in names}
+    variants = {name: _variants(config.sweep.ablations, files[name], kept) for name in names}
     unused = {*_split(config.sweep.ablations)} - {"all"}.union(*variants.values())
     if unused:
         wrong = ",".join(sorted(unused))
@@ -116,14 +116,23 @@ def _data_folders(dirs, datasets):
     return folders
 
 
-def _variants(ablations, file):
-    """Returns "" for the full model, and those ablations ("no_se+no_ssim") that the model has."""
+def _variants(ablations, file, overrides):
+    """Returns "" for the full model, and those ablations ("no_se+no_ssim") that the model has.
+
+    Raises UserError if an override sets a field of an ablation, which would undo it.
+    """
     names = _split(ablations)
     if not names:
         return [""]
     available = runpy.run_path(str(file)).get("ABLATIONS", {})
     names = list(available) if names == ["all"] else names
-    return ["", *(name for name in names if all(part in available for part in name.split("+")))]
+    names = [name for name in names if all(part in available for part in name.split("+"))]
+    for part in {part for name in names for part in name.split("+")}:
+        if undone := sorted(available[part].keys() & overrides.keys()):
+            raise UserError(
+                f"config.{undone[0]} is set for all runs, which undoes the ablation {part}. Leave one of them out."
+            )
+    return ["", *names]
 
 
 def is_finished(run: PlannedRun) -> bool:

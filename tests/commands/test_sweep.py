@@ -123,6 +123,14 @@ def test_ablations_are_planned_for_models_that_have_them(tmp_path):
     assert len(runs) == 1 + len(improved_bigan.ABLATIONS) + 1
 
 
+def test_override_that_undoes_an_ablation_is_refused(tmp_path):
+    fields = {"sweep.ablations": "no_se,no_ssim+no_pretrain", "phases.phase1.epochs": 2}
+    with pytest.raises(UserError, match=r"config\.phases\.phase1\.epochs .* undoes the ablation no_pretrain"):
+        plan(*sweep_arguments(improved_bigan, BIGAN, **fields), tmp_path)
+    fields["sweep.ablations"] = "no_se,no_ssim"
+    assert len(plan(*sweep_arguments(improved_bigan, BIGAN, **fields), tmp_path)) == 3
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
