@@ -53,7 +53,7 @@ def pages(
     """Returns all generated files by their names in docs/results.
 
     Raises:
-      OutdatedText: a finding in index.md.jinja contradicts the results; write it anew.
+      OutdatedText: a finding in index.md.jinja contradicts the results; rewrite it.
     """
     results = Results(rows, lines)
     files = {"index.md": index_page(results), "auroc.svg": dot_plot(results)}

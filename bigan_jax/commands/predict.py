@@ -153,21 +153,22 @@ def _predict(scorer, evaluation, folder, conditions, not_read, output, maps):
                     drawn = contents, list(images), scores.error_map, *limits, output, scorer.image_format
                     block_unreadable += write_overlays(*drawn)
                 skipped = {file.path for file in block_unreadable}
-                percentiles = [f"{p:.4g}" for p in scorer.percentile(scores)]
+                percentiles = scorer.percentile(scores)
                 dark = [is_dark(scorer.inside(image), scorer.image_format.window) for image in images.values()]
-                after = {"percentile": percentiles, "warning": ["dark" if flag else "" for flag in dark]}
+                after = {
+                    "percentile": [f"{p:.4g}" for p in percentiles],
+                    "warning": ["dark" if flag else "" for flag in dark],
+                }
                 rows = score_rows(list(images), scores, scorer.decide(scores), {}, after)
-                kept = [i for i, name in enumerate(images) if name not in skipped]
-                predictions = _predictions(scorer, evaluation, contents, list(images), scores, rows, kept, maps)
-                rows = [rows[i] for i in kept]
+                kept = {name: i for i, name in enumerate(images) if name not in skipped}
+                predictions = _predictions(scorer, evaluation, contents, scores, percentiles, rows, kept, maps)
+                rows = [rows[i] for i in kept.values()]
                 if rows and not scored:
                     table.writerow(rows[0])
                 table.writerows(map(csv_cell, row.values()) for row in rows)
                 file.flush()
                 append_predictions(output, predictions)
-                all_scores |= {
-                    name: score for name, score in zip(images, scores.score, strict=True) if name not in skipped
-                }
+                all_scores |= {name: scores.score[i] for name, i in kept.items()}
                 scored += len(rows)
                 anomalous += sum(row["decision"] == "anomalous" for row in rows)
                 n_dark += sum(bool(row["warning"]) for row in rows)
@@ -192,22 +193,21 @@ def _predict(scorer, evaluation, folder, conditions, not_read, output, maps):
     return result
 
 
-def _predictions(scorer, evaluation, contents, names, scores, rows, kept, maps):
-    """Yields the predictions of the images at the indices `kept`, whose rows of scores.csv are `rows`."""
-    percentile = scorer.percentile(scores)
-    for i in kept:
+def _predictions(scorer, evaluation, contents, scores, percentiles, rows, kept, maps):
+    """Yields the predictions of the images in `kept`, which has their indices by name."""
+    for name, i in kept.items():
         # Not the size as decoded, which is smaller for large JPEG 2000 files.
-        size = image_size(io.BytesIO(contents[names[i]]))
+        size = image_size(io.BytesIO(contents[name]))
         map_and_threshold = scores.error_map[i], evaluation.pixel_threshold
         yield ImagePrediction(
-            file=names[i],
+            file=name,
             score=float(scores.score[i]),
-            percentile=float(percentile[i]),
+            percentile=float(percentiles[i]),
             decision=rows[i]["decision"],
             threshold=evaluation.main.threshold,
             warning=rows[i]["warning"],
             size=size,
-            png=output_name(names[i]) if maps else None,
+            png=output_name(name) if maps else None,
             regions=find_regions(*map_and_threshold, size, scorer.image_format.fit) if maps else None,
         )
 

@@ -127,7 +127,7 @@ def _variants(ablations, file, overrides):
     available = runpy.run_path(str(file)).get("ABLATIONS", {})
     names = list(available) if names == ["all"] else names
     names = [name for name in names if all(part in available for part in name.split("+"))]
-    for part in {part for name in names for part in name.split("+")}:
+    for part in dict.fromkeys(part for name in names for part in name.split("+")):
         if undone := sorted(available[part].keys() & overrides.keys()):
             raise UserError(
                 f"config.{undone[0]} is set for all runs, which undoes the ablation {part}. Leave one of them out."

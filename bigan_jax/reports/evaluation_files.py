@@ -140,7 +140,7 @@ def summary(result: EvaluationResult) -> list[str]:
             "Images: no anomalous test images, so nothing is known about detection. At the threshold "
             f"{main.threshold:.4g}: {alarms} of {result.n_normal} normal test images called anomalous",
             _threshold_line(main),
-            "To measure detection, add anomalous images in a folder named anomalous beside the normal ones.",
+            "To measure detection, add anomalous images in a folder named anomalous next to the normal ones.",
         ]
     interval = " (95 % interval {:.3f} to {:.3f})".format(*main.auroc_ci) if main.auroc_ci else ""
     lines = [

@@ -1,4 +1,4 @@
-"""When prepared data are used again, and when they are prepared anew."""
+"""When prepared data are used again, and when images are prepared again."""
 
 import os
 import shutil
